@@ -1,0 +1,82 @@
+"""Per-example losses, and one place where masks, means and weights meet (RAHF, section 4.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from rahf.batch import Batch
+from rahf.config import LossConfig
+from rahf.models.rahf import Logits
+
+
+class Parts(NamedTuple):
+    """The unweighted parts, float32 scalars, in the order in which a run reports them."""
+
+    heatmap: Float[Array, ""]  # mean over the two heatmaps
+    score: Float[Array, ""]  # mean over the four scores
+    keyword: Float[Array, ""]  # cross-entropy per target token, nats
+
+
+def heatmap_values(logits: Float[Array, "b h w m"], target: Float[Array, "b h w m"], kind: str) -> Float[Array, "b m"]:
+    """Loss of each heatmap of each example, mean over pixels.
+
+    Args:
+      logits: before the sigmoid.
+      target: in [0,1].
+      kind: "mse"; "weighted-mse": pixels weighted in proportion to target + 1/255, weights of mean 1
+        (EvalMuse); "bce": cross-entropy with soft targets. All have the same optimum, the mean opinion.
+    """
+    if kind == "bce":
+        return optax.sigmoid_binary_cross_entropy(logits, target).mean((1, 2))
+    squared = jnp.square(jax.nn.sigmoid(logits) - target)
+    if kind == "weighted-mse":
+        weight = target + 1.0 / 255.0
+        squared = squared * weight / weight.mean((1, 2), keepdims=True)
+    return squared.mean((1, 2))
+
+
+def score_values(logits: Float[Array, "b s"], target: Float[Array, "b s"], kind: str) -> Float[Array, "b s"]:
+    """Loss of each score of each example: squared error, or cross-entropy with soft targets."""
+    if kind == "bce":
+        return optax.sigmoid_binary_cross_entropy(logits, target)
+    return jnp.square(jax.nn.sigmoid(logits) - target)
+
+
+def sequence_values(logits: Float[Array, "b t v"], target: Int[Array, "b t"]) -> Float[Array, "b t"]:
+    """Cross-entropy of each target token in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, target)
+
+
+def masked_mean(values: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Float[Array, ""]:
+    """Mean over the entries whose mask is True; 0 if there are none. Masked entries may be non-finite."""
+    total = jnp.where(mask, values, 0.0).sum()
+    return total / jnp.maximum(mask.sum(), 1)
+
+
+def _mean_of_labels(values: Float[Array, "b n"], mask: Bool[Array, "b n"]) -> Float[Array, ""]:
+    """Each label's mean over the examples that have it, then the mean over labels that any example has."""
+    each = jax.vmap(masked_mean, (1, 1))(values, mask)
+    return masked_mean(each, mask.any(0))
+
+
+def total(config: LossConfig, logits: Logits, batch: Batch) -> tuple[Float[Array, ""], Parts]:
+    """The training loss and its parts.
+
+    L = w_h · mean heatmap loss + w_s · mean score loss + w_k · cross-entropy of the target sequence.
+    Missing labels, padding tokens and filling examples have weight 0.
+    """
+    parts = Parts(
+        _mean_of_labels(
+            heatmap_values(logits.heatmaps, batch.heatmaps.astype(jnp.float32) / 255.0, config.heatmap_loss),
+            batch.heatmap_mask,
+        ),
+        _mean_of_labels(score_values(logits.scores, batch.scores, config.score_loss), batch.score_mask),
+        masked_mean(sequence_values(logits.sequence, batch.target_ids), batch.target_mask),
+    )
+    weights = Parts(config.heatmap_weight, config.score_weight, config.keyword_weight)
+    return sum(w * p for w, p in zip(weights, parts)), parts

@@ -1,0 +1,151 @@
+"""Building blocks shared by the towers and heads. Parameters float32, compute in a chosen dtype."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+Key = jax.Array | None  # None: no dropout
+
+
+def normal(std: float) -> Callable:
+    """Initializer: normal with the given standard deviation, not truncated."""
+    return nnx.initializers.normal(std)
+
+
+def linear(inputs: int, outputs: int, *, bias: bool, std: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer on the last axis, kernel [inputs, outputs]."""
+    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=normal(std), dtype=dtype, rngs=rngs)
+
+
+def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
+    """Inverted dropout; the identity when `key` is None or the rate is 0."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def subkey(key: Key, number: int) -> Key:
+    """An independent key for the numbered use, None if there is none."""
+    return None if key is None else jax.random.fold_in(key, number)
+
+
+class RMSNorm(nnx.Module):
+    """x · rsqrt(mean(x²) + eps) · scale over the last axis, statistics in float32 (T5; Zhang & Sennrich 2019)."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6, dtype: jnp.dtype = jnp.float32):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.eps, self.dtype = eps, dtype
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
+        return (x * self.scale[...]).astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalization over the last axis, statistics in float32."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6, dtype: jnp.dtype = jnp.float32):
+        self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
+        self.eps, self.dtype = eps, dtype
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, -1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
+        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+def channel_norm(kind: str, width: int, dtype: jnp.dtype) -> nnx.Module:
+    """The norm of the heads: "layer" (paper) or "rms" without bias, eps 1e-8 (public PyTorch port)."""
+    if kind == "layer":
+        return LayerNorm(width, dtype=dtype)
+    return RMSNorm(width, eps=1e-8, dtype=dtype)
+
+
+def attend(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k h d"],
+    value: Float[Array, "b k h d"],
+    *,
+    mask: Bool[Array, "b #h #q k"] | None = None,
+    bias: Float[Array, "#b h q k"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "b q h d"]:
+    """Multi-head attention, logits and softmax in float32.
+
+    Args:
+      mask: True where a query may look at a key.
+      bias: added to the logits.
+      scale: of the logits; None is d**-0.5, T5 uses 1.
+    """
+    return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
+
+
+class Conv3x3(nnx.Module):
+    """A convolution that keeps the side (3x3 by default), kernel [k,k,inputs,outputs], with bias."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        size: int = 3,
+        stride: int = 1,
+        padding: str = "SAME",
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        std = (2.0 / (size * size * inputs)) ** 0.5  # He et al. 2015: every use is followed by a ReLU
+        self.kernel = nnx.Param(normal(std)(rngs.params(), (size, size, inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.stride, self.padding, self.dtype = stride, padding, dtype
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            (self.stride, self.stride),
+            self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + self.bias[...].astype(self.dtype)
+
+
+class UpConv3x3(nnx.Module):
+    """Transposed 3x3 convolution with stride 2, output exactly twice as large, kernel [3,3,inputs,outputs].
+
+    PyTorch's `padding=1, output_padding=1`: output pixel 2i+k-1 receives input i through tap k. Computed as a
+    2x2 convolution to 4·C channels and a rearrangement (sub-pixel form), since convolutions with dilated
+    input are slow on most devices; the parameters stay those of the transposed convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        std = (2.0 / (9 / 4 * inputs)) ** 0.5  # on average 9/4 taps reach an output pixel
+        self.kernel = nnx.Param(normal(std)(rngs.params(), (3, 3, inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w o"]:
+        b, h, w, _ = x.shape
+        kernel = self.kernel[...].astype(self.dtype)
+        outputs = kernel.shape[-1]
+        # Even outputs see tap 1 of pixel m; odd ones tap 2 of pixel m and tap 0 of pixel m+1.
+        none = jnp.zeros_like(kernel[0])
+        rows = jnp.stack([jnp.stack([kernel[1], kernel[2]]), jnp.stack([none, kernel[0]])])  # [2, parity, 3, c, o]
+        taps = rows[:, :, 1], rows[:, :, 2], rows[:, :, 0]
+        left = jnp.stack([taps[0], taps[1]], 2)  # [2, parity_y, parity_x, c, o]
+        right = jnp.stack([jnp.zeros_like(taps[0]), taps[2]], 2)
+        small = jnp.stack([left, right], 1)  # [2, 2, parity_y, parity_x, c, o]
+        small = small.transpose(0, 1, 4, 2, 3, 5).reshape(2, 2, kernel.shape[2], 4 * outputs)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), small, (1, 1), ((0, 1), (0, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        y = y.reshape(b, h, w, 2, 2, outputs).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, outputs)
+        return y + self.bias[...].astype(self.dtype)

@@ -1,0 +1,251 @@
+"""T5 encoder and decoder (Raffel et al. 2020), v1.0 (ReLU, tied) and v1.1 (gated GELU, untied).
+
+Attention is not scaled; the relative position bias is one table per stack, shared by its layers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rahf.config import T5Config
+from rahf.models import layers
+
+
+def relative_buckets(
+    query: Int[np.ndarray, " q"], key: Int[np.ndarray, " k"], *, bidirectional: bool, buckets: int, max_distance: int
+) -> Int[np.ndarray, "q k"]:
+    """Bucket of every distance key - query: exact when near, logarithmic when far (T5, section 2.1)."""
+    distance = np.asarray(key)[None, :] - np.asarray(query)[:, None]
+    offset = np.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset, distance = buckets * (distance > 0), np.abs(distance)
+    else:
+        distance = np.maximum(-distance, 0)
+    exact = buckets // 2
+    # float32 as in the published checkpoints' code: the border of a bucket must not move by rounding.
+    log_part = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.float32(np.log(max_distance / exact))
+    far = exact + (log_part * np.float32(buckets - exact)).astype(np.int32)
+    return offset + np.where(distance < exact, distance, np.minimum(far, buckets - 1))
+
+
+class RelativeBias(nnx.Module):
+    """Table [buckets, heads] → additive attention bias."""
+
+    def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
+        shape = (config.relative_buckets, config.heads)
+        self.table = nnx.Param(layers.normal(config.width**-0.5)(rngs.params(), shape, jnp.float32))
+        self.config, self.bidirectional = config, bidirectional
+
+    def __call__(self, length: int, image_tokens: int = 0) -> Float[Array, "1 h q k"]:
+        """Bias between `length` positions; the first `image_tokens` may be told to ignore each other's distance."""
+        positions = np.arange(length)
+        buckets = relative_buckets(
+            positions,
+            positions,
+            bidirectional=self.bidirectional,
+            buckets=self.config.relative_buckets,
+            max_distance=self.config.relative_max_distance,
+        )
+        bias = self.table[...][buckets].transpose(2, 0, 1)[None]
+        if image_tokens and not self.config.image_relative_bias:
+            image = positions < image_tokens
+            bias = jnp.where(image[:, None] & image[None, :], 0.0, bias)
+        return bias
+
+
+class Attention(nnx.Module):
+    """Unscaled multi-head attention without biases in its projections."""
+
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        d, inner = config.width, config.heads * config.head_width
+        make = dict(bias=False, dtype=dtype, rngs=rngs)
+        self.query = layers.linear(d, inner, std=(d * config.head_width) ** -0.5, **make)
+        self.key = layers.linear(d, inner, std=d**-0.5, **make)
+        self.value = layers.linear(d, inner, std=d**-0.5, **make)
+        self.out = layers.linear(inner, d, std=inner**-0.5, **make)
+        self.config = config
+
+    def heads(self, x: Float[Array, "b n i"]) -> Float[Array, "b n h d"]:
+        """Splits the last axis into heads."""
+        return x.reshape(*x.shape[:-1], self.config.heads, self.config.head_width)
+
+    def keys_values(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h e"]]:
+        """Keys and values of tokens, to attend to or to put into a cache."""
+        return self.heads(self.key(x)), self.heads(self.value(x))
+
+    def __call__(self, x, keys, values, *, mask=None, bias=None):
+        """Attends from x [B,Q,D] to keys and values [B,K,H,E]; returns [B,Q,D]."""
+        y = layers.attend(self.heads(self.query(x)), keys, values, mask=mask, bias=bias, scale=1.0)
+        return self.out(y.reshape(*y.shape[:-2], -1))
+
+
+class FeedForward(nnx.Module):
+    """ReLU (v1.0) or gated GELU (v1.1) feed-forward, no biases."""
+
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        d, inner = config.width, config.mlp_width
+        make = dict(bias=False, dtype=dtype, rngs=rngs)
+        self.wi = layers.linear(d, inner, std=d**-0.5, **make)
+        if config.ff == "gated-gelu":
+            self.gate = layers.linear(d, inner, std=d**-0.5, **make)
+        self.wo = layers.linear(inner, d, std=inner**-0.5, **make)
+        self.config = config
+
+    def __call__(self, x: Float[Array, "b n d"], key: layers.Key = None) -> Float[Array, "b n d"]:
+        if self.config.ff == "gated-gelu":
+            hidden = jax.nn.gelu(self.gate(x), approximate=True) * self.wi(x)
+        else:
+            hidden = jax.nn.relu(self.wi(x))
+        return self.wo(layers.dropout(hidden, self.config.dropout, key))
+
+
+class EncoderBlock(nnx.Module):
+    """Self-attention and feed-forward, each on an RMS-normalised input with a residual."""
+
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm1 = layers.RMSNorm(config.width, dtype=dtype)
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.norm2 = layers.RMSNorm(config.width, dtype=dtype)
+        self.ff = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.rate = config.dropout
+
+    def __call__(self, x, *, mask, bias, key: layers.Key = None):
+        y = self.norm1(x)
+        y = self.attention(y, *self.attention.keys_values(y), mask=mask, bias=bias)
+        x = x + layers.dropout(y, self.rate, layers.subkey(key, 0))
+        y = self.ff(self.norm2(x), layers.subkey(key, 1))
+        return x + layers.dropout(y, self.rate, layers.subkey(key, 2))
+
+
+class Encoder(nnx.Module):
+    """The fusion stack: self-attention over image and text tokens together."""
+
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.relative_bias = RelativeBias(config, bidirectional=True, rngs=rngs)
+        for number in range(config.encoder_layers):
+            setattr(self, f"layer_{number}", EncoderBlock(config, dtype=dtype, rngs=rngs))
+        self.norm = layers.RMSNorm(config.width, dtype=dtype)
+        self.config = config
+
+    def __call__(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"], image_tokens: int = 0, key: layers.Key = None
+    ) -> Float[Array, "b n d"]:
+        """Encodes embedded tokens; positions where `mask` is False are never attended to."""
+        bias = self.relative_bias(x.shape[1], image_tokens)
+        x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
+        for number in range(self.config.encoder_layers):
+            block = getattr(self, f"layer_{number}")
+            x = block(x, mask=mask[:, None, None, :], bias=bias, key=layers.subkey(key, 1 + number))
+        return layers.dropout(self.norm(x), self.config.dropout, layers.subkey(key, 1000))
+
+
+class Cache(NamedTuple):
+    """Keys and values of the decoder, for one token at a time. Static shapes, so one compilation."""
+
+    keys: Float[Array, "l b t h e"]
+    values: Float[Array, "l b t h e"]
+    cross_keys: Float[Array, "l b n h e"]
+    cross_values: Float[Array, "l b n h e"]
+
+
+class DecoderBlock(nnx.Module):
+    """Causal self-attention, cross-attention, feed-forward."""
+
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm1 = layers.RMSNorm(config.width, dtype=dtype)
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.norm2 = layers.RMSNorm(config.width, dtype=dtype)
+        self.cross = Attention(config, dtype=dtype, rngs=rngs)
+        self.norm3 = layers.RMSNorm(config.width, dtype=dtype)
+        self.ff = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.rate = config.dropout
+
+    def __call__(self, x, *, keys_values, mask, bias, cross, cross_mask, key: layers.Key = None):
+        """One block. `keys_values` maps the normalised x to all keys and values to attend to (cache or x itself)."""
+        y = self.norm1(x)
+        y = self.attention(y, *keys_values(y), mask=mask, bias=bias)
+        x = x + layers.dropout(y, self.rate, layers.subkey(key, 0))
+        y = self.cross(self.norm2(x), *cross, mask=cross_mask)
+        x = x + layers.dropout(y, self.rate, layers.subkey(key, 1))
+        y = self.ff(self.norm3(x), layers.subkey(key, 2))
+        return x + layers.dropout(y, self.rate, layers.subkey(key, 3))
+
+
+class Decoder(nnx.Module):
+    """Embedded target tokens → hidden states, attending to the fused tokens."""
+
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.relative_bias = RelativeBias(config, bidirectional=False, rngs=rngs)
+        for number in range(config.decoder_layers):
+            setattr(self, f"layer_{number}", DecoderBlock(config, dtype=dtype, rngs=rngs))
+        self.norm = layers.RMSNorm(config.width, dtype=dtype)
+        self.config = config
+
+    def blocks(self) -> list[DecoderBlock]:
+        """The layers in order."""
+        return [getattr(self, f"layer_{number}") for number in range(self.config.decoder_layers)]
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        memory: Float[Array, "b n d"],
+        memory_mask: Bool[Array, "b n"],
+        key: layers.Key = None,
+    ) -> Float[Array, "b t d"]:
+        """Teacher forcing over a whole sequence; position t sees only positions up to t."""
+        t = x.shape[1]
+        causal = jnp.asarray(np.tril(np.ones((t, t), bool)))[None, None]
+        bias = self.relative_bias(t)
+        x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
+        for number, block in enumerate(self.blocks()):
+            x = block(
+                x,
+                keys_values=block.attention.keys_values,
+                mask=causal,
+                bias=bias,
+                cross=block.cross.keys_values(memory),
+                cross_mask=memory_mask[:, None, None, :],
+                key=layers.subkey(key, 1 + number),
+            )
+        return layers.dropout(self.norm(x), self.config.dropout, layers.subkey(key, 1000))
+
+    def start(self, memory: Float[Array, "b n d"], length: int) -> Cache:
+        """An empty cache for `length` tokens, with the memory's keys and values computed once."""
+        crossed = [block.cross.keys_values(memory) for block in self.blocks()]
+        shape = (len(crossed), memory.shape[0], length, self.config.heads, self.config.head_width)
+        empty = jnp.zeros(shape, crossed[0][0].dtype)
+        return Cache(empty, empty, jnp.stack([k for k, _ in crossed]), jnp.stack([v for _, v in crossed]))
+
+    def step(
+        self, x: Float[Array, "b 1 d"], position: Int[Array, ""], cache: Cache, memory_mask: Bool[Array, "b n"]
+    ) -> tuple[Float[Array, "b 1 d"], Cache]:
+        """Decodes one token at `position`; equals `__call__` at that position."""
+        length = cache.keys.shape[2]
+        bias = jax.lax.dynamic_slice_in_dim(self.relative_bias(length), position, 1, 2)
+        mask = (jnp.arange(length) <= position)[None, None, None]
+        new_keys, new_values = [], []
+        for number, block in enumerate(self.blocks()):
+
+            def cached(y, number=number, block=block):
+                k, v = block.attention.keys_values(y)
+                new_keys.append(jax.lax.dynamic_update_slice_in_dim(cache.keys[number], k, position, 1))
+                new_values.append(jax.lax.dynamic_update_slice_in_dim(cache.values[number], v, position, 1))
+                return new_keys[-1], new_values[-1]
+
+            x = block(
+                x,
+                keys_values=cached,
+                mask=mask,
+                bias=bias,
+                cross=(cache.cross_keys[number], cache.cross_values[number]),
+                cross_mask=memory_mask[:, None, None, :],
+            )
+        cache = cache._replace(keys=jnp.stack(new_keys), values=jnp.stack(new_values))
+        return self.norm(x), cache

@@ -1,0 +1,101 @@
+"""Vision transformer (Dosovitskiy et al. 2021): pre-norm, exact GELU, learned position embeddings."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from rahf.config import ViTConfig
+from rahf.models import layers
+
+
+class ViTBlock(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ViTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        d, std = config.width, config.width**-0.5
+        make = dict(bias=True, dtype=dtype, rngs=rngs)
+        self.norm1 = layers.LayerNorm(d, eps=config.layer_norm_eps, dtype=dtype)
+        self.query = layers.linear(d, d, std=std, **make)
+        self.key = layers.linear(d, d, std=std, **make)
+        self.value = layers.linear(d, d, std=std, **make)
+        self.out = layers.linear(d, d, std=std * (2 * config.depth) ** -0.5, **make)
+        self.norm2 = layers.LayerNorm(d, eps=config.layer_norm_eps, dtype=dtype)
+        self.wi = layers.linear(d, config.mlp_width, std=std, **make)
+        self.wo = layers.linear(
+            config.mlp_width, d, std=config.mlp_width**-0.5 * (2 * config.depth) ** -0.5, **make
+        )
+        self.config = config
+
+    def __call__(self, x: Float[Array, "b n d"], key: layers.Key = None) -> Float[Array, "b n d"]:
+        b, n, d = x.shape
+        heads = (b, n, self.config.heads, d // self.config.heads)
+        y = self.norm1(x)
+        y = layers.attend(
+            self.query(y).reshape(heads), self.key(y).reshape(heads), self.value(y).reshape(heads)
+        )
+        x = x + layers.dropout(self.out(y.reshape(b, n, d)), self.config.dropout, layers.subkey(key, 0))
+        y = self.wo(jax.nn.gelu(self.wi(self.norm2(x)), approximate=False))
+        return x + layers.dropout(y, self.config.dropout, layers.subkey(key, 1))
+
+
+class ViT(nnx.Module):
+    """Image → patch tokens.
+
+    With `config.stem`, stride-2 3x3 convolutions (norm, ReLU) come before a correspondingly smaller patch
+    embedding: small networks trained from scratch learn much faster so (Xiao et al. 2021, "Early
+    convolutions help transformers see better"). `()` is the published network.
+    """
+
+    def __init__(self, config: ViTConfig, image_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        if image_size % config.patch_size:
+            raise ValueError(f"image_size {image_size} is not a multiple of patch_size {config.patch_size}")
+        if config.patch_size % 2 ** len(config.stem):
+            raise ValueError(f"a stem of {len(config.stem)} halvings does not divide patch_size {config.patch_size}")
+        if config.width % config.heads:
+            raise ValueError(f"vit.width {config.width} is not a multiple of vit.heads {config.heads}")
+        self.config, self.grid, self.dtype = config, image_size // config.patch_size, dtype
+        channels = 3
+        for number, width in enumerate(config.stem):
+            setattr(self, f"stem_{number}", layers.Conv3x3(channels, width, stride=2, dtype=dtype, rngs=rngs))
+            setattr(self, f"stem_norm_{number}", layers.LayerNorm(width, dtype=dtype))
+            channels = width
+        self.patch = config.patch_size // 2 ** len(config.stem)
+        inputs = self.patch**2 * channels
+        self.embed = layers.linear(inputs, config.width, bias=True, std=inputs**-0.5, dtype=dtype, rngs=rngs)
+        tokens = self.grid**2 + config.class_token
+        self.position = nnx.Param(layers.normal(0.02)(rngs.params(), (tokens, config.width), jnp.float32))
+        if config.class_token:
+            self.class_token = nnx.Param(jnp.zeros(config.width))
+        for number in range(config.depth):
+            setattr(self, f"layer_{number}", ViTBlock(config, dtype=dtype, rngs=rngs))
+        self.norm = layers.LayerNorm(config.width, eps=config.layer_norm_eps, dtype=dtype)
+
+    def __call__(self, image: Float[Array, "b s s 3"], key: layers.Key = None) -> Float[Array, "b n d"]:
+        """Tokens of normalised images, class token first if there is one, patches in row order.
+
+        Args:
+          image: float [B,S,S,3], already normalised.
+          key: for dropout, None to leave it out.
+
+        Returns:
+          [B,N,D], N = (S / patch)² + class token, after the final norm.
+        """
+        x = image.astype(self.dtype)
+        for number in range(len(self.config.stem)):
+            x = getattr(self, f"stem_{number}")(x)
+            x = jax.nn.relu(getattr(self, f"stem_norm_{number}")(x))
+        b, _, _, channels = x.shape
+        x = x.reshape(b, self.grid, self.patch, self.grid, self.patch, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, self.grid**2, self.patch**2 * channels)
+        x = self.embed(x)
+        if self.config.class_token:
+            first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (b, 1, x.shape[-1]))
+            x = jnp.concatenate([first, x], 1)
+        x = x + self.position[...].astype(x.dtype)
+        x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
+        for number in range(self.config.depth):
+            x = getattr(self, f"layer_{number}")(x, layers.subkey(key, 1 + number))
+        return self.norm(x)

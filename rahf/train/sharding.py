@@ -1,0 +1,99 @@
+"""One mesh with axes data, fsdp, tensor; rules from parameter path to PartitionSpec."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rahf.config import MeshConfig
+from rahf.models import functional
+
+AXES = ("data", "fsdp", "tensor")
+
+#: Where a layer's arithmetic is shared: dimension of the kernel that the tensor axis cuts. First match counts.
+_TENSOR_RULES = (
+    (re.compile(r"(query|key|value|wi|gate)/kernel$"), 1),
+    (re.compile(r"(query|key|value|wi)/bias$"), 0),
+    (re.compile(r"(out|wo)/kernel$"), 0),
+    (re.compile(r"(^|/)embedding$"), 0),
+    (re.compile(r"(^|/)output$"), 1),
+)
+_SMALLEST_SHARDED = 2**14  # parameters; smaller ones are cheaper to hold than to gather
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+    """Arranges all devices along the axes.
+
+    Raises:
+      ValueError: the numbers do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise ValueError(f"mesh {dict(zip(AXES, sizes))}: positive numbers, at most one -1")
+    known = math.prod(s for s in sizes if s != -1)
+    sizes = [len(devices) // known if s == -1 else s for s in sizes]
+    if math.prod(sizes) != len(devices):
+        raise ValueError(
+            f"mesh {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, there are {len(devices)}; "
+            "set one of mesh.data, mesh.fsdp, mesh.tensor to -1 to take what is left"
+        )
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How one parameter lies on the mesh: tensor axis by rule, fsdp axis on its longest remaining dimension."""
+    axes: list[str | None] = [None] * len(shape)
+    if math.prod(shape) >= _SMALLEST_SHARDED:
+        for pattern, dimension in _TENSOR_RULES:
+            if pattern.search(path) and dimension < len(shape):
+                if mesh.shape["tensor"] > 1 and shape[dimension] % mesh.shape["tensor"] == 0:
+                    axes[dimension] = "tensor"
+                break
+        free = [d for d in range(len(shape)) if axes[d] is None and shape[d] % mesh.shape["fsdp"] == 0]
+        if free and mesh.shape["fsdp"] > 1:
+            axes[max(free, key=lambda d: shape[d])] = "fsdp"
+    return PartitionSpec(*axes)
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every leaf of a state: optimizer moments lie like the parameters they belong to."""
+
+    def one(path, leaf):
+        names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+        return NamedSharding(mesh, parameter_spec("/".join(names), tuple(leaf.shape), mesh))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples are spread over the data and fsdp axes."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def to_devices(batch: Any, mesh: Mesh) -> Any:
+    """Makes global arrays of the batch that this process has loaded."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def describe(params: functional.Params, mesh: Mesh) -> str:
+    """One line: devices, mesh, parameters, and what each device holds of them."""
+    flat = functional.flatten(params)
+    shares = 0
+    for path, leaf in flat.items():
+        parts = [mesh.shape[a] for a in parameter_spec(path, tuple(leaf.shape), mesh) if a]
+        shares += int(leaf.size) // math.prod(parts)
+    sizes = " ".join(f"{axis} {mesh.shape[axis]}" for axis in AXES)
+    held = "" if shares == functional.count(params) else f", {shares / 1e6:.2f} M on each device"
+    return f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind} ({sizes}), {functional.count(params) / 1e6:.2f} M parameters{held}"
