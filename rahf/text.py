@@ -199,8 +199,8 @@ def _same(word: str, other: str) -> bool:
     return word == other or "".join(word.split()).casefold() == "".join(other.split()).casefold()
 
 
-def train_tokenizer(prompts: Sequence[str], vocab_size: int = 512) -> bytes:
-    """Trains a small unigram SentencePiece model for data that bring no vocabulary of their own.
+def train_tokenizer(prompts: Sequence[str], vocab_size: int = 1024) -> bytes:
+    """Trains a small byte-pair SentencePiece model for data that bring no vocabulary of their own.
 
     Deterministic for the same prompts. Bytes stand in for characters that the prompts lack, and ``_``
     and the digits stay pieces of their own, so that the suffix can always be written.
@@ -224,7 +224,7 @@ def train_tokenizer(prompts: Sequence[str], vocab_size: int = 512) -> bytes:
         model_writer=writer,
         vocab_size=max(vocab_size, 256 + 64),
         hard_vocab_limit=False,
-        model_type="unigram",
+        model_type="bpe",
         byte_fallback=True,
         split_digits=True,
         user_defined_symbols=["_"],
