@@ -1,0 +1,20 @@
+"""The prepared dataset: one `Record` per image-prompt pair, stored as ArrayRecord through TFDS."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Record(NamedTuple):
+    """One labelled image-prompt pair as stored. Missing labels: None, or NaN among the scores."""
+
+    uid: str  # unique in the dataset
+    prompt: str
+    words: tuple[str, ...]  # split_words(prompt)
+    word_labels: tuple[int, ...] | None  # 1 = aligned, 0 = misaligned; as many as words
+    image: bytes  # encoded, JPEG or PNG or WebP, upright RGB
+    implausibility: bytes | None  # PNG, 8 bit grey, any size, 255 = every annotator; may be smaller than the image
+    misalignment: bytes | None
+    scores: np.ndarray  # float32 [4] in order rahf.batch.SCORES, NaN = missing

@@ -1,0 +1,155 @@
+"""Second half of a preparation: labels decoded, joined with pictures and captions, written."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any, Iterator, Mapping
+
+from data_pipelines import store, tf_example
+from data_pipelines.records import Record
+from data_pipelines.richhf18k import labels as labels_lib
+from data_pipelines.richhf18k import tfrecord
+from data_pipelines.richhf18k.gather import Advance, Pictures
+from data_pipelines.richhf18k.labels import Refused
+from data_pipelines.richhf18k.summary import Summary
+from data_pipelines.store import DatasetError
+from rahf import text
+
+SUMMARY_FILE, REFUSED_FILE = "prepare.json", "refused.jsonl"
+VOCABULARY_SIZE = 4096  # of the vocabulary that is trained when none is given
+_DESCRIPTION = (
+    "Rich human feedback on generated images (RichHF-18K, Liang et al. 2024), joined with pictures and "
+    "prompts. Scores 0..1, high = good; heatmaps 0..255, high = bad; word labels 1 = aligned, 0 = misaligned."
+)
+#: For every uid the one record (split, number in the file) that may use it.
+Owners = Mapping[str, tuple[str, int]]
+
+
+class Assembly:
+    """Turns label files into records and keeps account of what was refused."""
+
+    def __init__(self, files: Mapping[str, pathlib.Path], owners: Owners, pictures: Pictures):
+        """Args: label file by split, the owner of each uid, and what was gathered."""
+        self.files, self.owners, self.pictures = files, owners, pictures
+        self.summary = Summary(unreadable=list(pictures.unreadable))
+        self.refused: list[dict[str, Any]] = [
+            {"file": None, "record": None, "uid": None, "kind": "unreadable shard", "reason": reason}
+            for reason in pictures.unreadable
+        ]
+        for split in files:
+            self.summary.add_split(split)
+
+    def write(self, target: pathlib.Path, vocabulary: bytes | None, plan: str, advance: Advance) -> Summary:
+        """Writes the dataset.
+
+        Args:
+          target: directory to make.
+          vocabulary: serialized SentencePiece model; None trains one on the training prompts.
+          plan: digest of all inputs, stored with the summary.
+          advance: told of progress.
+
+        Raises:
+          DatasetError: nothing could be joined, or `target` is in use for something else.
+        """
+        if not any(self.pictures.captions.values()):
+            raise DatasetError(self._nothing_found())
+        extra = {
+            REFUSED_FILE: lambda: "".join(json.dumps(line) + "\n" for line in self.refused),
+            SUMMARY_FILE: lambda: (
+                json.dumps({"plan": plan, "summary": self.summary.to_dict()}, indent=2) + "\n"
+            ),
+        }
+        splits = {split: self._records(split, advance) for split in self.files}
+        try:
+            store.write_dataset(target, splits, _DESCRIPTION, vocabulary or self._vocabulary(), extra)
+        except DatasetError as error:
+            if self.summary.total("joined"):
+                raise
+            first = "\n".join(
+                f"  {line['file']}, record {line['record']}: {line['reason']}" for line in self.refused[:5]
+            )
+            raise DatasetError(
+                f"all {self.summary.total('records')} records were refused. First reasons:\n{first}"
+            ) from error
+        return self.summary
+
+    def _vocabulary(self) -> bytes:
+        usable = {uid: caption for uid, caption in self.pictures.captions.items() if caption}
+        train = [caption for uid, caption in usable.items() if self.owners[uid][0] == "train"]
+        return text.train_tokenizer(train or list(usable.values()), VOCABULARY_SIZE)
+
+    def _records(self, split: str, advance: Advance) -> Iterator[Record]:
+        for entry in tfrecord.read_examples(self.files[split]):
+            self.summary.count(split, "records")
+            uid = None
+            try:
+                if entry.features is None:
+                    raise Refused("CRC error or cut off", entry.problem)
+                uid = labels_lib.uid_of(entry.features)
+                record = self._join(split, entry.number, uid, entry.features)
+            except Refused as why:
+                self._refuse(split, entry, uid, why)
+            else:
+                yield record
+            advance("writing records", self.summary.total("records"), len(self.owners))
+
+    def _refuse(self, split: str, entry: tfrecord.Entry, uid: str | None, why: Refused) -> None:
+        file = self.files[split].name
+        self.summary.count(split, why.kind)
+        if entry.fatal:
+            self.summary.cut_short.append(f"{file}: {why}")
+        self.refused.append(
+            {"file": file, "record": entry.number, "uid": uid, "kind": why.kind, "reason": str(why)}
+        )
+
+    def _join(self, split: str, number: int, uid: str, features: Mapping[str, tf_example.Values]) -> Record:
+        if self.owners[uid] != (split, number):
+            owner_split, owner_number = self.owners[uid]
+            raise Refused(
+                "duplicates", f"{self.files[owner_split].name}, record {owner_number}, has the same picture"
+            )
+        image, prompt = self.pictures.find(uid)
+        labels = labels_lib.read_labels(features)
+        words = tuple(text.split_words(prompt))
+        if labels.word_labels is not None and len(words) != len(labels.word_labels):
+            raise Refused(
+                "word/label mismatch",
+                f"{len(words)} words but {len(labels.word_labels)} labels: {prompt!r:.200}",
+            )
+        self._remark(split, uid, labels)
+        return Record(
+            uid,
+            prompt,
+            words,
+            labels.word_labels,
+            image,
+            labels.implausibility,
+            labels.misalignment,
+            labels.scores,
+        )
+
+    def _remark(self, split: str, uid: str, labels: labels_lib.Labels) -> None:
+        self.summary.count(split, "joined")
+        self.summary.map_pixels += labels.pixels
+        self.summary.map_pixels_moved += labels.moved_far
+        if labels_lib.missing_labels(labels):
+            self.summary.count(split, "partial labels")
+        if uid in self.pictures.again:
+            self.summary.count(split, "picture found again")
+
+    def _nothing_found(self) -> str:
+        wanted = next(iter(self.owners))
+        if self.pictures.captions:
+            found = next(iter(self.pictures.captions))
+            return (
+                f"{len(self.pictures.captions)} pictures were found (one is {found}) but no caption of any; "
+                'name a captions file with --captions (lines like {"uid": …, "caption": …})'
+            )
+        reasons = "".join(f"\n  {reason}" for reason in self.pictures.unreadable[:5])
+        return (
+            f"nothing could be joined: the labels name {len(self.owners)} pictures (one is {wanted}), and "
+            "none of them is under --images. Check that --images names Pick-a-Pic v1 (shards with "
+            "image_0_uid, jpg_0, …) or folders with files <uid>.jpg, and that they are complete."
+            f"{reasons}"
+        )

@@ -1,0 +1,91 @@
+"""First half of a preparation: every unit of input read, pictures kept on disk, captions in memory."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Callable, Collection, Sequence
+
+from data_pipelines.richhf18k import captions as captions_lib
+from data_pipelines.richhf18k import join
+from data_pipelines.richhf18k.labels import Refused
+from data_pipelines.richhf18k.staging import Staging
+from data_pipelines.store import DatasetError
+
+#: Called with the name of the work, how much is done, and how much there is.
+Advance = Callable[[str, int, int], None]
+
+
+class Pictures:
+    """Pictures and captions by uid.
+
+    Attributes:
+      captions: of every picture that was found; None where its caption is unknown.
+      again: how often a picture occurred once more.
+      unreadable: shards that could not be read to their end, with reasons.
+    """
+
+    def __init__(
+        self,
+        staging: Staging,
+        units: Sequence[join.Unit],
+        wanted: Collection[str],
+        caption_files: Sequence[pathlib.Path],
+        advance: Advance,
+    ):
+        """Reads the units that `staging` does not have yet, in order, and then the captions files."""
+        self._staging = staging
+        self.captions: dict[str, str | None] = {}
+        self.again: dict[str, int] = {}
+        self.unreadable: list[str] = []
+        self._undecodable: dict[str, str] = {}
+        advance("reading pictures", 0, len(units))
+        for number, unit in enumerate(units):
+            found = staging.finished(number)
+            if found is None:
+                found = join.extract(unit, wanted, self.captions, staging.put)
+                staging.finish(number, found)
+            self._merge(found)
+            advance("reading pictures", number + 1, len(units))
+        for file in caption_files:
+            for uid, caption in captions_lib.load(file, self.captions).items():
+                self.captions[uid] = self.captions[uid] or caption
+
+    def _merge(self, found: join.Found) -> None:
+        self.captions |= found.captions
+        for uid, times in found.again.items():
+            self.again[uid] = self.again.get(uid, 0) + times
+        for uid, reason in found.undecodable.items():
+            self._undecodable.setdefault(uid, reason)
+        self.unreadable += [found.unreadable] if found.unreadable else []
+
+    def find(self, uid: str) -> tuple[bytes, str]:
+        """Encoded picture and caption.
+
+        Raises:
+          Refused: one of the two is not there, or the picture does not decode.
+        """
+        if uid not in self.captions:
+            if uid in self._undecodable:
+                raise Refused("undecodable", self._undecodable[uid])
+            raise Refused("missing image", "no picture of this uid under --images")
+        caption = self.captions[uid]
+        if not caption:
+            raise Refused("missing caption", "the picture is there, its caption is not; give --captions")
+        return self._staging.get(uid), caption
+
+
+def caption_files(
+    captions: str | os.PathLike | None, images: Sequence[str | os.PathLike]
+) -> list[pathlib.Path]:
+    """The captions file that was named, or else those that lie in the folders of images.
+
+    Raises:
+      DatasetError: the named file does not exist.
+    """
+    if captions is not None:
+        if not pathlib.Path(captions).is_file():
+            raise DatasetError(f"--captions {captions}: no such file")
+        return [pathlib.Path(captions)]
+    places = [pathlib.Path(folder, name) for folder in images for name in captions_lib.FILE_NAMES]
+    return [place for place in places if place.is_file()]

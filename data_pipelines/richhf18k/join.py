@@ -1,0 +1,218 @@
+"""Finds pictures and captions by uid in what people have: Pick-a-Pic parquet shards, folders of images.
+
+Shards are read by column and in small batches: first the uids, then only those row groups and columns that
+hold a wanted picture. Everything is cut into units that are read one after the other, so that an interrupted
+run can go on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Callable, Collection, Iterable, Iterator, NamedTuple, Sequence
+
+from data_pipelines.richhf18k import captions as captions_lib
+from data_pipelines.richhf18k.pictures import storable
+from data_pipelines.richhf18k.tfrecord import check_not_lfs_pointer
+from data_pipelines.store import DatasetError, contents
+from rahf.images import ImageError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_FILES_PER_UNIT = 1000
+_UID_ROWS = 4096  # rows of short text read at a time
+_IMAGE_ROWS = 16  # rows with pictures read at a time
+_PAIRS = (("image_0_uid", "jpg_0"), ("image_1_uid", "jpg_1"))  # Pick-a-Pic
+_IMAGE_COLUMNS = ("image", "jpg")  # mirrors with one picture a row
+
+Keep = Callable[[str, bytes], None]
+
+
+class Unit(NamedTuple):
+    """A piece of the input: one parquet shard, or some files of a folder."""
+
+    path: str
+    files: tuple[str, ...]  # of a folder, relative to `path`; () for a shard
+
+    def signature(self) -> list:
+        """Changes whenever the input does: names, sizes and times of change."""
+        if not self.files:
+            return stamp(self.path)
+        stamps = [stamp(os.path.join(self.path, name))[1:] for name in self.files]
+        digest = hashlib.sha256(json.dumps([self.files, stamps]).encode()).hexdigest()
+        return [self.path, len(self.files), digest]
+
+
+class Found(NamedTuple):
+    """What a unit gave. Everything by uid, only of wanted pictures."""
+
+    captions: dict[str, str | None]  # of every picture that was kept
+    again: dict[str, int]  # how often a picture occurred that was there already
+    undecodable: dict[str, str]  # why
+    unreadable: str  # "" or why the unit could not be read (to the end)
+
+
+def stamp(path: str | os.PathLike) -> list:
+    """Name, size and time of change of a file."""
+    status = os.stat(path)
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+
+
+def units(paths: Sequence[str | os.PathLike], wanted: Collection[str]) -> list[Unit]:
+    """Lists what there is to read, in a fixed order: paths as given, within a directory by name.
+
+    Args:
+      paths: parquet shards, directories of shards, folders of images named by uid (at any depth).
+      wanted: uids; other files of a folder are left out.
+
+    Raises:
+      DatasetError: a path that does not exist, holds neither shards nor images, or a Git-LFS pointer.
+    """
+    listed: list[Unit] = []
+    for path in map(pathlib.Path, map(os.path.abspath, paths)):
+        if path.is_file() and path.suffix.lower() == ".parquet":
+            listed.append(Unit(str(path), ()))
+        elif path.is_dir():
+            listed += _units_of(path, wanted)
+        else:
+            state = "is neither a parquet shard nor a folder" if path.exists() else "does not exist"
+            raise DatasetError(
+                f"--images {path} {state}; give parquet shards or folders of <uid>.jpg|png|webp"
+            )
+    for unit in listed:
+        if not unit.files:
+            check_not_lfs_pointer(pathlib.Path(unit.path))
+    return list(dict.fromkeys(listed))
+
+
+def _units_of(folder: pathlib.Path, wanted: Collection[str]) -> list[Unit]:
+    shards, pictures, any_picture = [], [], False
+    for root, directories, names in os.walk(folder):
+        directories.sort()
+        for name in sorted(names):
+            file = pathlib.Path(root, name)
+            if file.suffix.lower() == ".parquet" and name not in captions_lib.FILE_NAMES:
+                shards.append(Unit(str(file), ()))
+            elif file.suffix.lower() in IMAGE_SUFFIXES:
+                any_picture = True
+                if file.stem in wanted:
+                    pictures.append(file.relative_to(folder).as_posix())
+    if not shards and not any_picture:
+        raise DatasetError(
+            f"--images {folder} holds neither parquet shards nor images (<uid>.jpg, .jpeg, .png, .webp): "
+            f"{contents(folder)}"
+        )
+    starts = range(0, len(pictures), _FILES_PER_UNIT)
+    return shards + [Unit(str(folder), tuple(pictures[i : i + _FILES_PER_UNIT])) for i in starts]
+
+
+def extract(unit: Unit, wanted: Collection[str], have: Collection[str], keep: Keep) -> Found:
+    """Takes the wanted pictures out of one unit. The first occurrence that decodes wins.
+
+    Args:
+      unit: what to read.
+      wanted: uids of the records.
+      have: uids that earlier units gave.
+      keep: called with uid and the bytes to store.
+    """
+    found = Found({}, {}, {}, "")
+    occurrences = _from_folder(unit) if unit.files else _from_shard(unit.path, wanted, have, found)
+    try:
+        for uid, data, caption in occurrences:
+            if uid in have or uid in found.captions:
+                found.again[uid] = found.again.get(uid, 0) + 1
+                continue
+            try:
+                keep(uid, storable(data or b"", f"picture {uid} of {unit.path}"))
+            except ImageError as error:
+                found.undecodable.setdefault(uid, str(error))
+            else:
+                found.captions[uid] = caption
+                found.undecodable.pop(uid, None)
+    except _Unreadable as error:
+        return found._replace(unreadable=str(error))
+    return found
+
+
+class _Unreadable(Exception):
+    pass
+
+
+def _from_folder(unit: Unit) -> Iterator[tuple[str, bytes, str | None]]:
+    for name in unit.files:
+        try:
+            data = pathlib.Path(unit.path, name).read_bytes()
+        except OSError:
+            data = b""  # counts as undecodable
+        yield pathlib.PurePosixPath(name).stem, data, None
+
+
+def _from_shard(
+    path: str, wanted: Collection[str], have: Collection[str], found: Found
+) -> Iterator[tuple[str, bytes | None, str | None]]:
+    """Every occurrence of a wanted uid; the picture only if it may still be needed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            pairs, caption_column = _layout(path, file.schema_arrow.names)
+            for group in range(file.num_row_groups):
+                hits = list(_hits(file, group, pairs, caption_column, wanted))
+                needed = {
+                    (row, side) for row, side, uid, _ in hits if uid not in have and uid not in found.captions
+                }
+                pictures = _pictures(file, group, pairs, needed)
+                for row, side, uid, caption in hits:
+                    yield uid, next(pictures) if (row, side) in needed else None, caption
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _Unreadable(f"{path} cannot be read to its end ({' '.join(str(error).split())})") from error
+
+
+def _layout(path: str, names: Iterable[str]) -> tuple[list[tuple[str, str]], str | None]:
+    """Pairs of uid column and image column, and the caption column."""
+    names = list(names)
+    pairs = [pair for pair in _PAIRS if set(pair) <= set(names)]
+    if not pairs:
+        uid = next((name for name in captions_lib.UID_COLUMNS if name in names), None)
+        image = next((name for name in _IMAGE_COLUMNS if name in names), None)
+        pairs = [(uid, image)] if uid and image else []
+    if not pairs:
+        raise DatasetError(
+            f"{path} is not a Pick-a-Pic shard: expected the columns image_0_uid, jpg_0, image_1_uid, jpg_1, "
+            f"caption (or filename, image, caption), found {', '.join(names)}"
+        )
+    return pairs, next((name for name in captions_lib.CAPTION_COLUMNS if name in names), None)
+
+
+def _hits(
+    file, group: int, pairs, caption_column: str | None, wanted
+) -> Iterator[tuple[int, int, str, str | None]]:
+    """Row, side, uid and caption of every wanted picture of a row group, in order."""
+    columns = [uid for uid, _ in pairs] + ([caption_column] if caption_column else [])
+    start = 0
+    for batch in file.iter_batches(_UID_ROWS, row_groups=[group], columns=columns, use_threads=False):
+        texts = {name: batch.column(name).to_pylist() for name in columns}
+        for row in range(batch.num_rows):
+            for side, (column, _) in enumerate(pairs):
+                uid = captions_lib.uid_from(column, texts[column][row])
+                if uid in wanted:
+                    yield start + row, side, uid, texts[caption_column][row] if caption_column else None
+        start += batch.num_rows
+
+
+def _pictures(file, group: int, pairs, needed: set[tuple[int, int]]) -> Iterator[bytes | None]:
+    """Encoded pictures of the needed places of a row group, in order of row and side."""
+    sides = sorted({side for _, side in needed})
+    if not sides:
+        return
+    columns = [pairs[side][1] for side in sides]
+    start = 0
+    for batch in file.iter_batches(_IMAGE_ROWS, row_groups=[group], columns=columns, use_threads=False):
+        for row in range(batch.num_rows):
+            for side in sides:
+                if (start + row, side) in needed:
+                    value = batch.column(pairs[side][1])[row].as_py()
+                    yield value.get("bytes") if isinstance(value, dict) else value
+        start += batch.num_rows

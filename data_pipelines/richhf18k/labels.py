@@ -1,0 +1,166 @@
+"""One RichHF-18K example → labels in our names: scores renamed, maps snapped to the annotators' levels.
+
+The release calls plausibility `artifact_score` and alignment `misalignment_score`, though both are high when
+the picture is good. They are renamed here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pathlib
+from typing import Mapping, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines import tf_example
+from rahf import images
+from rahf.batch import SCORES
+
+#: Our score → feature of the release.
+SCORE_FEATURES = {
+    "plausibility": "artifact_score",
+    "alignment": "misalignment_score",
+    "aesthetics": "aesthetics_score",
+    "overall": "overall_score",
+}
+#: Our heatmap → feature of the release.
+MAP_FEATURES = {"implausibility": "artifact_map", "misalignment": "misalignment_map"}
+WORD_FEATURE = "prompt_misalignment_label"
+#: Grey levels of a map: how many of three annotators marked the pixel, times 85.
+LEVELS = (0, 85, 170, 255)
+_FAR = 20  # grey levels; a pixel that snapping moves further than that is counted
+_MOST_PIXELS = 4096 * 4096  # maps are 512x512; a much larger one is no map
+_PNG, _GREY_8 = b"\x89PNG\r\n\x1a\n", b"\x08\x00"  # signature; bit depth and colour type
+
+_NEAREST = np.array([min(LEVELS, key=lambda level: abs(level - v)) for v in range(256)], np.uint8)
+_MOVED_FAR = np.abs(np.arange(256) - _NEAREST.astype(int)) > _FAR
+
+
+class Refused(Exception):
+    """A record cannot be used. `kind` is the reason's name in the table, the message says more."""
+
+    def __init__(self, kind: str, reason: str):
+        super().__init__(reason)
+        self.kind = kind
+
+
+class Labels(NamedTuple):
+    """Labels of one record. A missing one is None, or NaN among the scores."""
+
+    scores: np.ndarray  # float32 [4] in order rahf.batch.SCORES
+    implausibility: bytes | None  # PNG, 8 bit grey, values in LEVELS
+    misalignment: bytes | None
+    word_labels: tuple[int, ...] | None  # 1 = aligned, 0 = misaligned
+    pixels: int  # of both maps
+    moved_far: int  # pixels that snapping moved by more than 20 grey levels
+
+
+def uid_of(features: Mapping[str, tf_example.Values]) -> str:
+    """The picture's uid: the stem of ``filename`` (``<Pick-a-Pic split>/<uid>.<extension>``).
+
+    Raises:
+      Refused: no file name.
+    """
+    values = features.get("filename") or []
+    name = values[0].decode(errors="replace") if values and isinstance(values[0], bytes) else ""
+    uid = pathlib.PurePosixPath(name).stem
+    if not uid:
+        raise Refused(
+            "missing field", f"no field 'filename', so no picture can be found; it has {_names(features)}"
+        )
+    return uid
+
+
+def read_labels(features: Mapping[str, tf_example.Values]) -> Labels:
+    """Takes the seven labels from a parsed example; any of them may be missing.
+
+    Args:
+      features: values by feature name, as `tf_example.parse` gives them.
+
+    Raises:
+      Refused: a score outside [0, 1], word labels other than 0 and 1, or a map that does not decode.
+    """
+    maps: dict[str, bytes | None] = {}
+    pixels = moved = 0
+    for name, feature in MAP_FEATURES.items():
+        encoded = _single(features, feature, bytes)
+        if not encoded:  # some writers put an empty string where there is nothing
+            maps[name] = None
+            continue
+        try:
+            grey = images.load_grey(encoded, _MOST_PIXELS, feature)
+        except images.ImageError as error:
+            raise Refused("undecodable", str(error)) from error
+        snapped, far = snap(grey)
+        pixels, moved = pixels + grey.size, moved + far
+        kept = encoded[:26].startswith(_PNG) and encoded[24:26] == _GREY_8 and np.array_equal(snapped, grey)
+        maps[name] = encoded if kept else encode_map(snapped)
+    scores = np.array([_score(features, SCORE_FEATURES[name]) for name in SCORES], np.float32)
+    return Labels(scores, **maps, word_labels=_word_labels(features), pixels=pixels, moved_far=moved)
+
+
+def missing_labels(labels: Labels) -> list[str]:
+    """Names of the labels that a record lacks."""
+    named = {
+        name: None if math.isnan(score) else score for name, score in zip(SCORES, labels.scores, strict=True)
+    }
+    named |= {"implausibility": labels.implausibility, "misalignment": labels.misalignment}
+    named["words"] = labels.word_labels
+    return [name for name, value in named.items() if value is None]
+
+
+def snap(grey: np.ndarray) -> tuple[np.ndarray, int]:
+    """Moves every pixel to the nearest of LEVELS, undoing the ringing of JPEG.
+
+    Args:
+      grey: uint8 [h,w].
+
+    Returns:
+      uint8 [h,w] with values in LEVELS, and the number of pixels moved by more than 20 grey levels.
+    """
+    return _NEAREST[grey], int(np.count_nonzero(_MOVED_FAR[grey]))
+
+
+def encode_map(grey: np.ndarray) -> bytes:
+    """uint8 [h,w] → PNG of 8 bit grey."""
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _score(features: Mapping[str, tf_example.Values], feature: str) -> float:
+    value = _single(features, feature, (float, int))
+    if value is None:
+        return math.nan
+    if not 0 <= value <= 1:  # also false for NaN
+        raise Refused("bad score", f"{feature} is {value}, expected a number in [0, 1]")
+    return value
+
+
+def _word_labels(features: Mapping[str, tf_example.Values]) -> tuple[int, ...] | None:
+    text = _single(features, WORD_FEATURE, bytes)
+    if text is None:
+        return None
+    pieces = text.decode(errors="replace").split()
+    if any(piece not in ("0", "1") for piece in pieces):
+        raise Refused(
+            "word/label mismatch", f"{WORD_FEATURE} is {' '.join(pieces)!r:.80}, expected zeros and ones"
+        )
+    return tuple(int(piece) for piece in pieces)
+
+
+def _single(features: Mapping[str, tf_example.Values], name: str, kind: type | tuple[type, ...]):
+    """The only value of a feature, or None if it is not there."""
+    values = features.get(name)
+    if not values:
+        return None
+    if len(values) > 1 or not isinstance(values[0], kind):
+        found = f"{len(values)} values of type {type(values[0]).__name__}"
+        raise Refused("malformed", f"feature {name!r} has {found}, expected one")
+    return values[0]
+
+
+def _names(features: Mapping[str, tf_example.Values]) -> str:
+    return ", ".join(sorted(features)) or "no field at all"

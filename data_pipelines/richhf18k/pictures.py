@@ -1,0 +1,52 @@
+"""What is stored of a picture: its own bytes if every reader understands them, else a clean JPEG."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import simplejpeg
+from PIL import Image
+
+from rahf import images
+
+_PLAIN_FORMATS = ("JPEG", "PNG", "WEBP")
+_ORIENTATION = 0x0112  # EXIF tag
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif")
+
+
+def storable(data: bytes, what: str = "image") -> bytes:
+    """Checks that a picture decodes, and returns what to store of it.
+
+    Args:
+      data: the encoded file.
+      what: name of the picture in error messages.
+
+    Returns:
+      `data` itself if it is an upright 8 bit RGB JPEG, PNG or WebP of one frame; otherwise the same picture
+      as JPEG of quality 95 without chroma subsampling.
+
+    Raises:
+      rahf.images.ImageError: empty, truncated, not an image, or too large.
+    """
+    rgb = images.load_rgb(data, what=what)
+    if _is_plain(data):
+        return data
+    return simplejpeg.encode_jpeg(rgb, quality=95, colorspace="RGB", colorsubsampling="444")
+
+
+def _is_plain(data: bytes) -> bool:
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+        return (
+            image.format in _PLAIN_FORMATS
+            and image.mode == "RGB"
+            and "transparency" not in image.info
+            and getattr(image, "n_frames", 1) == 1
+            and _is_upright(image, data)
+        )
+
+
+def _is_upright(image: Image.Image, data: bytes) -> bool:
+    if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
+        return True  # Pillow would decode the whole file to find out
+    return image.getexif().get(_ORIENTATION, 1) == 1

@@ -1,0 +1,119 @@
+"""TFRecord files without TensorFlow: framing, both checksums, Git-LFS pointers.
+
+A record is: length (u64, little endian), masked CRC32C of those 8 bytes (u32), payload, masked CRC32C of the
+payload (u32). A damaged payload costs one record, because the length is known to be right; a damaged length
+ends the file, because nobody knows where the next record begins.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import struct
+from typing import BinaryIO, Iterable, Iterator, NamedTuple
+
+import google_crc32c
+
+from data_pipelines import tf_example
+from data_pipelines.store import DatasetError
+
+_LFS_START = b"version https://git-lfs"
+_HEAD = struct.Struct("<QI")
+_FOOT = struct.Struct("<I")
+
+
+class Entry(NamedTuple):
+    """One record of a file, or the reason why it cannot be had."""
+
+    number: int  # position in the file, from 0
+    offset: int  # byte at which its frame begins
+    features: dict[str, tf_example.Values] | None  # None if the record is damaged
+    problem: str  # "" or what is wrong, with the byte offset
+    fatal: bool  # nothing behind this record can be read
+
+
+def masked_crc(data: bytes) -> int:
+    """CRC32C (Castagnoli), turned right by 15 bits plus a constant, as TFRecord stores it."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def read_examples(path: str | os.PathLike) -> Iterator[Entry]:
+    """Reads every record of a TFRecord file of `tf.train.Example`, one at a time.
+
+    Args:
+      path: the file.
+
+    Yields:
+      Entries in order. Damaged records come as entries with `problem` set; after a fatal one nothing follows.
+
+    Raises:
+      DatasetError: no such file, or a Git-LFS pointer instead of the data.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; expected a TFRecord file of RichHF-18K")
+    check_not_lfs_pointer(path)
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        number = offset = 0
+        while offset < size:
+            entry, offset = _next(file, number, offset, size)
+            yield entry
+            if entry.fatal:
+                return
+            number += 1
+
+
+def _next(file: BinaryIO, number: int, offset: int, size: int) -> tuple[Entry, int]:
+    """The record at `offset`, and the offset of the one behind it."""
+
+    def bad(problem: str, fatal: bool) -> Entry:
+        return Entry(number, offset, None, f"{problem} at byte {offset}", fatal)
+
+    head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        return bad(f"the file is cut off inside the frame of record {number}", True), size
+    length, length_crc = _HEAD.unpack(head)
+    if masked_crc(head[:8]) != length_crc:
+        hint = (
+            "; not a TFRecord file, or damaged from the start" if number == 0 else "; the rest is unreadable"
+        )
+        return bad(f"CRC error in the length of record {number}{hint},", True), size
+    if length + _FOOT.size > size - offset - _HEAD.size:
+        return bad(f"the file is cut off: record {number} has {length} bytes,", True), size
+    payload, foot = file.read(length), file.read(_FOOT.size)
+    following = offset + _HEAD.size + length + _FOOT.size
+    if masked_crc(payload) != _FOOT.unpack(foot)[0]:
+        return bad(f"CRC error in the payload of record {number}", False), following
+    try:
+        return Entry(number, offset, tf_example.parse(payload), "", False), following
+    except tf_example.ExampleError as error:
+        return bad(f"record {number} is not a tf.train.Example ({error})", False), following
+
+
+def check_not_lfs_pointer(path: pathlib.Path) -> None:
+    """Raises DatasetError, with the remedy, if the file is a Git-LFS pointer instead of its content."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start.startswith(_LFS_START):
+        return
+    text = start.decode(errors="replace")
+    size, oid = re.search(r"size (\d+)", text), re.search(r"oid (\S+)", text)
+    raise DatasetError(
+        f"{path} is a Git-LFS pointer, not the data: the real file has "
+        f"{size[1] if size else 'an unknown number of'} bytes ({oid[1] if oid else 'no oid given'}). "
+        "Get it with `git lfs install && git lfs pull` in the clone it comes from "
+        "(labels: https://github.com/google-research-datasets/richhf-18k)"
+    )
+
+
+def write(path: str | os.PathLike, payloads: Iterable[bytes]) -> None:
+    """Writes serialized examples in TFRecord framing; the counterpart of `read_examples`."""
+    temporary = pathlib.Path(f"{os.fspath(path)}.part")
+    with open(temporary, "wb") as file:
+        for payload in payloads:
+            length = struct.pack("<Q", len(payload))
+            file.write(length + _FOOT.pack(masked_crc(length)) + payload + _FOOT.pack(masked_crc(payload)))
+    temporary.rename(path)
