@@ -46,6 +46,14 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
+def fitting(config: MeshConfig, devices: int) -> MeshConfig:
+    """The mesh of a run if it fits this number of devices, else plain data parallelism over them."""
+    sizes = [config.data, config.fsdp, config.tensor]
+    known = math.prod(s for s in sizes if s != -1)
+    fits = devices % known == 0 if -1 in sizes else known == devices
+    return config if fits else MeshConfig()
+
+
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """How one parameter lies on the mesh: tensor axis by rule, fsdp axis on its longest remaining dimension."""
     axes: list[str | None] = [None] * len(shape)

@@ -1,0 +1,231 @@
+"""A model on a split → every metric with its interval, the baseline beside it, and examples to look at."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any, Callable, Iterable, NamedTuple, Protocol, Sequence
+
+import jax
+import numpy as np
+
+from rahf.batch import HEATMAPS, Batch
+from rahf.config import Config
+from rahf.metrics.evaluation import EvaluationMetrics, MeanBaseline, TrainingMean
+from rahf.models import functional
+from rahf.report import ReportExample
+from rahf.text import Tokenizer, align_labels, parse_target
+from rahf.train import sharding
+from rahf.train.step import Evaluated, make_eval_step
+
+
+class StoredLabels(Protocol):
+    """Labels as stored, by position in the split (`data_pipelines.labelled.Labels`)."""
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """Result of a run over a split. Metric names as in `rahf.metrics`, and ``loss/<part>``."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    baselines: dict[str, float]
+    examples: list[ReportExample]
+    count: int  # examples evaluated
+    seconds: float
+
+
+class Evaluator:
+    """Evaluates parameters on batches; compiled once, then usable during a whole training run."""
+
+    def __init__(self, graphdef: Any, config: Config, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
+        self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
+        self._steps = {
+            generate: make_eval_step(graphdef, config, tokenizer.suffix_ids[0], generate) for generate in (True, False)
+        }
+
+    def run(
+        self,
+        params: functional.Params,
+        batches: Iterable[Batch],
+        labels: StoredLabels,
+        *,
+        generate: bool = True,
+        intervals: bool = True,
+        mean: TrainingMean | None = None,
+        gallery: bool = False,
+        progress: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda x: x,
+    ) -> Evaluation:
+        """Runs over all batches.
+
+        Args:
+          params: as trained.
+          batches: of one split, in order, equally large.
+          labels: the same split's labels at native resolution. Heatmaps are compared there: a prediction is
+            resized to the label, never the label to the prediction.
+          generate: decode the target sequence too (``keywords/…``); constrained scoring always runs.
+          intervals: compute bootstrap 95% intervals.
+          mean: of the training split; gives the always-predict-the-mean baseline.
+          gallery: keep every example, for a report.
+          progress: wraps the batches, to show how far it is.
+        """
+        started = time.perf_counter()
+        metrics = EvaluationMetrics()
+        baseline = None if mean is None else MeanBaseline(mean.heatmaps(), mean.scores())
+        losses: list[tuple[np.ndarray, np.ndarray]] = []
+        examples: list[ReportExample] = []
+        for batch in progress(batches):
+            found = _local(self._steps[generate](params, sharding.to_devices(batch, self.mesh)))
+            rows = np.flatnonzero(batch.example_mask)
+            truths = [labels[i] for i in batch.index[rows]]
+            words = _words(self.tokenizer, batch, found, rows, truths)
+            _update(metrics, baseline, batch, found, rows, truths, words)
+            losses.append(_loss_rows(self.config, batch, found, rows))
+            if gallery:
+                total = losses[-1][0][:, -1]
+                examples += [_example(found, r, t, w, x) for r, t, w, x in zip(rows, truths, words, total)]
+        metrics = gather(metrics)
+        values = metrics.compute() | _mean_losses(losses)
+        return Evaluation(
+            values,
+            metrics.intervals() if intervals else {},
+            gather(baseline.metrics).compute() if baseline else {},
+            examples,
+            int(sum(len(v) for v, _ in losses)),
+            time.perf_counter() - started,
+        )
+
+
+class _Words(NamedTuple):
+    """Word labels of one example by both decoders, for the words that fit into a batch."""
+
+    generated: np.ndarray | None  # int [K]
+    constrained: np.ndarray  # int [K]
+    probability: np.ndarray  # float [K]
+
+
+def _local(found: Evaluated) -> Evaluated:
+    """This process's rows as NumPy arrays."""
+
+    def one(x):
+        shards = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+    return jax.tree.map(one, found)
+
+
+def _words(
+    tokenizer: Tokenizer, batch: Batch, found: Evaluated, rows: np.ndarray, truths: Sequence[Any]
+) -> list[_Words]:
+    slots = batch.word_labels.shape[1]
+    result = []
+    for row, truth in zip(rows, truths):
+        probability = found.prediction.word_probabilities[row]
+        generated = None
+        if found.generated is not None:
+            decoded = parse_target(tokenizer.decode(found.generated[row]))
+            aligned = align_labels(truth.record.words, decoded)[:slots]
+            generated = np.ones(slots, np.int32)
+            generated[: len(aligned)] = aligned
+        result.append(_Words(generated, (probability <= 0.5).astype(np.int32), probability))
+    return result
+
+
+def _update(metrics, baseline, batch, found, rows, truths, words) -> None:
+    """Adds a batch, one native map size at a time (almost always there is only one)."""
+    sizes = [t.heatmaps.shape[:2] for t in truths]
+    for size in sorted(set(sizes)):
+        chosen = [i for i, s in enumerate(sizes) if s == size]
+        at = rows[chosen]
+        part = Batch(*(np.asarray(field)[at] for field in batch))
+        true_maps = np.stack([truths[i].heatmaps for i in chosen])
+        generated = None
+        if words[chosen[0]].generated is not None:
+            generated = np.stack([words[i].generated for i in chosen])
+        metrics.update(
+            part,
+            found.prediction.heatmaps[at],
+            found.prediction.scores[at],
+            generated,
+            np.stack([words[i].constrained for i in chosen]),
+            np.stack([words[i].probability for i in chosen]),
+            true_maps,
+        )
+        if baseline is not None:
+            baseline.update(part, true_maps)
+
+
+def _loss_rows(config: Config, batch: Batch, found: Evaluated, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per example: loss parts and weighted total, and which of the parts have a label."""
+    parts = np.stack([np.asarray(p)[rows] for p in found.parts], 1)
+    weights = np.array([config.loss.heatmap_weight, config.loss.score_weight, config.loss.keyword_weight])
+    known = np.stack([batch.heatmap_mask.any(1), batch.score_mask.any(1), batch.target_mask.any(1)], 1)[rows]
+    total = (parts * weights).sum(1, keepdims=True)
+    return np.concatenate([parts, total], 1), np.concatenate([known, known.any(1, keepdims=True)], 1)
+
+
+def _mean_losses(losses: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Mean per example of each part, over the examples of all processes that have its labels."""
+    values, known = (np.concatenate(part) for part in zip(*losses))
+    sums, counts = np.where(known, values, 0.0).sum(0), known.sum(0).astype(np.float64)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        sums, counts = (np.asarray(multihost_utils.process_allgather(a)).sum(0) for a in (sums, counts))
+    names = ("heatmap", "score", "keyword", "total")
+    return {f"loss/{n}": float(s / max(c, 1)) for n, s, c in zip(names, sums, counts)}
+
+
+def gather(metrics: EvaluationMetrics) -> EvaluationMetrics:
+    """Joins the examples of all processes; with one process, what was given."""
+    if jax.process_count() == 1:
+        return metrics
+    from jax.experimental import multihost_utils
+
+    mine = metrics.to_arrays()
+    rows = int(np.max(multihost_utils.process_allgather(np.array(max(len(a) for a in mine.values())))))
+    everyone = multihost_utils.process_allgather(metrics.to_arrays(rows=rows))
+    joined = EvaluationMetrics()
+    for process in range(jax.process_count()):
+        joined.add_arrays({name: np.asarray(array[process]) for name, array in everyone.items()})
+    return joined
+
+
+def _example(found: Evaluated, row: int, truth: Any, words: _Words, loss: float) -> ReportExample:
+    record = truth.record
+    count = len(record.words)
+    labels = words.constrained if words.generated is None else words.generated
+    return ReportExample(
+        uid=record.uid,
+        image=truth.image(),
+        prompt=record.prompt,
+        words=record.words,
+        loss=float(loss),
+        heatmaps=found.prediction.heatmaps[row].astype(np.float16),
+        scores=found.prediction.scores[row],
+        labels=_padded(labels, count, 1),
+        probability=_padded(words.probability, count, 0.0),
+        true_heatmaps=truth.heatmaps,
+        true_heatmap_mask=tuple(bool(m) for m in truth.heatmap_mask),
+        true_scores=np.asarray(record.scores, np.float32),
+        true_labels=record.word_labels,
+    )
+
+
+def _padded(values: np.ndarray, count: int, filling: float) -> list:
+    """A list as long as the prompt has words; words beyond a batch's places were not decoded."""
+    return [values[i].item() if i < len(values) else filling for i in range(count)]
+
+
+def summary_line(metrics: dict[str, float]) -> str:
+    """The main numbers in one line for the log of a training run."""
+    names = {
+        "plcc": "scores/mean/plcc",
+        **{f"{name[:9]} cc": f"heatmaps/{name}/cc" for name in HEATMAPS},
+        "auc": "heatmaps/implausibility/auc_judd",
+        "words f1": "keywords/f1" if "keywords/f1" in metrics else "keywords_constrained/f1",
+        "loss": "loss/total",
+    }
+    return "  ".join(f"{label} {metrics[n]:.3f}" for label, n in names.items() if n in metrics)

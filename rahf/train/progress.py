@@ -1,0 +1,117 @@
+"""What a person and a machine see of a run: live line, `metrics.jsonl`, TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Writes metrics to the terminal, `metrics.jsonl` and TensorBoard; silent on all processes but the first."""
+
+    def __init__(self, workdir: pathlib.Path, steps: int, start: int, active: bool = True):
+        """Opens the files of a run, dropping rows that a resumed run is going to write again."""
+        self.active, self.steps = active, steps
+        self.console = Console(stderr=False, quiet=not active, highlight=False)
+        self._progress = None
+        if not active:
+            return
+        from tensorboardX import SummaryWriter
+
+        self._file = workdir / "metrics.jsonl"
+        _drop_after(self._file, start)
+        self._rows = open(self._file, "a", encoding="utf-8")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start or None)
+        if sys.stdout.isatty():
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("training", total=steps, completed=start)
+            self._progress.start()
+        self._clock = time.perf_counter()
+        self._begin, self._since = start, start
+
+    def train(self, step: int, values: dict[str, float], examples: int) -> None:
+        """A log point: losses of the last steps and speed. Pass the number of examples since the last point."""
+        if not self.active:
+            return
+        now = time.perf_counter()
+        rate = examples / max(now - self._clock, 1e-9)
+        per_step = (now - self._clock) / max(step - self._since, 1)
+        self._clock, self._since = now, step
+        self.write(step, values | {"images_per_second": rate})
+        losses = "  ".join(f"{n.removeprefix('loss/')} {v:.4f}" for n, v in values.items() if n.startswith("loss/"))
+        left = _duration((self.steps - step) * per_step)
+        if self._progress:
+            self._progress.update(self._task, completed=step, description=f"{losses}  {rate:.0f} images/s")
+        else:
+            self.console.print(f"step {step}/{self.steps}  {losses}  {rate:.0f} images/s  {left} left")
+
+    def pause(self) -> None:
+        """Call after an evaluation or a checkpoint: its time does not count as training time."""
+        self._clock = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """A row of `metrics.jsonl`, and one TensorBoard scalar for each value. NaN becomes null."""
+        if not self.active:
+            return
+        row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
+        row |= {n: v if v == v and abs(v) != float("inf") else None for n, v in values.items()}
+        self._rows.write(json.dumps(row) + "\n")
+        self._rows.flush()
+        for name, value in values.items():
+            if value == value:
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Ends the live line and closes the files."""
+        if not self.active:
+            return
+        if self._progress:
+            self._progress.stop()
+        self._rows.close()
+        self._events.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def read_rows(file: pathlib.Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`; a last line that was cut off by a crash is left out."""
+    rows = []
+    if file.exists():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows
+
+
+def _drop_after(file: pathlib.Path, step: int) -> None:
+    """Removes rows beyond the step that a run resumes from, so that no step stands twice."""
+    if not file.exists():
+        return
+    kept = [row for row in read_rows(file) if row["step"] <= step]
+    unfinished = file.with_suffix(".tmp")
+    unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    os.replace(unfinished, file)
