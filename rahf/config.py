@@ -44,7 +44,7 @@ class DataConfig:
     eval_batch_size: int = 64
     max_prompt_tokens: int = 64
     max_target_tokens: int = 64
-    max_words: int = 48  # words beyond it count as not decoded, and are reported
+    max_words: int = 64  # places for words; a prompt of 64 tokens has fewer
     tokenizer: str = "dataset"  # "dataset": the vocabulary beside the data; or a SentencePiece file
     workers: int = 0  # data worker processes; 0 decodes in threads of this process
     augment: AugmentConfig | None = AugmentConfig()
@@ -63,6 +63,8 @@ class ViTConfig:
     layer_norm_eps: float = 1e-6
     stem: tuple[int, ...] = ()  # widths of stride-2 3x3 convolutions before the patch embedding
     dropout: float = 0.0
+    activation: Literal["gelu", "gelu-tanh"] = "gelu"  # SigLIP towers use the tanh approximation
+    layer_scale: bool = False  # a learned factor per channel on each residual branch (DINOv2)
 
 
 @dataclasses.dataclass(frozen=True)

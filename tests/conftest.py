@@ -20,3 +20,54 @@ def shared() -> pathlib.Path:
     if not (folder / "data" / "rehearsal").is_dir():
         pytest.skip("the reference data (../shared) is not beside this clone")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> pathlib.Path:
+    """A run directory with an untrained network of 32 x 32 pixels whose outputs vary from input to input."""
+    import jax
+
+    from rahf import config as config_lib
+    from rahf.models import functional
+    from rahf.models import rahf as model_lib
+    from rahf.text import Tokenizer, train_tokenizer
+    from rahf.train.checkpoint import Checkpointer
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    folder.mkdir()
+    tokenizer = Tokenizer(train_tokenizer(["a red cat on a blue mat", "two dogs and one green bird"], 400))
+    (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    model = config_lib.ModelConfig(
+        image_size=32,
+        vit=config_lib.ViTConfig(patch_size=8, width=32, depth=2, heads=2, mlp_width=64),
+        t5=config_lib.T5Config(
+            vocab_size=tokenizer.vocab_size + 5,
+            width=32,
+            head_width=16,
+            heads=2,
+            mlp_width=64,
+            encoder_layers=2,
+            decoder_layers=1,
+        ),
+        heatmap_head=config_lib.HeatmapHeadConfig(conv_widths=(16,), up_widths=(16, 8), prior=0.4),
+        score_head=config_lib.ScoreHeadConfig(conv_widths=(16,), dense_widths=(16,)),
+    )
+    data = config_lib.DataConfig(max_prompt_tokens=24, max_target_tokens=32, max_words=8)
+    config = config_lib.Config(workdir=str(folder), data=data, model=model)
+    (folder / "config.json").write_text(config_lib.to_json(config))
+    params = jax.jit(lambda key: functional.init(model_lib.build(model), key))(jax.random.key(0))
+    for name, part in params.items():  # the heads start with almost constant outputs
+        if name.startswith(("heatmap_", "score_")):
+            part["out"]["kernel"] = part["out"]["kernel"] * 20
+    checkpointer = Checkpointer(folder, keep=1)
+    checkpointer.save_best(7, params, {"scores/mean/plcc": 0.0})
+    checkpointer.close()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_critic(tiny_run):
+    """`tiny_run`, loaded once, so that its functions are compiled once."""
+    import rahf
+
+    return rahf.load(tiny_run)

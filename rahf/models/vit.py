@@ -1,4 +1,7 @@
-"""Vision transformer (Dosovitskiy et al. 2021): pre-norm, exact GELU, learned position embeddings."""
+"""Vision transformer (Dosovitskiy et al. 2021): pre-norm, learned position embeddings.
+
+Exact GELU and no layer scale as published; SigLIP's and DINOv2's towers differ in just these two.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,8 @@ class ViTBlock(nnx.Module):
         self.wo = layers.linear(
             config.mlp_width, d, std=config.mlp_width**-0.5 * (2 * config.depth) ** -0.5, **make
         )
+        if config.layer_scale:  # starts near the identity (Touvron et al. 2021, CaiT)
+            self.scale1, self.scale2 = nnx.Param(jnp.full(d, 1e-5)), nnx.Param(jnp.full(d, 1e-5))
         self.config = config
 
     def __call__(self, x: Float[Array, "b n d"], key: layers.Key = None) -> Float[Array, "b n d"]:
@@ -36,8 +41,14 @@ class ViTBlock(nnx.Module):
         y = layers.attend(
             self.query(y).reshape(heads), self.key(y).reshape(heads), self.value(y).reshape(heads)
         )
-        x = x + layers.dropout(self.out(y.reshape(b, n, d)), self.config.dropout, layers.subkey(key, 0))
-        y = self.wo(jax.nn.gelu(self.wi(self.norm2(x)), approximate=False))
+        y = self.out(y.reshape(b, n, d))
+        if self.config.layer_scale:
+            y = y * self.scale1[...].astype(y.dtype)
+        x = x + layers.dropout(y, self.config.dropout, layers.subkey(key, 0))
+        tanh = self.config.activation == "gelu-tanh"
+        y = self.wo(jax.nn.gelu(self.wi(self.norm2(x)), approximate=tanh))
+        if self.config.layer_scale:
+            y = y * self.scale2[...].astype(y.dtype)
         return x + layers.dropout(y, self.config.dropout, layers.subkey(key, 1))
 
 

@@ -1,0 +1,231 @@
+"""What a critic says of one image, for people: by name, at the image's own size, to look at, as JSON."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import html
+import io
+import math
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from rahf import viz
+from rahf.batch import HEATMAPS, SCORES, Prediction
+from rahf.inputs import Text
+from rahf.pictures import Picture
+from rahf.text import align_labels, parse_target
+
+#: From this value on a heatmap counts as marked in summaries: at least half of the annotators.
+MARKED = 0.5
+_MOST_REGIONS = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Feedback:
+    """Rich feedback on one image-prompt pair.
+
+    Attributes:
+      name: path of the image, or "image 3".
+      prompt: as given.
+      scores: by name (`rahf.batch.SCORES`), each in [0,1], high = good.
+      words: of the prompt, by the dataset's split rule.
+      word_probabilities: float32 [len(words)] in [0,1], how likely each word is misaligned; NaN for words
+        that have no place in the network.
+      word_labels: int [len(words)], 1 = aligned, 0 = misaligned; words without a place count as aligned.
+      decided_by: "probability" (above 0.5 is misaligned) or "generation" (labels of the generated sequence).
+      network_heatmaps: float32 [S,S,2] in [0,1], order `rahf.batch.HEATMAPS`, as the network gave them.
+      image: uint8 [h,w,3], upright, for looking; at most 1024 pixels on its longer side.
+      size: height and width of the upright original in pixels.
+      model_id: says which model, at which step, with which parameters.
+      notes: what of the prompt was not read or not judged, in words.
+    """
+
+    name: str
+    prompt: str
+    scores: dict[str, float]
+    words: list[str]
+    word_probabilities: Float[np.ndarray, " n"]
+    word_labels: Int[np.ndarray, " n"]
+    decided_by: str
+    network_heatmaps: Float[np.ndarray, "s s 2"]
+    image: UInt8[np.ndarray, "h w 3"]
+    size: tuple[int, int]
+    model_id: str
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def heatmaps(self) -> dict[str, Float[np.ndarray, "h w"]]:
+        """By name, float32 [h,w] in [0,1] at the size of the upright original (bilinear), high = bad."""
+        return {name: self.heatmap(name) for name in HEATMAPS}
+
+    def heatmap(self, name: str) -> Float[np.ndarray, "h w"]:
+        """One heatmap at the original's size, not kept. Raises KeyError naming the known ones."""
+        if name not in HEATMAPS:
+            raise KeyError(f"no heatmap {name!r}; known: {', '.join(HEATMAPS)}")
+        height, width = self.size
+        small = Image.fromarray(np.ascontiguousarray(self.network_heatmaps[:, :, HEATMAPS.index(name)]))
+        return np.clip(np.asarray(small.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
+
+    @property
+    def misaligned_words(self) -> list[str]:
+        """The words that the image misses, in order."""
+        return [word for word, label in zip(self.words, self.word_labels) if not label]
+
+    def regions(self, name: str, threshold: float = MARKED) -> list[dict[str, Any]]:
+        """Connected regions of a heatmap (diagonals connect), largest sum of values first.
+
+        Args:
+          name: of the heatmap.
+          threshold: values from here on belong to a region.
+
+        Returns:
+          For each `box` (left, top, right, bottom in whole pixels of the original, right and bottom
+          exclusive), `share` of the image's area, `peak` and `mean` value.
+        """
+        values = self.network_heatmaps[:, :, HEATMAPS.index(name)]
+        labels, count = scipy.ndimage.label(values >= threshold, structure=np.ones((3, 3)))
+        found = []
+        for number, (rows, columns) in enumerate(scipy.ndimage.find_objects(labels), start=1):
+            inside = values[rows, columns][labels[rows, columns] == number].astype(np.float64)
+            region = {
+                "box": self._box(rows, columns, values.shape),
+                "share": _number(inside.size / values.size),
+                "peak": _number(inside.max()),
+                "mean": _number(inside.mean()),
+            }
+            found.append((-inside.sum(), number, region))
+        return [region for _, _, region in sorted(found, key=lambda item: item[:2])]
+
+    def _box(self, rows: slice, columns: slice, shape: tuple[int, int]) -> list[int]:
+        """Network pixels → the pixels of the original that they touch."""
+        (height, width), (y, x) = self.size, (self.size[0] / shape[0], self.size[1] / shape[1])
+        left, top = math.floor(columns.start * x), math.floor(rows.start * y)
+        return [left, top, min(width, math.ceil(columns.stop * x)), min(height, math.ceil(rows.stop * y))]
+
+    def summary(self, name: str, threshold: float = MARKED) -> dict[str, Any]:
+        """Mean, maximum, share of the area at `threshold` or above, number of regions and the 16 largest."""
+        values = self.network_heatmaps[:, :, HEATMAPS.index(name)]
+        regions = self.regions(name, threshold)
+        return {
+            "mean": _number(values.mean(dtype=np.float64)),
+            "max": _number(values.max()),
+            "threshold": threshold,
+            "share_above": _number(np.mean(values >= threshold)),
+            "region_count": len(regions),
+            "regions": regions[:_MOST_REGIONS],
+        }
+
+    def to_json(self, threshold: float = MARKED) -> dict[str, Any]:
+        """A plain dict that `json.dumps` takes; numbers rounded to 6 digits, None where undefined."""
+        judged = zip(self.words, self.word_labels, self.word_probabilities)
+        return {
+            "image": self.name,
+            "width": self.size[1],
+            "height": self.size[0],
+            "prompt": self.prompt,
+            "scores": {name: _number(value) for name, value in self.scores.items()},
+            "misaligned_words": self.misaligned_words,
+            "words_decided_by": self.decided_by,
+            "words": [
+                {"word": word, "misaligned": not label, "probability": _number(probability)}
+                for word, label, probability in judged
+            ],
+            "heatmaps": {name: self.summary(name, threshold) for name in HEATMAPS},
+            "notes": list(self.notes),
+            "model": self.model_id,
+        }
+
+    def show(self, height: int = 384) -> Image.Image:
+        """The image, its two overlays and the score bars as one picture; notebooks display it.
+
+        Args:
+          height: of each picture in pixels. Very wide or narrow ones get margins.
+        """
+        scores = np.array([self.scores[name] for name in SCORES], np.float32)
+        return viz.feedback_panel(*_with_margins(self.image, self.network_heatmaps), scores, height=height)
+
+    def _repr_html_(self) -> str:
+        """The panel and the marked prompt, for notebooks."""
+        classes = ["" if label else "rahf-misaligned" for label in self.word_labels]
+        titles = [f"misaligned: {value:.0%}" for value in np.nan_to_num(self.word_probabilities)]
+        prompt = viz.prompt_html(self.prompt, self.words, classes, titles)
+        picture = base64.b64encode(png(self.show(height=256))).decode()
+        style = "mark.rahf-misaligned{background:#fdd;color:#a00;text-decoration:underline wavy #a00}"
+        notes = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in self.notes)
+        return (
+            f'<style>{style}</style><div style="max-width:60em"><p>{prompt}</p>'
+            f'<img alt="{html.escape(self.name)}" style="max-width:100%" '
+            f'src="data:image/png;base64,{picture}">'
+            f"{notes}</div>"
+        )
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} {value:.2f}" for name, value in self.scores.items())
+        return f"Feedback({self.name!r}: {scores}; misaligned: {', '.join(self.misaligned_words) or 'none'})"
+
+
+def make(text: Text, picture: Picture, found: Prediction, generated: str | None, model_id: str) -> Feedback:
+    """Puts together what is known of one image.
+
+    Args:
+      text: the prompt as the network read it.
+      picture: decoded with `keep`.
+      found: one row of a prediction, NumPy arrays.
+      generated: the target sequence as text, to decide about words; None: their probabilities decide.
+      model_id: of the critic.
+    """
+    probabilities = np.full(len(text.words), np.nan, np.float32)
+    placed = np.flatnonzero(text.word_end >= 0)
+    probabilities[placed] = found.word_probabilities[placed]
+    labels = np.where(probabilities > 0.5, 0, 1)
+    if generated is not None:
+        labels = np.asarray(align_labels(text.words, parse_target(generated)), int)
+    return Feedback(
+        name=picture.name,
+        prompt=text.prompt,
+        scores={name: float(value) for name, value in zip(SCORES, found.scores)},
+        words=list(text.words),
+        word_probabilities=probabilities,
+        word_labels=labels,
+        decided_by="probability" if generated is None else "generation",
+        network_heatmaps=found.heatmaps,
+        image=picture.shown,
+        size=picture.size,
+        model_id=model_id,
+        notes=list(text.notes),
+    )
+
+
+def _with_margins(image: np.ndarray, heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Grey margins that bring width : height between 1 : 2 and 3 : 1: a panel needs room for its text."""
+    rows, columns = image.shape[:2]
+    high, wide = max(rows, math.ceil(columns / 3)), max(columns, math.ceil(rows / 2))
+    if (high, wide) == (rows, columns):
+        return image, heatmaps
+    top, left = (high - rows) // 2, (wide - columns) // 2
+    padded = np.full((high, wide, 3), 225, np.uint8)
+    padded[top : top + rows, left : left + columns] = image
+    maps = np.zeros((high, wide, heatmaps.shape[2]), np.float32)
+    for kind in range(heatmaps.shape[2]):
+        small = Image.fromarray(np.ascontiguousarray(heatmaps[:, :, kind]))
+        resized = small.resize((columns, rows), Image.Resampling.BILINEAR)
+        maps[top : top + rows, left : left + columns, kind] = np.asarray(resized)
+    return padded, maps
+
+
+def png(picture: np.ndarray | Image.Image) -> bytes:
+    """A Pillow image, or uint8 [h,w,3] or [h,w], as an encoded PNG."""
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _number(value: Any) -> float | None:
+    """For JSON, which has no NaN."""
+    return round(float(value), 6) if math.isfinite(value) else None

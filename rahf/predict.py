@@ -1,0 +1,261 @@
+"""The work behind `rahf predict`: images and prompts → overlays, heatmaps, JSON, terminal summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from rahf import viz
+from rahf.batch import HEATMAPS, SCORES
+from rahf.feedback import Feedback, png
+from rahf.images import ImageError
+
+#: Names of the pictures written for each image, behind its own name.
+SUFFIXES = ("feedback", *HEATMAPS)
+_MAX_PROMPT_BYTES = 1_000_000
+
+
+def predict(
+    model: str | os.PathLike,
+    images: Sequence[str],
+    prompt: str | Sequence[str] | None = None,
+    out: str | os.PathLike | None = "predictions",
+    json_file: str | os.PathLike | None = None,
+    generate: bool = False,
+    prompts_file: str | os.PathLike | None = None,
+    batch_size: int | None = None,
+    console: Console | None = None,
+    errors: Console | None = None,
+) -> int:
+    """Gives feedback on images and writes it down.
+
+    For an image `cat.jpg` there will be `cat_feedback.png` (picture, both overlays, score bars) and, at the
+    picture's own size, `cat_implausibility.png` and `cat_misalignment.png`: 8 bit grey, 255 stands for 1.0.
+    Images of the same name are numbered; none of the given images is ever written to.
+
+    Args:
+      model: run directory or checkpoint directory.
+      images: paths.
+      prompt: of all images, or one per image; None: from `prompts_file`, or else the text file beside each
+        image (`cat.txt` for `cat.jpg`).
+      out: folder for what is written; None: "predictions".
+      json_file: where the results go; None: `predictions.json` in `out`.
+      generate: decide about words by generation instead of constrained scoring.
+      prompts_file: text file with one prompt per line, in the order of the images.
+      batch_size: images per step of the network.
+      console: for the summary; None: stdout.
+      errors: for what goes wrong, one line each; None: stderr.
+
+    Returns:
+      Exit code: 0, or 1 if any image could not be used; the others are done all the same.
+
+    Raises:
+      ValueError: no images, or prompts that are missing, empty, or of another number.
+      OSError: something cannot be written.
+      rahf.train.checkpoint.CheckpointError, rahf.config.ConfigError: the model cannot be loaded.
+    """
+    console, errors = console or Console(), errors or Console(stderr=True)
+    if not images:
+        raise ValueError("no images given")
+    images = [os.fsdecode(path) for path in images]
+    run = _Run(images, out, json_file, console, errors)
+    usable, prompts = run.with_prompts(_prompts(images, prompt, prompts_file))
+    run.out.mkdir(parents=True, exist_ok=True)
+    from rahf import critic as critic_lib  # JAX only now, so that a wrong command fails fast
+
+    critic = critic_lib.load(model)
+    if usable:
+        found = critic.iterate(
+            [images[i] for i in usable],
+            prompts,
+            batch_size,
+            generate,
+            on_error=lambda at, error: run.failed(usable[at], error),
+        )
+        for at, feedback in found:
+            run.succeeded(usable[at], feedback)
+    return run.finish(critic.model_id)
+
+
+class _Run:
+    """What a call of `predict` has found so far."""
+
+    def __init__(self, images, out, json_file, console: Console, errors: Console):
+        self.images, self.console, self.errors = images, console, errors
+        self.out = pathlib.Path(out or "predictions")
+        self.json_file = pathlib.Path(json_file) if json_file else self.out / "predictions.json"
+        inputs = {key for path in images for key in _keys(pathlib.Path(path))}
+        if inputs & _keys(self.json_file):
+            raise ValueError(f"--json {self.json_file} would overwrite an image; give another file")
+        self.names = _names(images, self.out, inputs | _keys(self.json_file))
+        self.results: dict[int, dict[str, Any]] = {}
+        self.failures: dict[int, str] = {}
+
+    def with_prompts(self, prompts: Sequence[str | ImageError]) -> tuple[list[int], list[str]]:
+        """Positions and prompts of the images that have one; the others have failed."""
+        for number, prompt in enumerate(prompts):
+            if isinstance(prompt, ImageError):
+                self.failed(number, prompt)
+        usable = [n for n, prompt in enumerate(prompts) if isinstance(prompt, str)]
+        return usable, [prompts[n] for n in usable]
+
+    def failed(self, number: int, error: ImageError) -> None:
+        """Notes and prints one line."""
+        message = _line(str(error))
+        self.failures[number] = message
+        self.errors.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+
+    def succeeded(self, number: int, feedback: Feedback) -> None:
+        """Writes the pictures of an image and prints its summary."""
+        files = {kind: self.out / f"{self.names[number]}_{kind}.png" for kind in SUFFIXES}
+        write_atomically(files["feedback"], png(feedback.show()))
+        for name in HEATMAPS:
+            grey = (feedback.heatmap(name) * 255).round().astype(np.uint8)
+            write_atomically(files[name], png(grey))
+        result = feedback.to_json()
+        self.results[number] = result | {"files": {kind: str(path) for kind, path in files.items()}}
+        _summary(self.console, feedback, result, files["feedback"])
+        for note in feedback.notes:
+            line = _line(f"{feedback.name}: {note}")
+            self.errors.print(Text.assemble(("note: ", "yellow"), line), soft_wrap=True)
+
+    def finish(self, model_id: str) -> int:
+        """Writes the JSON, says where everything is, and returns the exit code."""
+        document = {
+            "model": model_id,
+            "scales": {
+                "scores": "0..1, high = good",
+                "heatmaps": "0..1, high = bad; in the PNG files 255 = 1.0",
+                "boxes": "left, top, right, bottom in pixels of the upright image",
+            },
+            "images": [self.results[number] for number in sorted(self.results)],
+            "errors": [{"image": self.images[n], "error": self.failures[n]} for n in sorted(self.failures)],
+        }
+        write_atomically(self.json_file, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+        done, failed = len(self.results), len(self.failures)
+        counts = f"{done} done" + (f", {failed} failed" if failed else "")
+        pictures = f"pictures in {self.out}, " if done else ""
+        where = f"{pictures}{'numbers' if done else 'errors'} in {self.json_file}"
+        self.console.print(Text(_line(f"{counts}; {where}")), soft_wrap=True)
+        return 1 if failed else 0
+
+
+def _prompts(
+    images: Sequence[str], prompt: str | Sequence[str] | None, prompts_file: str | os.PathLike | None
+) -> list[str | ImageError]:
+    """One prompt per image, or why there is none."""
+    if prompt is not None and prompts_file is not None:
+        raise ValueError("give --prompt or --prompts, not both")
+    if prompts_file is not None:
+        lines = _read_text(pathlib.Path(prompts_file)).splitlines()
+        prompt = lines[:-1] if lines and not lines[-1].strip() else lines
+    if prompt is None:
+        found = [_beside(path) for path in images]
+        if all(isinstance(one, _NoPrompt) for one in found):
+            raise ValueError(
+                "no prompt: give --prompt TEXT for all images, --prompts FILE with one line per image, "
+                f"or a text file beside each image ({_sidecar(images[0]) or 'IMAGE.txt'})"
+            )
+        return found
+    from rahf.inputs import prompt_list
+
+    return list(prompt_list(prompt if isinstance(prompt, str) else list(prompt), len(images)))
+
+
+class _NoPrompt(ImageError):
+    """There is no text file beside an image."""
+
+
+def _beside(path: str) -> str | ImageError:
+    sidecar = _sidecar(path)
+    if not os.path.lexists(path):
+        return ImageError(f"{path}: No such file or directory")
+    if sidecar is None or not os.path.exists(sidecar):
+        return _NoPrompt(f"{path}: no prompt; give --prompt TEXT or write it to {sidecar or 'a text file'}")
+    try:
+        text = " ".join(_read_text(sidecar).split())
+    except (OSError, ValueError) as error:
+        return ImageError(f"{path}: its prompt cannot be read: {error}")
+    return text or ImageError(f"{path}: its prompt file {sidecar} is empty")
+
+
+def _sidecar(path: str) -> pathlib.Path | None:
+    try:
+        return pathlib.Path(path).with_suffix(".txt")
+    except ValueError:  # a path without a name
+        return None
+
+
+def _read_text(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        data = file.read(_MAX_PROMPT_BYTES + 1)
+    if len(data) > _MAX_PROMPT_BYTES:
+        raise ValueError(f"{path}: more than {_MAX_PROMPT_BYTES} bytes, too long for prompts")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _names(images: Sequence[str], out: pathlib.Path, taken: set[str]) -> list[str]:
+    """A file name for each image, of its stem's harmless characters, numbered where they would collide."""
+    names, taken = [], set(taken)
+    for path in images:
+        # Stems may be as long as a file name; what is added must still fit, at 4 bytes a character.
+        stem = re.sub(r"[^\w.-]+", "_", pathlib.Path(path).stem).strip("._") or "image"
+        stem = stem[:50]
+        number = 1
+        while True:
+            name = stem if number == 1 else f"{stem}-{number}"
+            keys = {key for kind in SUFFIXES for key in _keys(out / f"{name}_{kind}.png")}
+            if not keys & taken:
+                break
+            number += 1
+        names.append(name)
+        taken |= keys
+    return names
+
+
+def _keys(path: pathlib.Path) -> set[str]:
+    """What identifies a file, also on disks that do not tell upper from lower case."""
+    try:
+        return {os.path.abspath(path).casefold(), os.path.realpath(path).casefold()}
+    except ValueError:  # a NUL in the name: no such file can exist
+        return set()
+
+
+def _summary(console: Console, feedback: Feedback, result: dict[str, Any], panel: pathlib.Path) -> None:
+    console.print(Text(_line(feedback.name), style="bold"), soft_wrap=True)
+    console.print(viz.prompt_text(feedback.prompt, feedback.words, feedback.word_labels.tolist()))
+    console.print(viz.score_bars([feedback.scores[name] for name in SCORES]))
+    for name in HEATMAPS:
+        summary = result["heatmaps"][name]
+        share, count = summary["share_above"], summary["region_count"]
+        regions = "1 region" if count == 1 else f"{count} regions"
+        said = f"{share:.1%} of the picture in {regions}" if count else "nothing marked"
+        console.print(Text(f"{name}: {said}, highest value {summary['max']:.2f}"))
+    console.print(Text(_line(f"→ {panel}") + "\n", style="bright_black"), soft_wrap=True)
+
+
+def _line(text: str) -> str:
+    """One line that cannot move the cursor or recolour the terminal."""
+    return viz.printable(" ".join(text.split()))
+
+
+def write_atomically(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file under a temporary name beside it, then renames. Makes its folder. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.parent / f".{path.name}.{os.getpid()}"
+    try:
+        unfinished.write_bytes(data)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

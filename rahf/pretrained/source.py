@@ -1,0 +1,123 @@
+"""Where published checkpoints lie: local folders or the Hugging Face hub; and the JSON beside the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from typing import Any, Iterable, NamedTuple
+
+
+class PretrainedError(RuntimeError):
+    """Published weights cannot be found or read, or are another network's; says which file and tensor."""
+
+
+class Source(NamedTuple):
+    """A checkpoint folder: `name` as the user gave it; `revision` the hub's commit, None if local."""
+
+    folder: pathlib.Path
+    name: str
+    revision: str | None = None
+
+    def record(self) -> dict[str, str | None]:
+        """What to write down about the origin of the weights."""
+        return {"name": self.name, "revision": self.revision}
+
+
+_SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
+_BESIDE = ("config.json", "preprocessor_config.json", "spiece.model")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def locate(name: str | os.PathLike | Source, revision: str | None = None) -> Source:
+    """Finds a checkpoint: a local folder, or a repository of the hub (downloaded once, then from the cache).
+
+    Args:
+      name: a folder with `config.json`, or a hub id such as ``google/vit-large-patch16-384``.
+      revision: branch, tag or commit on the hub; None is its main branch.
+
+    Returns:
+      The folder, with the commit that the hub resolved the revision to.
+
+    Raises:
+      PretrainedError: neither a folder nor a hub id that can be reached or is in the cache.
+    """
+    if isinstance(name, Source):
+        return name
+    given, folder = os.fspath(name), pathlib.Path(name)
+    if folder.is_dir():
+        if revision is not None:
+            raise PretrainedError(
+                f"{given}: a revision ({revision}) has a meaning for hub ids only, not for folders"
+            )
+        return Source(folder, given)
+    if folder.exists() or folder.is_absolute() or not _HUB_ID.fullmatch(given):
+        raise PretrainedError(
+            f"{given}: expected a folder with config.json and weights, or a hub id like owner/name"
+        )
+    snapshot = _download(given, revision, (*_BESIDE, *_SAFE))
+    if not any(snapshot.glob("model*.safetensors*")):
+        snapshot = _download(given, revision, _PICKLED)
+    return Source(snapshot, given, snapshot.name)
+
+
+def _download(repo: str, revision: str | None, patterns: Iterable[str]) -> pathlib.Path:
+    import huggingface_hub
+
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns))
+        )
+    except Exception as error:  # the hub's own errors, and any of its network library
+        at = f" at revision {revision}" if revision else ""
+        raise PretrainedError(
+            f"{repo}{at}: not a folder here, and the hub does not hand it out: {error}\n"
+            "Check the name, or give a folder with the downloaded files (config.json, model.safetensors)."
+        ) from error
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint folder. Raises PretrainedError naming the file."""
+    try:
+        tree = json.loads(file.read_text())
+    except OSError as error:
+        raise PretrainedError(f"{file}: cannot be read ({error}); it belongs beside the weights") from error
+    except ValueError as error:
+        raise PretrainedError(f"{file}: not JSON ({error}); {if_pointer(file)}") from error
+    if not isinstance(tree, dict):
+        raise PretrainedError(f"{file}: expected a JSON object, found {type(tree).__name__}")
+    return tree
+
+
+def read_config(source: Source, families: tuple[str, ...]) -> dict[str, Any]:
+    """`config.json` of a checkpoint of one of the given families (`model_type`).
+
+    Raises:
+      PretrainedError: no such file, or the checkpoint of another kind of network.
+    """
+    file = source.folder / "config.json"
+    tree = read_json(file)
+    if tree.get("model_type") not in families:
+        raise PretrainedError(
+            f"{file}: model_type is {tree.get('model_type')!r}, expected {' or '.join(map(repr, families))}: "
+            "these weights belong to another kind of network"
+        )
+    return tree
+
+
+def if_pointer(file: pathlib.Path) -> str:
+    """What to do about a file that cannot be read, for the end of a message."""
+    try:
+        with open(file, "rb") as stream:
+            pointer = stream.read(24).startswith(b"version https://git-lfs")
+    except OSError:
+        pointer = False
+    return "it is a Git LFS pointer: run `git lfs pull`" if pointer else "download it again"
+
+
+def few(names: list, limit: int = 8) -> str:
+    """The first names of a list and how many more there are."""
+    shown = ", ".join(map(str, names[:limit]))
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,162 @@
+"""The critic: equal to a direct call of the network, indifferent to batching, clear about bad models."""
+
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_images import encode, smooth
+
+import rahf
+from data_pipelines import examples
+from data_pipelines.records import Record
+from rahf import config as config_lib
+from rahf.batch import Prediction
+from rahf.critic import Critic, _batch_size
+from rahf.models import functional
+from rahf.models import rahf as model_lib
+from rahf.text import split_words, train_tokenizer
+from rahf.train.checkpoint import CheckpointError
+
+PROMPTS = ["a red cat on a blue mat", "two dogs", "one green bird and two cats.", "mat", "a blue bird, a dog"]
+
+
+@pytest.fixture
+def critic(tiny_critic) -> Critic:
+    return tiny_critic
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    sizes = [(40, 60), (32, 32), (33, 31), (200, 90), (8, 8)]
+    return [smooth(h, w, seed) for seed, (h, w) in enumerate(sizes)]
+
+
+def direct(critic: Critic, data: list[bytes], prompts: list[str]) -> Prediction:
+    """What evaluation computes: the loader's examples through the network."""
+    config, tokenizer = critic.config, critic.tokenizer
+    made = []
+    for number, (image, prompt) in enumerate(zip(data, prompts)):
+        words = tuple(split_words(prompt))
+        record = Record(str(number), prompt, words, (1,) * len(words), image, None, None, np.full(4, np.nan))
+        made.append(examples.example(record, number, config.data, config.model.image_size, tokenizer))
+    suffix = tokenizer.suffix_ids[0]
+
+    @jax.jit
+    def run(params, batch):
+        return model_lib.predict(functional.merge(critic.graphdef, params), batch, suffix)
+
+    return jax.device_get(run(critic.params, examples.stack(made)))
+
+
+def assert_same(found: Prediction, expected: Prediction, atol: float = 1e-5):
+    for name, a, b in zip(Prediction._fields, found, expected):
+        np.testing.assert_allclose(a, b, atol=atol, rtol=0, err_msg=name)
+
+
+def test_prediction_equals_evaluation(critic):
+    large = smooth(500, 700, 3)  # a JPEG so large is decoded at reduced scale
+    data = [encode(large, "JPEG"), encode(large), encode(smooth(20, 50), "WEBP", lossless=True)]
+    expected = direct(critic, data, PROMPTS[:3])
+    found = critic(data, PROMPTS[:3])
+    assert_same(found, expected)
+    for name, field in zip(Prediction._fields, found):
+        assert field.dtype == np.float32 and field.flags.writeable, name
+    assert found.heatmaps.shape == (3, 32, 32, 2) and found.word_probabilities.shape == (3, 8)
+    assert np.ptp(found.scores, 0).min() > 0.01  # the network does look at its input
+    for one in zip(critic.feedback(data, PROMPTS[:3]), expected.scores, expected.word_probabilities):
+        np.testing.assert_allclose(list(one[0].scores.values()), one[1], atol=1e-5)
+        np.testing.assert_allclose(one[0].word_probabilities, one[2][: len(one[0].words)], atol=1e-5)
+
+
+def test_batch_size_and_company_change_nothing(critic, pictures):
+    whole = critic(pictures, PROMPTS)
+    for size in (1, 4):
+        assert_same(critic(pictures, PROMPTS, batch_size=size), whole)
+    alone = critic(pictures[3], PROMPTS[3])
+    assert_same(alone, Prediction(*(field[3:4] for field in whole)))
+
+
+def test_last_batch_compiles_nothing(tiny_run, pictures):
+    critic = rahf.load(tiny_run)
+    for count in (5, 4, 3, 2, 1):
+        critic(pictures[:count], PROMPTS[:count], batch_size=2)
+    assert critic._forward._cache_size() == 1
+    critic.feedback(pictures, PROMPTS, batch_size=2)
+    assert critic._forward._cache_size() == 1
+
+
+def test_default_batch_is_small_for_few_and_bounded_for_many(critic):
+    assert [_batch_size(None, n) for n in (1, 2, 3, 5, 16, 17, 1000)] == [1, 2, 4, 8, 16, 16, 16]
+    assert _batch_size(7, 1000) == 7
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, found 0"):
+        critic([np.zeros((4, 4, 3), np.uint8)], "a cat", batch_size=0)
+
+
+def test_bfloat16_computes_near_float32(critic, tiny_run, pictures):
+    half = rahf.load(tiny_run, dtype="bfloat16")
+    assert half.config.model.compute_dtype == "bfloat16" and half.model_id == critic.model_id
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.params))
+    found, expected = half(pictures, PROMPTS), critic(pictures, PROMPTS)
+    assert found.scores.dtype == np.float32
+    difference = np.abs(found.scores - expected.scores).max()
+    assert 1e-6 < difference < 0.1
+    with pytest.raises(ValueError, match="expected float32 or bfloat16, found float16"):
+        rahf.load(tiny_run, dtype=np.float16)
+
+
+def test_progress_only_on_request_and_on_stderr(critic, pictures, capfd, monkeypatch):
+    critic(pictures, PROMPTS, batch_size=2, progress=True)
+    assert capfd.readouterr() == ("", "")  # not a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    critic(pictures, PROMPTS, batch_size=2)
+    assert capfd.readouterr() == ("", "")
+    critic(pictures, PROMPTS, batch_size=2, progress=True)
+    out, err = capfd.readouterr()
+    assert out == "" and "predicting" in err
+
+
+def test_model_id_follows_the_parameters(critic, tiny_run):
+    assert critic.model_id == rahf.load(tiny_run / "checkpoints" / "best" / "7").model_id
+    assert re.fullmatch(r"tiny-7-[0-9a-f]{12}", critic.model_id)
+    params = jax.tree.map(lambda x: x, critic.params)
+    params["projection"]["bias"] = params["projection"]["bias"].at[0].add(1e-6)
+    other = Critic(critic.config, params, critic.tokenizer, "tiny", 7)
+    assert other.model_id != critic.model_id
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+def test_load_says_what_is_wrong(copied, tmp_path):
+    with pytest.raises(CheckpointError, match="no such file or directory"):
+        rahf.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="not a model: expected a run directory"):
+        rahf.load(tmp_path / "empty")
+    config = json.loads((copied / "config.json").read_text())
+    config["model"]["vit"]["width"] = 48
+    (copied / "config.json").write_text(json.dumps(config))
+    shapes = r"another architecture:\n(.*\n)*.*shape \(192, 32\), expected \(192, 48\)"
+    with pytest.raises(CheckpointError, match=shapes):
+        rahf.load(copied)
+    config["model"]["vit"]["widht"] = config["model"]["vit"].pop("width")
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(config_lib.ConfigError, match="unknown field 'widht'. Did you mean 'width'?"):
+        rahf.load(copied)
+
+
+def test_load_checks_the_vocabulary(copied, critic):
+    model = copied / "tokenizer.model"
+    model.unlink()
+    with pytest.raises(CheckpointError, match="its vocabulary cannot be read.*tokenizer.model"):
+        rahf.load(copied)
+    letters = ["".join(chr(0x4E00 + i * 50 + j) for j in range(50)) for i in range(8)]
+    model.write_bytes(train_tokenizer(letters, 1000))
+    with pytest.raises(CheckpointError, match="pieces but the network only .* not the vocabulary"):
+        rahf.load(copied)

@@ -1,0 +1,77 @@
+"""The critic's pure functions: under jit, vmap and grad, with gradients equal to finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_critic import PROMPTS, critic, pictures  # noqa: F401 - fixtures
+from test_images import smooth
+
+from rahf.images import ImageError
+
+
+def test_scores_and_heatmaps_as_functions(critic, pictures):
+    square = pictures[1].astype(np.float32) / 255
+    expected = critic(square, PROMPTS[0])
+    ids, mask = critic.tokens(PROMPTS[0])
+    assert ids.shape == mask.shape == (1, 24) and ids.dtype == np.int32 and mask.dtype == np.bool_
+    np.testing.assert_allclose(critic.scores(square[None], ids, mask), expected.scores, atol=1e-6)
+    np.testing.assert_allclose(critic.heatmaps(square[None], ids, mask), expected.heatmaps, atol=1e-6)
+    np.testing.assert_allclose(critic.scores(pictures[1][None], ids, mask), expected.scores, atol=1e-6)
+    many = np.stack([square, square[::-1]])
+    one_by_one = jnp.stack([critic.scores(x, ids, mask) for x in many])
+    assert one_by_one.shape == (2, 4)
+    for found in (
+        critic.scores(many, ids, mask),
+        jax.jit(critic.scores)(many, ids, mask),
+        jax.vmap(critic.scores, (0, None, None))(many, ids[0], mask[0]),
+        jax.jit(critic.scores)(many, ids, mask, critic.params),
+    ):
+        np.testing.assert_allclose(found, one_by_one, atol=1e-5)
+    doubled = jax.tree.map(lambda p: p * 0, critic.params)
+    np.testing.assert_allclose(critic.scores(many, ids, mask, doubled), 0.5)
+    two, two_mask = critic.tokens(PROMPTS[:2])
+    apart = jnp.stack([critic.scores(many[i], two[i], two_mask[i]) for i in range(2)])
+    np.testing.assert_allclose(critic.scores(many, two, two_mask), apart, atol=1e-5)
+    with pytest.raises(ValueError, match="2 images but 5 rows of text"):
+        critic.scores(many, *critic.tokens(PROMPTS))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (45, 20)])
+def test_gradient_equals_finite_differences(critic, size):
+    ids, mask = critic.tokens("a red cat")
+    pixels = jnp.asarray(smooth(*size), jnp.float32) / 255
+    weights = jnp.array([1.0, -2.0, 3.0, 0.5])
+
+    def energy(x):
+        return critic.scores(x, ids, mask) @ weights
+
+    gradient = np.asarray(jax.grad(energy)(pixels))
+    assert gradient.shape == pixels.shape and np.isfinite(gradient).all()
+    # The pixels that matter most, and the whole image along the gradient.
+    strongest = np.argsort(-np.abs(gradient).ravel())[:4]
+    directions = [jnp.zeros(gradient.size).at[i].set(1.0).reshape(gradient.shape) for i in strongest]
+    directions.append(jnp.asarray(gradient / np.linalg.norm(gradient)))
+    for direction in directions:
+        step = 1e-2
+        slope = (energy(pixels + step * direction) - energy(pixels - step * direction)) / (2 * step)
+        np.testing.assert_allclose(slope, np.vdot(gradient, direction), rtol=0.03)
+    np.testing.assert_allclose(jax.jit(jax.grad(energy))(pixels), gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_gradient_is_finite_for_constant_images(critic, value):
+    ids, mask = critic.tokens("a red cat")
+    pixels = jnp.full((1, 40, 40, 3), value)
+    assert np.isfinite(jax.grad(lambda x: critic.scores(x, ids, mask).sum())(pixels)).all()
+    assert np.isfinite(jax.grad(lambda x: critic.heatmaps(x, ids, mask).sum())(pixels)).all()
+
+
+def test_bad_pixels_of_the_pure_functions(critic):
+    ids, mask = critic.tokens("a cat")
+    with pytest.raises(ImageError, match=r"\(2, 3, 40, 40\).*channels first \(CHW\)"):
+        critic.scores(np.zeros((2, 3, 40, 40), np.float32), ids, mask)
+    with pytest.raises(ImageError, match=r"pixels of shape \(40, 40\), expected \[B,h,w,3\]"):
+        critic.scores(np.zeros((40, 40), np.float32), ids, mask)
+    with pytest.raises(ImageError, match="floats up to 255, expected 0..1; pixels in 0..255 given as float"):
+        critic.heatmaps(np.full((1, 40, 40, 3), 255.0, np.float32), ids, mask)

@@ -1,0 +1,134 @@
+"""What a critic accepts: every kind of source gives the same; what it cannot use is named with a remedy."""
+
+import io
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from test_critic import assert_same, critic, pictures  # noqa: F401 - fixtures
+from test_images import encode, smooth
+
+from rahf.batch import Prediction
+from rahf.images import ImageError
+from rahf.pictures import picture
+
+
+def test_every_kind_of_source_gives_the_same(critic, pictures, tmp_path):
+    array = pictures[0]
+    path = tmp_path / "picture.png"
+    path.write_bytes(encode(array))
+    sources = [
+        path, str(path), path.read_bytes(), Image.fromarray(array), array, array[None], iter([array]),
+        jnp.asarray(array), [array], (array,), np.asfortranarray(array),
+    ]  # fmt: skip
+    expected = critic(array, "a cat")
+    for source in sources:
+        assert_same(critic(source, "a cat"), expected, atol=1e-7)
+    floats = array.astype(np.float32) / 255
+    assert_same(critic(floats.astype(np.float64), "a cat"), critic(floats, "a cat"), atol=1e-6)
+    assert_same(critic(jnp.asarray(floats), "a cat"), critic(floats, "a cat"), atol=1e-7)
+    square = pictures[1]
+    mixed = critic([square, square.astype(np.float32) / np.float32(255)], "a cat", batch_size=1)
+    assert_same(Prediction(*(f[:1] for f in mixed)), critic(square, "a cat"), atol=1e-6)
+
+
+def test_floats_are_resized_like_bytes_but_not_rounded(pictures):
+    for array in pictures:
+        rounded = picture(array, 32, 0).square.astype(np.float32) / 255
+        exact = picture(array.astype(np.float32) / 255, 32, 0).square
+        np.testing.assert_allclose(exact, rounded, atol=1.01 / 255)  # rounded after rows and after columns
+    assert np.abs(exact - rounded).max() > 0.1 / 255
+    scaled = picture(pictures[1], 32, 0, floating=True).square
+    np.testing.assert_array_equal(scaled, pictures[1] * np.float32(1 / 255))
+
+
+def test_grey_array_is_grey_rgb(critic):
+    grey = smooth(40, 60)[..., 0]
+    assert_same(critic(grey, "a cat"), critic(np.stack([grey] * 3, -1), "a cat"), atol=0)
+
+
+def test_iterate_goes_on_after_bad_images(critic, pictures, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"nothing")
+    images = [bad, pictures[0], b"", pictures[1], bad, bad, pictures[2]]
+    failed = []
+    prompts = [f"{i} cats" for i in range(7)]
+
+    def on_error(at, error):
+        failed.append((at, str(error)))
+
+    found = dict(critic.iterate(images, prompts, batch_size=2, on_error=on_error))
+    assert [at for at, _ in failed] == [0, 2, 4, 5] and list(found) == [1, 3, 6]
+    assert failed[0][1].startswith(f"{bad}: not an image") and failed[1][1] == "image 2: the file is empty"
+    for at, one in found.items():
+        assert one.prompt == prompts[at]
+        np.testing.assert_allclose(
+            list(one.scores.values()), critic(images[at], prompts[at]).scores[0], atol=1e-5
+        )
+    with pytest.raises(ImageError, match="bad.png: not an image"):
+        list(critic.iterate(images, prompts))
+
+
+FLOAT = np.zeros((6, 8, 3), np.float32)
+
+
+@pytest.mark.parametrize("image, message", [
+    (np.full((6, 8, 3), 200.0), "floats from 200 to 200, expected 0..1; pixels in 0..255 given as float"),
+    (FLOAT - 1, r"floats from -1 to -1, expected 0..1; pixels in -1..1\? Use \(x \+ 1\) / 2"),
+    (FLOAT + np.nan, "pixels are not finite"),
+    (FLOAT + 1.5, "floats from 1.5 to 1.5, expected 0..1; clip"),
+    (np.zeros((3, 64, 48), np.uint8), r"shape \(3, 64, 48\), expected \[h,w,3\]; .*channels first \(CHW\)"),
+    (np.zeros((2, 3, 64, 48), np.uint8), r"image 0: .*channels first \(CHW\)"),
+    (np.zeros((6, 8, 4), np.uint8), r"alpha, give a Pillow image"),
+    (np.zeros((6, 8, 1), np.uint8), r"grey pixels, drop the last axis"),
+    (np.zeros((6, 8, 2), np.uint8), r"height, width, RGB"),
+    (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
+    (np.zeros((6, 8, 3), np.uint16), "pixels of type uint16; expected uint8"),
+    (np.zeros((6, 8, 3), np.int64), "pixels of type int64; expected uint8"),
+    ([None], "image 0: expected a path, bytes, a Pillow image or an array, found NoneType"),
+    ("nowhere.png", "nowhere.png: No such file or directory"),
+    (b"\x89PNG\r\n\x1a\n", "image 0: "),
+])  # fmt: skip
+def test_bad_images_are_named(critic, image, message):
+    with pytest.raises(ImageError, match=message):
+        critic(image, "a cat")
+
+
+def test_bad_lists_and_prompts(critic):
+    image = smooth(8, 8)
+    with pytest.raises(ValueError, match="images: there are none"):
+        critic([], "a cat")
+    with pytest.raises(ValueError, match="2 images but 3 prompts; give one for all, or one per image"):
+        critic([image, image], ["a", "b", "c"])
+    with pytest.raises(ValueError, match="the prompt is empty; give the text"):
+        critic(image, "  \n")
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        critic([image, image], ["a", ""])
+    with pytest.raises(ValueError, match="the prompt is not valid Unicode"):
+        critic(image, "a \udcff cat")
+    with pytest.raises(TypeError, match="prompts: expected one text or one per image, found NoneType"):
+        critic(image, None)
+    with pytest.raises(TypeError, match="prompt 0: expected text, found int"):
+        critic(image, [3])
+    with pytest.raises(TypeError, match="images: expected paths.*found int"):
+        critic(3, "a cat")
+    with pytest.raises(ValueError, match="prompts: there are none"):
+        critic.tokens([])
+
+
+def test_inputs_need_no_jax():
+    code = "import sys, rahf, rahf.inputs, rahf.feedback, rahf.predict; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pillow_images_are_named_by_their_file(critic, tmp_path):
+    path = tmp_path / "cut.png"
+    data = encode(smooth(64, 64))
+    path.write_bytes(data[: len(data) // 2])
+    with Image.open(path) as opened, pytest.raises(ImageError, match="cut.png: truncated or damaged PNG"):
+        critic(opened, "a cat")
+    with pytest.raises(ImageError, match="image 1: truncated or damaged PNG"):
+        critic([smooth(8, 8), Image.open(io.BytesIO(data[: len(data) // 2]))], "a cat")

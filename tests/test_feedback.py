@@ -1,0 +1,160 @@
+"""Feedback by name: numbers, regions, JSON, notebook view; words by generation; prompts that are too long."""
+
+import json
+import re
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_critic import PROMPTS, critic, pictures  # noqa: F401 - fixtures
+from test_images import smooth
+
+from rahf.batch import HEATMAPS, SCORES
+from rahf.critic import Critic, PromptWarning
+from rahf.feedback import Feedback
+from rahf.models import functional
+from rahf.text import split_words
+
+
+def test_feedback_by_name(critic, pictures):
+    found = critic.feedback(pictures, PROMPTS)
+    arrays = critic(pictures, PROMPTS)
+    for row, one in enumerate(found):
+        assert isinstance(one, Feedback) and one.name == f"image {row}" and one.prompt == PROMPTS[row]
+        assert list(one.scores) == list(SCORES) and list(one.heatmaps) == list(HEATMAPS)
+        height, width = pictures[row].shape[:2]
+        assert one.size == (height, width)
+        for kind, name in enumerate(HEATMAPS):
+            assert one.heatmaps[name].shape == (height, width) and one.heatmaps[name].dtype == np.float32
+            if (height, width) == (32, 32):
+                np.testing.assert_array_equal(one.heatmaps[name], arrays.heatmaps[row, :, :, kind])
+            mean = arrays.heatmaps[row, :, :, kind].mean()
+            np.testing.assert_allclose(one.heatmaps[name].mean(), mean, atol=0.03)
+        assert one.words == split_words(PROMPTS[row]) and one.decided_by == "probability"
+        probability = arrays.word_probabilities[row, : len(one.words)]
+        assert one.misaligned_words == [w for w, p in zip(one.words, probability) if p > 0.5]
+    assert any(one.misaligned_words for one in found)
+    with pytest.raises(KeyError, match="no heatmap 'artifact'; known: implausibility, misalignment"):
+        found[0].heatmap("artifact")
+
+
+def made(heatmaps: np.ndarray, size: tuple[int, int], **fields) -> Feedback:
+    given = dict(
+        name="a <b>.png", prompt="a red, cat", scores=dict(zip(SCORES, (0.1, 0.25, 0.5, float("nan")))),
+        words=["a", "red", "cat"], word_probabilities=np.array([0.1, 0.9, np.nan], np.float32),
+        word_labels=np.array([1, 0, 1]), decided_by="probability", network_heatmaps=heatmaps,
+        image=np.full((*size, 3), 200, np.uint8), size=size, model_id="m-1-abc", notes=["cut < off"],
+    )  # fmt: skip
+    return Feedback(**given | fields)
+
+
+def test_heatmap_summary_by_hand():
+    maps = np.zeros((4, 4, 2), np.float32)
+    maps[0, 0, 0] = maps[1, 1, 0] = 0.5  # touch at a corner: one region
+    maps[0:2, 3, 0] = 1.0, 0.75
+    one = made(maps, (8, 40))  # a pixel of the network is 10 wide and 2 high
+    summary = one.summary("implausibility")
+    assert summary["mean"] == pytest.approx(2.75 / 16, abs=1e-6) and summary["max"] == 1.0
+    assert summary["share_above"] == 0.25 and summary["region_count"] == 2
+    assert summary["regions"] == [
+        {"box": [30, 0, 40, 4], "share": 0.125, "peak": 1.0, "mean": 0.875},
+        {"box": [0, 0, 20, 4], "share": 0.125, "peak": 0.5, "mean": 0.5},
+    ]
+    assert one.summary("implausibility", 0.8)["regions"][0]["box"] == [30, 0, 40, 2]
+    assert one.summary("misalignment")["regions"] == [] and one.summary("misalignment")["max"] == 0
+    # Boxes cover every original pixel that they touch, and end at the picture's edge.
+    assert made(maps, (3, 5)).regions("implausibility")[0]["box"] == [3, 0, 5, 2]
+
+
+def test_to_json_is_plain_and_complete():
+    maps = np.random.default_rng(0).random((8, 8, 2), np.float32)
+    found = json.loads(json.dumps(made(maps, (16, 16)).to_json(), allow_nan=False))
+    assert found["scores"] == {"plausibility": 0.1, "alignment": 0.25, "aesthetics": 0.5, "overall": None}
+    assert found["words"] == [
+        {"word": "a", "misaligned": False, "probability": 0.1},
+        {"word": "red", "misaligned": True, "probability": 0.9},
+        {"word": "cat", "misaligned": False, "probability": None},
+    ]
+    assert found["misaligned_words"] == ["red"]
+    assert found["model"] == "m-1-abc" and found["notes"] == ["cut < off"]
+    assert (found["width"], found["height"]) == (16, 16)
+    assert set(found["heatmaps"]) == set(HEATMAPS)
+
+
+def test_notebook_view_escapes_and_marks():
+    page = made(np.zeros((8, 8, 2), np.float32), (16, 24))._repr_html_()
+    assert '<mark class="rahf-misaligned" title="misaligned: 90%">red</mark>' in page
+    assert "a &lt;b&gt;.png" in page and "cut &lt; off" in page and "<b>" not in page
+    assert len(re.findall("<mark ", page)) == 1
+    panel = made(np.zeros((8, 8, 2), np.float32), (16, 24)).show()
+    assert isinstance(panel, Image.Image) and panel.width > panel.height
+    assert "misaligned: red" in repr(made(np.zeros((8, 8, 2), np.float32), (16, 24)))
+
+
+def test_large_pictures_are_kept_small(critic):
+    one = critic.feedback(np.full((300, 2100, 3), 0.25, np.float32), "a cat")[0]
+    assert one.image.shape == (146, 1024, 3) and one.size == (300, 2100)
+    assert one.image.dtype == np.uint8 and (one.image == 64).all()
+    assert one.heatmap("misalignment").shape == (300, 2100)
+
+
+def test_generation_decides_with_its_own_labels(critic, monkeypatch):
+    """The labels are those of the generated text, aligned with the prompt."""
+    from rahf.text import Tokenizer
+
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: "a red_0 bird cat_0")
+    image = smooth(32, 32)
+    one = critic.feedback(image, "a red cat", generate=True)[0]
+    assert one.decided_by == "generation" and one.misaligned_words == ["red", "cat"]
+    probabilities = critic(image, "a red cat").word_probabilities[0, :3]
+    np.testing.assert_allclose(one.word_probabilities, probabilities, atol=1e-6)
+
+
+def test_generation_is_what_the_network_generates(critic, pictures):
+    ids, mask = critic.tokens(PROMPTS)
+    seen = []
+
+    class Recording(type(critic.tokenizer)):
+        def decode(self, ids):
+            seen.append(np.array(ids))
+            return super().decode(ids)
+
+    squares = [np.asarray(Image.fromarray(p).resize((32, 32), Image.Resampling.BILINEAR)) for p in pictures]
+    spied = Critic(critic.config, critic.params, Recording(critic.tokenizer.model))
+    spied.feedback(squares, PROMPTS, generate=True, batch_size=2)
+
+    @jax.jit
+    def generated(params, images):
+        model = functional.merge(critic.graphdef, params)
+        return model.generate(model.fuse(model.image_tokens(images), ids, mask), 32)
+
+    np.testing.assert_array_equal(np.stack(seen), generated(critic.params, np.stack(squares)))
+
+
+def test_long_prompts_say_which_words_are_lost(critic):
+    image = smooth(32, 32)
+    with pytest.warns(PromptWarning, match=r"8 of 9 words are judged .*not judged: nine$") as caught:
+        arrays = critic(image, "a b c d e f g h nine")
+    assert caught[0].filename == __file__
+    assert arrays.word_probabilities.shape == (1, 8) and (arrays.word_probabilities > 0).all()
+    prompt = " ".join(f"word{i}" for i in range(10_000))
+    lost = r"24 tokens; not read: word.*… and 99\d\d more; \d of 10000 words are judged .* and 99\d\d more"
+    with pytest.warns(PromptWarning, match=lost):
+        one = critic.feedback(image, prompt)[0]
+    assert len(one.words) == len(one.word_probabilities) == len(one.word_labels) == 10_000
+    judged = np.isfinite(one.word_probabilities)
+    assert 0 < judged.sum() <= 8 and judged[: judged.sum()].all()
+    assert (one.word_labels[~judged] == 1).all() and len(one.notes) == 2
+    with pytest.warns(PromptWarning, match="not read"):
+        critic.tokens(prompt)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (_, streamed), = critic.iterate(image, prompt)  # fmt: skip
+    assert streamed.notes == one.notes
+
+
+def test_prompt_without_words_still_has_scores(critic):
+    one = critic.feedback(smooth(8, 8), "!!!")[0]
+    assert one.words == [] and one.misaligned_words == [] and np.isfinite(list(one.scores.values())).all()
