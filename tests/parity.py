@@ -54,7 +54,7 @@ def pictures(side, count=2):
 
 def run_tower(config, size, params, image, monkeypatch):
     """Layer outputs and final tokens of our tower."""
-    graphdef, _ = functional.abstract(lambda rngs: vit.ViT(config, size, dtype=DTYPE, rngs=rngs))
+    graphdef, _ = functional.abstract(lambda: vit.ViT(config, size, dtype=DTYPE))
     layers = record_calls(monkeypatch, vit.ViTBlock)
 
     def run(params):
@@ -105,8 +105,8 @@ def run_t5(config, params, ids, mask, labels, monkeypatch):
         "encoder": record_calls(monkeypatch, t5.EncoderBlock),
         "decoder": record_calls(monkeypatch, t5.DecoderBlock),
     }
-    encoder, _ = functional.abstract(lambda rngs: t5.Encoder(config, dtype=DTYPE, rngs=rngs))
-    decoder, _ = functional.abstract(lambda rngs: t5.Decoder(config, dtype=DTYPE, rngs=rngs))
+    encoder, _ = functional.abstract(lambda: t5.Encoder(config, dtype=DTYPE))
+    decoder, _ = functional.abstract(lambda: t5.Decoder(config, dtype=DTYPE))
     inputs = np.pad(labels[:, :-1], ((0, 0), (1, 0)))
 
     def run(params):

@@ -6,9 +6,12 @@ touches NNX's state types, so that a change in Flax is mended here.
 
 from __future__ import annotations
 
-from typing import Any, Callable
+import zlib
+from typing import Any, Callable, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Params = dict[str, Any]  # nested: str → Params or float32 array
@@ -29,29 +32,65 @@ def _wrap(tree: Any) -> Any:
     return {k: _wrap(v) for k, v in tree.items()} if isinstance(tree, dict) else nnx.Param(tree)
 
 
-def abstract(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
-    """Structure and parameter shapes without allocating a single parameter.
+class Initial(NamedTuple):
+    """How a parameter starts: fill + std · (standard normal), float32."""
 
-    Args:
-      build: makes the module from random number streams.
+    shape: tuple[int, ...]
+    std: float
+    fill: float
+
+
+def _trace(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, Initial]]:
+    found: list[Any] = []
+
+    def look():
+        graphdef, state = nnx.split(build(), nnx.Param)
+        flat = {
+            "/".join(map(str, path)): Initial(tuple(v.shape), v.get_metadata()["std"], v.get_metadata()["fill"])
+            for path, v in nnx.to_flat_state(state)
+        }
+        found.append((graphdef, flat))
+        return ()
+
+    jax.eval_shape(look)  # nothing is allocated
+    return found[0]
+
+
+def abstract(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
+    """Structure and parameter shapes without allocating a single parameter.
 
     Returns:
       The static structure and a nested dict of `jax.ShapeDtypeStruct`.
     """
-    found: list[nnx.GraphDef] = []
-
-    def shapes_only():
-        graphdef, params = split(build(nnx.Rngs(jax.random.key(0))))
-        found.append(graphdef)
-        return params
-
-    params = jax.eval_shape(shapes_only)
-    return found[0], params
+    graphdef, initial = _trace(build)
+    return graphdef, unflatten({p: jax.ShapeDtypeStruct(i.shape, jnp.float32) for p, i in sorted(initial.items())})
 
 
-def init(build: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Params:
-    """Random parameters; pure, so that it runs under `jit` with `out_shardings`."""
-    return split(build(nnx.Rngs(key)))[1]
+def init(build: Callable[[], nnx.Module], seed: int, shardings: Params | None = None) -> Params:
+    """Random parameters, each from its own stream of (seed, path).
+
+    Drawn by NumPy on the host, one parameter at a time, and put where they belong shard by shard: no
+    device ever holds more than its share, the values do not depend on the mesh, and nothing is compiled
+    (a compiled initialiser of a deep network takes minutes on a CPU).
+
+    Args:
+      build: makes the module.
+      seed: of all parameters.
+      shardings: a NamedSharding for every parameter; None: the default device.
+    """
+    _, initial = _trace(build)
+    places = {} if shardings is None else flatten(shardings)
+    return unflatten({path: _draw(path, initial[path], seed, places.get(path)) for path in sorted(initial)})
+
+
+def _draw(path: str, initial: Initial, seed: int, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    values = np.full(initial.shape, initial.fill, np.float32)
+    if initial.std:
+        stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(path.encode())])))
+        values += np.float32(initial.std) * stream.standard_normal(initial.shape, np.float32)
+    if sharding is None:
+        return jnp.asarray(values)
+    return jax.make_array_from_callback(initial.shape, sharding, lambda index: values[index])
 
 
 def flatten(params: Params, prefix: str = "") -> dict[str, Any]:

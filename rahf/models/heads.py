@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,8 +16,8 @@ from rahf.models import layers
 class UpStage(nnx.Module):
     """Transposed convolution, norm, ReLU; then two convolutions of the same width, optionally residual."""
 
-    def __init__(self, inputs: int, width: int, config: HeatmapHeadConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        make = dict(dtype=dtype, rngs=rngs)
+    def __init__(self, inputs: int, width: int, config: HeatmapHeadConfig, *, dtype: jnp.dtype):
+        make = dict(dtype=dtype)
         self.up = layers.UpConv3x3(inputs, width, **make)
         self.norm_up = layers.channel_norm(config.norm, width, dtype)
         self.conv1 = layers.Conv3x3(width, width, **make)
@@ -35,9 +37,9 @@ class HeatmapHead(nnx.Module):
     """Token grid → one heatmap; every stage doubles the side, the rest is bilinear."""
 
     def __init__(
-        self, inputs: int, image_size: int, config: HeatmapHeadConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, inputs: int, image_size: int, config: HeatmapHeadConfig, *, dtype: jnp.dtype
     ):
-        make = dict(dtype=dtype, rngs=rngs)
+        make = dict(dtype=dtype)
         width = inputs
         for number, out in enumerate(config.conv_widths):
             setattr(self, f"conv_{number}", layers.Conv3x3(width, out, **make))
@@ -47,10 +49,8 @@ class HeatmapHead(nnx.Module):
             setattr(self, f"up_{number}", UpStage(width, out, config, **make))
             width = out
         self.last = layers.Conv3x3(width, width, **make)
-        self.out = layers.Conv3x3(width, 1, **make)
         # Start near the mean of real heatmaps: almost every pixel of a label is 0.
-        self.out.kernel[...] = self.out.kernel[...] * 0.1
-        self.out.bias[...] = jnp.full(1, jnp.log(config.prior / (1.0 - config.prior)))
+        self.out = layers.Conv3x3(width, 1, gain=0.1, fill=math.log(config.prior / (1.0 - config.prior)), **make)
         self.config, self.image_size = config, image_size
 
     def __call__(self, x: Float[Array, "b h w d"], key: layers.Key = None) -> Float[Array, "b s s"]:
@@ -71,11 +71,11 @@ class HeatmapHead(nnx.Module):
 class ScoreHead(nnx.Module):
     """Token grid → one score: convolutions (norm, ReLU), flatten, dense layers (ReLU), one logit."""
 
-    def __init__(self, inputs: int, grid: int, config: ScoreHeadConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, grid: int, config: ScoreHeadConfig, *, dtype: jnp.dtype):
         width = inputs
         for number, out in enumerate(config.conv_widths):
             conv = layers.Conv3x3(
-                width, out, size=config.kernel_size, padding=config.padding, dtype=dtype, rngs=rngs
+                width, out, size=config.kernel_size, padding=config.padding, dtype=dtype
             )
             setattr(self, f"conv_{number}", conv)
             setattr(self, f"norm_{number}", layers.channel_norm(config.norm, out, dtype))
@@ -91,10 +91,10 @@ class ScoreHead(nnx.Module):
         width *= grid * grid
         for number, out in enumerate(config.dense_widths):
             std = (2.0 / width) ** 0.5
-            dense = layers.linear(width, out, bias=True, std=std, dtype=dtype, rngs=rngs)
+            dense = layers.Linear(width, out, bias=True, std=std, dtype=dtype)
             setattr(self, f"dense_{number}", dense)
             width = out
-        self.out = layers.linear(width, 1, bias=True, std=0.1 * width**-0.5, dtype=jnp.float32, rngs=rngs)
+        self.out = layers.Linear(width, 1, bias=True, std=0.1 * width**-0.5, dtype=jnp.float32)
         self.config = config
 
     def __call__(self, x: Float[Array, "b h w d"], key: layers.Key = None) -> Float[Array, " b"]:

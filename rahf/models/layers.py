@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,14 +10,23 @@ from jaxtyping import Array, Bool, Float
 Key = jax.Array | None  # None: no dropout
 
 
-def normal(std: float) -> Callable:
-    """Initializer: normal with the given standard deviation, not truncated."""
-    return nnx.initializers.normal(std)
+def parameter(*shape: int, std: float = 0.0, fill: float = 0.0) -> nnx.Param:
+    """A float32 parameter that starts as fill + std · (standard normal); `functional.init` draws it."""
+    return nnx.Param(jnp.full(shape, fill, jnp.float32), std=float(std), fill=float(fill))
 
 
-def linear(inputs: int, outputs: int, *, bias: bool, std: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+class Linear(nnx.Module):
     """A dense layer on the last axis, kernel [inputs, outputs]."""
-    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=normal(std), dtype=dtype, rngs=rngs)
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, std: float, dtype: jnp.dtype):
+        self.kernel = parameter(inputs, outputs, std=std)
+        if bias:
+            self.bias = parameter(outputs)
+        self.use_bias, self.dtype = bias, dtype
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y + self.bias[...].astype(self.dtype) if self.use_bias else y
 
 
 def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
@@ -39,7 +46,7 @@ class RMSNorm(nnx.Module):
     """x · rsqrt(mean(x²) + eps) · scale over the last axis, statistics in float32 (T5; Zhang & Sennrich 2019)."""
 
     def __init__(self, width: int, *, eps: float = 1e-6, dtype: jnp.dtype = jnp.float32):
-        self.scale = nnx.Param(jnp.ones(width))
+        self.scale = parameter(width, fill=1.0)
         self.eps, self.dtype = eps, dtype
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -52,7 +59,7 @@ class LayerNorm(nnx.Module):
     """Layer normalization over the last axis, statistics in float32."""
 
     def __init__(self, width: int, *, eps: float = 1e-6, dtype: jnp.dtype = jnp.float32):
-        self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
+        self.scale, self.bias = parameter(width, fill=1.0), parameter(width)
         self.eps, self.dtype = eps, dtype
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -100,11 +107,12 @@ class Conv3x3(nnx.Module):
         stride: int = 1,
         padding: str = "SAME",
         dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        gain: float = 1.0,
+        fill: float = 0.0,
     ):
         std = (2.0 / (size * size * inputs)) ** 0.5  # He et al. 2015: every use is followed by a ReLU
-        self.kernel = nnx.Param(normal(std)(rngs.params(), (size, size, inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.kernel = parameter(size, size, inputs, outputs, std=gain * std)
+        self.bias = parameter(outputs, fill=fill)
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
@@ -126,10 +134,10 @@ class UpConv3x3(nnx.Module):
     input are slow on most devices; the parameters stay those of the transposed convolution.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype):
         std = (2.0 / (9 / 4 * inputs)) ** 0.5  # on average 9/4 taps reach an output pixel
-        self.kernel = nnx.Param(normal(std)(rngs.params(), (3, 3, inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.kernel = parameter(3, 3, inputs, outputs, std=std)
+        self.bias = parameter(outputs)
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w o"]:

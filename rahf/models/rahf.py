@@ -29,26 +29,24 @@ class Fused(NamedTuple):
 class Rahf(nnx.Module):
     """Image and prompt → heatmaps, scores, and logits of the target sequence."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         dtype = jnp.dtype(config.compute_dtype)
         width = config.t5.width
         self.config, self.dtype, self.grid = config, dtype, config.image_size // config.vit.patch_size
-        self.vit = vit.ViT(config.vit, config.image_size, dtype=dtype, rngs=rngs)
+        self.vit = vit.ViT(config.vit, config.image_size, dtype=dtype)
         std = config.vit.width**-0.5
-        self.projection = layers.linear(config.vit.width, width, bias=True, std=std, dtype=dtype, rngs=rngs)
+        self.projection = layers.Linear(config.vit.width, width, bias=True, std=std, dtype=dtype)
         # T5 starts its embeddings at 1 when tied to a scaled output; the residual stream is normalised anyway.
-        embed = layers.normal(1.0)(rngs.params(), (config.t5.vocab_size, width), jnp.float32)
-        self.embedding = nnx.Param(embed)
-        self.encoder = t5.Encoder(config.t5, dtype=dtype, rngs=rngs)
-        self.decoder = t5.Decoder(config.t5, dtype=dtype, rngs=rngs)
+        self.embedding = layers.parameter(config.t5.vocab_size, width, std=1.0)
+        self.encoder = t5.Encoder(config.t5, dtype=dtype)
+        self.decoder = t5.Decoder(config.t5, dtype=dtype)
         if not config.t5.tie_embeddings:
-            shape = (width, config.t5.vocab_size)
-            self.output = nnx.Param(layers.normal(width**-0.5)(rngs.params(), shape, jnp.float32))
+            self.output = layers.parameter(width, config.t5.vocab_size, std=width**-0.5)
         for name in HEATMAPS:
-            head = heads.HeatmapHead(width, config.image_size, config.heatmap_head, dtype=dtype, rngs=rngs)
+            head = heads.HeatmapHead(width, config.image_size, config.heatmap_head, dtype=dtype)
             setattr(self, f"heatmap_{name}", head)
         for name in SCORES:
-            setattr(self, f"score_{name}", heads.ScoreHead(width, self.grid, config.score_head, dtype=dtype, rngs=rngs))
+            setattr(self, f"score_{name}", heads.ScoreHead(width, self.grid, config.score_head, dtype=dtype))
 
     def pixels(self, image: Array) -> Float[Array, "b s s 3"]:
         """uint8 0..255 or float 0..1, any size → normalised float32 of the network's size; differentiable."""
@@ -198,8 +196,8 @@ def predict(model: Rahf, batch: Batch, suffix_id: int, fused: Fused | None = Non
 
 
 def build(config: ModelConfig):
-    """A function of random number streams that builds the module; for `functional.init` and `abstract`."""
-    return lambda rngs: Rahf(config, rngs)
+    """A function that builds the module; for `functional.init` and `abstract`."""
+    return lambda: Rahf(config)
 
 
 def parameter_table(config: ModelConfig) -> dict[str, int]:

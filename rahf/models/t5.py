@@ -38,9 +38,8 @@ def relative_buckets(
 class RelativeBias(nnx.Module):
     """Table [buckets, heads] → additive attention bias."""
 
-    def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
-        shape = (config.relative_buckets, config.heads)
-        self.table = nnx.Param(layers.normal(config.width**-0.5)(rngs.params(), shape, jnp.float32))
+    def __init__(self, config: T5Config, *, bidirectional: bool):
+        self.table = layers.parameter(config.relative_buckets, config.heads, std=config.width**-0.5)
         self.config, self.bidirectional = config, bidirectional
 
     def __call__(self, length: int, image_tokens: int = 0) -> Float[Array, "1 h q k"]:
@@ -63,13 +62,13 @@ class RelativeBias(nnx.Module):
 class Attention(nnx.Module):
     """Unscaled multi-head attention without biases in its projections."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype):
         d, inner = config.width, config.heads * config.head_width
-        make = dict(bias=False, dtype=dtype, rngs=rngs)
-        self.query = layers.linear(d, inner, std=(d * config.head_width) ** -0.5, **make)
-        self.key = layers.linear(d, inner, std=d**-0.5, **make)
-        self.value = layers.linear(d, inner, std=d**-0.5, **make)
-        self.out = layers.linear(inner, d, std=inner**-0.5, **make)
+        make = dict(bias=False, dtype=dtype)
+        self.query = layers.Linear(d, inner, std=(d * config.head_width) ** -0.5, **make)
+        self.key = layers.Linear(d, inner, std=d**-0.5, **make)
+        self.value = layers.Linear(d, inner, std=d**-0.5, **make)
+        self.out = layers.Linear(inner, d, std=inner**-0.5, **make)
         self.config = config
 
     def heads(self, x: Float[Array, "b n i"]) -> Float[Array, "b n h d"]:
@@ -89,13 +88,13 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """ReLU (v1.0) or gated GELU (v1.1) feed-forward, no biases."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype):
         d, inner = config.width, config.mlp_width
-        make = dict(bias=False, dtype=dtype, rngs=rngs)
-        self.wi = layers.linear(d, inner, std=d**-0.5, **make)
+        make = dict(bias=False, dtype=dtype)
+        self.wi = layers.Linear(d, inner, std=d**-0.5, **make)
         if config.ff == "gated-gelu":
-            self.gate = layers.linear(d, inner, std=d**-0.5, **make)
-        self.wo = layers.linear(inner, d, std=inner**-0.5, **make)
+            self.gate = layers.Linear(d, inner, std=d**-0.5, **make)
+        self.wo = layers.Linear(inner, d, std=inner**-0.5, **make)
         self.config = config
 
     def __call__(self, x: Float[Array, "b n d"], key: layers.Key = None) -> Float[Array, "b n d"]:
@@ -109,11 +108,11 @@ class FeedForward(nnx.Module):
 class EncoderBlock(nnx.Module):
     """Self-attention and feed-forward, each on an RMS-normalised input with a residual."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype):
         self.norm1 = layers.RMSNorm(config.width, dtype=dtype)
-        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, dtype=dtype)
         self.norm2 = layers.RMSNorm(config.width, dtype=dtype)
-        self.ff = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.ff = FeedForward(config, dtype=dtype)
         self.rate = config.dropout
 
     def __call__(self, x, *, mask, bias, key: layers.Key = None):
@@ -127,10 +126,10 @@ class EncoderBlock(nnx.Module):
 class Encoder(nnx.Module):
     """The fusion stack: self-attention over image and text tokens together."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.relative_bias = RelativeBias(config, bidirectional=True, rngs=rngs)
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype):
+        self.relative_bias = RelativeBias(config, bidirectional=True)
         for number in range(config.encoder_layers):
-            setattr(self, f"layer_{number}", EncoderBlock(config, dtype=dtype, rngs=rngs))
+            setattr(self, f"layer_{number}", EncoderBlock(config, dtype=dtype))
         self.norm = layers.RMSNorm(config.width, dtype=dtype)
         self.config = config
 
@@ -158,13 +157,13 @@ class Cache(NamedTuple):
 class DecoderBlock(nnx.Module):
     """Causal self-attention, cross-attention, feed-forward."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype):
         self.norm1 = layers.RMSNorm(config.width, dtype=dtype)
-        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, dtype=dtype)
         self.norm2 = layers.RMSNorm(config.width, dtype=dtype)
-        self.cross = Attention(config, dtype=dtype, rngs=rngs)
+        self.cross = Attention(config, dtype=dtype)
         self.norm3 = layers.RMSNorm(config.width, dtype=dtype)
-        self.ff = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.ff = FeedForward(config, dtype=dtype)
         self.rate = config.dropout
 
     def __call__(self, x, *, keys_values, mask, bias, cross, cross_mask, key: layers.Key = None):
@@ -181,10 +180,10 @@ class DecoderBlock(nnx.Module):
 class Decoder(nnx.Module):
     """Embedded target tokens → hidden states, attending to the fused tokens."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.relative_bias = RelativeBias(config, bidirectional=False, rngs=rngs)
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype):
+        self.relative_bias = RelativeBias(config, bidirectional=False)
         for number in range(config.decoder_layers):
-            setattr(self, f"layer_{number}", DecoderBlock(config, dtype=dtype, rngs=rngs))
+            setattr(self, f"layer_{number}", DecoderBlock(config, dtype=dtype))
         self.norm = layers.RMSNorm(config.width, dtype=dtype)
         self.config = config
 

@@ -17,21 +17,21 @@ from rahf.models import layers
 class ViTBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: ViTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, dtype: jnp.dtype):
         d, std = config.width, config.width**-0.5
-        make = dict(bias=True, dtype=dtype, rngs=rngs)
+        make = dict(bias=True, dtype=dtype)
         self.norm1 = layers.LayerNorm(d, eps=config.layer_norm_eps, dtype=dtype)
-        self.query = layers.linear(d, d, std=std, **make)
-        self.key = layers.linear(d, d, std=std, **make)
-        self.value = layers.linear(d, d, std=std, **make)
-        self.out = layers.linear(d, d, std=std * (2 * config.depth) ** -0.5, **make)
+        self.query = layers.Linear(d, d, std=std, **make)
+        self.key = layers.Linear(d, d, std=std, **make)
+        self.value = layers.Linear(d, d, std=std, **make)
+        self.out = layers.Linear(d, d, std=std * (2 * config.depth) ** -0.5, **make)
         self.norm2 = layers.LayerNorm(d, eps=config.layer_norm_eps, dtype=dtype)
-        self.wi = layers.linear(d, config.mlp_width, std=std, **make)
-        self.wo = layers.linear(
+        self.wi = layers.Linear(d, config.mlp_width, std=std, **make)
+        self.wo = layers.Linear(
             config.mlp_width, d, std=config.mlp_width**-0.5 * (2 * config.depth) ** -0.5, **make
         )
         if config.layer_scale:  # starts near the identity (Touvron et al. 2021, CaiT)
-            self.scale1, self.scale2 = nnx.Param(jnp.full(d, 1e-5)), nnx.Param(jnp.full(d, 1e-5))
+            self.scale1, self.scale2 = layers.parameter(d, fill=1e-5), layers.parameter(d, fill=1e-5)
         self.config = config
 
     def __call__(self, x: Float[Array, "b n d"], key: layers.Key = None) -> Float[Array, "b n d"]:
@@ -60,7 +60,7 @@ class ViT(nnx.Module):
     convolutions help transformers see better"). `()` is the published network.
     """
 
-    def __init__(self, config: ViTConfig, image_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, image_size: int, *, dtype: jnp.dtype):
         if image_size % config.patch_size:
             raise ValueError(f"image_size {image_size} is not a multiple of patch_size {config.patch_size}")
         if config.patch_size % 2 ** len(config.stem):
@@ -70,18 +70,18 @@ class ViT(nnx.Module):
         self.config, self.grid, self.dtype = config, image_size // config.patch_size, dtype
         channels = 3
         for number, width in enumerate(config.stem):
-            setattr(self, f"stem_{number}", layers.Conv3x3(channels, width, stride=2, dtype=dtype, rngs=rngs))
+            setattr(self, f"stem_{number}", layers.Conv3x3(channels, width, stride=2, dtype=dtype))
             setattr(self, f"stem_norm_{number}", layers.LayerNorm(width, dtype=dtype))
             channels = width
         self.patch = config.patch_size // 2 ** len(config.stem)
         inputs = self.patch**2 * channels
-        self.embed = layers.linear(inputs, config.width, bias=True, std=inputs**-0.5, dtype=dtype, rngs=rngs)
+        self.embed = layers.Linear(inputs, config.width, bias=True, std=inputs**-0.5, dtype=dtype)
         tokens = self.grid**2 + config.class_token
-        self.position = nnx.Param(layers.normal(0.02)(rngs.params(), (tokens, config.width), jnp.float32))
+        self.position = layers.parameter(tokens, config.width, std=0.02)
         if config.class_token:
-            self.class_token = nnx.Param(jnp.zeros(config.width))
+            self.class_token = layers.parameter(config.width)
         for number in range(config.depth):
-            setattr(self, f"layer_{number}", ViTBlock(config, dtype=dtype, rngs=rngs))
+            setattr(self, f"layer_{number}", ViTBlock(config, dtype=dtype))
         self.norm = layers.LayerNorm(config.width, eps=config.layer_norm_eps, dtype=dtype)
 
     def __call__(self, image: Float[Array, "b s s 3"], key: layers.Key = None) -> Float[Array, "b n d"]:

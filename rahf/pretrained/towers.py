@@ -124,7 +124,7 @@ def load(
     )
     taker.finish()
     _, expected = functional.abstract(
-        lambda rngs: vit.ViT(config, image_size, dtype=jnp.dtype("float32"), rngs=rngs)
+        lambda: vit.ViT(config, image_size, dtype=jnp.dtype("float32"))
     )
     strict.check_complete(params, expected, where)
     return params

@@ -40,8 +40,8 @@ class Setup(NamedTuple):
     shardings: TrainState
 
 
-def _init(config: Config, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    params = functional.init(model_lib.build(config.model), key)
+def _around(config: Config, optimizer: optax.GradientTransformation, params: functional.Params) -> TrainState:
+    """The state of a run that has not begun, around given parameters."""
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
@@ -49,9 +49,9 @@ def _init(config: Config, optimizer: optax.GradientTransformation, key: jax.Arra
 def setup(config: Config, devices: list | None = None) -> Setup:
     """Structure, optimizer, mesh and shapes of a run; allocates nothing."""
     mesh = sharding.make_mesh(config.mesh, devices)
-    graphdef, _ = functional.abstract(model_lib.build(config.model))
+    graphdef, params = functional.abstract(model_lib.build(config.model))
     optimizer = optimizer_lib.make(config.optimizer, config.train.steps)
-    shapes = jax.eval_shape(lambda key: _init(config, optimizer, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda params: _around(config, optimizer, params), params)
     shardings = sharding.tree_shardings(shapes, mesh)
     with_shardings: Any = jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings
@@ -61,5 +61,6 @@ def setup(config: Config, devices: list | None = None) -> Setup:
 
 def create(config: Config, made: Setup) -> TrainState:
     """A fresh state, born sharded: no device ever holds more than its share."""
-    init = jax.jit(lambda key: _init(config, made.optimizer, key), out_shardings=made.shardings)
-    return init(jax.random.key(config.train.seed))
+    params = functional.init(model_lib.build(config.model), config.train.seed, made.shardings.params)
+    around = jax.jit(lambda p: _around(config, made.optimizer, p), out_shardings=made.shardings, donate_argnums=0)
+    return around(params)
