@@ -1,0 +1,242 @@
+"""How fast the data loader is: images/s for 0, 1, 2 worker processes, and where one image's time goes.
+
+    python benchmarks/loader.py --data DIR          # a prepared dataset
+    python benchmarks/loader.py                     # made-up 512 px JPEG pictures with 512 px PNG maps
+
+Prints a table and, per measurement, one line of JSON. Rates are those of full batches after the workers are
+warm; best and median of several runs, because other programs may use the machine.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from data_pipelines import examples, loader, store, transforms
+from data_pipelines.records import Record
+from rahf import images
+from rahf.config import DataConfig
+from rahf.text import Tokenizer, split_words, train_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measures the training loader: decode, resize, augment, tokenize, batch."""
+
+    data: str = ""  # prepared dataset; empty: made-up pictures
+    split: str = "train"
+    image_size: int = 384
+    batch_size: int = 32
+    workers: tuple[int, ...] = (0, 1, 2)  # numbers of worker processes to try; 0 is threads
+    batches: int = 24  # per run
+    runs: int = 3
+    augment: bool = True
+    source_size: int = 512  # side of made-up pictures
+    source_count: int = 256  # how many of them
+
+
+class Listed:
+    """Records in memory."""
+
+    def __init__(self, records: list[Record]):
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
+
+
+def made_up(count: int, side: int) -> Listed:
+    """Pictures with about the detail of photographs, and heatmaps of discs in the annotators' grey levels."""
+    rng = np.random.default_rng(0)
+    words = "a red blue cat dog house on under left of the tree two three".split()
+    return Listed([_made_up(number, side, words, rng) for number in range(count)])
+
+
+def _made_up(number: int, side: int, words: list[str], rng: np.random.Generator) -> Record:
+    picture = np.zeros((side, side, 3), np.float32)
+    for cells in (4, 16, 64, 256):  # noise at four scales
+        noise = rng.normal(0, 1, (cells, cells, 3)).astype(np.float32)
+        layers = [Image.fromarray(noise[..., c]).resize((side, side)) for c in range(3)]
+        picture += np.stack([np.asarray(layer) for layer in layers], -1) * 40 / np.sqrt(cells / 4)
+    prompt = " ".join(rng.choice(words, 10))
+    return Record(
+        uid=f"made-up-{number}",
+        prompt=prompt,
+        words=tuple(split_words(prompt)),
+        word_labels=tuple(int(label) for label in rng.integers(0, 2, 10)),
+        image=_encode(np.clip(picture + 127, 0, 255).astype(np.uint8), "JPEG", quality=84),
+        implausibility=_encode(_discs(4, rng), "PNG"),
+        misalignment=_encode(_discs(4 * (number % 2), rng), "PNG"),
+        scores=rng.random(4, dtype=np.float32),
+    )
+
+
+def _discs(count: int, rng: np.random.Generator) -> np.ndarray:
+    y, x = np.mgrid[:512, :512]
+    heat = np.zeros((512, 512), np.uint8)
+    for cx, cy in rng.uniform(0, 512, (count, 2)):
+        disc = (x - cx) ** 2 + (y - cy) ** 2 < 25.6**2
+        heat[disc] = np.maximum(heat[disc], rng.choice([85, 170, 255]))
+    return heat
+
+
+def _encode(values: np.ndarray, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def rate(options: Options, config: DataConfig, tokenizer: Tokenizer, source: loader.Source) -> dict[str, Any]:
+    """Images per second of the loader with `config.workers` workers: best, median and first-batch delay."""
+    rates, begin = [], time.perf_counter()
+    with loader.train_loader(config, options.image_size, tokenizer, 0, source=source) as batches:
+        next(batches)
+        first = time.perf_counter() - begin
+        for _ in range(3 * max(1, config.workers)):  # until the buffers no longer help
+            next(batches)
+        for _ in range(options.runs):
+            begin = time.perf_counter()
+            for _ in range(options.batches):
+                next(batches)
+            rates.append(options.batches * config.batch_size / (time.perf_counter() - begin))
+    return {
+        "measure": "rate",
+        "workers": config.workers,
+        "images_per_second_best": round(max(rates), 1),
+        "images_per_second_median": round(statistics.median(rates), 1),
+        "first_batch_seconds": round(first, 2),
+    }
+
+
+@contextlib.contextmanager
+def timed(parts: dict[str, tuple[Any, str]]) -> Iterator[collections.Counter]:
+    """Counts the seconds spent in functions, given by label as (module, name), inside the with block."""
+    seconds: collections.Counter = collections.Counter()
+
+    def wrap(label: str, function: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[label] += time.perf_counter() - begin
+
+        return wrapped
+
+    kept = [(owner, name, getattr(owner, name)) for owner, name in parts.values()]
+    for label, (owner, name) in parts.items():
+        setattr(owner, name, wrap(label, getattr(owner, name)))
+    try:
+        yield seconds
+    finally:
+        for owner, name, function in kept:
+            setattr(owner, name, function)
+
+
+def shares(
+    options: Options, config: DataConfig, tokenizer: Tokenizer, source: loader.Source
+) -> dict[str, Any]:
+    """Where the time of one image goes, in one thread: milliseconds and share of each part."""
+    count = min(256, len(source))
+    parts = {
+        "decode image (at reduced scale if larger)": (images, "_turbo"),
+        "decode maps": (images, "load_grey"),
+        "resize image and maps": (images, "_resize"),
+        "draw crop": (transforms, "random_box"),
+        "colours": (transforms, "random_colours"),
+        "tokenize": (examples, "_text"),
+    }
+    with timed(parts) as seconds:
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        for index in range(count):
+            start = time.perf_counter()
+            record = source[index]
+            seconds["read"] += time.perf_counter() - start
+            rng = np.random.default_rng((0, 0, index))
+            examples.example(record, index, config, options.image_size, tokenizer, rng)
+        total, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
+    seconds["other"] = total - sum(seconds.values())
+    decode = sum(spent for label, spent in seconds.items() if label.startswith("decode"))
+    return {
+        "measure": "time of one image",
+        "milliseconds": round(1000 * total / count, 3),
+        "cpu_milliseconds": round(1000 * cpu / count, 3),  # less where other programs had the core meanwhile
+        "decode_share": round(decode / total, 3),
+        "parts": {label: round(1000 * spent / count, 3) for label, spent in seconds.most_common()},
+    }
+
+
+def report(console: Console, found: list[dict[str, Any]]) -> None:
+    """The measurements as tables for people."""
+    table = Table(title="images per second, augmented batches")
+    for column in ("workers", "best", "median", "first batch after"):
+        table.add_column(column, justify="right")
+    for row in found[:-1]:
+        label = str(row["workers"]) if row["workers"] else "0 (threads)"
+        best, median = row["images_per_second_best"], row["images_per_second_median"]
+        table.add_row(label, f"{best:.0f}", f"{median:.0f}", f"{row['first_batch_seconds']:.1f} s")
+    console.print(table)
+    last = found[-1]
+    title = (
+        f"one image, one thread: {last['milliseconds']:.2f} ms, {last['cpu_milliseconds']:.2f} of a core, "
+        f"{last['decode_share']:.0%} of it decode"
+    )
+    table = Table(title=title, min_width=len(title))
+    for column in ("part", "ms", "share"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for label, spent in last["parts"].items():
+        table.add_row(label, f"{spent:.2f}", f"{spent / last['milliseconds']:.0%}")
+    console.print(table)
+
+
+def main(options: Options) -> None:
+    config = DataConfig(options.data or "made-up", options.split, batch_size=options.batch_size)
+    config = config if options.augment else dataclasses.replace(config, augment=None)
+    if options.data:
+        source: loader.Source = store.open_split(options.data, options.split)
+        tokenizer = Tokenizer.load(store.tokenizer_path(options.data))
+    else:
+        source = made_up(options.source_count, options.source_size)
+        tokenizer = Tokenizer(train_tokenizer([record.prompt for record in source.records]))
+    width, height = images.check_header(source[0].image)[1:]
+    about = {
+        "data": config.path,
+        "records": len(source),
+        "source_image": f"{width}x{height}",
+        "image_size": options.image_size,
+        "batch_size": options.batch_size,
+        "augment": options.augment,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+    configs = [dataclasses.replace(config, workers=workers) for workers in options.workers]
+    last = shares(options, config, tokenizer, source)  # first: a loader's threads need a moment to end
+    found = [rate(options, each, tokenizer, source) for each in configs] + [last]
+    report(Console(file=sys.stderr), found)
+    for row in found:
+        print(json.dumps({"benchmark": "loader", **about, **row}))
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options))
+    except (store.DatasetError, ValueError) as error:
+        sys.exit(f"error: {error}")

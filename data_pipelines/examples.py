@@ -1,0 +1,162 @@
+"""One stored record → the arrays of one example, augmented or not; and examples → a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from data_pipelines import transforms
+from data_pipelines.records import Record
+from rahf import images
+from rahf.batch import HEATMAPS, Batch, spec
+from rahf.config import DataConfig
+from rahf.text import Tokenizer
+
+
+class DataError(ValueError):
+    """A record cannot become an example, or a loader's state does not fit its data; the message says so."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to the records of a split; must be picklable for worker processes."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Record: ...
+
+
+def example(
+    record: Record,
+    index: int,
+    config: DataConfig,
+    image_size: int,
+    tokenizer: Tokenizer,
+    rng: np.random.Generator | None = None,
+) -> Batch:
+    """Decodes, augments and tokenizes one record.
+
+    Args:
+      record: as stored; any label may be missing.
+      index: its position in the split.
+      config: sequence lengths and augmentations.
+      image_size: side of image and heatmaps in pixels.
+      tokenizer: the vocabulary.
+      rng: randomness of the augmentations; None, or `config.augment` None: no augmentation.
+
+    Returns:
+      The fields of a `Batch` without the batch axis. A missing label is 0 under a mask that is False. Words
+      beyond `max_words` have no place; words beyond `max_target_tokens` have `word_end` -1 but stay in
+      `word_mask`, so that they count.
+
+    Raises:
+      rahf.images.ImageError: image or heatmap cannot be decoded.
+      ValueError: numbers of words and word labels differ.
+    """
+    augment = config.augment if rng is not None else None
+    maps = [
+        None if data is None else images.load_grey(data, what=f"{name} map")
+        for name, data in zip(HEATMAPS, (record.implausibility, record.misalignment))
+    ]
+    box = images.FULL
+    if augment is not None:
+        box = transforms.random_box(augment, rng, [values for values in maps if values is not None])
+    image = images.decode_resized(record.image, image_size, box)
+    if augment is not None:
+        image = transforms.random_colours(image, augment, rng)
+    heatmaps = np.zeros((image_size, image_size, len(HEATMAPS)), np.uint8)
+    for channel, values in enumerate(maps):
+        if values is not None:
+            heatmaps[..., channel] = images.resize_grey(values, image_size, box)
+    scores = np.asarray(record.scores, np.float32)
+    known = ~np.isnan(scores)
+    return Batch(
+        image=image,
+        **_text(record, config, tokenizer),
+        heatmaps=heatmaps,
+        heatmap_mask=np.array([values is not None for values in maps]),
+        scores=np.where(known, scores, np.float32(0)),
+        score_mask=known,
+        example_mask=np.array(True),
+        index=np.array(index, np.int64),
+    )
+
+
+def _text(record: Record, config: DataConfig, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """The text fields of a `Batch`, by name."""
+    labelled = record.word_labels is not None
+    text = tokenizer.encode_prompt(record.prompt, config.max_prompt_tokens)
+    plain, ends = tokenizer.encode_target(record.words, None, config.max_target_tokens)
+    target = plain
+    if labelled:
+        target, _ = tokenizer.encode_target(record.words, record.word_labels, config.max_target_tokens)
+    count = min(len(record.words), config.max_words)
+    word_end = np.full(config.max_words, -1, np.int32)
+    word_end[:count] = ends[:count]
+    word_labels = np.zeros(config.max_words, np.int32)
+    if labelled:
+        word_labels[:count] = record.word_labels[:count]
+    return {
+        "text_ids": text.ids,
+        "text_mask": text.mask,
+        "target_ids": target.ids,
+        "target_mask": target.mask & labelled,
+        "prompt_ids": plain.ids,
+        "word_end": word_end,
+        "word_labels": word_labels,
+        "word_mask": (np.arange(config.max_words) < count) & labelled,
+    }
+
+
+def filling(config: DataConfig, image_size: int) -> Batch:
+    """An example that only fills up a batch: every mask False, `index` and `word_end` -1, the rest 0."""
+    lengths = (config.max_prompt_tokens, config.max_target_tokens, config.max_words)
+    empty = Batch(**{name: np.zeros(s[1:], d) for name, (s, d) in spec(1, image_size, *lengths).items()})
+    return empty._replace(word_end=empty.word_end - 1, index=empty.index - 1)
+
+
+def stack(examples: Sequence[Batch]) -> Batch:
+    """Examples without a batch axis → a batch."""
+    return Batch(*(np.stack(values) for values in zip(*examples)))
+
+
+class Numbered:
+    """A source that says with each record where it stands."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[int, Record]:
+        return int(index), self.source[int(index)]
+
+
+class ExampleMaker:
+    """(position in the stream, (index, record)) → example. With a seed it augments."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        image_size: int,
+        tokenizer: Tokenizer,
+        where: str,
+        seed: int | None = None,
+        records: int = 0,
+    ):
+        self.config, self.image_size, self.tokenizer = config, image_size, tokenizer
+        self.where, self.seed, self.records = where, seed, records
+
+    def __call__(self, position: int, numbered: tuple[int, Record]) -> Batch:
+        index, record = numbered
+        rng = None
+        if self.seed is not None:
+            rng = np.random.default_rng((self.seed % 2**32, position // self.records, index))
+        try:
+            return example(record, index, self.config, self.image_size, self.tokenizer, rng)
+        except ValueError as error:
+            raise DataError(
+                f"{self.where}, record {index} (uid {record.uid!r}): {error}; prepare the data again"
+            ) from error

@@ -1,0 +1,382 @@
+"""Decoding: every kind of file people have, every way in which a file is broken, and fast = exact."""
+
+import io
+import pathlib
+import struct
+import threading
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rahf import images
+
+
+def encode(image, format="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A picture with edges and gradients, but no pixel noise (which JPEG would not keep)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    picture = np.stack([127 + 90 * np.sin(a * x + b * y + c) for a, b, c in rng.uniform(2, 9, (3, 3))], -1)
+    picture[height // 4 : height // 2, width // 3 : width // 2] = (240, 30, 60)
+    return picture.round().astype(np.uint8)
+
+
+def png16(values: np.ndarray) -> bytes:
+    """A 16 bit RGB or RGBA PNG, written by hand because Pillow cannot."""
+    height, width, channels = values.shape
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + crc
+
+    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+RGB = smooth(40, 60)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats_are_exact(format):
+    np.testing.assert_array_equal(images.load_rgb(encode(RGB, format)), RGB)
+
+
+@pytest.mark.parametrize("format, options, most", [
+    ("JPEG", {"quality": 95, "subsampling": 0}, 4.0), ("WEBP", {"quality": 95}, 6.0), ("GIF", {}, 25.0),
+])  # fmt: skip
+def test_lossy_formats_are_near(format, options, most):
+    found = images.load_rgb(encode(RGB, format, **options))
+    assert found.dtype == np.uint8 and np.abs(found.astype(int) - RGB).mean() < most
+
+
+def test_every_kind_of_source_gives_the_same(tmp_path):
+    data = encode(RGB)
+    file = tmp_path / "a picture.png"
+    file.write_bytes(data)
+    with open(file, "rb") as opened:
+        pillow = Image.open(io.BytesIO(data))
+        for source in (file, str(file), data, bytearray(data), io.BytesIO(data), opened, pillow):
+            np.testing.assert_array_equal(images.load_rgb(source), RGB)
+    assert images.load_rgb(data).flags.writeable
+
+
+def test_grey_one_bit_and_palette():
+    grey = RGB[..., 0]
+    np.testing.assert_array_equal(images.load_rgb(encode(grey)), np.stack([grey] * 3, -1))
+    bits = Image.fromarray(grey).point(lambda v: 255 * (v > 127)).convert("1")
+    np.testing.assert_array_equal(images.load_rgb(encode(bits))[..., 1], np.where(grey > 127, 255, 0))
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putdata([0, 1])
+    np.testing.assert_array_equal(images.load_rgb(encode(palette)), [[[10, 20, 30], [200, 100, 50]]])
+
+
+def test_transparency_is_laid_over_white():
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0] = [[100, 0, 200, 255], [100, 0, 200, 0], [100, 0, 200, 102]]
+    # 102/255 = 0.4: 0.4 * 100 + 0.6 * 255 = 193, 153, 233
+    expected = [[[100, 0, 200], [255, 255, 255], [193, 153, 233]]]
+    np.testing.assert_array_equal(images.load_rgb(encode(rgba)), expected)
+    np.testing.assert_array_equal(images.load_rgb(encode(rgba, "WEBP", lossless=True, exact=True)), expected)
+    np.testing.assert_array_equal(images.load_rgb(Image.fromarray(rgba)), expected)
+    palette = Image.new("P", (3, 1))
+    palette.putpalette([100, 0, 200, 100, 0, 200, 100, 0, 200])
+    palette.putdata([0, 1, 2])
+    data = encode(palette, transparency=bytes([255, 0, 102]))
+    np.testing.assert_array_equal(images.load_rgb(data), expected)
+
+
+def test_grey_with_alpha_and_transparent_colour():
+    image = Image.new("LA", (3, 1))
+    image.putdata([(100, 255), (100, 0), (100, 102)])
+    np.testing.assert_array_equal(images.load_rgb(encode(image))[0, :, 0], [100, 255, 193])
+    marked = Image.new("RGB", (2, 1), (1, 2, 3))
+    marked.putpixel((1, 0), (9, 9, 9))
+    np.testing.assert_array_equal(
+        images.load_rgb(encode(marked, transparency=(9, 9, 9))), [[[1, 2, 3], [255, 255, 255]]]
+    )
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    grey = np.array([[0, 257, 25700, 32768, 65535]], np.uint16)  # v / 257
+    expected = [0, 1, 100, 128, 255]
+    for format in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(images.load_rgb(encode(grey, format))[0, :, 2], expected)
+    colour = np.stack([grey, grey[:, ::-1], grey], -1)
+    np.testing.assert_allclose(images.load_rgb(png16(colour))[0, :, 0], expected, atol=1)
+    np.testing.assert_allclose(images.load_rgb(png16(colour))[0, :, 1], expected[::-1], atol=1)
+    alpha = np.concatenate([colour, np.full((1, 5, 1), 0, np.uint16)], -1)
+    assert (images.load_rgb(png16(alpha)) == 255).all()
+    np.testing.assert_array_equal(images.load_grey(encode(grey))[0], expected)
+
+
+def test_floating_point_is_refused_in_words():
+    words = "x.tif: pixels of floating point from 0.0 to 2.5; expected 8 or 16"
+    with pytest.raises(images.ImageError, match=words):
+        images.load_rgb(encode(np.array([[0, 2.5]], np.float32), "TIFF"), what="x.tif")
+
+
+def test_cmyk_jpeg_plain_and_adobe_inverted():
+    image = Image.fromarray(RGB).convert("CMYK")
+    data = encode(image, "JPEG", quality=98, subsampling=0)  # Pillow writes as Adobe: inverted, marked
+    assert b"Adobe" in data
+    assert np.abs(images.load_rgb(data).astype(int) - RGB).mean() < 4
+    # The same bytes without the marker are the plain kind: their values mean the opposite.
+    start = data.index(b"\xff\xee")
+    length = struct.unpack(">H", data[start + 2 : start + 4])[0]
+    plain = data[:start] + data[start + 2 + length :]
+    stored = 255 - np.asarray(image).astype(int)
+    expected = (255 - stored[..., :3]) * (255 - stored[..., 3:]) / 255
+    assert np.abs(images.load_rgb(plain).astype(int) - expected).mean() < 4
+    square = images.decode_resized(data, 32)
+    assert np.abs(square.astype(int) - slow(data, 32)).max() == 0
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(orientation, format):
+    # How each value stores an upright picture (EXIF 2.3, table of tag 0x0112): row 0 is …, column 0 is …
+    upright = np.zeros((24, 48, 3), np.uint8)
+    upright[:8, :16] = (255, 0, 0)  # red top left
+    upright[16:, 32:] = (0, 0, 255)  # blue bottom right
+    upright[:8, 32:] = (0, 255, 0)  # green top right
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.swapaxes(0, 1), 6: np.rot90(upright, 1), 7: upright[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 98, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format, {})
+    data = encode(np.ascontiguousarray(stored), format, exif=exif, **options)
+    found = images.load_rgb(data)
+    assert found.shape == upright.shape
+    assert np.abs(found.astype(int) - upright).mean() < 2
+    fast = images.decode_resized(data, 24, (0.5, 0.0, 1.0, 0.5))
+    np.testing.assert_allclose(fast, slow(data, 24, (0.5, 0.0, 1.0, 0.5)), atol=1)
+
+
+def test_broken_exif_does_not_cost_the_picture():
+    data = encode(RGB, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff\x12\x01garbage")
+    assert images.load_rgb(data).shape == RGB.shape
+
+
+def test_of_several_frames_the_first():
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    for format in ("GIF", "WEBP", "TIFF"):
+        data = encode(frames[0], format, save_all=True, append_images=frames[1:])
+        assert np.abs(images.load_rgb(data).astype(int) - (255, 0, 0)).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 5)])
+def test_any_size(size):
+    picture = smooth(*size)
+    np.testing.assert_array_equal(images.load_rgb(encode(picture)), picture)
+    for format in ("PNG", "JPEG"):
+        assert images.decode_resized(encode(picture, format), 16).shape == (16, 16, 3)
+
+
+# --- what is broken ---------------------------------------------------------------------------------------
+
+
+def expect_error(data: bytes, words: str):
+    for call in (images.load_rgb, lambda d, what: images.decode_resized(d, 16, what=what)):
+        with pytest.raises(images.ImageError) as caught:
+            call(data, what="holiday.img")
+        message = str(caught.value)
+        assert message.startswith("holiday.img: ") and "\n" not in message and words in message
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_truncated(format, share):
+    data = encode(smooth(200, 300), format)
+    expect_error(data[: int(share * len(data))], "truncated or damaged")
+
+
+def test_truncated_gif():
+    data = encode(smooth(200, 300), "GIF")
+    expect_error(data[: len(data) // 2], "truncated or damaged GIF")
+
+
+def test_empty_and_not_an_image():
+    expect_error(b"", "the file is empty")
+    expect_error(b"<!doctype html><title>404</title>" * 30, "not an image")
+    expect_error(b"\xff\xd8\xff", "not an image")
+    expect_error(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not an image")
+
+
+def test_names_the_file(tmp_path):
+    with pytest.raises(images.ImageError, match="none.png: No such file"):
+        images.load_rgb(tmp_path / "none.png")
+    with pytest.raises(images.ImageError, match="directory"):
+        images.load_rgb(tmp_path)
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(images.ImageError, match="empty.png: the file is empty"):
+        images.load_rgb(tmp_path / "empty.png")
+    (tmp_path / "bad.jpg").write_bytes(encode(RGB, "JPEG")[:500])
+    words = "bad.jpg: truncated"
+    with open(tmp_path / "bad.jpg", "rb") as file, pytest.raises(images.ImageError, match=words):
+        images.load_rgb(file)
+
+
+def test_without_pixels():
+    with pytest.raises(images.ImageError, match="image: has no pixels"):
+        images.load_rgb(Image.new("RGB", (0, 5)))
+    empty = png16(np.zeros((1, 1, 3), np.uint16)).replace(struct.pack(">II", 1, 1), struct.pack(">II", 0, 1))
+    with pytest.raises(images.ImageError):
+        images.load_rgb(empty)
+
+
+@pytest.mark.parametrize("side, words", [(9000, "9000 x 9000 = 81.0 megapixels, more than the limit of 64.0"),
+                                         (12000, "144.0 megapixels"), (20000, "too large")])  # fmt: skip
+def test_decompression_bombs_are_refused_by_their_header(side, words):
+    # The pixels do not exist: if anything were decoded, the error would say "truncated".
+    small = encode(np.zeros((1, 1), np.uint8))
+    header = struct.pack(">II5B", side, side, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    bomb = small[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + small[33:]
+    expect_error(bomb, words)
+    with pytest.raises(images.ImageError, match="picture: "):
+        images.check_header(bomb, what="picture")
+
+
+def test_limit_can_be_set_and_holds_for_every_way():
+    data = encode(RGB, "JPEG")
+    for call in (
+        lambda n: images.load_rgb(data, max_pixels=n),
+        lambda n: images.load_rgb(Image.fromarray(RGB), max_pixels=n),
+        lambda n: images.decode_resized(data, 8, max_pixels=n),
+        lambda n: images.decode_map(data, 8, max_pixels=n),
+        lambda n: images.check_header(data, max_pixels=n),
+    ):
+        call(2400)
+        with pytest.raises(images.ImageError, match="60 x 40"):
+            call(2399)
+
+
+def test_header():
+    assert images.check_header(encode(RGB, "WEBP")) == ("WEBP", 60, 40)
+    assert images.check_header(encode(RGB, "JPEG")) == images.Header("JPEG", 60, 40)
+
+
+def test_pillow_is_left_as_it_was():
+    limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    bomb_data = [encode(RGB, f)[:-20] for f in ("PNG", "TIFF", "JPEG")] + [encode(RGB)]
+    palette = Image.fromarray(RGB).quantize(8)
+    bomb_data.append(encode(palette, transparency=bytes(range(8))))  # Pillow warns about such palettes
+
+    def work():
+        for data in bomb_data * 20:
+            try:
+                images.load_rgb(data)
+            except images.ImageError:
+                pass
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not heard
+    assert Image.MAX_IMAGE_PIXELS == limit and warnings.filters == filters
+
+
+# --- the fast way -----------------------------------------------------------------------------------------
+
+
+def slow(data: bytes, size: int, box=images.FULL) -> np.ndarray:
+    """The exact way: everything decoded in full, then one antialiased resize."""
+    image = Image.fromarray(images.load_rgb(data))
+    w, h = image.size
+    edges = (box[0] * w, box[1] * h, box[2] * w, box[3] * h)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=edges)).astype(int)
+
+
+@pytest.mark.parametrize("box", [None, (0.1, 0.05, 0.95, 0.9), (0.503, 0.25, 0.8, 1.0)])
+@pytest.mark.parametrize("shape, size", [
+    ((336, 336), 384), ((512, 768), 384), ((1600, 1200), 256), ((90, 64), 64),
+])  # fmt: skip
+def test_fast_equals_exact(shape, size, box):
+    picture = smooth(*shape, seed=shape[0])
+    for options in ({"quality": 90}, {"quality": 90, "subsampling": 0}, {"quality": 85, "progressive": True}):
+        data = encode(picture, "JPEG", **options)
+        difference = np.abs(images.decode_resized(data, size, box) - slow(data, size, box or images.FULL))
+        assert difference.mean() < 0.6 and np.percentile(difference, 99) <= 6, options
+    for format in ("PNG", "WEBP"):
+        data = encode(picture, format)
+        exact = slow(data, size, box or images.FULL)
+        np.testing.assert_array_equal(images.decode_resized(data, size, box), exact)
+
+
+def test_large_jpeg_is_decoded_at_reduced_scale(monkeypatch):
+    asked = []
+    decode = images.simplejpeg.decode_jpeg
+
+    def spy(data, **options):
+        pixels = decode(data, **options)
+        asked.append(pixels.shape)
+        return pixels
+
+    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", spy)
+    data = encode(smooth(1600, 1200), "JPEG")
+    images.decode_resized(data, 256)
+    assert asked[-1][0] <= 800 and min(asked[-1][:2]) >= 256
+    images.decode_resized(data, 256, (0.0, 0.0, 0.25, 0.25))  # a quarter must still fill the square
+    assert min(asked[-1][:2]) >= 1024
+
+
+def test_grey_jpeg_and_damaged_jpeg_on_the_fast_way():
+    grey = encode(RGB[..., 1], "JPEG", quality=95)
+    assert np.abs(images.decode_resized(grey, 40) - slow(grey, 40)).max() <= 1
+    data = encode(smooth(300, 300), "JPEG")
+    expect_error(data[: len(data) // 2], "truncated or damaged JPEG")
+
+
+def test_bad_box():
+    for box in [(0.5, 0.0, 0.5, 1.0), (0.0, 0.0, 1.2, 1.0), (0.6, 0.0, 0.5, 1.0)]:
+        with pytest.raises(ValueError, match="crop"):
+            images.decode_resized(encode(RGB), 8, box)
+
+
+def test_map_keeps_values_and_place():
+    values = np.zeros((512, 512), np.uint8)
+    values[100:140, 300:340] = 170
+    data = encode(values)
+    np.testing.assert_array_equal(images.load_grey(data), values)
+    np.testing.assert_array_equal(images.decode_map(data, 512), values)
+    half = images.decode_map(data, 256)
+    np.testing.assert_array_equal(half[52:68, 152:168], 170)  # inside, away from the soft edge
+    assert abs(half.astype(float).mean() - values.mean()) < 0.02 and half.max() == 170
+    crop = images.decode_map(data, 64, (0.5, 0.125, 0.75, 0.375))  # pixels 256..384 and 64..192
+    rows, columns = np.nonzero(crop > 85)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (18, 37, 22, 41)
+    assert not images.decode_map(encode(np.zeros((9, 9), np.uint8)), 32).any()
+
+
+def test_map_from_colour_and_broken_map():
+    coloured = encode(np.full((4, 4, 3), 85, np.uint8))
+    np.testing.assert_array_equal(images.load_grey(coloured), np.full((4, 4), 85))
+    with pytest.raises(images.ImageError, match="heat: truncated"):
+        images.decode_map(encode(smooth(99, 99)[..., 0])[:-200], 8, what="heat")
+
+
+def test_does_not_import_jax():
+    import subprocess
+    import sys
+
+    code = "import sys, rahf.images; assert not {'jax', 'torch', 'tensorflow'} & set(sys.modules)"
+    root = pathlib.Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
