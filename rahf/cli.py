@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import Callable, Sequence
 
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_predict(commands)
+    _add_import(commands)
     return parser
 
 
@@ -54,7 +56,7 @@ def _add_demo(commands) -> None:
         "demo",
         _demo,
         "prepare, train, evaluate and predict on synthetic scenes",
-        "Every step is skipped or resumed if an earlier call has done it already.",
+        "Scenes that are there are not drawn again, and training goes on where it was.",
     )
     parser.add_argument("--workdir", default="runs/demo", help="run directory")
     parser.add_argument("--data", default="data/demo", help="where the synthetic scenes go")
@@ -136,10 +138,28 @@ def _add_predict(commands) -> None:
     )
     parser.add_argument("model", help="run directory or checkpoint directory")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, WebP, … of any size")
-    parser.add_argument("--prompt", default=None, help="the prompt of all pictures (default: IMAGE's .txt file beside it)")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--prompt", default=None, help="the prompt of all pictures (default: IMAGE's .txt file beside it)")
+    given.add_argument("--prompts", default=None, metavar="FILE", help="text file with one prompt per line, as many as pictures")
     parser.add_argument("--out", default="predictions", metavar="DIR", help="where overlays go")
     parser.add_argument("--json", default=None, metavar="FILE", help="results as JSON (default: predictions.json in --out)")
     parser.add_argument("--generate", action="store_true", help="find keywords by generation, not constrained scoring")
+
+
+def _add_import(commands) -> None:
+    group = commands.add_parser("import", help="turn a published model into a model directory", formatter_class=_Formatter)
+    kinds = group.add_subparsers(title="kinds of models", metavar="KIND", required=True)
+    parser = _command(
+        kinds,
+        "richhf-torch",
+        _import_richhf_torch,
+        "the public PyTorch checkpoint of multi-head RichHF",
+        "Needs PyTorch (pip install rahf[torch]), which reads the weights without running what is pickled there.",
+    )
+    parser.add_argument("file", metavar="FILE.pt", help="the published checkpoint")
+    parser.add_argument("out", metavar="OUT", help="directory to make; evaluate and predict accept it")
+    parser.add_argument("--license", default="unknown", help="of the weights, as you were told; kept in model.json")
+    parser.add_argument("--tokenizer", default="google-t5/t5-base", help="SentencePiece file, T5 folder or hub id")
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -195,8 +215,22 @@ def _predict(args: argparse.Namespace) -> int:
     from rahf import predict
 
     return predict.predict(
-        args.model, args.images, args.prompt, out=args.out, json_file=args.json, generate=args.generate
+        args.model,
+        args.images,
+        args.prompt,
+        out=args.out,
+        json_file=args.json,
+        generate=args.generate,
+        prompts_file=args.prompts,
     )
+
+
+def _import_richhf_torch(args: argparse.Namespace) -> int:
+    from rahf.pretrained import richhf_torch
+
+    made = richhf_torch.import_checkpoint(args.file, args.out, license=args.license, tokenizer=args.tokenizer)
+    print(f"model directory {made}: try rahf predict {made} IMAGE --prompt TEXT")
+    return 0
 
 
 def _expected() -> tuple[type[BaseException], ...]:
@@ -207,7 +241,7 @@ def _expected() -> tuple[type[BaseException], ...]:
         ("rahf.images", ("ImageError",)),
         ("rahf.train.checkpoint", ("CheckpointError",)),
         ("rahf.train.loop", ("TrainError",)),
-        ("rahf.critic", ("CriticError",)),
+        ("rahf.pretrained.source", ("PretrainedError",)),
         ("data_pipelines.store", ("DatasetError",)),
         ("data_pipelines.examples", ("DataError",)),
     ):
@@ -217,7 +251,32 @@ def _expected() -> tuple[type[BaseException], ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit code."""
+    """Runs a command line (None: this program's own) and returns its exit code."""
+    if arguments is None:
+        _restart_with_huge_pages()
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as in `rahf … | head`: whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
+        return 128 + signal.SIGPIPE
+
+
+def _restart_with_huge_pages() -> None:
+    """Lets glibc ask for huge pages, which it reads only when a program starts.
+
+    On a CPU, XLA allocates a step's buffers anew each time. With small pages their page faults took 0.10 of the
+    0.35 CPU seconds of a demo step (2 cores, 2026-11-20), with huge pages 0.03. A process id stays what it was.
+    """
+    heavy = sys.argv[1:2] in (["demo"], ["train"], ["evaluate"])
+    if heavy and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     args = _parser().parse_args(arguments)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
@@ -225,6 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if os.environ.get("RAHF_TRACEBACK") or not isinstance(error, (*_expected(), ValueError)):
             raise

@@ -62,6 +62,7 @@ class ViTConfig:
     class_token: bool = False  # joins the sequence in front of the patches; dropped before the heads
     layer_norm_eps: float = 1e-6
     stem: tuple[int, ...] = ()  # widths of stride-2 3x3 convolutions before the patch embedding
+    stem_blocks: int = 0  # residual 3x3 convolutions behind each of them
     dropout: float = 0.0
     activation: Literal["gelu", "gelu-tanh"] = "gelu"  # SigLIP towers use the tanh approximation
     layer_scale: bool = False  # a learned factor per channel on each residual branch (DINOv2)

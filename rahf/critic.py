@@ -10,11 +10,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -282,8 +280,7 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
     # Saved from other devices perhaps; here everything goes to the first.
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    with _quiet():
-        params = checkpoint.load_params(state, shapes)
+    params = checkpoint.load_params(state, shapes)
     try:
         tokenizer = Tokenizer.load(run / "tokenizer.model")
     except (OSError, ValueError) as error:
@@ -309,15 +306,3 @@ def _config(file: pathlib.Path, dtype: Any) -> Config:
     if name not in ("float32", "bfloat16"):
         raise ValueError(f"dtype: expected float32 or bfloat16, found {name}")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, compute_dtype=name))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax logs a warning about an optional file of every checkpoint that it reads."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

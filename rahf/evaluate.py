@@ -11,12 +11,21 @@ import numpy as np
 
 from rahf.batch import HEATMAPS, Batch
 from rahf.config import Config
+from rahf.losses import Parts
 from rahf.metrics.evaluation import EvaluationMetrics, MeanBaseline, TrainingMean
 from rahf.models import functional
 from rahf.report import ReportExample
 from rahf.text import Tokenizer, align_labels, parse_target
 from rahf.train import sharding
 from rahf.train.step import Evaluated, make_eval_step
+
+
+_LOSSES = tuple(f"loss/{name}" for name in (*Parts._fields, "total"))
+
+
+def metric_names() -> list[str]:
+    """Names of every metric that an evaluation may give."""
+    return [*EvaluationMetrics.names(), *_LOSSES]
 
 
 class StoredLabels(Protocol):
@@ -174,8 +183,7 @@ def _mean_losses(losses: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float
         from jax.experimental import multihost_utils
 
         sums, counts = (np.asarray(multihost_utils.process_allgather(a)).sum(0) for a in (sums, counts))
-    names = ("heatmap", "score", "keyword", "total")
-    return {f"loss/{n}": float(s / max(c, 1)) for n, s, c in zip(names, sums, counts)}
+    return {name: float(s / max(c, 1)) for name, s, c in zip(_LOSSES, sums, counts)}
 
 
 def gather(metrics: EvaluationMetrics) -> EvaluationMetrics:

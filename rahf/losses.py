@@ -70,12 +70,14 @@ def total(config: LossConfig, logits: Logits, batch: Batch) -> tuple[Float[Array
     L = w_h · mean heatmap loss + w_s · mean score loss + w_k · cross-entropy of the target sequence.
     Missing labels, padding tokens and filling examples have weight 0.
     """
+    # A masked value would still reach the gradient, as 0 times whatever it is: perhaps NaN.
+    scores = jnp.where(batch.score_mask, batch.scores, 0.0)
     parts = Parts(
         _mean_of_labels(
             heatmap_values(logits.heatmaps, batch.heatmaps.astype(jnp.float32) / 255.0, config.heatmap_loss),
             batch.heatmap_mask,
         ),
-        _mean_of_labels(score_values(logits.scores, batch.scores, config.score_loss), batch.score_mask),
+        _mean_of_labels(score_values(logits.scores, scores, config.score_loss), batch.score_mask),
         masked_mean(sequence_values(logits.sequence, batch.target_ids), batch.target_mask),
     )
     weights = Parts(config.heatmap_weight, config.score_weight, config.keyword_weight)

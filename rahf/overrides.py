@@ -17,7 +17,8 @@ def parse(config_file: str, fields: Sequence[str]) -> Config:
       fields: ``["--train.steps", "10", …]``; hyphens and underscores are the same; ``--help`` lists all.
 
     Raises:
-      ConfigError: an unknown field (suggests the nearest) or a value of the wrong kind.
+      ConfigError: an unknown field (suggests the nearest).
+      SystemExit: a value of the wrong kind (code 2, explained on stderr), or ``--help`` (code 0).
     """
     import tyro
 

@@ -9,6 +9,7 @@ Importable without JAX: data workers tokenize.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import io
 import os
@@ -23,12 +24,12 @@ PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # T5's convention, and that of `train_tokenize
 
 # The eight separators of google-research/richhf_18k and the blank. Newline, tab, hyphen,
 # parentheses and apostrophe do not separate words.
-_SEPARATORS = re.compile(r'[,.?!":; ]')
+_WORD = re.compile(r'[^,.?!":; ]+')
 
 
 def split_words(prompt: str) -> list[str]:
     """Splits a prompt by the dataset's rule: at any of ``, . ? ! " : ;`` and blank, empties dropped."""
-    return [piece for piece in _SEPARATORS.split(prompt) if piece]
+    return _WORD.findall(prompt)
 
 
 class Encoded(NamedTuple):
@@ -99,14 +100,25 @@ class Tokenizer:
         return suffixed[len(plain) :]
 
     def encode_prompt(self, prompt: str, length: int) -> Encoded:
-        """The encoder's input: pieces of the raw prompt, end of sequence, padding, cut to `length`."""
+        """The encoder's input: pieces of the raw prompt, end of sequence, padding, cut to `length`.
+
+        A word is lost if any part of it is cut off.
+        """
         ids = self.encode(prompt)
         lost: list[str] = []
         if len(ids) > length - 1:
             ids = ids[: length - 1]
-            kept = len(split_words(self.decode(ids)))
-            lost = split_words(prompt)[kept:]
+            lost = split_words(prompt)[self._words_kept(prompt, ids) :]
         return Encoded(*_pad([*ids, EOS_ID], length), lost)
+
+    def _words_kept(self, prompt: str, ids: Sequence[int]) -> int:
+        # Both sides went through the vocabulary's normalisation, which changes the number of characters.
+        kept = _without_blanks(self.decode(ids))
+
+        def lost(end: int) -> bool:
+            return not kept.startswith(_without_blanks(self.decode(self.encode(prompt[:end]))))
+
+        return bisect.bisect_left([match.end() for match in _WORD.finditer(prompt)], True, key=lost)
 
     def encode_target(
         self, words: Sequence[str], labels: Sequence[int] | None, length: int
@@ -196,7 +208,11 @@ def align_labels(words: Sequence[str], decoded: Sequence[tuple[str, int]]) -> li
 
 def _same(word: str, other: str) -> bool:
     # SentencePiece normalises (NFKC) and collapses white space, so compare without it.
-    return word == other or "".join(word.split()).casefold() == "".join(other.split()).casefold()
+    return word == other or _without_blanks(word).casefold() == _without_blanks(other).casefold()
+
+
+def _without_blanks(text: str) -> str:
+    return "".join(text.split())
 
 
 def train_tokenizer(prompts: Sequence[str], vocab_size: int = 1024) -> bytes:

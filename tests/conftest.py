@@ -71,3 +71,33 @@ def tiny_critic(tiny_run):
     import rahf
 
     return rahf.load(tiny_run)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> pathlib.Path:
+    """A prepared dataset of synthetic scenes, 64 x 64 pixels: train 48, dev 12, test 10."""
+    from data_pipelines.synthetic.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    prepare(folder, train=48, dev=12, test=10, size=64, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_data, tmp_path_factory) -> pathlib.Path:
+    """A config file of a training run on `tiny_data` that takes seconds."""
+    import train_maker
+
+    file = tmp_path_factory.mktemp("configs") / "tiny.py"
+    file.write_text(train_maker.CONFIG.format(data=str(tiny_data)))
+    return file
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_config, tmp_path_factory) -> pathlib.Path:
+    """The run directory of `tiny_config`, trained to its last step without a break. Tests must not change it."""
+    from rahf import cli
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert cli.main(["train", str(tiny_config), "--workdir", str(folder)]) == 0
+    return folder

@@ -65,6 +65,11 @@ class EvaluationMetrics:
         """Every metric and count by name; NaN where undefined."""
         return {name: value for family in self._filled() for name, value in family.compute().items()}
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of every metric and count that `compute` may give."""
+        return [name for _, family in cls()._families() for name in family.compute()]
+
     def intervals(
         self, resamples: int = 1000, seed: int = 0, level: float = 0.95
     ) -> dict[str, tuple[float, float]]:

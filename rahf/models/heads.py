@@ -94,7 +94,7 @@ class ScoreHead(nnx.Module):
             dense = layers.Linear(width, out, bias=True, std=std, dtype=dtype)
             setattr(self, f"dense_{number}", dense)
             width = out
-        self.out = layers.Linear(width, 1, bias=True, std=0.1 * width**-0.5, dtype=jnp.float32)
+        self.out = layers.Linear(width, 1, bias=True, std=0.1 * width**-0.5, dtype=jnp.dtype("float32"))
         self.config = config
 
     def __call__(self, x: Float[Array, "b h w d"], key: layers.Key = None) -> Float[Array, " b"]:

@@ -45,7 +45,7 @@ def subkey(key: Key, number: int) -> Key:
 class RMSNorm(nnx.Module):
     """x · rsqrt(mean(x²) + eps) · scale over the last axis, statistics in float32 (T5; Zhang & Sennrich 2019)."""
 
-    def __init__(self, width: int, *, eps: float = 1e-6, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, width: int, *, eps: float = 1e-6, dtype: jnp.dtype = jnp.dtype("float32")):
         self.scale = parameter(width, fill=1.0)
         self.eps, self.dtype = eps, dtype
 
@@ -58,7 +58,7 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalization over the last axis, statistics in float32."""
 
-    def __init__(self, width: int, *, eps: float = 1e-6, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, width: int, *, eps: float = 1e-6, dtype: jnp.dtype = jnp.dtype("float32")):
         self.scale, self.bias = parameter(width, fill=1.0), parameter(width)
         self.eps, self.dtype = eps, dtype
 
@@ -81,7 +81,7 @@ def attend(
     key: Float[Array, "b k h d"],
     value: Float[Array, "b k h d"],
     *,
-    mask: Bool[Array, "b #h #q k"] | None = None,
+    mask: Bool[Array, "#b #h #q k"] | None = None,
     bias: Float[Array, "#b h q k"] | None = None,
     scale: float | None = None,
 ) -> Float[Array, "b q h d"]:

@@ -52,6 +52,25 @@ class ViTBlock(nnx.Module):
         return x + layers.dropout(y, self.config.dropout, layers.subkey(key, 1))
 
 
+class StemStage(nnx.Module):
+    """Halves the side: 3x3 convolution with stride 2, norm, ReLU; then residual 3x3 convolutions."""
+
+    def __init__(self, inputs: int, width: int, blocks: int, *, dtype: jnp.dtype):
+        self.conv = layers.Conv3x3(inputs, width, stride=2, dtype=dtype)
+        self.norm = layers.LayerNorm(width, dtype=dtype)
+        for number in range(blocks):
+            setattr(self, f"block_{number}", layers.Conv3x3(width, width, dtype=dtype))
+            setattr(self, f"block_norm_{number}", layers.LayerNorm(width, dtype=dtype))
+        self.blocks = blocks
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
+        x = jax.nn.relu(self.norm(self.conv(x)))
+        for number in range(self.blocks):
+            y = getattr(self, f"block_norm_{number}")(getattr(self, f"block_{number}")(x))
+            x = jax.nn.relu(x + y)
+        return x
+
+
 class ViT(nnx.Module):
     """Image → patch tokens.
 
@@ -70,8 +89,7 @@ class ViT(nnx.Module):
         self.config, self.grid, self.dtype = config, image_size // config.patch_size, dtype
         channels = 3
         for number, width in enumerate(config.stem):
-            setattr(self, f"stem_{number}", layers.Conv3x3(channels, width, stride=2, dtype=dtype))
-            setattr(self, f"stem_norm_{number}", layers.LayerNorm(width, dtype=dtype))
+            setattr(self, f"stem_{number}", StemStage(channels, width, config.stem_blocks, dtype=dtype))
             channels = width
         self.patch = config.patch_size // 2 ** len(config.stem)
         inputs = self.patch**2 * channels
@@ -97,7 +115,6 @@ class ViT(nnx.Module):
         x = image.astype(self.dtype)
         for number in range(len(self.config.stem)):
             x = getattr(self, f"stem_{number}")(x)
-            x = jax.nn.relu(getattr(self, f"stem_norm_{number}")(x))
         b, _, _, channels = x.shape
         x = x.reshape(b, self.grid, self.patch, self.grid, self.patch, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, self.grid**2, self.patch**2 * channels)

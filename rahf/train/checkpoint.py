@@ -7,8 +7,11 @@ saving leaves the previous checkpoint as it was.
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import pathlib
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,6 +23,32 @@ from rahf.train.state import TrainState
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, read, or does not fit the model; the message says what to do."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs a warning about every checkpoint that it reads, and errors that it raises as well."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _one_complaint() -> Iterator[None]:
+    """After a failure, which is raised, each of hundreds of abandoned writes complains to stderr, at any later time."""
+    hook = sys.unraisablehook
+
+    def without_abandoned(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = without_abandoned
+    yield
+    sys.unraisablehook = hook  # not reached after a failure
 
 
 def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
@@ -48,8 +77,9 @@ class Checkpointer:
     def __init__(self, workdir: pathlib.Path, keep: int):
         """Opens or creates the checkpoint folders, removing unfinished ones of a run that died."""
         self.folder = pathlib.Path(workdir).resolve() / "checkpoints"
-        self._latest = _manager(self.folder / "latest", keep)
-        self._best = _manager(self.folder / "best", 1)
+        with _quiet():
+            self._latest = _manager(self.folder / "latest", keep)
+            self._best = _manager(self.folder / "best", 1)
 
     @property
     def latest_step(self) -> int | None:
@@ -61,7 +91,8 @@ class Checkpointer:
         step = self._best.latest_step()
         if step is None:
             return None
-        return self._best.restore(step, args=ocp.args.Composite(metrics=ocp.args.JsonRestore()))["metrics"]
+        with _quiet():
+            return self._best.restore(step, args=ocp.args.Composite(metrics=ocp.args.JsonRestore()))["metrics"]
 
     def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
         """Saves for resuming.
@@ -75,19 +106,24 @@ class Checkpointer:
 
     def save_best(self, step: int, params: functional.Params, metrics: dict[str, float]) -> None:
         """Saves the parameters of the best evaluation so far, replacing the previous best."""
+        for later in [s for s in self._best.all_steps() if s >= step]:
+            self._best.delete(later)  # of before the run was resumed; Orbax would keep it as the newest
         finite = {k: v for k, v in metrics.items() if v == v and abs(v) != float("inf")}
         self._save(self._best, step, state=ocp.args.StandardSave({"params": params}), metrics=ocp.args.JsonSave(finite))
 
     def _save(self, manager: ocp.CheckpointManager, step: int, **items: Any) -> None:
         try:
-            manager.save(step, args=ocp.args.Composite(**items), force=True)
-            manager.wait_until_finished()
+            with _quiet(), _one_complaint():
+                manager.save(step, args=ocp.args.Composite(**items), force=True)
+                manager.wait_until_finished()
         except Exception as error:  # Orbax and TensorStore raise many kinds; all mean: not saved
+            manager.reload()
             last = manager.latest_step()
             kept = "there is none yet" if last is None else f"step {last} is complete and usable"
             raise CheckpointError(
                 f"cannot save the checkpoint of step {step} under {manager.directory}: {error}\n"
-                f"Previous checkpoint: {kept}. Free disk space or mend the permissions, then run the same command again."
+                f"Previous checkpoint: {kept}. "
+                "Free disk space or mend the permissions, then run the same command again."
             ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -99,16 +135,34 @@ class Checkpointer:
         step = self._latest.latest_step()
         if step is None:
             raise CheckpointError(f"no checkpoint under {self.folder}")
-        found = _stored_shapes(self.folder / "latest" / str(step) / "state")
+        folder = self.folder / "latest" / str(step)
+        remedy = "remove that folder to go on from the checkpoint before it"
+        with _reading(folder, remedy):
+            found = _stored_shapes(folder / "state")
         check_fits(found["params"], like.params, f"{self.folder}, step {step}")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(like)), data=ocp.args.JsonRestore())
-        restored = self._latest.restore(step, args=args)
+        with _reading(folder, remedy):
+            restored = self._latest.restore(step, args=args)
         return _from_tree(restored["state"], like), restored["data"]
+
+    def discard(self, step: int) -> None:
+        """Removes the checkpoint of a step, if there is one."""
+        if step in self._latest.all_steps():
+            self._latest.delete(step)
 
     def close(self) -> None:
         """Waits for everything to be written."""
         self._latest.close()
         self._best.close()
+
+
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path, remedy: str) -> Iterator[None]:
+    try:
+        with _quiet(), _one_complaint():
+            yield
+    except Exception as error:  # Orbax and TensorStore raise many kinds; all mean: damaged
+        raise CheckpointError(f"{folder}: cannot be read ({error}); the checkpoint is damaged: {remedy}") from error
 
 
 def _stored_shapes(folder: pathlib.Path) -> dict[str, Any]:
@@ -117,6 +171,8 @@ def _stored_shapes(folder: pathlib.Path) -> dict[str, Any]:
         metadata = checkpointer.metadata(folder)
     metadata = getattr(metadata, "item_metadata", metadata)
     tree = getattr(metadata, "tree", metadata)
+    if not tree:
+        raise ValueError("the list of its arrays is missing or damaged")
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), dict(tree))
 
 
@@ -172,23 +228,14 @@ def load_params(state_folder: pathlib.Path, expected: functional.Params) -> func
     Raises:
       CheckpointError: another architecture, or files that cannot be read.
     """
-    try:
+    remedy = "name another one"
+    with _reading(state_folder, remedy):
         found = _stored_shapes(state_folder)
-    except Exception as error:
-        raise CheckpointError(f"{state_folder}: cannot be read ({error}); the checkpoint is damaged") from error
     which = "ema" if found.get("ema") else "params"
     check_fits(found[which], expected, str(state_folder))
     # A partial restore: the optimizer's moments, two thirds of the file, stay on disk.
     item = {which: expected}
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _reading(state_folder, remedy), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
         return checkpointer.restore(state_folder, args=args)[which]
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """A JSON file of a run directory. Raises CheckpointError naming it."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
 import pathlib
 import signal
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -17,19 +17,16 @@ from data_pipelines.labelled import Labels
 from data_pipelines.loader import TrainLoader, eval_loader, train_loader
 from rahf import config as config_lib
 from rahf.config import Config
-from rahf.evaluate import Evaluator, summary_line
+from rahf.evaluate import Evaluator, metric_names, summary_line
 from rahf.losses import Parts
-from rahf.models import functional
 from rahf.text import Tokenizer
+from rahf.train import optimizer as optimizer_lib
 from rahf.train import sharding
 from rahf.train import state as state_lib
-from rahf.train.checkpoint import CheckpointError, Checkpointer
+from rahf.train.checkpoint import Checkpointer
+from rahf.train.claim import TrainError, claim
 from rahf.train.progress import Reporter
 from rahf.train.step import StepMetrics, make_train_step
-
-
-class TrainError(RuntimeError):
-    """A run cannot start or go on; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,36 +67,39 @@ def train(config: Config) -> Finished:
     Writes `config.json`, `tokenizer.model`, `checkpoints/`, `metrics.jsonl` and TensorBoard events there.
 
     Raises:
-      TrainError: a non-finite loss (names the step, the part and the last good checkpoint), or a run directory
-        that belongs to another configuration.
+      TrainError: a non-finite loss (names the step, the part and the last good checkpoint), a run directory
+        that belongs to another configuration, or an unknown `train.best_metric`.
       data_pipelines.store.DatasetError: no data.
       CheckpointError: a checkpoint cannot be written or read.
     """
     workdir = pathlib.Path(config.workdir)
     tokenizer = Tokenizer.load(_tokenizer_file(config))
     _check_vocabulary(config, tokenizer)
+    _check_metric(config)
     made = state_lib.setup(config)
-    _claim(workdir, config, tokenizer)
-    checkpoints = Checkpointer(workdir, config.train.keep_checkpoints)
-    loader = train_loader(
-        config.data, config.model.image_size, tokenizer, config.train.seed, jax.process_index(), jax.process_count()
-    )
-    if checkpoints.latest_step is None:
-        state = state_lib.create(config, made)
-    else:
-        state, data_state = checkpoints.restore(made.shapes)
-        loader.set_state(data_state)
-    start = int(state.step)
-    reporter = Reporter(workdir, config.train.steps, start, jax.process_index() == 0)
-    reporter.say(sharding.describe(made.shapes.params, made.mesh))
-    reporter.say(f"{'resuming at step ' + str(start) if start else 'starting'} in {workdir}")
-    run = _Run(config, made, tokenizer, checkpoints, loader, reporter)
-    try:
-        with loader, Interrupt() as interrupt:
+    changes = claim(workdir, config, tokenizer)
+    process, processes = jax.process_index(), jax.process_count()
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpointer(workdir, config.train.keep_checkpoints)
+        stack.callback(checkpoints.close)
+        loader = stack.enter_context(
+            train_loader(config.data, config.model.image_size, tokenizer, config.train.seed, process, processes)
+        )
+        if checkpoints.latest_step is None:
+            state = state_lib.create(config, made)
+        else:
+            state, data_state = checkpoints.restore(made.shapes)
+            loader.set_state(data_state)
+        start = int(state.step)
+        reporter = Reporter(workdir, config.train.steps, start, process == 0)
+        stack.callback(reporter.close)
+        reporter.say(sharding.describe(made.shapes.params, made.mesh))
+        reporter.say(f"{'resuming at step ' + str(start) if start else 'starting'} in {workdir}")
+        for change in changes:
+            reporter.say(f"  with another {change}")
+        run = _Run(config, made, tokenizer, checkpoints, loader, reporter)
+        with Interrupt() as interrupt:
             return run.steps(state, interrupt)
-    finally:
-        reporter.close()
-        checkpoints.close()
 
 
 class _Run:
@@ -109,6 +109,7 @@ class _Run:
         self.config, self.made, self.checkpoints = config, made, checkpoints
         self.loader, self.reporter = loader, reporter
         self.step_function = make_train_step(config, made)
+        self.learning_rate = optimizer_lib.schedule(config.optimizer, config.train.steps)
         self.evaluator = Evaluator(made.graphdef, config, tokenizer, made.mesh)
         self.eval_batches = eval_loader(
             config.data,
@@ -161,30 +162,42 @@ class _Run:
             self.check(number, metrics)
         mean = jax.tree.map(lambda *values: float(np.mean(values)), *fetched)
         values = {"loss/total": mean.total, **{f"loss/{n}": v for n, v in zip(Parts._fields, mean.parts)}}
-        self.reporter.train(
-            step, values | {"gradient_norm": mean.gradient_norm}, len(fetched) * self.config.data.batch_size
-        )
+        values |= {"gradient_norm": mean.gradient_norm, "parameter_norm": fetched[-1].parameter_norm.item()}
+        values["learning_rate"] = float(self.learning_rate(step))
+        self.reporter.train(step, values, len(fetched) * self.config.data.batch_size)
 
     def check(self, step: int, metrics: StepMetrics) -> None:
-        """Stops the run at a loss or gradient that is not finite."""
-        named = [*zip(Parts._fields, metrics.parts), ("total", metrics.total), ("gradient", metrics.gradient_norm)]
-        bad = [name for name, value in named if not np.isfinite(value)]
-        if not bad:
-            return
+        """Stops the run at a loss, gradient or update that is not finite."""
+        named = {f"{n} loss": v for n, v in [*zip(Parts._fields, metrics.parts), ("total", metrics.total)]}
+        named |= {"gradient norm": metrics.gradient_norm, "parameter norm": metrics.parameter_norm}
+        bad = [name for name, value in named.items() if not np.isfinite(value)]
+        if bad:
+            # The losses are of the parameters of the step before: a checkpoint of those leads nowhere.
+            self.checkpoints.discard(step - 1)
+            self.stop(step, f"{bad[0]} is not finite ({', '.join(f'{n} {v:.4g}' for n, v in named.items())})")
+
+    def stop(self, step: int, what: str) -> NoReturn:
+        """Ends a run that has broken down."""
         good = self.checkpoints.latest_step
-        where = "there is no checkpoint yet" if good is None else f"last good checkpoint: step {good}, {self.checkpoints.folder / 'latest' / str(good)}"
+        if good is None:
+            where, then = "there is no checkpoint yet", "begin again"
+        else:
+            where = f"last good checkpoint: step {good}, {self.checkpoints.folder / 'latest' / str(good)}"
+            then = "go on from there"
         raise TrainError(
-            f"step {step}: {bad[0]} {'norm' if bad[0] == 'gradient' else 'loss'} is not finite "
-            f"({', '.join(f'{n} {float(v):.4g}' for n, v in named)}); {where}. "
-            "Lower optimizer.learning_rate or set optimizer.clip_norm, then run the same command to go on from there."
+            f"step {step}: {what}; {where}. Give the same command with a lower optimizer.learning_rate or "
+            f"optimizer.clip_norm to {then}."
         )
 
     def evaluate(self, step: int, state: state_lib.TrainState) -> dict[str, float]:
         """Evaluates, reports, and keeps the parameters if they are the best so far."""
-        last = step == self.config.train.steps
+        train = self.config.train
+        generate = step == train.steps or train.best_metric.startswith("keywords/")
         found = self.evaluator.run(
-            state.best_params, self.eval_batches, self.eval_labels, generate=last, intervals=False
+            state.best_params, self.eval_batches, self.eval_labels, generate=generate, intervals=False
         )
+        if not np.isfinite(loss := found.metrics["loss/total"]):
+            self.stop(step, f"the loss of the evaluation is not finite ({loss})")
         self.reporter.write(step, {f"eval/{name}": value for name, value in found.metrics.items()})
         value = _value(self.config, found.metrics)
         better = np.isfinite(value) and (not np.isfinite(self.best) or _better(self.config, value, self.best))
@@ -206,11 +219,14 @@ class _Run:
 
 
 def _value(config: Config, metrics: dict[str, float]) -> float:
-    """The metric that decides; NaN if there is none yet."""
-    name = config.train.best_metric
-    if metrics and name not in metrics and not any(k.startswith(name.rsplit("/", 1)[0]) for k in metrics):
-        raise TrainError(f"train.best_metric: no metric {name!r}.{config_lib.suggest(name, list(metrics))}")
-    return float(metrics.get(name, float("nan")))
+    """The metric that decides; NaN if there is none yet, or nothing to measure it by."""
+    return float(metrics.get(config.train.best_metric, float("nan")))
+
+
+def _check_metric(config: Config) -> None:
+    name, known = config.train.best_metric, metric_names()
+    if name not in known:
+        raise TrainError(f"train.best_metric: no metric {name!r}.{config_lib.suggest(name, known)}")
 
 
 def _better(config: Config, value: float, best: float) -> bool:
@@ -234,49 +250,4 @@ def _check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
         )
 
 
-def _claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> None:
-    """Writes config and vocabulary into the run directory, or checks that they are the ones already there."""
-    file, words = workdir / "config.json", workdir / "tokenizer.model"
-    if file.exists():
-        there = config_lib.from_json(file.read_text(), where=str(file))
-        different = differences(there, config)
-        if different:
-            raise TrainError(
-                f"{workdir} holds a run with another configuration:\n  " + "\n  ".join(different) + "\n"
-                "Choose another --workdir, or give the same configuration to resume."
-            )
-        if words.exists() and words.read_bytes() != tokenizer.model:
-            raise TrainError(f"{words} differs from the data's vocabulary {tokenizer.source}; choose another --workdir")
-    elif workdir.exists() and any(p.name != "tensorboard" for p in workdir.iterdir()):
-        raise TrainError(f"{workdir} is not empty and not a run directory; choose another --workdir")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        for target, content in ((words, tokenizer.model), (file, config_lib.to_json(config).encode())):
-            unfinished = target.with_name(target.name + ".tmp")
-            unfinished.write_bytes(content)
-            os.replace(unfinished, target)
-
-
-#: What may change between the start and the resumption of a run without changing what it computes.
-_FREE = ("workdir", "data.path", "data.workers", "data.eval_batch_size", "train.steps", "train.log_every",
-         "train.eval_every", "train.eval_examples", "train.checkpoint_every", "train.keep_checkpoints", "mesh")  # fmt: skip
-
-
-def differences(there: Config, given: Config) -> list[str]:
-    """Fields in which two configs differ, apart from those that may change on resumption."""
-
-    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-        if isinstance(tree, dict):
-            return {k: v for name, value in tree.items() for k, v in flat(value, f"{prefix}{name}.").items()}
-        return {prefix[:-1]: tree}
-
-    old, new = flat(dataclasses.asdict(there)), flat(dataclasses.asdict(given))
-    free = lambda name: any(name == f or name.startswith(f + ".") for f in _FREE)  # noqa: E731
-    return [
-        f"{name}: {old.get(name)!r} there, {new.get(name)!r} given"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name) and not free(name)
-    ]
-
-
-__all__ = ["CheckpointError", "Finished", "TrainError", "differences", "functional", "train"]
+__all__ = ["Finished", "TrainError", "train"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
-from rahf.config import OptimizerConfig
+from rahf.config import ModelConfig, OptimizerConfig
 from rahf.models import functional
 
 #: Matrices that are looked up or added rather than multiplied with: decay would only shrink them.
 _NOT_DECAYED = ("embedding", "position", "table", "class_token")
+_T5 = ("encoder", "decoder")
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -42,17 +43,24 @@ def decay_mask(params: functional.Params) -> functional.Params:
     )
 
 
-def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def is_t5_query(params: functional.Params) -> functional.Params:
+    """True for the query kernels of the T5 stacks."""
+    flat = functional.flatten(params)
+    return functional.unflatten({p: p.split("/")[0] in _T5 and p.endswith("query/kernel") for p in flat})
+
+
+def make(config: OptimizerConfig, model: ModelConfig, steps: int) -> optax.GradientTransformation:
     """The optimizer of a run of `steps` steps."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     # Step s of the loop uses the rate of s + 1, so that the first step already learns.
     rate = schedule(config, steps)
-    adamw = optax.adamw(
-        lambda count: rate(count + 1),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=decay_mask,
+    # T5 folds the attention scale d^-1/2 into its query kernels, but Adam's steps do not shrink with the
+    # parameter. Unfolded, they would be these; without it the logits of a deep stack saturate early.
+    fold = optax.masked(optax.scale(model.t5.head_width**-0.5), is_t5_query)
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        fold,  # before the decay, which shrinks with the parameter already
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(lambda count: rate(count + 1)),
     )
-    return optax.chain(clip, adamw)

@@ -28,7 +28,7 @@ class Reporter:
         self._file = workdir / "metrics.jsonl"
         _drop_after(self._file, start)
         self._rows = open(self._file, "a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start or None)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
         if sys.stdout.isatty():
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -57,7 +57,8 @@ class Reporter:
         if self._progress:
             self._progress.update(self._task, completed=step, description=f"{losses}  {rate:.0f} images/s")
         else:
-            self.console.print(f"step {step}/{self.steps}  {losses}  {rate:.0f} images/s  {left} left")
+            line = f"step {step}/{self.steps}  {losses}  {rate:.0f} images/s  {left} left"
+            self.console.print(line, soft_wrap=True)
 
     def pause(self) -> None:
         """Call after an evaluation or a checkpoint: its time does not count as training time."""
@@ -65,7 +66,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """A row of `metrics.jsonl`, and one TensorBoard scalar for each value. NaN becomes null."""

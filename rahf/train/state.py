@@ -50,7 +50,7 @@ def setup(config: Config, devices: list | None = None) -> Setup:
     """Structure, optimizer, mesh and shapes of a run; allocates nothing."""
     mesh = sharding.make_mesh(config.mesh, devices)
     graphdef, params = functional.abstract(model_lib.build(config.model))
-    optimizer = optimizer_lib.make(config.optimizer, config.train.steps)
+    optimizer = optimizer_lib.make(config.optimizer, config.model, config.train.steps)
     shapes = jax.eval_shape(lambda params: _around(config, optimizer, params), params)
     shardings = sharding.tree_shardings(shapes, mesh)
     with_shardings: Any = jax.tree.map(

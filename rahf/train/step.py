@@ -17,11 +17,12 @@ from rahf.train.state import Setup, TrainState
 
 
 class StepMetrics(NamedTuple):
-    """Float32 scalars of one step, before its update."""
+    """Float32 scalars of one step: losses and gradient before its update, and what the update led to."""
 
     total: jax.Array
     parts: losses.Parts
     gradient_norm: jax.Array
+    parameter_norm: jax.Array  # after the update; the only sign of a last update that went wrong
 
 
 def loss_and_gradients(
@@ -56,7 +57,7 @@ def make_train_step(config: Config, made: Setup) -> Callable[[TrainState, Batch]
             # Early on the average must forget the random start: Adam-like ramp of the decay.
             decay = jnp.minimum(config.optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = jax.tree.map(lambda a, p: a * decay + p * (1.0 - decay), ema, params)
-        metrics = StepMetrics(total, parts, optax.global_norm(gradients))
+        metrics = StepMetrics(total, parts, optax.tree.norm(gradients), optax.tree.norm(params))
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(made.shardings, None))

@@ -1,0 +1,87 @@
+"""A run directory belongs to one configuration and one vocabulary: who may begin or go on in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from rahf import config as config_lib
+from rahf.config import Config
+from rahf.text import Tokenizer
+
+#: What may change between the start and the resumption of a run without changing what it computes.
+_FREE = ("workdir", "data.path", "data.workers", "data.eval_batch_size", "train.log_every", "train.eval_every",
+         "train.eval_examples", "train.checkpoint_every", "train.keep_checkpoints", "mesh")  # fmt: skip
+#: What may change too, with a notice: to train longer, or past a breakdown.
+_TUNABLE = ("train.steps:", "optimizer.learning_rate:", "optimizer.clip_norm:")
+#: What a run leaves that is ended before it has a `config.json`.
+_REMAINS = ("config.json.tmp", "tensorboard")
+
+
+class TrainError(RuntimeError):
+    """A run cannot start or go on; the message says why and what to do."""
+
+
+def claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> list[str]:
+    """Writes config and vocabulary into the run directory, if they may go on with what is already there.
+
+    Until a first checkpoint is saved there is nothing that another configuration could spoil.
+
+    Returns:
+      What has changed of what may be tuned, one line for each field.
+
+    Raises:
+      TrainError: the directory holds a run with another configuration (lists the fields) or vocabulary, or
+        something else than a run.
+    """
+    file, words = workdir / "config.json", workdir / "tokenizer.model"
+    tuned: list[str] = []
+    if _begun(workdir) and file.exists():
+        there = config_lib.from_json(file.read_text(), where=str(file))
+        different = differences(there, config)
+        tuned = [line for line in different if line.startswith(_TUNABLE)]
+        different = [line for line in different if line not in tuned]
+        if different:
+            raise TrainError(
+                f"{workdir} holds a run with another configuration:\n  " + "\n  ".join(different) + "\n"
+                "Choose another --workdir, or give the same configuration to resume."
+            )
+        if words.exists() and words.read_bytes() != tokenizer.model:
+            raise TrainError(
+                f"{words} differs from the data's vocabulary {tokenizer.source}; choose another --workdir"
+            )
+    elif not file.exists() and workdir.exists() and any(p.name not in _REMAINS for p in workdir.iterdir()):
+        raise TrainError(f"{workdir} is not empty and not a run directory; choose another --workdir")
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for target, content in ((file, config_lib.to_json(config).encode()), (words, tokenizer.model)):
+            unfinished = target.with_name(target.name + ".tmp")
+            unfinished.write_bytes(content)
+            os.replace(unfinished, target)
+    return tuned
+
+
+def _begun(workdir: pathlib.Path) -> bool:
+    """Whether a checkpoint was saved."""
+    return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*/*"))
+
+
+def differences(there: Config, given: Config) -> list[str]:
+    """Fields in which two configs differ, apart from those that may change on resumption."""
+
+    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(tree, dict):
+            return {k: v for name, value in tree.items() for k, v in flat(value, f"{prefix}{name}.").items()}
+        return {prefix[:-1]: tree}
+
+    old, new = flat(dataclasses.asdict(there)), flat(dataclasses.asdict(given))
+    free = lambda name: any(name == f or name.startswith(f + ".") for f in _FREE)  # noqa: E731
+    return [
+        f"{name}: {old.get(name)!r} there, {new.get(name)!r} given"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name) and not free(name)
+    ]

@@ -1,0 +1,205 @@
+"""Checkpoints: what goes in comes out; what does not fit or is damaged is named; what is there is kept."""
+
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_resume import full_disk
+
+from rahf.train import checkpoint
+from rahf.train.checkpoint import CheckpointError, Checkpointer
+from rahf.train.state import TrainState
+
+
+def params(seed: int, width: int = 3) -> dict:
+    values = np.random.default_rng(seed).standard_normal((2, width)).astype(np.float32)
+    return {"tower": {"kernel": jnp.asarray(values), "bias": jnp.full(width, seed, jnp.float32)}}
+
+
+def state(step: int, average: bool = False, width: int = 3) -> TrainState:
+    moments = (jax.tree.map(lambda x: x / 3, params(step, width)), {"count": jnp.int32(step)}, ())
+    return TrainState(jnp.int32(step), params(step, width), moments, params(step + 100, width) if average else None)
+
+
+def shapes(of: TrainState) -> TrainState:
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), of)
+
+
+def assert_equal(found, expected) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Makes checkpointers of one run and closes them."""
+    made = []
+
+    def open_again(keep: int = 2) -> Checkpointer:
+        made.append(Checkpointer(tmp_path / "run", keep))
+        return made[-1]
+
+    yield open_again
+    for one in made:
+        one.close()
+
+
+def steps(folder) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_state_comes_back(opened, average):
+    saved = state(7, average)
+    opened().save(saved, {"examples": 56, "seed": 3})
+    again = opened()
+    assert again.latest_step == 7
+    found, position = again.restore(shapes(saved))
+    assert_equal(found, saved)
+    assert position == {"examples": 56, "seed": 3}
+
+
+def test_only_the_newest_are_kept_and_the_best_besides(opened):
+    run = opened(keep=2)
+    assert run.latest_step is None and run.best_metrics() is None
+    for step in (2, 4, 6):
+        run.save(state(step), {})
+        run.save(state(step), {})  # again, as at an interrupt right after a checkpoint: nothing happens
+    run.save_best(4, params(4), {"plcc": 0.5, "nss": float("nan"), "kld": float("inf")})
+    assert steps(run.folder / "latest") == ["4", "6"]
+    assert run.best_metrics() == {"plcc": 0.5}  # JSON has no NaN
+    run.save_best(6, params(6), {"plcc": 0.6})
+    assert steps(run.folder / "best") == ["6"]
+    assert opened().best_metrics() == {"plcc": 0.6}
+
+
+def test_a_best_of_before_the_resumption_does_not_outlive_a_new_one(opened):
+    opened().save_best(9, params(9), {"plcc": 0.5})
+    run = opened()
+    run.save_best(9, params(1), {"plcc": 0.6})
+    run.save_best(6, params(2), {"plcc": 0.7})  # resumed from before 6, with other evaluations
+    assert steps(run.folder / "best") == ["6"]
+    assert run.best_metrics() == {"plcc": 0.7}
+
+
+def test_discarded_checkpoints_are_gone(opened):
+    run = opened()
+    run.save(state(2), {})
+    run.save(state(4), {})
+    run.discard(3)
+    run.discard(4)
+    assert run.latest_step == 2 and steps(run.folder / "latest") == ["2"]
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(opened, capfd, caplog):
+    run = opened()
+    run.save(state(1, width=5000), {"examples": 8})
+    with full_disk(), pytest.raises(CheckpointError) as error:
+        run.save(state(2, width=5000), {"examples": 16})
+    message = str(error.value)
+    assert message.startswith(f"cannot save the checkpoint of step 2 under {run.folder}/latest: ")
+    assert "File too large" in message and "step 1 is complete and usable. Free disk space" in message
+    assert run.latest_step == 1
+    found, position = opened().restore(shapes(state(1, width=5000)))  # which also removes what is unfinished
+    assert_equal(found, state(1, width=5000))
+    assert position == {"examples": 8}
+    assert steps(run.folder / "latest") == ["1"]
+    assert capfd.readouterr().err == "" and caplog.records == []  # one message, not Orbax's hundreds
+
+    again = opened()
+    again.save(state(2, width=5000), {"examples": 16})
+    assert_equal(again.restore(shapes(state(2, width=5000)))[0], state(2, width=5000))
+
+
+def test_no_room_for_a_first_checkpoint(opened):
+    with full_disk(), pytest.raises(CheckpointError, match="Previous checkpoint: there is none yet"):
+        opened().save(state(1, width=5000), {})
+
+
+def test_another_architecture_is_told_by_its_shapes(opened):
+    run = opened()
+    run.save(state(1), {})
+    other = shapes(state(1, width=4))
+    del other.params["tower"]["bias"]
+    other.params["head"] = jax.ShapeDtypeStruct((5,), jnp.float32)
+    lines = [
+        "head: missing, expected (5,)",
+        "tower/bias: not part of this model, shape (3,)",
+        "tower/kernel: shape (2, 3), expected (2, 4)",
+    ]
+    for attempt in (
+        lambda: run.restore(other),
+        lambda: checkpoint.load_params(run.folder / "latest/1/state", other.params),
+    ):
+        with pytest.raises(CheckpointError, match="belongs to another architecture") as error:
+            attempt()
+        for line in lines:
+            assert line in str(error.value)
+
+
+def test_damage_is_named(opened):
+    run = opened()
+    run.save(state(1), {})
+    for file in (run.folder / "latest/1/state").rglob("*"):
+        if file.is_file() and file.parent.name == "d":  # the arrays
+            file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(CheckpointError, match=rf"{run.folder}/latest/1: cannot be read .*: remove that folder"):
+        opened().restore(shapes(state(1)))
+    with pytest.raises(CheckpointError, match=rf"{run.folder}/latest/1/state: cannot be read .*damaged"):
+        checkpoint.load_params(run.folder / "latest/1/state", shapes(state(1)).params)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_the_average_is_what_is_handed_out(opened, average):
+    run = opened()
+    run.save(state(1, average), {})
+    found = checkpoint.load_params(run.folder / "latest/1/state", shapes(state(1)).params)
+    assert_equal(found, params(101) if average else params(1))
+
+
+def test_what_a_user_may_point_at(opened, tmp_path):
+    folder = tmp_path / "run"
+    run = opened()
+    run.save(state(9), {})
+    run.save(state(10), {})
+    (folder / "config.json").write_text("{}")
+    latest, best = folder / "checkpoints/latest", folder / "checkpoints/best"
+    assert checkpoint.find(folder) == (folder, latest / "10/state")  # no best one yet; 10 comes after 9
+    run.save_best(9, params(9), {})
+    (latest / "12.orbax-checkpoint-tmp").mkdir()  # of a run that died
+    assert checkpoint.find(str(folder)) == (folder, best / "9/state")
+    assert checkpoint.find(latest) == (folder, latest / "10/state")
+    assert checkpoint.find(latest / "9") == (folder, latest / "9/state")
+
+
+def test_what_is_not_a_model_is_said(tmp_path):
+    def error(path) -> str:
+        with pytest.raises(CheckpointError) as raised:
+            checkpoint.find(path)
+        return str(raised.value)
+
+    assert "no such file or directory; expected a run directory" in error(tmp_path / "absent")
+    assert "found nothing" in error(tmp_path)
+    (tmp_path / "picture.png").touch()
+    assert "found picture.png" in error(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert "no finished checkpoint yet" in error(tmp_path)
+
+
+def test_orbax_is_quiet(opened, caplog, capfd):
+    with caplog.at_level(logging.DEBUG):
+        run = opened()
+        run.save(state(1), {})
+        run.save_best(1, params(1), {"plcc": 0.5})
+        again = opened()
+        again.restore(shapes(state(1)))
+        again.best_metrics()
+        checkpoint.load_params(run.folder / "best/1/state", shapes(state(1)).params)
+    spoken = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert spoken == [] and not re.search("warn", capfd.readouterr().err, re.IGNORECASE)

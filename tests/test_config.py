@@ -1,0 +1,263 @@
+"""Config files, their JSON, and overrides on the command line."""
+
+import dataclasses
+import json
+import pathlib
+import typing
+
+import pytest
+
+from rahf import config as config_lib
+from rahf import overrides
+from rahf.config import AugmentConfig, Config, ConfigError, DataConfig, ModelConfig, TrainConfig, ViTConfig
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHIPPED = sorted(p.name for p in (ROOT / "configs").glob("[a-z]*.py"))
+
+
+def another(value, hint):
+    """A value of the same kind that differs."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if choices:
+        return next(c for c in choices if c != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        kind = typing.get_args(hint)[0]
+        return tuple(another(v, kind) for v in value) if value else (kind(7),)
+    return value + "x" if isinstance(value, str) else value + 1 if isinstance(value, int) else value / 2 + 0.03125
+
+
+def leaves(value, prefix=""):
+    """Every field that is not itself a group: (path, value, type)."""
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        found, path = getattr(value, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(found):
+            yield from leaves(found, path + ".")
+        else:
+            yield path, found, hints[field.name]
+
+
+def all_changed(config):
+    """The config with every single field changed."""
+    hints = typing.get_type_hints(type(config))
+    changed = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        group = dataclasses.is_dataclass(value)
+        changed[field.name] = all_changed(value) if group else another(value, hints[field.name])
+    return type(config)(**changed)
+
+
+# JSON
+
+
+def test_round_trip_of_the_defaults():
+    assert config_lib.from_json(config_lib.to_json(Config())) == Config()
+
+
+def test_round_trip_of_every_field():
+    config = all_changed(Config())
+    same = dict((path, value) for path, value, _ in leaves(Config()))
+    assert all(same[path] != value for path, value, _ in leaves(config))
+    restored = config_lib.from_json(config_lib.to_json(config))
+    assert restored == config
+    assert isinstance(restored.model.score_head.dense_widths, tuple)  # hashable, as the original
+    hash(restored)
+
+
+def test_round_trip_without_augmentation():
+    config = Config(data=DataConfig(augment=None))
+    assert config_lib.from_json(config_lib.to_json(config)).data.augment is None
+
+
+def test_missing_fields_keep_their_defaults():
+    config = config_lib.from_json('{"train": {"steps": 3}}')
+    assert config == Config(train=TrainConfig(steps=3))
+
+
+def test_other_classes_can_be_read():
+    assert config_lib.from_json('{"image_size": 64}', ModelConfig) == ModelConfig(image_size=64)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"trian": {}}', r"^config: unknown field 'trian'\. Did you mean 'train'\?$"),
+        ('{"train": {"stepz": 1}}', r"^config\.train: unknown field 'stepz'\. Did you mean 'steps'\?$"),
+        ('{"model": {"vit": {"depht": 1}}}', r"^config\.model\.vit: unknown field 'depht'\. Did you mean 'depth'\?$"),
+        ('{"mesh": {"qqq": 1}}', r"unknown field 'qqq'\. Known: data, fsdp, tensor\.$"),
+        ('{"train": {"steps": 1.5}}', r"config\.train\.steps: expected int, found 1\.5"),
+        ('{"train": {"steps": "10"}}', r"config\.train\.steps: expected int, found '10'"),
+        ('{"train": {"steps": true}}', r"config\.train\.steps: expected int, found True"),
+        ('{"optimizer": {"b1": true}}', r"config\.optimizer\.b1: expected float, found True"),
+        ('{"optimizer": {"b1": "0.9"}}', r"config\.optimizer\.b1: expected float, found '0\.9'"),
+        ('{"model": {"vit": {"class_token": 1}}}', r"class_token: expected bool, found 1"),
+        ('{"workdir": null}', r"config\.workdir: expected str, found None"),
+        ('{"train": 3}', r"config\.train: expected fields of TrainConfig, found 3"),
+        ('{"loss": {"score_loss": "mae"}}', r"config\.loss\.score_loss: 'mae' is not one of 'mse', 'bce'"),
+        ('{"model": {"image_mean": [0.5, 0.5]}}', r"config\.model\.image_mean: expected 3 values, found \[0\.5, 0\.5\]"),
+        ('{"model": {"vit": {"stem": [8, "x"]}}}', r"config\.model\.vit\.stem\[1\]: expected int, found 'x'"),
+        ('{"model": {"vit": {"stem": 8}}}', r"config\.model\.vit\.stem: expected .*tuple.*, found 8"),
+        ('{"data": {"augment": {"hu": 1}}}', r"config\.data\.augment: unknown field 'hu'\. Did you mean 'hue'\?"),
+        ("[1]", r"^config: expected fields of Config, found \[1\]"),
+        ("{", r"^config: not JSON"),
+    ],
+)
+def test_mistakes_are_named(text, message):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.from_json(text)
+
+
+def test_where_names_the_file():
+    with pytest.raises(ConfigError, match="^runs/x/config.json: unknown field 'stepz'"):
+        config_lib.from_json('{"stepz": 1}', TrainConfig, "runs/x/config.json")
+
+
+def test_whole_numbers_are_floats_where_floats_are_wanted():
+    found = config_lib.from_json('{"optimizer": {"weight_decay": 0}}').optimizer.weight_decay
+    assert found == 0.0 and isinstance(found, float)
+
+
+def test_configs_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.steps = 3
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # found beside the package, from anywhere
+    config = config_lib.load(f"configs/{name}")
+    assert config == config_lib.load(name) == config_lib.load(str(ROOT / "configs" / name))
+    assert config_lib.from_json(config_lib.to_json(config)) == config
+    assert config.workdir != Config().workdir
+
+
+def test_there_is_a_demo():
+    assert "demo.py" in SHIPPED
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "mine.py"
+        path.write_text("from rahf.config import *\nimport dataclasses\n" + text)
+        return str(path)
+
+    return write
+
+
+def test_a_file_of_ones_own(write):
+    file = write("def config():\n    return Config(workdir='here', model=ModelConfig(vit=ViTConfig(depth=3)))\n")
+    assert config_lib.load(file) == Config(workdir="here", model=ModelConfig(vit=ViTConfig(depth=3)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("Config(train=TrainConfig(stepz=1))", r"mine\.py: .*TrainConfig.*'stepz'.*Did you mean 'steps'\?"),
+        ("Config(mode=ModelConfig())", r"mine\.py: .*'mode'.*Did you mean 'model'\?"),
+        ("dataclasses.replace(ViTConfig(), heds=1)", r"mine\.py: .*'heds'.*Did you mean 'heads'\?"),
+        ("Config(T5Config(qqq=1))", r"mine\.py: .*'qqq'\. Known: decoder_layers, "),
+        ("ModelConfig()", r"config\(\) returned ModelConfig, expected rahf\.config\.Config"),
+        ("None", r"config\(\) returned NoneType"),
+        ("int('3', 3, 3)", r"mine\.py: "),
+    ],
+)
+def test_mistakes_in_a_file(write, call, message):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.load(write(f"def config():\n    return {call}\n"))
+
+
+def test_a_file_without_config(write):
+    with pytest.raises(ConfigError, match=r"mine\.py: must define config\(\) -> rahf\.config\.Config"):
+        config_lib.load(write("configuration = Config()\n"))
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config file configs/demmo\.py\. Did you mean 'demo\.py'\?"):
+        config_lib.load("configs/demmo.py")
+    with pytest.raises(ConfigError, match=r"no config file .*demo\.py"):
+        config_lib.load(str(tmp_path / "demo.py"))  # a name among ours does not excuse another folder
+
+
+# Overrides
+
+
+def test_override_some_fields():
+    base = config_lib.load("configs/demo.py")
+    found = overrides.parse("configs/demo.py", ["--train.steps", "10", "--data.batch-size=3", "--workdir", "there"])
+    train, data = dataclasses.replace(base.train, steps=10), dataclasses.replace(base.data, batch_size=3)
+    assert found == dataclasses.replace(base, train=train, data=data, workdir="there")
+    assert overrides.parse("configs/demo.py", []) == base
+
+
+def test_hyphens_and_underscores_are_the_same():
+    for name in ("--model.t5.head-width", "--model.t5.head_width"):
+        assert overrides.parse("demo.py", [name, "5"]).model.t5.head_width == 5
+
+
+def test_tuples_choices_and_switches():
+    fields = "--model.vit.stem 8 16 --optimizer.schedule cosine --model.vit.class-token --model.t5.no-image-relative-bias"
+    config = overrides.parse("demo.py", fields.split())
+    assert config.model.vit.stem == (8, 16) and config.optimizer.schedule == "cosine"
+    assert config.model.vit.class_token and not config.model.t5.image_relative_bias
+    assert overrides.parse("demo.py", ["--model.vit.stem"]).model.vit.stem == ()
+    assert overrides.parse("demo.py", ["--mesh.data", "-1"]).mesh.data == -1
+
+
+def test_every_field_can_be_overridden(write):
+    fields = []
+    for path, value, hint in leaves(Config()):
+        value = another(value, hint)
+        if isinstance(value, bool):
+            group, name = path.rsplit(".", 1)
+            fields.append(f"--{group}.{'' if value else 'no_'}{name}")
+        else:
+            fields += [f"--{path}", *map(str, value if isinstance(value, tuple) else [value])]
+    found = overrides.parse(write("def config():\n    return Config()\n"), fields)
+    assert found == all_changed(Config())
+    assert isinstance(found.data.augment, AugmentConfig)
+
+
+def test_help_lists_every_field(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        overrides.parse("demo.py", ["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for path, _, _ in leaves(Config()):
+        assert f"--{path.replace('_', '-')}" in text
+    assert "PyTorch" in text  # the comments beside the fields explain them
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("--train.stepz", r"^unknown config field --train\.stepz\. Did you mean 'train\.steps'\?$"),
+        ("--data.batchsize=3", r"unknown config field --data\.batchsize\. Did you mean 'data\.batch_size'\?$"),
+        ("--qqqqqq", r"unknown config field --qqqqqq\. Known: "),
+    ],
+)
+def test_unknown_override(field, message):
+    with pytest.raises(ConfigError, match=message):
+        overrides.parse("demo.py", [field, "1"])
+
+
+@pytest.mark.parametrize(
+    "fields", [["--train.steps", "many"], ["--train.steps"], ["--optimizer.schedule", "linear"], ["train.steps", "3"]]
+)
+def test_override_of_the_wrong_kind(fields, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        overrides.parse("demo.py", fields)
+    assert stopped.value.code == 2
+    assert fields[0].strip("-") in capsys.readouterr().err
+
+
+def test_json_is_for_people():
+    lines = config_lib.to_json(Config()).splitlines()
+    assert lines[1] == '  "workdir": "runs/unnamed",' and len(lines) > 80
+    assert list(json.loads("\n".join(lines))) == [f.name for f in dataclasses.fields(Config)]

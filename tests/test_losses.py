@@ -1,0 +1,196 @@
+"""Losses against hand-computed values; masks."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from rahf import batch as batch_lib
+from rahf import losses
+from rahf.config import LossConfig
+from rahf.models.rahf import Logits, word_probabilities
+
+
+total = jax.jit(losses.total, static_argnums=0)
+gradients = jax.jit(jax.value_and_grad(losses.total, argnums=1, has_aux=True), static_argnums=0)
+
+
+def close(found, wanted, **kwargs):
+    np.testing.assert_allclose(np.asarray(found), wanted, **{"rtol": 1e-5, "atol": 1e-7} | kwargs)
+
+
+# One heatmap of 1 x 2 pixels: predicted 1/2 and 3/4, true 0 and 1.
+MAP = logit(np.array([0.5, 0.75], np.float32)).reshape(1, 1, 2, 1)
+TRUE = np.array([0.0, 1.0], np.float32).reshape(1, 1, 2, 1)
+
+
+def test_heatmap_mse():
+    close(losses.heatmap_values(MAP, TRUE, "mse"), [[(1 / 4 + 1 / 16) / 2]])
+
+
+def test_heatmap_weighted_mse():
+    # Weights 1/255 and 256/255, divided by their mean 257/510: 2/257 and 512/257.
+    wanted = (2 / 257 * 1 / 4 + 512 / 257 * 1 / 16) / 2
+    close(losses.heatmap_values(MAP, TRUE, "weighted-mse"), [[wanted]])
+    constant = np.full_like(TRUE, 0.3)
+    close(losses.heatmap_values(MAP, constant, "weighted-mse"), losses.heatmap_values(MAP, constant, "mse"))
+
+
+def test_heatmap_bce():
+    close(losses.heatmap_values(MAP, TRUE, "bce"), [[(math.log(2) + math.log(4 / 3)) / 2]])
+
+
+@pytest.mark.parametrize("kind", ["mse", "weighted-mse", "bce"])
+def test_the_best_prediction_is_the_truth(kind):
+    true = np.array([0.1, 0.4, 0.7, 0.9], np.float32).reshape(1, 2, 2, 1)
+    value = jax.jit(jax.value_and_grad(lambda logits: losses.heatmap_values(logits, true, kind).sum()))
+    best, gradient = value(logit(true))
+    close(gradient, np.zeros((1, 2, 2, 1)), atol=1e-6)
+    assert value(logit(true) + 0.3)[0] > best
+
+
+def test_heatmaps_are_averaged_one_by_one():
+    rng = np.random.default_rng(0)
+    logits, true = rng.standard_normal((2, 3, 5, 2)), rng.random((2, 3, 5, 2))
+    found = losses.heatmap_values(jnp.asarray(logits), jnp.asarray(true), "mse")
+    for i in range(2):
+        for m in range(2):
+            close(found[i, m], np.mean((expit(logits[i, ..., m]) - true[i, ..., m]) ** 2))
+
+
+def test_score_values():
+    logits, true = logit(np.array([[0.5, 0.8]], np.float32)), np.array([[0.1, 1.0]], np.float32)
+    close(losses.score_values(logits, true, "mse"), [[0.16, 0.04]])
+    cross = [-(0.1 * math.log(0.5) + 0.9 * math.log(0.5)), -math.log(0.8)]
+    close(losses.score_values(logits, true, "bce"), [cross])
+
+
+def test_sequence_values():
+    logits = np.log(np.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]], np.float32)) + 7.0
+    close(losses.sequence_values(logits, np.array([[0, 1]])), [[math.log(2), math.log(10)]])
+    close(losses.sequence_values(np.zeros((1, 1, 32)), np.array([[5]])), [[math.log(32)]])
+
+
+def test_masked_mean():
+    values = jnp.asarray([[1.0, 2.0], [6.0, jnp.nan]])
+    close(losses.masked_mean(values, jnp.asarray([[True, True], [True, False]])), 3.0)
+    close(losses.masked_mean(values, jnp.zeros((2, 2), bool)), 0.0)
+    assert np.isnan(losses.masked_mean(values, jnp.ones((2, 2), bool)))
+
+
+# The whole
+
+
+def hand_made():
+    """Two examples of 2 x 2 pixels and three target tokens, with logits of probability 1/2 or certainty."""
+    batch = batch_lib.fake(2, 2, 4, 5, 2, vocab_size=8)
+    heatmaps = np.zeros((2, 2, 2, 2), np.uint8)
+    heatmaps[1, ..., 1] = 255
+    target = np.array([[5, 6, 1, 0, 0], [7, 1, 0, 0, 0]], np.int32)
+    batch = batch._replace(
+        heatmaps=heatmaps,
+        scores=np.array([[0.5, 0.0, 1.0, 0.5], [0.5, 0.5, 0.5, 0.1]], np.float32),
+        target_ids=target,
+        target_mask=target != 0,
+    )
+    logits = Logits(jnp.zeros((2, 2, 2, 2)), jnp.zeros((2, 4)), jnp.zeros((2, 5, 8)).at[0, 0, 5].set(jnp.log(9.0)))
+    return batch, logits
+
+
+def test_total_by_hand():
+    batch, logits = hand_made()
+    loss, parts = total(LossConfig(), logits, batch)
+    close(parts.heatmap, 0.25)
+    close(parts.score, (0.25 + 0.25 + 0.16) / 8)
+    sequence = (math.log(16 / 9) + 4 * math.log(8)) / 5  # five tokens, the padding does not count
+    close(parts.keyword, sequence)
+    close(loss, 0.25 + 0.0825 + sequence)
+
+
+def test_weights_and_kinds():
+    batch, logits = hand_made()
+    config = LossConfig(heatmap_weight=2.0, score_weight=3.0, keyword_weight=0.0, heatmap_loss="bce", score_loss="bce")
+    loss, parts = total(config, logits, batch)
+    close(parts.heatmap, math.log(2))
+    close(parts.score, math.log(2))
+    assert parts.keyword > 0  # reported as it is, though it weighs nothing
+    close(loss, 5 * math.log(2))
+
+
+def test_labels_weigh_the_same_however_many_have_them():
+    batch, logits = hand_made()
+    mask = np.array([[True, True, False, False], [True, False, False, True]])
+    _, parts = total(LossConfig(), logits, batch._replace(score_mask=mask))
+    close(parts.score, (0.0 + 0.25 + 0.16) / 3)  # plausibility twice, aesthetics never
+    mask = np.array([[True, True], [True, False]])
+    batch = batch._replace(heatmap_mask=mask, heatmaps=np.where(np.arange(2) == 0, 0, 255).astype(np.uint8) + batch.heatmaps * 0)
+    logits = logits._replace(heatmaps=logits.heatmaps.at[1, ..., 0].set(20.0))
+    _, parts = total(LossConfig(), logits, batch)
+    close(parts.heatmap, ((0.25 + 1.0) / 2 + 0.25) / 2)
+
+
+def test_nothing_labelled():
+    batch, logits = hand_made()
+    none = {name: np.zeros_like(getattr(batch, name)) for name in ("heatmap_mask", "score_mask", "target_mask")}
+    loss, parts = total(LossConfig(), logits, batch._replace(**none))
+    assert (float(loss), *map(float, parts)) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["mse", "bce"])
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30, 0.7])
+def test_a_missing_label_has_weight_0(kind, garbage):
+    batch, logits = hand_made()
+    config = LossConfig(heatmap_loss=kind, score_loss=kind)
+    batch = batch._replace(
+        score_mask=np.array([[True, False, True, True], [False, True, True, True]]),
+        heatmap_mask=np.array([[True, False], [False, True]]),
+        target_mask=batch.target_mask & np.array([[True], [False]]),
+    )
+    dropped = batch._replace(
+        scores=np.where(batch.score_mask, batch.scores, np.float32(garbage)),
+        heatmaps=np.where(batch.heatmap_mask[:, None, None], batch.heatmaps, np.uint8(99)),
+        target_ids=np.where(batch.target_mask, batch.target_ids, 3),
+    )
+    (wanted, _), wanted_gradient = gradients(config, logits, batch)
+    (found, _), gradient = gradients(config, logits, dropped)
+    assert found == wanted and np.isfinite(found)
+    for ours, theirs in zip(gradient, wanted_gradient):
+        assert np.isfinite(ours).all()
+        np.testing.assert_array_equal(ours, theirs)
+    assert not gradient.scores[0, 1] and not gradient.heatmaps[0, ..., 1].any()
+    assert not gradient.sequence[1].any() and not gradient.sequence[0, 3:].any()
+    assert gradient.heatmaps[1, ..., 1].all() and gradient.sequence[0, :3].all()
+
+
+# Constrained keyword scoring
+
+
+def test_word_probabilities_by_hand():
+    """Prompt "a ye llow cat" (pieces 5 | 6 7 | 3): after each word, the suffix 4 or what follows?"""
+    prompt = np.array([[5, 6, 7, 3, 1, 0]], np.int32)
+    ends = np.array([[0, 2, 3, -1]], np.int32)
+    probability = np.full((1, 6, 8), 0.01, np.float32)
+    probability[0, 1, [4, 6]] = 0.3, 0.6  # after "a": suffix 0.3, "ye" 0.6
+    probability[0, 2, [4, 7]] = 0.9, 0.05  # inside "yellow": counts nowhere
+    probability[0, 3, [4, 3]] = 0.8, 0.2  # after "yellow": suffix, "cat"
+    probability[0, 4, [4, 1]] = 0.1, 0.9  # after "cat": suffix, the end
+    found = word_probabilities(jnp.log(probability) + 3.0, prompt, ends, 4)
+    close(found, [[1 / 3, 0.8, 0.1, 0.0]], rtol=1e-4)
+
+
+def test_word_probabilities_of_a_full_sequence():
+    """When the last word's end is the last place but one, the end of sequence follows it at the last."""
+    prompt, ends = np.array([[5, 6, 1]], np.int32), np.array([[0, 1]], np.int32)
+    logits = jnp.zeros((1, 3, 8)).at[0, 2, 4].set(math.log(3))
+    close(word_probabilities(logits, prompt, ends, 4), [[0.5, 0.75]])
+
+
+def test_word_probabilities_can_be_differentiated():
+    prompt, ends = np.array([[5, 6, 1, 0]], np.int32), np.array([[0, 1, -1]], np.int32)
+    gradient = jax.grad(lambda x: word_probabilities(x, prompt, ends, 4).sum())(jnp.zeros((1, 4, 8)))
+    wanted = np.zeros((1, 4, 8))
+    wanted[0, 1, [4, 6]] = wanted[0, 2, [4, 1]] = 0.25, -0.25
+    close(gradient, wanted)

@@ -1,0 +1,115 @@
+"""AdamW by hand: schedule, mask of weight decay, clipping."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_maker import OTHER, PLAIN
+
+from rahf.config import OptimizerConfig
+from rahf.models import functional
+from rahf.models import rahf as model_lib
+from rahf.train import optimizer
+
+PAPER = OptimizerConfig(learning_rate=0.015, schedule="rsqrt", warmup_steps=2000)
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.0), (1000, 0.0075), (2000, 0.015), (5000, 0.00949), (20_000, 0.00474)])
+def test_schedule_of_the_paper(step, rate):
+    assert float(optimizer.schedule(PAPER, 20_000)(step)) == pytest.approx(rate, abs=5e-6)
+
+
+def test_schedule_does_not_depend_on_the_length_of_the_run():
+    for kind in ("rsqrt", "constant"):
+        config = OptimizerConfig(schedule=kind)
+        steps = np.arange(0, 9000, 500)
+        np.testing.assert_array_equal(optimizer.schedule(config, 100)(steps), optimizer.schedule(config, 9000)(steps))
+
+
+def test_cosine_by_hand():
+    config = OptimizerConfig(learning_rate=2.0, schedule="cosine", warmup_steps=100, final_fraction=0.1)
+    found = optimizer.schedule(config, 300)(np.array([0, 50, 100, 150, 200, 300, 400]))
+    quarter = 0.1 + 0.9 * (1 + np.cos(np.pi / 4)) / 2
+    np.testing.assert_allclose(found, np.array([0, 0.5, 1, quarter, 0.55, 0.1, 0.1]) * 2, rtol=1e-5)
+
+
+def test_constant_and_no_warmup():
+    config = OptimizerConfig(learning_rate=3.0, schedule="constant", warmup_steps=4)
+    np.testing.assert_allclose(optimizer.schedule(config, 9)(np.array([1, 3, 4, 1000])), [0.75, 2.25, 3, 3])
+    for kind in ("rsqrt", "cosine", "constant"):
+        config = OptimizerConfig(learning_rate=3.0, schedule=kind, warmup_steps=0)
+        assert float(optimizer.schedule(config, 10**6)(1)) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("config", [PLAIN, OTHER])
+def test_what_decays(config):
+    _, params = functional.abstract(model_lib.build(config))
+    mask = functional.flatten(optimizer.decay_mask(params))
+    assert mask.keys() == functional.flatten(params).keys()
+    for path, decays in mask.items():
+        name = path.rsplit("/", 1)[-1]
+        assert decays == (name in ("kernel", "output")), path
+    for path in ("embedding", "vit/position", "encoder/relative_bias/table", "vit/embed/bias", "decoder/norm/scale"):
+        assert mask[path] is False
+    assert mask["vit/embed/kernel"] and mask["heatmap_misalignment/up_0/up/kernel"]
+    assert mask.get("vit/class_token", False) is False and mask.get("output", True)
+
+
+def by_hand(params, gradients, config, rates):
+    """AdamW with decoupled decay (Loshchilov & Hutter 2019) after clipping, on a flat tree."""
+    params = {k: v.astype(np.float64) for k, v in params.items()}
+    m, v = ({k: 0.0 for k in params} for _ in range(2))
+    for t, (gradient, rate) in enumerate(zip(gradients, rates), 1):
+        norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradient.values()))
+        factor = min(1.0, config.clip_norm / norm) if config.clip_norm else 1.0
+        for k, g in gradient.items():
+            m[k] = config.b1 * m[k] + (1 - config.b1) * factor * g
+            v[k] = config.b2 * v[k] + (1 - config.b2) * (factor * g) ** 2
+            step = (m[k] / (1 - config.b1**t)) / (np.sqrt(v[k] / (1 - config.b2**t)) + config.eps)
+            if k == "encoder/query/kernel":
+                step = step / PLAIN.t5.head_width**0.5  # the scale of T5's attention lies in the kernel
+            decay = config.weight_decay if k.endswith("kernel") else 0.0
+            params[k] = params[k] - rate * (step + decay * params[k])
+    return params
+
+
+SHAPES = {"encoder/query/kernel": (3, 2), "vit/query/kernel": (2, 3), "vit/query/bias": (3,)}
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
+def test_steps_by_hand(clip):
+    # A large eps, or else Adam would hide the size of a gradient and so its clipping.
+    config = OptimizerConfig(
+        learning_rate=0.1, schedule="constant", warmup_steps=2, weight_decay=0.3, b1=0.8, b2=0.9, eps=0.5, clip_norm=clip
+    )
+    stream = np.random.default_rng(0)
+    draw = lambda: {k: stream.standard_normal(shape, np.float32) for k, shape in SHAPES.items()}
+    params, gradients = draw(), [draw() for _ in range(3)]
+    make = optimizer.make(config, PLAIN, 3)
+
+    @jax.jit
+    def update(params, state, gradient):
+        updates, state = make.update(gradient, state, params)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    found = functional.unflatten(params)
+    state = make.init(found)
+    for gradient in gradients:
+        found, state = update(found, state, functional.unflatten(gradient))
+    wanted = by_hand(params, gradients, config, [0.05, 0.1, 0.1])  # the first step already learns
+    for name, value in functional.flatten(found).items():
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-5)
+        assert value.dtype == jnp.float32
+    other = by_hand(params, gradients, dataclasses.replace(config, clip_norm=0.0), [0.05, 0.1, 0.1])
+    unclipped = all(np.allclose(other[name], wanted[name], rtol=1e-4) for name in SHAPES)
+    assert unclipped == (clip != 0.5)  # 0.5 clips, 100 does not
+
+
+def test_t5_queries_are_found():
+    for config in (PLAIN, OTHER):
+        _, params = functional.abstract(model_lib.build(config))
+        found = {path for path, yes in functional.flatten(optimizer.is_t5_query(params)).items() if yes}
+        kernels = {"encoder": ["attention"], "decoder": ["attention", "cross"]}
+        assert found == {f"{s}/layer_{i}/{a}/query/kernel" for s in kernels for a in kernels[s] for i in range(2)}

@@ -1,0 +1,137 @@
+"""A run that was ended in any way goes on to the very same end: parameters, optimizer, metrics, to the last bit."""
+
+import json
+import random
+import resource
+import shutil
+import signal
+
+import pytest
+import train_maker
+from ended_run import at_batch
+
+from data_pipelines.loader import TrainLoader
+from rahf import cli
+from rahf.train import checkpoint
+from rahf.train.loop import Interrupt
+
+STEPS = 12
+
+
+def train(config, run, *fields) -> int:
+    return cli.main(["train", str(config), "--workdir", str(run), *fields])
+
+
+def saved(run) -> list[int]:
+    """Steps of all complete checkpoints for resuming."""
+    return sorted(int(p.name) for p in (run / "checkpoints/latest").glob("*") if p.name.isdigit())
+
+
+def assert_same_end(run, finished) -> None:
+    """As if it had never been ended."""
+    for kind in ("latest", "best"):
+        step, found = train_maker.stored(run, kind)
+        expected_step, expected = train_maker.stored(finished, kind)
+        assert step == expected_step == STEPS
+        train_maker.assert_same(found, expected)
+    position = "checkpoints/latest/12/data/metadata"
+    assert json.loads((run / position).read_text()) == json.loads((finished / position).read_text())
+    rows, expected = train_maker.rows(run), train_maker.rows(finished)
+    assert rows == expected
+    assert len({(row["step"], "eval/loss/total" in row) for row in rows}) == len(rows) == 8
+
+
+def test_a_killed_run_ends_bit_identically(tiny_config, finished_run, tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    step = random.Random(seed).randrange(2, STEPS + 1)
+    print(f"seed {seed}: killed at step {step}, then while saving")  # shown if the test fails
+    run = tmp_path / "run"
+    killed = train_maker.in_process("train", str(tiny_config), "--workdir", str(run), stop=f"SIGKILL:{step}")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    before = (step - 1) // 4 * 4
+    assert max([0, *saved(run)]) == before  # as far as it was saved
+
+    killed = train_maker.in_process("train", str(tiny_config), "--workdir", str(run), stop="saving:1")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert f"killed beside {before + 4}" in killed.stdout
+
+    assert train(tiny_config, run) == 0
+    assert_same_end(run, finished_run)
+
+
+def test_signals_save_and_say_so(tiny_config, finished_run, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    ended = train_maker.in_process("train", str(tiny_config), "--workdir", str(run), stop="SIGTERM:2")
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "SIGTERM: saved step 2 and stopped; the same command goes on from there"
+    assert ended.stderr == ""
+    assert saved(run) == [2]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoader, "__next__", TrainLoader.__next__)  # at_batch replaces it
+        at_batch(6, lambda: signal.raise_signal(signal.SIGINT))
+        assert train(tiny_config, run) == 128 + signal.SIGINT
+    said = capsys.readouterr().out.splitlines()
+    assert f"resuming at step 2 in {run}" in said
+    assert said[-1] == "SIGINT: saved step 8 and stopped; the same command goes on from there"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    assert train(tiny_config, run) == 0
+    assert_same_end(run, finished_run)
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+class full_disk:
+    """No file can grow beyond 20 kB, which to a program looks like a disk that is full: write(2) fails."""
+
+    def __enter__(self):
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, self.before[1]))
+
+    def __exit__(self, *_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tiny_config, finished_run, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    save = checkpoint.Checkpointer._save
+
+    def on_a_full_disk(self, manager, step, **items):
+        if step < 8:
+            return save(self, manager, step, **items)
+        with full_disk():
+            save(self, manager, step, **items)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpointer, "_save", on_a_full_disk)
+        assert train(tiny_config, run) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"rahf: cannot save the checkpoint of step 8 under {run}/checkpoints/latest: ")
+    assert "File too large" in error
+    assert "Previous checkpoint: step 4 is complete and usable. Free disk space" in error
+    assert "Traceback" not in error
+    assert saved(run) == [4]
+    assert checkpoint.find(run / "checkpoints/latest")[1] == run / "checkpoints/latest/4/state"
+
+    assert train(tiny_config, run) == 0
+    assert_same_end(run, finished_run)
+
+
+def test_a_finished_run_can_go_on(tiny_config, finished_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert train(tiny_config, run) == 0
+    assert "the run is complete at step 12; raise train.steps to go on" in capsys.readouterr().out
+    assert_same_end(run, finished_run)
+    assert train(tiny_config, run, "--train.steps", "13") == 0
+    assert "with another train.steps: 12 there, 13 given" in capsys.readouterr().out
+    assert saved(run) == [12, 13]
+    assert json.loads((run / "config.json").read_text())["train"]["steps"] == 13
+    assert list(run.glob("*.tmp")) == []

@@ -1,0 +1,135 @@
+"""How devices share parameters and examples; 8 fake CPU devices in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from rahf.config import MeshConfig
+from rahf.train import sharding
+
+
+def on(**sizes):
+    """A stand-in for a mesh."""
+    return types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "tensor": 1} | sizes)
+
+
+# Rules
+
+
+def test_one_device_holds_everything():
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    assert mesh.shape == {"data": 1, "fsdp": 1, "tensor": 1} and mesh.axis_names == sharding.AXES
+    assert sharding.parameter_spec("encoder/layer_0/attention/query/kernel", (768, 768), mesh) == P(None, None)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "wanted"),
+    [
+        ("encoder/layer_0/attention/query/kernel", (768, 1024), P("fsdp", "tensor")),
+        ("encoder/layer_0/attention/out/kernel", (1024, 768), P("tensor", "fsdp")),
+        ("vit/layer_3/wi/kernel", (768, 3072), P("fsdp", "tensor")),
+        ("decoder/layer_1/ff/gate/kernel", (768, 2048), P("fsdp", "tensor")),
+        ("decoder/layer_1/ff/wo/kernel", (2048, 768), P("tensor", "fsdp")),
+        ("vit/layer_3/wi/bias", (32768,), P("tensor")),
+        ("embedding", (32128, 768), P("tensor", "fsdp")),
+        ("output", (768, 32128), P("fsdp", "tensor")),
+        ("heatmap_misalignment/conv_0/kernel", (3, 3, 768, 384), P(None, None, "fsdp", None)),  # the longest side
+        ("score_overall/dense_0/kernel", (65536, 2048), P("fsdp", None)),
+        ("1/0/mu/encoder/layer_0/attention/query/kernel", (768, 768), P("fsdp", "tensor")),  # moments like parameters
+        ("1/0/nu/embedding", (32128, 768), P("tensor", "fsdp")),
+        ("vit/layer_3/wi/bias", (3072,), P(None)),  # small ones are held whole
+        ("encoder/layer_0/attention/query/kernel", (64, 64), P(None, None)),
+        ("step", (), P()),
+        ("embedding", (32129, 771), P(None, None)),  # not divisible
+        ("embedding", (32129, 768), P(None, "fsdp")),
+    ],
+)
+def test_where_a_parameter_lies(path, shape, wanted):
+    assert sharding.parameter_spec(path, shape, on(fsdp=4, tensor=2)) == wanted
+
+
+def test_axes_of_size_one_are_not_named():
+    assert sharding.parameter_spec("embedding", (32128, 768), on(fsdp=8)) == P("fsdp", None)
+    assert sharding.parameter_spec("embedding", (32128, 768), on(tensor=8)) == P("tensor", None)
+    assert sharding.parameter_spec("embedding", (32128, 768), on(data=8)) == P(None, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(data=2), r"\{'data': 2, 'fsdp': 1, 'tensor': 1\} needs 2 devices, there are 1; set one of mesh\.data"),
+        (MeshConfig(data=-1, fsdp=-1), "at most one -1"),
+        (MeshConfig(tensor=0), "positive numbers"),
+        (MeshConfig(fsdp=-2), "positive numbers"),
+    ],
+)
+def test_impossible_meshes(config, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(config, jax.devices()[:1])
+
+
+def test_fitting_keeps_what_fits():
+    eight, rest = MeshConfig(data=2, fsdp=4), MeshConfig(fsdp=4)
+    assert sharding.fitting(eight, 8) == eight and sharding.fitting(eight, 4) == MeshConfig()
+    assert sharding.fitting(rest, 8) == sharding.fitting(rest, 4) == rest
+    assert sharding.fitting(rest, 6) == MeshConfig()
+
+
+def test_description():
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    params = {"embedding": np.zeros((1000, 1500), np.float32)}
+    assert sharding.describe(params, mesh) == "1 x cpu (data 1 fsdp 1 tensor 1), 1.50 M parameters"
+
+
+# Eight devices
+
+
+@pytest.fixture(scope="module")
+def found(pytestconfig):
+    """What tests/sharded_steps.py prints."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    script = pytestconfig.rootpath / "tests" / "sharded_steps.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "mixed"])
+def test_steps_equal_those_of_one_device(found, mesh):
+    wanted, sharded = np.array(found["single"]["metrics"]), np.array(found[mesh]["metrics"])
+    np.testing.assert_allclose(sharded[0], wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(sharded[1], wanted[1], rtol=1e-4)  # after an update of every parameter
+    assert wanted[1, 0] != pytest.approx(wanted[0, 0], rel=1e-3)
+    assert found[mesh]["norm"] == pytest.approx(found["single"]["norm"], rel=1e-6)
+
+
+def test_parameters_are_born_sharded(found):
+    for part in ("params", "opt_state", "ema"):
+        (whole,) = found["single"]["born"][part]
+        assert found["data"]["born"][part] == [whole] * 8
+        shares = found["fsdp"]["born"][part]
+        assert len(shares) == 8 and whole / 8 < max(shares) < whole / 4
+        assert max(found["mixed"]["born"][part]) < whole / 2.5
+    placed = found["mixed"]["placed"]
+    assert placed["embedding"] == str(P("tensor", "fsdp")) and placed["output"] == str(P("fsdp", "tensor"))
+    assert placed["encoder/layer_0/attention/query/kernel"] == str(P("fsdp", "tensor"))
+    assert found["fsdp"]["placed"]["embedding"] == str(P("fsdp", None))
+
+
+def test_examples_are_shared_out(found):
+    assert {name: run["examples"] for name, run in found.items()} == {
+        "single": [8],
+        "data": [1] * 8,
+        "fsdp": [1] * 8,
+        "mixed": [2] * 8,  # devices that share arithmetic see the same examples
+    }

@@ -1,0 +1,397 @@
+"""Training: what a run writes, what it keeps as best, how it stops, and what it refuses before it starts."""
+
+import dataclasses
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import train_maker
+
+from data_pipelines import store
+from data_pipelines.loader import TrainLoader
+from rahf import cli
+from rahf import config as config_lib
+from rahf.evaluate import Evaluation, metric_names
+from rahf.losses import Parts
+from rahf.train import claim as claim_lib
+from rahf.train import loop, progress
+from rahf.train import state as state_lib
+from rahf.train.loop import TrainError
+from rahf.train.step import StepMetrics
+
+
+def train(config, run, *fields) -> int:
+    return cli.main(["train", str(config), "--workdir", str(run), *fields])
+
+
+def steps(folder) -> list[str]:
+    return sorted((p.name for p in folder.iterdir()), key=lambda name: (len(name), name))
+
+
+# What a run writes
+
+
+def test_a_run_directory_holds_everything(finished_run, tiny_config, tiny_data):
+    expected = dataclasses.replace(config_lib.load(str(tiny_config)), workdir=str(finished_run))
+    assert config_lib.from_json((finished_run / "config.json").read_text()) == expected
+    assert (finished_run / "tokenizer.model").read_bytes() == (tiny_data / "tokenizer.model").read_bytes()
+    assert steps(finished_run / "checkpoints/latest") == ["8", "12"]  # keep_checkpoints is 2
+    assert steps(finished_run / "checkpoints/best") == ["12"]
+    assert len(list((finished_run / "tensorboard").glob("events.out.tfevents.*"))) == 1
+    names = ["checkpoints", "config.json", "metrics.jsonl", "tensorboard", "tokenizer.model"]
+    assert steps(finished_run) == sorted(names, key=lambda name: (len(name), name))
+
+
+def test_rows_and_events_say_the_same(finished_run):
+    rows = train_maker.rows(finished_run)
+    training = {row["step"]: row for row in rows if "loss/total" in row}
+    assert list(training) == [2, 4, 6, 8, 10, 12]
+    total = training[12]["loss/heatmap"] + training[12]["loss/score"] + training[12]["loss/keyword"]
+    assert training[12]["loss/total"] == pytest.approx(total, abs=1e-5)  # all weights are 1
+    assert training[12]["loss/total"] < training[2]["loss/total"] - 0.3  # it learns
+    # 3e-3 after a warm-up of 4 steps, then 3e-3 · sqrt(4 / step)
+    assert [training[s]["learning_rate"] for s in (2, 4, 8)] == pytest.approx([1.5e-3, 3e-3, 3e-3 / 2**0.5])
+    evaluated = {row["step"]: row for row in rows if "eval/loss/total" in row}
+    assert list(evaluated) == [6, 12]
+    assert evaluated[12]["eval/loss/total"] < evaluated[6]["eval/loss/total"]
+    assert "eval/keywords_constrained/f1" in evaluated[6] and "eval/keywords/f1" not in evaluated[6]
+    assert "eval/keywords/f1" in evaluated[12]  # generation is slow: at the end only
+
+    events = (next((finished_run / "tensorboard").glob("events*"))).read_bytes()
+    for name in training[2].keys() | {k for k, v in evaluated[12].items() if v is not None}:
+        assert name == "step" or name.encode() in events, name
+
+
+def test_the_average_is_what_is_kept_as_best(finished_run):
+    _, latest = train_maker.stored(finished_run, "latest")
+    _, best = train_maker.stored(finished_run, "best")
+    path = "['decoder']['layer_0']['attention']['key']['kernel']"
+    assert best["['params']" + path].tobytes() == latest["['ema']" + path].tobytes()
+    assert best["['params']" + path].tobytes() != latest["['params']" + path].tobytes()
+
+
+def test_rows_of_before_a_resumption_are_dropped(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n{"step": 6, "a": 3}\n{"step": 8, "a"')
+    assert [row["step"] for row in progress.read_rows(file)] == [2, 4, 6]  # the last line was cut off
+    reporter = progress.Reporter(tmp_path, steps=8, start=4)
+    reporter.write(6, {"a": float("nan"), "b": float("inf"), "c": 1.5})
+    reporter.close()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert (rows[2]["a"], rows[2]["b"], rows[2]["c"]) == (None, None, 1.5)
+    assert progress.read_rows(tmp_path / "absent.jsonl") == []
+
+
+def test_other_processes_are_silent(tmp_path, capfd):
+    reporter = progress.Reporter(tmp_path, steps=8, start=0, active=False)
+    reporter.train(2, {"loss/total": 1.0}, 16)
+    reporter.say("hello")
+    reporter.close()
+    assert capfd.readouterr() == ("", "") and list(tmp_path.iterdir()) == []
+
+
+def test_time_left_is_readable():
+    assert [progress._duration(s) for s in (0.4, 59, 61, 3660)] == ["0 s", "59 s", "1 min 01 s", "1 h 01 min"]
+
+
+# Which checkpoint is the best
+
+
+@pytest.fixture
+def scripted(tiny_config, tmp_path, monkeypatch):
+    """Trains in name only, with an evaluation after every second step that finds the given values of a metric."""
+
+    def run(values: list[float], steps: int, **changes) -> int:
+        left = list(values)
+
+        class Scripted:
+            def __init__(self, *_):
+                pass
+
+            def run(self, params, batches, labels, **_):
+                metrics = {"scores/mean/plcc": left.pop(0), "loss/total": 1.0}
+                return Evaluation(metrics, {}, {}, [], 8, 0.0)
+
+        def step(state, batch):
+            return state._replace(step=state.step + 1), measured()
+
+        monkeypatch.setattr(loop, "Evaluator", Scripted)
+        monkeypatch.setattr(loop, "make_train_step", lambda *_: step)
+        config = config_lib.load(str(tiny_config))
+        rhythm = {"steps": steps, "eval_every": 2, "checkpoint_every": 1000, "best_metric": "scores/mean/plcc"}
+        choice = dataclasses.replace(config.train, **{**rhythm, "best_mode": "max", **changes})
+        loop.train(dataclasses.replace(config, workdir=str(tmp_path / "run"), train=choice))
+        assert not left
+        return tmp_path / "run/checkpoints/best"
+
+    return run
+
+
+def test_a_metric_that_is_not_a_number_is_never_best(scripted):
+    nan = float("nan")
+    assert steps(scripted([nan, 0.3, nan, 0.2], 8)) == ["4"]
+    assert steps(scripted([0.25], 10)) == ["4"]  # the resumed run knows what was best
+    assert steps(scripted([0.4], 12)) == ["12"]
+
+
+def test_the_smallest_can_be_best_and_none_is_possible(scripted):
+    nan = float("nan")
+    best = scripted([nan, nan], 4, best_mode="min")
+    assert steps(best) == []
+    assert steps(scripted([0.5, 0.7, 0.5], 10, best_mode="min")) == ["6"]  # equal is not better
+
+
+def test_keywords_are_generated_where_they_decide():
+    asked = []
+
+    def evaluator(params, batches, labels, generate, intervals):
+        asked.append(generate)
+        return Evaluation({"keywords/f1": 0.5, "loss/total": 1.0}, {}, {}, [], 8, 0.0)
+
+    for metric in ("keywords/f1", "keywords_constrained/f1"):
+        config = config_lib.Config(train=config_lib.TrainConfig(steps=4, best_metric=metric))
+        run = object.__new__(loop._Run)
+        run.config, run.best, run.eval_batches, run.eval_labels = config, 1.0, None, None
+        run.evaluator = SimpleNamespace(run=evaluator)
+        run.reporter = SimpleNamespace(write=lambda *_: None, say=lambda *_: None, pause=lambda: None)
+        for step in (2, 4):
+            run.evaluate(step, SimpleNamespace(best_params=None))
+    assert asked == [True, True, False, True]
+
+
+def test_every_metric_of_an_evaluation_may_decide(finished_run):
+    evaluated = [row for row in train_maker.rows(finished_run) if row["step"] == 12 and "eval/loss/total" in row]
+    assert {name.removeprefix("eval/") for name in evaluated[0]} - {"step"} == set(metric_names())
+
+
+# Losses that are not finite
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path, monkeypatch, capsys):
+    run, take, taken = tmp_path / "run", TrainLoader.__next__, []
+
+    def broken_at_9(self):
+        batch = take(self)
+        taken.append(1)
+        if len(taken) == 9:
+            batch.scores[3, 1] = np.nan
+        return batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoader, "__next__", broken_at_9)
+        assert train(tiny_config, run) == 1
+    error = capsys.readouterr().err
+    # The checkpoint of step 8 is what the loss of step 9 was computed with.
+    assert re.match(r"rahf: step 9: score loss is not finite \(heatmap loss 0\.\d+, score loss nan, keyword", error)
+    assert f"last good checkpoint: step 4, {run}/checkpoints/latest/4. " in error
+    assert "lower optimizer.learning_rate or optimizer.clip_norm to go on from there" in error
+    assert steps(run / "checkpoints/latest") == ["4"]
+    assert steps(run / "checkpoints/best") == ["6"]
+
+
+def test_bad_parameters_leave_no_checkpoint(tiny_config, tmp_path, monkeypatch, capsys):
+    run, create = tmp_path / "run", state_lib.create
+
+    def infinite(config, made):
+        state = create(config, made)
+        state.params["heatmap_misalignment"]["out"]["bias"] += np.inf
+        return state
+
+    monkeypatch.setattr(state_lib, "create", infinite)
+    assert train(tiny_config, run) == 1
+    error = capsys.readouterr().err
+    assert "rahf: step 1: heatmap loss is not finite" in error
+    assert "there is no checkpoint yet" in error and "to begin again" in error
+    assert steps(run / "checkpoints/latest") == steps(run / "checkpoints/best") == []
+
+
+def measured(**changes) -> StepMetrics:
+    values = {"heatmap": 0.1, "score": 0.2, "keyword": 3.0, "total": 3.3, "gradient": 1.0, "parameters": 50.0} | changes
+    parts = Parts(*(np.float32(values[n]) for n in Parts._fields))
+    return StepMetrics(np.float32(values["total"]), parts, np.float32(values["gradient"]), np.float32(values["parameters"]))
+
+
+class Kept:
+    """Checkpoints of some steps."""
+
+    def __init__(self, *found: int):
+        self.found, self.folder = list(found), train_maker.HERE
+
+    @property
+    def latest_step(self):
+        return max(self.found, default=None)
+
+    def discard(self, step):
+        self.found = [s for s in self.found if s != step]
+
+
+@pytest.mark.parametrize(
+    "changes, named, kept",
+    [
+        ({"keyword": np.nan, "total": np.nan, "gradient": np.nan}, "keyword loss", [4]),
+        ({"score": np.inf, "heatmap": np.nan}, "heatmap loss", [4]),
+        ({"total": np.inf}, "total loss", [4]),
+        ({"gradient": np.inf}, "gradient norm", [4]),
+        ({"parameters": np.inf}, "parameter norm", [4, 8]),  # an update too far: before it all was well
+    ],
+)
+def test_what_is_not_finite_is_named(changes, named, kept):
+    run = object.__new__(loop._Run)
+    run.checkpoints = Kept(4, 8)
+    run.check(9, measured())
+    with pytest.raises(TrainError, match=rf"^step 9: {named} is not finite \(.*\); last good checkpoint: step {kept[-1]}, "):
+        run.check(9, measured(**changes))
+    assert run.checkpoints.found == kept
+
+
+def test_an_evaluation_that_is_not_finite_keeps_nothing():
+    run = object.__new__(loop._Run)
+    run.config, run.eval_batches, run.eval_labels, run.checkpoints = config_lib.Config(), None, None, Kept()
+    found = Evaluation({"loss/total": float("nan"), "scores/mean/plcc": 0.9}, {}, {}, [], 8, 0.0)
+    run.evaluator = SimpleNamespace(run=lambda *_, **__: found)
+    with pytest.raises(TrainError, match=r"step 50: the loss of the evaluation is not finite \(nan\); there is no check"):
+        run.evaluate(50, SimpleNamespace(best_params=None))
+
+
+# Labels that are missing
+
+
+def test_missing_labels_weigh_nothing(tiny_config, tiny_data, tmp_path):
+    """No score at all, every second map of one kind, words of the first half: losses are of what is there."""
+    source = store.open_split(tiny_data, "train")
+    records = []
+    for number in range(16):
+        record = source[number]._replace(scores=np.full(4, np.nan, np.float32))
+        if number % 2:
+            record = record._replace(misalignment=None)
+        if number >= 8:
+            record = record._replace(word_labels=None)
+        records.append(record)
+    vocabulary = (tiny_data / "tokenizer.model").read_bytes()
+    store.write_dataset(tmp_path / "data", {"train": records, "dev": records[:8]}, "test", vocabulary)
+    run = tmp_path / "run"
+    assert train(tiny_config, run, "--data.path", str(tmp_path / "data"), "--train.steps", "2") == 0
+    rows = train_maker.rows(run)
+    assert rows[0]["loss/score"] == 0.0
+    assert rows[0]["loss/heatmap"] > 0 and rows[0]["loss/keyword"] > 5
+    assert rows[1]["eval/scores/mean/plcc"] is None and rows[1]["eval/scores/overall/count"] == 0
+    assert rows[1]["eval/loss/score"] == 0.0
+    assert np.isfinite(rows[1]["eval/loss/total"])
+    maps = [rows[1][f"eval/heatmaps/{name}/count{e}"] for name in ("misalignment",) for e in ("", "_empty")]
+    assert sum(maps) == 4
+
+
+# What is refused, in one line, before anything is computed
+
+
+def refused(capsys, config, run, *fields) -> str:
+    assert train(config, run, *fields) == 1
+    found = capsys.readouterr()
+    assert "Traceback" not in found.err and found.err.startswith("rahf: ")
+    return found.err.removeprefix("rahf: ")
+
+
+def test_another_configuration_in_the_same_place(tiny_config, finished_run, capsys):
+    before = (finished_run / "config.json").read_bytes()
+    error = refused(capsys, tiny_config, finished_run, "--model.vit.depth", "2", "--loss.score-weight", "0.5")
+    assert error.splitlines() == [
+        f"{finished_run} holds a run with another configuration:",
+        "  loss.score_weight: 1.0 there, 0.5 given",
+        "  model.vit.depth: 1 there, 2 given",
+        "Choose another --workdir, or give the same configuration to resume.",
+    ]
+    assert (finished_run / "config.json").read_bytes() == before
+
+
+def test_a_place_that_is_no_run(tiny_config, tmp_path, capsys):
+    (tmp_path / "thesis.tex").touch()
+    assert "is not empty and not a run directory" in refused(capsys, tiny_config, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_wrong_data(tiny_config, tiny_data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert f"{tmp_path}/absent is not there" in refused(capsys, tiny_config, run, "--data.path", f"{tmp_path}/absent")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "not a prepared dataset" in refused(capsys, tiny_config, run, "--data.path", str(empty))
+    error = refused(capsys, tiny_config, run, "--data.eval-split", "devv")
+    assert "has no split 'devv'; it has" in error and "dev (12 records)" in error
+    emptied = tmp_path / "emptied"
+    shutil.copytree(tiny_data, emptied)
+    info = json.loads((emptied / "dataset_info.json").read_text())
+    for split in info["splits"]:
+        if split["name"] == "train":
+            split["shardLengths"] = ["0"]
+    (emptied / "dataset_info.json").write_text(json.dumps(info))
+    assert "split 'train' is empty" in refused(capsys, tiny_config, run, "--data.path", str(emptied))
+    error = refused(capsys, tiny_config, run, "--data.tokenizer", "t5.model")
+    assert "data.tokenizer: no file t5.model; give a SentencePiece model or 'dataset'" in error
+    error = refused(capsys, tiny_config, run, "--model.t5.vocab-size", "100")
+    assert re.search(r"has \d+ pieces, model.t5.vocab_size is only 100; set it to at least that", error)
+
+
+def test_an_unknown_metric_suggests_the_nearest(tiny_config, tmp_path, capsys):
+    error = refused(capsys, tiny_config, tmp_path / "run", "--train.best-metric", "scores/mean/plc")
+    assert error == "train.best_metric: no metric 'scores/mean/plc'. Did you mean 'scores/mean/plcc'?\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices_that_are_not_there(tiny_config, tmp_path, capsys):
+    count = len(jax.devices())
+    error = refused(capsys, tiny_config, tmp_path / "run", "--mesh.data", "3", "--mesh.fsdp", str(5 * count))
+    assert f"needs {15 * count} devices, there are {count}" in error
+
+
+# Who may go on in a run directory
+
+
+class Words:
+    def __init__(self, model=b"words", source="data/tokenizer.model"):
+        self.model, self.source = model, source
+
+
+def begin(run) -> None:
+    (run / "checkpoints/latest/4").mkdir(parents=True)
+
+
+def test_until_the_first_checkpoint_anyone_may_begin_again(tmp_path):
+    run = tmp_path / "run"
+    first, second = config_lib.Config(), config_lib.Config(data=config_lib.DataConfig(eval_split="test"))
+    assert claim_lib.claim(run, first, Words()) == []
+    (run / "checkpoints/latest/4.orbax-checkpoint-tmp").mkdir(parents=True)  # died while saving its first
+    assert claim_lib.claim(run, second, Words(b"others")) == []
+    assert config_lib.from_json((run / "config.json").read_text()) == second
+    assert (run / "tokenizer.model").read_bytes() == b"others"
+    begin(run)
+    with pytest.raises(TrainError, match="data.eval_split: 'test' there, 'dev' given"):
+        claim_lib.claim(run, first, Words(b"others"))
+    with pytest.raises(TrainError, match="differs from the data's vocabulary data/tokenizer.model"):
+        claim_lib.claim(run, second, Words())
+
+
+def test_what_may_change_is_written_down(tmp_path):
+    config = config_lib.Config()
+    claim_lib.claim(tmp_path, config, Words())
+    begin(tmp_path)
+    train_config = dataclasses.replace(config.train, checkpoint_every=7, steps=30_000)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=1e-5)
+    mesh = config_lib.MeshConfig(fsdp=4)
+    changed = dataclasses.replace(config, workdir="elsewhere", train=train_config, optimizer=optimizer, mesh=mesh)
+    assert claim_lib.claim(tmp_path, changed, Words()) == [
+        "optimizer.learning_rate: 0.0001 there, 1e-05 given",
+        "train.steps: 20000 there, 30000 given",
+    ]
+    assert config_lib.from_json((tmp_path / "config.json").read_text()) == changed
+    assert claim_lib.claim(tmp_path, changed, Words()) == []
+
+
+def test_a_run_that_died_before_its_config_was_whole(tmp_path):
+    (tmp_path / "config.json.tmp").write_text('{"workdir"')
+    assert claim_lib.claim(tmp_path, config_lib.Config(), Words()) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "tokenizer.model"]
