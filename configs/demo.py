@@ -23,8 +23,8 @@ def config() -> Config:
     """64-pixel pictures, 2.3 M parameters: the paper's network, small.
 
     From scratch on a few ten thousand pictures a transformer alone learns little, so convolutions come first
-    (`stem`), the stacks are shallow, and the losses that teach to see (heatmaps and scores) weigh so much that
-    the gradient of the word loss, large from the start, does not drown theirs.
+    (`stem`), the stacks are shallow, and what teaches to see (heatmaps and scores) comes first: the gradient of
+    the word loss, large from the start, would drown theirs.
     """
     width = 128
     return Config(
@@ -57,7 +57,14 @@ def config() -> Config:
             heatmap_head=HeatmapHeadConfig(conv_widths=(64, 64), up_widths=(32,)),
             score_head=ScoreHeadConfig(conv_widths=(64, 32), pool=4, dense_widths=(128,)),
         ),
-        loss=LossConfig(heatmap_weight=50.0, score_weight=50.0, keyword_weight=8.0, heatmap_loss="bce"),
+        loss=LossConfig(
+            heatmap_weight=100.0,
+            score_weight=50.0,
+            keyword_weight=12.0,
+            suffix_weight=2.5,
+            keyword_warmup_steps=1200,
+            heatmap_loss="bce",
+        ),
         optimizer=OptimizerConfig(
             learning_rate=1e-3, schedule="cosine", warmup_steps=50, b2=0.98, clip_norm=1.0
         ),

@@ -56,11 +56,18 @@ def config() -> Config:
             heatmap_head=HeatmapHeadConfig(conv_widths=(64, 64), up_widths=(32,)),
             score_head=ScoreHeadConfig(conv_widths=(64, 32), pool=4, dense_widths=(128,)),
         ),
-        loss=LossConfig(heatmap_weight=100.0, score_weight=50.0, keyword_weight=2.0, heatmap_loss="bce"),
+        loss=LossConfig(
+            heatmap_weight=100.0,
+            score_weight=50.0,
+            keyword_weight=6.0,
+            suffix_weight=2.5,
+            keyword_warmup_steps=1000,
+            heatmap_loss="bce",
+        ),
         optimizer=OptimizerConfig(
             learning_rate=1e-3, schedule="cosine", warmup_steps=100, b2=0.98, weight_decay=0.05, ema_decay=0.998
         ),
         train=TrainConfig(
-            steps=4000, log_every=50, eval_every=500, eval_examples=250, checkpoint_every=500, best_metric="scores/mean/plcc"
+            steps=2000, log_every=50, eval_every=500, eval_examples=250, checkpoint_every=500, best_metric="scores/mean/plcc"
         ),
     )

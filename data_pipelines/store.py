@@ -63,6 +63,18 @@ def write_dataset(
     return store_writer.write(out, splits, description, tokenizer, extra or {})
 
 
+def load_writer() -> None:
+    """Imports what `write_dataset` needs. To be called before a progress bar starts.
+
+    While TFDS is loading it replaces Python's import by one that refuses relative imports, in all threads;
+    that of a progress bar would fail.
+    """
+    import rich.markup  # noqa: F401
+    import tensorflow_datasets as tfds
+
+    _ = tfds.features.FeaturesDict, tfds.core.SequentialWriter  # loads what is loaded lazily
+
+
 class RecordSource:
     """The records of one split, by position. A Grain data source; cheap to pickle into worker processes.
 

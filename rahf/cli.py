@@ -187,9 +187,10 @@ def _prepare_richhf18k(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from rahf import overrides
-    from rahf.train import loop
 
     config = overrides.parse(args.config, args.fields)
+    from rahf.train import loop  # JAX only now, so that a wrong command fails fast
+
     finished = loop.train(config)
     return 0 if finished.interrupted_by is None else 128 + finished.interrupted_by
 

@@ -139,6 +139,8 @@ class LossConfig:
     heatmap_weight: float = 1.0
     score_weight: float = 1.0
     keyword_weight: float = 1.0
+    suffix_weight: float = 1.0  # of the tokens that call a word misaligned, others 1; they are rare
+    keyword_warmup_steps: int = 0  # its weight grows linearly over them: see first, then read
     heatmap_loss: Literal["mse", "weighted-mse", "bce"] = "mse"
     score_loss: Literal["mse", "bce"] = "mse"
 

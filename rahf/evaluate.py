@@ -28,6 +28,10 @@ def metric_names() -> list[str]:
     return [*EvaluationMetrics.names(), *_LOSSES]
 
 
+class NotFinite(ValueError):
+    """A network says NaN or infinity of an example; the message names it."""
+
+
 class StoredLabels(Protocol):
     """Labels as stored, by position in the split (`data_pipelines.labelled.Labels`)."""
 
@@ -79,6 +83,9 @@ class Evaluator:
           mean: of the training split; gives the always-predict-the-mean baseline.
           gallery: keep every example, for a report.
           progress: wraps the batches, to show how far it is.
+
+        Raises:
+          NotFinite: an output of the network is not finite; metrics would pass over it.
         """
         started = time.perf_counter()
         metrics = EvaluationMetrics()
@@ -88,6 +95,7 @@ class Evaluator:
         for batch in progress(batches):
             found = _local(self._steps[generate](params, sharding.to_devices(batch, self.mesh)))
             rows = np.flatnonzero(batch.example_mask)
+            _check_finite(batch, found, rows)
             truths = [labels[i] for i in batch.index[rows]]
             words = _words(self.tokenizer, batch, found, rows, truths)
             _update(metrics, baseline, batch, found, rows, truths, words)
@@ -123,6 +131,15 @@ def _local(found: Evaluated) -> Evaluated:
         return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
     return jax.tree.map(one, found)
+
+
+def _check_finite(batch: Batch, found: Evaluated, rows: np.ndarray) -> None:
+    for name, values in {**found.prediction._asdict(), **found.parts._asdict()}.items():
+        finite = np.isfinite(values[rows].reshape(len(rows), -1)).all(1)
+        if not finite.all():
+            index = int(batch.index[rows[~finite][0]])
+            what = f"the {name} loss" if name in found.parts._fields else f"one of the {name.replace('_', ' ')}"
+            raise NotFinite(f"{what} of example {index} of the evaluated split is not finite")
 
 
 def _words(

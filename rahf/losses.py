@@ -64,8 +64,26 @@ def _mean_of_labels(values: Float[Array, "b n"], mask: Bool[Array, "b n"]) -> Fl
     return masked_mean(each, mask.any(0))
 
 
-def total(config: LossConfig, logits: Logits, batch: Batch) -> tuple[Float[Array, ""], Parts]:
+def _sequence_mean(config: LossConfig, logits: Logits, batch: Batch, suffix_id: int | None) -> Float[Array, ""]:
+    """Mean cross-entropy over target tokens, those that begin a suffix counted `suffix_weight` times."""
+    values = sequence_values(logits.sequence, batch.target_ids)
+    if suffix_id is None or config.suffix_weight == 1.0:
+        return masked_mean(values, batch.target_mask)
+    weights = jnp.where(batch.target_ids == suffix_id, config.suffix_weight, 1.0) * batch.target_mask
+    return jnp.where(batch.target_mask, values * weights, 0.0).sum() / jnp.maximum(weights.sum(), 1.0)
+
+
+def total(
+    config: LossConfig,
+    logits: Logits,
+    batch: Batch,
+    step: Int[Array, ""] | None = None,
+    suffix_id: int | None = None,
+) -> tuple[Float[Array, ""], Parts]:
     """The training loss and its parts.
+
+    `step` counts from 0, None: behind every warm-up. `suffix_id` is the first piece of the suffix, None: no
+    token weighs more than another.
 
     L = w_h · mean heatmap loss + w_s · mean score loss + w_k · cross-entropy of the target sequence.
     Missing labels, padding tokens and filling examples have weight 0.
@@ -78,7 +96,10 @@ def total(config: LossConfig, logits: Logits, batch: Batch) -> tuple[Float[Array
             batch.heatmap_mask,
         ),
         _mean_of_labels(score_values(logits.scores, scores, config.score_loss), batch.score_mask),
-        masked_mean(sequence_values(logits.sequence, batch.target_ids), batch.target_mask),
+        _sequence_mean(config, logits, batch, suffix_id),
     )
-    weights = Parts(config.heatmap_weight, config.score_weight, config.keyword_weight)
+    keyword_weight = config.keyword_weight
+    if step is not None and config.keyword_warmup_steps:
+        keyword_weight = keyword_weight * jnp.minimum((step + 1) / config.keyword_warmup_steps, 1.0)
+    weights = Parts(config.heatmap_weight, config.score_weight, keyword_weight)
     return sum(w * p for w, p in zip(weights, parts)), parts

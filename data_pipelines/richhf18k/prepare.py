@@ -168,6 +168,7 @@ def _stored_summary(target: pathlib.Path, plan: str) -> Summary | None:
 def _bars(console: rich.console.Console) -> Iterator[gather.Advance]:
     """Progress bars, one per kind of work; nothing where the console is quiet."""
     tasks: dict[str, rich.progress.TaskID] = {}
+    store.load_writer()
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
     with rich.progress.Progress(*columns, console=console, disable=console.quiet) as bars:
 

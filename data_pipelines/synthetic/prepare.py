@@ -185,6 +185,7 @@ def _bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
         return
     from rich import progress
 
+    store.load_writer()
     columns = (
         progress.TextColumn("drawing scenes"),
         progress.BarColumn(),

@@ -68,7 +68,9 @@ class EvaluationMetrics:
     @classmethod
     def names(cls) -> list[str]:
         """Names of every metric and count that `compute` may give."""
-        return [name for _, family in cls()._families() for name in family.compute()]
+        made, word = cls(), np.ones((1, 1), int)
+        made.keywords_constrained.update(word, word, word > 0, np.zeros(1, int), np.zeros((1, 1)))  # with probabilities
+        return [name for _, family in made._families() for name in family.compute()]
 
     def intervals(
         self, resamples: int = 1000, seed: int = 0, level: float = 0.95

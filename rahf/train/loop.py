@@ -17,7 +17,7 @@ from data_pipelines.labelled import Labels
 from data_pipelines.loader import TrainLoader, eval_loader, train_loader
 from rahf import config as config_lib
 from rahf.config import Config
-from rahf.evaluate import Evaluator, metric_names, summary_line
+from rahf.evaluate import Evaluator, NotFinite, metric_names, summary_line
 from rahf.losses import Parts
 from rahf.text import Tokenizer
 from rahf.train import optimizer as optimizer_lib
@@ -108,7 +108,7 @@ class _Run:
     def __init__(self, config: Config, made, tokenizer: Tokenizer, checkpoints, loader: TrainLoader, reporter):
         self.config, self.made, self.checkpoints = config, made, checkpoints
         self.loader, self.reporter = loader, reporter
-        self.step_function = make_train_step(config, made)
+        self.step_function = make_train_step(config, made, tokenizer.suffix_ids[0])
         self.learning_rate = optimizer_lib.schedule(config.optimizer, config.train.steps)
         self.evaluator = Evaluator(made.graphdef, config, tokenizer, made.mesh)
         self.eval_batches = eval_loader(
@@ -172,8 +172,8 @@ class _Run:
         named |= {"gradient norm": metrics.gradient_norm, "parameter norm": metrics.parameter_norm}
         bad = [name for name, value in named.items() if not np.isfinite(value)]
         if bad:
-            # The losses are of the parameters of the step before: a checkpoint of those leads nowhere.
-            self.checkpoints.discard(step - 1)
+            if bad != ["parameter norm"]:  # the rest was computed with the parameters of the step before:
+                self.checkpoints.discard(step - 1)  # a checkpoint of those leads nowhere
             self.stop(step, f"{bad[0]} is not finite ({', '.join(f'{n} {v:.4g}' for n, v in named.items())})")
 
     def stop(self, step: int, what: str) -> NoReturn:
@@ -193,11 +193,12 @@ class _Run:
         """Evaluates, reports, and keeps the parameters if they are the best so far."""
         train = self.config.train
         generate = step == train.steps or train.best_metric.startswith("keywords/")
-        found = self.evaluator.run(
-            state.best_params, self.eval_batches, self.eval_labels, generate=generate, intervals=False
-        )
-        if not np.isfinite(loss := found.metrics["loss/total"]):
-            self.stop(step, f"the loss of the evaluation is not finite ({loss})")
+        try:
+            found = self.evaluator.run(
+                state.best_params, self.eval_batches, self.eval_labels, generate=generate, intervals=False
+            )
+        except NotFinite as error:
+            self.stop(step, str(error))
         self.reporter.write(step, {f"eval/{name}": value for name, value in found.metrics.items()})
         value = _value(self.config, found.metrics)
         better = np.isfinite(value) and (not np.isfinite(self.best) or _better(self.config, value, self.best))

@@ -26,19 +26,29 @@ class StepMetrics(NamedTuple):
 
 
 def loss_and_gradients(
-    graphdef, config: Config, params: functional.Params, batch: Batch, key: jax.Array | None
+    graphdef,
+    config: Config,
+    params: functional.Params,
+    batch: Batch,
+    key: jax.Array | None,
+    step: jax.Array | None = None,
+    suffix_id: int | None = None,
 ) -> tuple[tuple[jax.Array, losses.Parts], functional.Params]:
     """Loss, its parts, and gradients with respect to the parameters."""
 
     def loss(params):
         logits = functional.merge(graphdef, params)(batch, key)
-        return losses.total(config.loss, logits, batch)
+        return losses.total(config.loss, logits, batch, step, suffix_id)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
 
-def make_train_step(config: Config, made: Setup) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+def make_train_step(
+    config: Config, made: Setup, suffix_id: int | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Compiles (state, batch) → (state, metrics). The old state is donated.
+
+    `suffix_id` is the first piece of the suffix (`Tokenizer.suffix_ids[0]`), for `loss.suffix_weight`.
 
     Dropout keys are fold_in(seed, step), so a resumed run draws what the undisturbed one would have drawn.
     """
@@ -49,7 +59,9 @@ def make_train_step(config: Config, made: Setup) -> Callable[[TrainState, Batch]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step) if dropout else None
-        (total, parts), gradients = loss_and_gradients(made.graphdef, config, state.params, batch, key)
+        (total, parts), gradients = loss_and_gradients(
+            made.graphdef, config, state.params, batch, key, state.step, suffix_id
+        )
         updates, opt_state = made.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
