@@ -61,13 +61,13 @@ def config() -> Config:
             score_weight=50.0,
             keyword_weight=6.0,
             suffix_weight=2.5,
-            keyword_warmup_steps=1000,
+            keyword_warmup_steps=400,
             heatmap_loss="bce",
         ),
         optimizer=OptimizerConfig(
             learning_rate=1e-3, schedule="cosine", warmup_steps=100, b2=0.98, weight_decay=0.05, ema_decay=0.998
         ),
         train=TrainConfig(
-            steps=2000, log_every=50, eval_every=500, eval_examples=250, checkpoint_every=500, best_metric="scores/mean/plcc"
+            steps=1000, log_every=50, eval_every=500, eval_examples=250, checkpoint_every=500, best_metric="scores/mean/plcc"
         ),
     )
