@@ -165,6 +165,32 @@ def test_a_missing_label_has_weight_0(kind, garbage):
     assert gradient.heatmaps[1, ..., 1].all() and gradient.sequence[0, :3].all()
 
 
+def test_suffixes_can_weigh_more():
+    batch, logits = hand_made()
+    target = np.array([[5, 4, 6, 1, 4], [7, 1, 0, 0, 0]], np.int32)  # one suffix, and one behind a mask
+    batch = batch._replace(target_ids=target, target_mask=np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], bool))
+    config = LossConfig(suffix_weight=3.0)
+    first, rest = math.log(16 / 9), math.log(8)
+    logits = logits._replace(sequence=logits.sequence.at[0, 1, 4].set(jnp.log(9.0)).at[0, 4].set(jnp.nan))
+    loss, parts = jax.jit(losses.total, static_argnums=(0, 4))(config, logits, batch, None, 4)
+    close(parts.keyword, (first + 3 * first + 4 * rest) / 8)
+    close(loss, sum(parts))
+    for config, suffix in ((config, None), (LossConfig(), 4)):
+        _, parts = jax.jit(losses.total, static_argnums=(0, 4))(config, logits, batch, None, suffix)
+        close(parts.keyword, (2 * first + 4 * rest) / 6)
+
+
+def test_the_words_can_warm_up():
+    batch, logits = hand_made()
+    config = LossConfig(heatmap_weight=0.0, score_weight=0.0, keyword_weight=2.0, keyword_warmup_steps=4)
+    run = jax.jit(losses.total, static_argnums=0)
+    share = [run(config, logits, batch, jnp.int32(step))[0] for step in (0, 1, 3, 4, 100)]
+    parts = run(config, logits, batch)[1]
+    close(share, np.array([0.25, 0.5, 1, 1, 1]) * 2 * float(parts.keyword))
+    close(run(config, logits, batch)[0], 2 * parts.keyword)  # without a step: behind the warm-up
+    close(run(LossConfig(), logits, batch, jnp.int32(0))[0], sum(parts))
+
+
 # Constrained keyword scoring
 
 

@@ -97,6 +97,7 @@ def found(pytestconfig):
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles sooner
     }
     script = pytestconfig.rootpath / "tests" / "sharded_steps.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
@@ -105,21 +106,24 @@ def found(pytestconfig):
 
 
 @pytest.mark.parametrize("mesh", ["data", "fsdp", "mixed"])
-def test_steps_equal_those_of_one_device(found, mesh):
-    wanted, sharded = np.array(found["single"]["metrics"]), np.array(found[mesh]["metrics"])
+def test_the_loss_is_that_of_one_device(found, mesh):
+    np.testing.assert_allclose(found[mesh]["loss"], found["single"]["loss"], rtol=0, atol=1e-5)
+
+
+def test_steps_equal_those_of_one_device(found):
+    wanted, sharded = np.array(found["single"]["steps"]), np.array(found["mixed"]["steps"])
     np.testing.assert_allclose(sharded[0], wanted[0], rtol=1e-5)
     np.testing.assert_allclose(sharded[1], wanted[1], rtol=1e-4)  # after an update of every parameter
-    assert wanted[1, 0] != pytest.approx(wanted[0, 0], rel=1e-3)
-    assert found[mesh]["norm"] == pytest.approx(found["single"]["norm"], rel=1e-6)
+    assert wanted[1, 0] < 0.95 * wanted[0, 0]
+    assert found["mixed"]["norm"] == pytest.approx(found["single"]["norm"], rel=1e-6)
 
 
 def test_parameters_are_born_sharded(found):
-    for part in ("params", "opt_state", "ema"):
-        (whole,) = found["single"]["born"][part]
-        assert found["data"]["born"][part] == [whole] * 8
-        shares = found["fsdp"]["born"][part]
-        assert len(shares) == 8 and whole / 8 < max(shares) < whole / 4
-        assert max(found["mixed"]["born"][part]) < whole / 2.5
+    for part in ("params", "opt_state"):
+        (whole,) = found["single"][part]
+        assert found["data"][part] == [whole] * 8
+        assert len(found["fsdp"][part]) == 8 and whole / 8 < max(found["fsdp"][part]) < whole / 4
+        assert len(found["mixed"][part]) == 8 and max(found["mixed"][part]) < whole / 2.5
     placed = found["mixed"]["placed"]
     assert placed["embedding"] == str(P("tensor", "fsdp")) and placed["output"] == str(P("fsdp", "tensor"))
     assert placed["encoder/layer_0/attention/query/kernel"] == str(P("fsdp", "tensor"))

@@ -7,6 +7,7 @@ import shutil
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import train_maker
@@ -15,11 +16,12 @@ from data_pipelines import store
 from data_pipelines.loader import TrainLoader
 from rahf import cli
 from rahf import config as config_lib
-from rahf.evaluate import Evaluation, metric_names
+from rahf.evaluate import Evaluation, NotFinite, metric_names
 from rahf.losses import Parts
 from rahf.train import claim as claim_lib
 from rahf.train import loop, progress
 from rahf.train import state as state_lib
+from rahf.train.checkpoint import Checkpointer
 from rahf.train.loop import TrainError
 from rahf.train.step import StepMetrics
 
@@ -102,48 +104,47 @@ def test_time_left_is_readable():
 # Which checkpoint is the best
 
 
+def loop_around(evaluator, checkpoints, **train_fields) -> loop._Run:
+    """The inside of a run, with an evaluator of ours."""
+    run = object.__new__(loop._Run)
+    run.config = config_lib.Config(train=config_lib.TrainConfig(**{"steps": 10_000, **train_fields}))
+    run.checkpoints, run.eval_batches, run.eval_labels = checkpoints, None, None
+    run.best = loop._value(run.config, checkpoints.best_metrics() or {})
+    run.evaluator = SimpleNamespace(run=evaluator)
+    run.reporter = SimpleNamespace(write=lambda *_: None, say=lambda *_: None, pause=lambda: None)
+    return run
+
+
 @pytest.fixture
-def scripted(tiny_config, tmp_path, monkeypatch):
-    """Trains in name only, with an evaluation after every second step that finds the given values of a metric."""
+def scripted(tmp_path):
+    """Evaluates at given steps, finding given values of a metric; returns the steps of the best checkpoints."""
 
-    def run(values: list[float], steps: int, **changes) -> int:
-        left = list(values)
+    def run(values: dict[int, float], **train_fields) -> list[str]:
+        checkpoints = Checkpointer(tmp_path / "run", keep=2)
+        found = iter(values.values())
 
-        class Scripted:
-            def __init__(self, *_):
-                pass
+        def evaluator(*_, **__):
+            return Evaluation({"scores/mean/plcc": next(found), "loss/total": 1.0}, {}, {}, [], 8, 0.0)
 
-            def run(self, params, batches, labels, **_):
-                metrics = {"scores/mean/plcc": left.pop(0), "loss/total": 1.0}
-                return Evaluation(metrics, {}, {}, [], 8, 0.0)
-
-        def step(state, batch):
-            return state._replace(step=state.step + 1), measured()
-
-        monkeypatch.setattr(loop, "Evaluator", Scripted)
-        monkeypatch.setattr(loop, "make_train_step", lambda *_: step)
-        config = config_lib.load(str(tiny_config))
-        rhythm = {"steps": steps, "eval_every": 2, "checkpoint_every": 1000, "best_metric": "scores/mean/plcc"}
-        choice = dataclasses.replace(config.train, **{**rhythm, "best_mode": "max", **changes})
-        loop.train(dataclasses.replace(config, workdir=str(tmp_path / "run"), train=choice))
-        assert not left
-        return tmp_path / "run/checkpoints/best"
+        inside = loop_around(evaluator, checkpoints, best_metric="scores/mean/plcc", **train_fields)
+        for step in values:
+            inside.evaluate(step, SimpleNamespace(best_params={"kernel": jnp.full(2, step, jnp.float32)}))
+        checkpoints.close()
+        return steps(tmp_path / "run/checkpoints/best")
 
     return run
 
 
 def test_a_metric_that_is_not_a_number_is_never_best(scripted):
-    nan = float("nan")
-    assert steps(scripted([nan, 0.3, nan, 0.2], 8)) == ["4"]
-    assert steps(scripted([0.25], 10)) == ["4"]  # the resumed run knows what was best
-    assert steps(scripted([0.4], 12)) == ["12"]
+    assert scripted({2: np.nan}) == []
+    assert scripted({4: 0.3, 6: np.nan, 8: 0.2, 10: 0.3}) == ["4"]  # equal is not better
+    assert scripted({12: 0.25}) == ["4"]  # a resumed run knows what was best
+    assert scripted({14: 0.4}) == ["14"]
 
 
-def test_the_smallest_can_be_best_and_none_is_possible(scripted):
-    nan = float("nan")
-    best = scripted([nan, nan], 4, best_mode="min")
-    assert steps(best) == []
-    assert steps(scripted([0.5, 0.7, 0.5], 10, best_mode="min")) == ["6"]  # equal is not better
+def test_the_smallest_can_be_best(scripted):
+    assert scripted({2: np.nan, 4: 0.5, 6: 0.7, 8: 0.4}, best_mode="min") == ["8"]
+    assert scripted({10: 0.41}, best_mode="min") == ["8"]
 
 
 def test_keywords_are_generated_where_they_decide():
@@ -151,14 +152,10 @@ def test_keywords_are_generated_where_they_decide():
 
     def evaluator(params, batches, labels, generate, intervals):
         asked.append(generate)
-        return Evaluation({"keywords/f1": 0.5, "loss/total": 1.0}, {}, {}, [], 8, 0.0)
+        return Evaluation({"loss/total": 1.0}, {}, {}, [], 8, 0.0)
 
     for metric in ("keywords/f1", "keywords_constrained/f1"):
-        config = config_lib.Config(train=config_lib.TrainConfig(steps=4, best_metric=metric))
-        run = object.__new__(loop._Run)
-        run.config, run.best, run.eval_batches, run.eval_labels = config, 1.0, None, None
-        run.evaluator = SimpleNamespace(run=evaluator)
-        run.reporter = SimpleNamespace(write=lambda *_: None, say=lambda *_: None, pause=lambda: None)
+        run = loop_around(evaluator, Kept(), steps=4, best_metric=metric)
         for step in (2, 4):
             run.evaluate(step, SimpleNamespace(best_params=None))
     assert asked == [True, True, False, True]
@@ -199,7 +196,8 @@ def test_bad_parameters_leave_no_checkpoint(tiny_config, tmp_path, monkeypatch, 
 
     def infinite(config, made):
         state = create(config, made)
-        state.params["heatmap_misalignment"]["out"]["bias"] += np.inf
+        last = state.params["heatmap_misalignment"]["out"]
+        last["bias"] = jax.device_put(last["bias"] + np.inf, last["bias"].sharding)
         return state
 
     monkeypatch.setattr(state_lib, "create", infinite)
@@ -226,6 +224,9 @@ class Kept:
     def latest_step(self):
         return max(self.found, default=None)
 
+    def best_metrics(self):
+        return None
+
     def discard(self, step):
         self.found = [s for s in self.found if s != step]
 
@@ -250,11 +251,11 @@ def test_what_is_not_finite_is_named(changes, named, kept):
 
 
 def test_an_evaluation_that_is_not_finite_keeps_nothing():
-    run = object.__new__(loop._Run)
-    run.config, run.eval_batches, run.eval_labels, run.checkpoints = config_lib.Config(), None, None, Kept()
-    found = Evaluation({"loss/total": float("nan"), "scores/mean/plcc": 0.9}, {}, {}, [], 8, 0.0)
-    run.evaluator = SimpleNamespace(run=lambda *_, **__: found)
-    with pytest.raises(TrainError, match=r"step 50: the loss of the evaluation is not finite \(nan\); there is no check"):
+    def evaluator(*_, **__):
+        raise NotFinite("one of the scores of example 3 of the evaluated split is not finite")
+
+    run = loop_around(evaluator, Kept())
+    with pytest.raises(TrainError, match=r"step 50: one of the scores of example 3 .* finite; there is no checkpoint"):
         run.evaluate(50, SimpleNamespace(best_params=None))
 
 
@@ -265,15 +266,15 @@ def test_missing_labels_weigh_nothing(tiny_config, tiny_data, tmp_path):
     """No score at all, every second map of one kind, words of the first half: losses are of what is there."""
     source = store.open_split(tiny_data, "train")
     records = []
-    for number in range(16):
+    for number in range(24):
         record = source[number]._replace(scores=np.full(4, np.nan, np.float32))
         if number % 2:
             record = record._replace(misalignment=None)
-        if number >= 8:
+        if number >= 16:
             record = record._replace(word_labels=None)
         records.append(record)
     vocabulary = (tiny_data / "tokenizer.model").read_bytes()
-    store.write_dataset(tmp_path / "data", {"train": records, "dev": records[:8]}, "test", vocabulary)
+    store.write_dataset(tmp_path / "data", {"train": records[8:], "dev": records[:8]}, "test", vocabulary)
     run = tmp_path / "run"
     assert train(tiny_config, run, "--data.path", str(tmp_path / "data"), "--train.steps", "2") == 0
     rows = train_maker.rows(run)
@@ -282,8 +283,8 @@ def test_missing_labels_weigh_nothing(tiny_config, tiny_data, tmp_path):
     assert rows[1]["eval/scores/mean/plcc"] is None and rows[1]["eval/scores/overall/count"] == 0
     assert rows[1]["eval/loss/score"] == 0.0
     assert np.isfinite(rows[1]["eval/loss/total"])
-    maps = [rows[1][f"eval/heatmaps/{name}/count{e}"] for name in ("misalignment",) for e in ("", "_empty")]
-    assert sum(maps) == 4
+    counts = [rows[1][f"eval/heatmaps/{name}/count"] for name in ("implausibility", "misalignment")]
+    assert counts == [8, 4]
 
 
 # What is refused, in one line, before anything is computed

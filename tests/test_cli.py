@@ -1,0 +1,251 @@
+"""The `rahf` command: starts fast, fails in one line, and every option reaches its place."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import train_maker
+
+from rahf import cli
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["predict", "--help"], ["--version"], ["predict"]])
+def test_asking_for_help_imports_nothing_heavy(arguments):
+    """Only the standard library and rahf itself: help comes at once."""
+    code = (
+        "import sys; from rahf.cli import main\n"
+        "before = set(sys.modules)\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "roots = {name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)\n"
+        "print('LOADED', sorted(r for r in roots if not r.startswith(('_', 'rahf'))))\n"
+    )
+    # -S leaves out site-packages' start-up files, which may import what they like.
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert found.stdout.splitlines()[-1] == "LOADED []", found.stderr
+
+
+def test_help_shows_every_command_and_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    for command in ("demo", "prepare", "train", "evaluate", "predict", "import"):
+        assert f"\n    {command} " in out
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["frobnicate"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'frobnicate'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "speak, code",
+    [
+        ("print('x' * 100_000)", 141),  # 128 + SIGPIPE
+        ("print('x')", 141),  # stays in Python's buffer until the end
+        ("__import__('rich.console').console.Console().print('x' * 100_000)", 1),  # Rich ends the program itself
+    ],
+)
+def test_a_command_whose_output_nobody_reads_ends_silently(speak, code):
+    """As in `rahf … | head`: the pipe is closed before anything is written."""
+    program = f"import sys; from rahf import cli; cli._train = lambda _: {speak}; sys.exit(cli.main(['train', '_']))"
+    started = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    started.stdout.close()
+    error = started.stderr.read().decode()
+    started.stderr.close()
+    assert (started.wait(), error) == (code, "")
+
+
+# Errors
+
+
+def test_an_expected_error_is_one_line(tmp_path, capsys):
+    assert cli.main(["train", str(tmp_path / "demmo.py")]) == 1
+    assert capsys.readouterr().err == f"rahf: no config file {tmp_path}/demmo.py. Did you mean 'demo.py'?\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def broken(args):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cli, "_train", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", "demo.py"])
+
+
+def test_a_traceback_on_request(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAHF_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no config file"):
+        cli.main(["train", str(tmp_path / "absent.py")])
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_train", interrupted)
+    assert cli.main(["train", "demo.py"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_all_our_errors_are_expected():
+    """Every error class that the program defines ends in one line, unless it is a ValueError anyway."""
+    import rahf.pretrained.source
+    import rahf.train.loop
+
+    for root in ("rahf", "data_pipelines"):
+        for file in (ROOT / root).rglob("*.py"):
+            module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            for node in ast.parse(file.read_text()).body:
+                bases = {base.id for base in getattr(node, "bases", []) if isinstance(base, ast.Name)}
+                if isinstance(node, ast.ClassDef) and node.name.endswith("Error") and "ValueError" not in bases:
+                    assert module in sys.modules, f"import {module} here"
+                    assert getattr(sys.modules[module], node.name) in cli._expected(), (module, node.name)
+    assert rahf.train.loop.TrainError in cli._expected()
+
+
+# Config files and fields
+
+
+@pytest.mark.parametrize(
+    "fields, error",
+    [
+        (["--train.stepps", "3"], "unknown config field --train.stepps. Did you mean 'train.steps'?"),
+        (["--optimizer.learning-rat=1"], "unknown config field --optimizer.learning-rat. Did you mean 'optimizer.learning_rate'?"),
+        (["--modl.vit.depth", "3"], "unknown config field --modl.vit.depth. Did you mean 'model.vit.depth'?"),
+    ],
+)  # fmt: skip
+def test_a_typo_on_the_command_line_suggests_the_field(fields, error, capsys):
+    assert cli.main(["train", "demo.py", *fields]) == 1
+    assert capsys.readouterr().err == f"rahf: {error}\n"
+
+
+def test_a_value_of_the_wrong_kind(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "demo.py", "--train.steps", "many"])
+    assert ended.value.code == 2
+    assert "--train.steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, error",
+    [
+        ("def config(): return Config(train=TrainConfig(stepps=3))", "Did you mean 'steps'?"),
+        ("def config(): return Config(trian=TrainConfig())", "Did you mean 'train'?"),
+        ("def konfig(): return Config()", "must define config() -> rahf.config.Config"),
+        ("def config(): return 3", "config() returned int, expected rahf.config.Config"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_named(text, error, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(f"from rahf.config import *\n{text}\n")
+    assert cli.main(["train", str(file)]) == 1
+    found = capsys.readouterr().err
+    assert found.startswith(f"rahf: {file}: ") and error in found
+
+
+def test_every_field_is_an_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "demo.py", "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    for field in ("--train.steps", "--model.vit.width", "--data.path", "--optimizer.ema-decay", "--mesh.fsdp", "--workdir"):
+        assert field in out
+
+
+def test_fields_reach_the_run(tiny_config, monkeypatch):
+    from rahf.train import loop
+
+    given = []
+
+    def train(config):
+        given.append(config)
+        return loop.Finished(config.train.steps, {}, 15 if config.train.steps == 7 else None)
+
+    monkeypatch.setattr(loop, "train", train)
+    fields = ["--train.steps", "5", "--model.vit.stem", "8", "16", "--data.augment.grey-probability", "0.5"]
+    assert cli.main(["train", str(tiny_config), *fields, "--workdir", "elsewhere"]) == 0
+    config = given[0]
+    assert (config.train.steps, config.model.vit.stem, config.workdir) == (5, (8, 16), "elsewhere")
+    assert config.data.augment.grey_probability == 0.5 and config.data.batch_size == 8  # the rest as in the file
+    assert cli.main(["train", str(tiny_config), "--train.steps", "7"]) == 128 + 15
+
+
+# What the other commands hand over
+
+
+def test_synthetic_data(tmp_path, capsys):
+    out = tmp_path / "data"
+    arguments = ["prepare", "synthetic", "--out", str(out), "--train", "6", "--dev", "0", "--test", "2", "--size", "48"]
+    assert cli.main([*arguments, "--workers", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{out}: train 6, test 2"
+    (out / "prepare.json").write_text("{}")
+    assert cli.main(arguments) == 1
+    assert "was not made by `rahf prepare synthetic`; it is left alone" in capsys.readouterr().err
+
+
+def test_real_data_prints_its_table_once(tmp_path, monkeypatch, capsys):
+    from data_pipelines.richhf18k import prepare
+
+    assert cli.main(["prepare", "richhf18k", "--labels", str(tmp_path), "--images", "a", "b", "--out", "c"]) == 1
+    assert "none of train.tfrecord, dev.tfrecord, test.tfrecord" in capsys.readouterr().err
+
+    given = []
+    monkeypatch.setattr(prepare, "prepare", lambda *args, **kw: given.append((args, kw)))
+    arguments = ["prepare", "richhf18k", "--labels", "l", "--images", "a", "b", "--out", "c", "--captions", "d"]
+    assert cli.main(arguments) == 0
+    assert given == [(("l", ["a", "b"], "c"), {"captions": "d", "tokenizer": None})]
+    assert capsys.readouterr().out == ""  # prepare itself prints its table
+
+
+def test_prompts_from_a_file(monkeypatch, capsys, tmp_path):
+    from rahf import predict
+
+    given = []
+    monkeypatch.setattr(predict, "predict", lambda *args, **kw: given.append((args, kw)) or 0)
+    assert cli.main(["predict", "run", "a.png", "b.png", "--prompts", "p.txt", "--out", "o", "--generate"]) == 0
+    keywords = {"out": "o", "json_file": None, "generate": True, "prompts_file": "p.txt"}
+    assert given == [(("run", ["a.png", "b.png"], None), keywords)]
+    monkeypatch.undo()
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "run", "a.png", "--prompts", "p.txt", "--prompt", "a cat"])
+    assert "not allowed with argument" in capsys.readouterr().err
+    (tmp_path / "p.txt").write_text("a cat\n")
+    assert cli.main(["predict", "run", "a.png", "b.png", "--prompts", str(tmp_path / "p.txt")]) == 1
+    assert capsys.readouterr().err.startswith("rahf: ")
+
+
+def test_importing_a_published_model(tmp_path, monkeypatch, capsys):
+    from rahf.pretrained import richhf_torch
+
+    assert cli.main(["import", "richhf-torch", str(tmp_path / "absent.pt"), str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == f"rahf: {tmp_path}/absent.pt: no such file; expected the published checkpoint\n"
+
+    given = []
+
+    def import_checkpoint(*args, **kw):
+        given.append((args, kw))
+        return tmp_path / "out"
+
+    monkeypatch.setattr(richhf_torch, "import_checkpoint", import_checkpoint)
+    arguments = ["import", "richhf-torch", "a.pt", "out", "--license", "MIT", "--tokenizer", "spiece.model"]
+    assert cli.main(arguments) == 0
+    assert given == [(("a.pt", "out"), {"license": "MIT", "tokenizer": "spiece.model"})]
+    assert f"model directory {tmp_path}/out" in capsys.readouterr().out
+
+
+def test_the_command_is_what_python_runs(tmp_path):
+    """The installed script, in another folder, with its own exit code."""
+    script = pathlib.Path(sys.executable).with_name("rahf")
+    if not script.exists():
+        pytest.skip("rahf is not installed in this environment, so there is no command")
+    found = subprocess.run([script, "train", "absent.py"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.startswith("rahf: no config file absent.py.")
+    assert train_maker.in_process("--version").stdout == "rahf 0.1.0\n"

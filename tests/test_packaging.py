@@ -1,0 +1,182 @@
+"""What is installed: everything the command needs, nothing else, and it works without the clone."""
+
+import ast
+import configparser
+import email
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+TOP = {"rahf", "data_pipelines"}
+
+
+def sources(*folders: str) -> set[str]:
+    """Python files below folders, relative to the repository."""
+    return {str(p.relative_to(ROOT)) for folder in folders for p in (ROOT / folder).rglob("*.py")}
+
+
+def required(section: str, option: str) -> set[str]:
+    """Names of the distributions that an option of setup.cfg asks for."""
+    lines = SETUP[section][option].split("\n")
+    return {re.split(r"[\[<>=!~ ;]", line.strip())[0].lower().replace("_", "-") for line in lines if line.strip()}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> pathlib.Path:
+    """A wheel, built from a copy, so that the repository stays as it is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    clone = folder / "clone"
+    clone.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "Makefile", "constraints.txt"):
+        shutil.copy(ROOT / name, clone)
+    for name in ("rahf", "data_pipelines", "configs", "tests", "benchmarks"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    built = subprocess.run(
+        [*command, "--wheel-dir", str(folder), str(clone)], capture_output=True, text=True, timeout=300
+    )
+    assert built.returncode == 0, built.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_it_holds_every_file_that_is_needed_and_no_other(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    code = {name for name in names if name.endswith(".py")}
+    configs = {f"rahf/{name}" for name in sources("configs")}
+    assert code == sources("rahf", "data_pipelines") | configs
+    assert "rahf/configs/demo.py" in code
+    rest = {name for name in names - code if not name.split("/")[0].endswith(".dist-info")}
+    assert rest == set()
+    assert {name.split("/")[0] for name in code} == TOP
+    assert any(re.fullmatch(r"rahf-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
+
+
+def test_its_metadata(wheel):
+    archive = zipfile.ZipFile(wheel)
+    info = next(name.rsplit("/", 1)[0] for name in archive.namelist() if name.endswith("/METADATA"))
+    metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
+    assert metadata["Name"] == "rahf" and metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert set(metadata.get_all("Provides-Extra")) == {"gpu", "notebook", "test", "torch", "tpu"}
+    asked = {re.split(r"[<>=!;\[ ]", line)[0].lower() for line in metadata.get_all("Requires-Dist") if "extra" not in line}
+    assert {name.replace("_", "-") for name in asked} == required("options", "install_requires")
+    assert "rahf = rahf.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+    assert archive.read(f"{info}/licenses/LICENSE").decode() == (ROOT / "LICENSE").read_text()
+
+
+@pytest.fixture(scope="module")
+def elsewhere(wheel, tmp_path_factory):
+    """Runs Python in an empty folder where rahf is only what the wheel holds, beside the other packages."""
+    unpacked = tmp_path_factory.mktemp("installed")
+    zipfile.ZipFile(wheel).extractall(unpacked)
+    others = [p for p in sys.path if p.endswith("-packages")]
+    empty = tmp_path_factory.mktemp("empty")
+
+    def run(code: str) -> subprocess.CompletedProcess:
+        # -I: no current folder, no PYTHONPATH; -S: no start-up files, so no editable installation.
+        start = f"import sys; sys.path[:0] = [{str(unpacked)!r}]; sys.path += {others!r}\n"
+        return subprocess.run(
+            [sys.executable, "-I", "-S", "-c", start + code], capture_output=True, text=True, cwd=empty, timeout=120
+        )
+
+    return unpacked, run
+
+
+def test_the_command_runs_without_the_clone(elsewhere):
+    unpacked, run = elsewhere
+    helped = run("from rahf import cli; print(cli.__file__); cli.main(['--help'])")
+    assert helped.returncode == 0, helped.stderr
+    assert helped.stdout.startswith(f"{unpacked}/rahf/cli.py\nusage: rahf ")
+    found = run(
+        "from rahf import config; print(config.find('configs/demo.py')); print(config.load('demo.py').workdir)"
+    )
+    assert found.stdout.splitlines() == [f"{unpacked}/rahf/configs/demo.py", "runs/demo"], found.stderr
+
+
+def test_every_module_imports_without_the_clone(elsewhere):
+    """And none of them needs TensorFlow or PyTorch, or what only tests have."""
+    unpacked, run = elsewhere
+    modules = sorted(
+        str(p.relative_to(unpacked).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+        for p in unpacked.rglob("*.py")
+    )
+    absent = ("tensorflow", "torch", "torchvision", "diffusers", "pytest", "beartype", "setuptools")
+    code = (
+        f"for name in {absent!r}: sys.modules[name] = None  # importing it fails\n"
+        "import importlib\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "print('imported', len(sys.modules))\n"
+    )
+    found = run(code)
+    assert found.returncode == 0 and found.stdout.startswith("imported"), found.stderr
+
+
+def third_party(*folders: str) -> set[str]:
+    """Packages that code imports anywhere, also within functions."""
+    found = set()
+    for file in sources(*folders):
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            found |= {name.split(".")[0] for name in names}
+    return found - set(sys.stdlib_module_names) - TOP
+
+
+def test_everything_imported_is_asked_for():
+    distributions = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"}
+    asked = required("options", "install_requires")
+    imported = {distributions.get(name, name).lower().replace("_", "-") for name in third_party("rahf", "data_pipelines")}
+    assert imported - asked == {"torch"}  # in one function, which says how to install it
+    assert "torch" in required("options.extras_require", "torch")
+    assert not {"tensorflow", "torch", "tensorflow-cpu"} & asked
+
+
+def test_packages_listed_are_all_there_are():
+    listed = set(SETUP["options"]["packages"].split())
+    folders = {str(pathlib.Path(file).parent).replace("/", ".") for file in sources("rahf", "data_pipelines")}
+    assert listed == folders | {"rahf.configs"}
+
+
+def test_constraints_pin_everything_asked_for():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line) for line in lines)  # no address, no path
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    assert len(pinned) == len(lines)
+    assert required("options", "install_requires") | required("options.extras_require", "test") <= pinned
+    assert not {"torch", "tensorflow", "rahf"} & pinned
+
+
+def test_make_does_what_the_readme_promises(tmp_path):
+    """The commands, as make would run them; nothing is installed here."""
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("there is no make here")
+    for name in ("Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def planned(target: str) -> str:
+        return subprocess.run([make, "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    for target, last in (("demo", ".venv/bin/rahf demo"), ("test", ".venv/bin/python -m pytest")):
+        plan = planned(target)
+        assert plan.splitlines()[-1] == last
+        assert '-m pip install' in plan and '-c constraints.txt -e ".[test]"' in plan
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/.installed").touch()
+    assert planned("test") == ".venv/bin/python -m pytest\n"  # once is enough
+    assert planned("demo") == ".venv/bin/rahf demo\n"
+    old = subprocess.run(
+        [make, "-B", ".venv/.installed", "PYTHON=false #"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert old.returncode != 0 and not (tmp_path / ".venv/bin").exists()
+    run = (ROOT / ".ci/run").read_text()
+    assert run.splitlines()[-1] == "make test" and (ROOT / ".ci/run").stat().st_mode & 0o111
