@@ -18,7 +18,7 @@ from rahf.models import rahf as model_lib
 PLAIN = ModelConfig(
     image_size=16,
     vit=ViTConfig(patch_size=8, width=16, depth=1, heads=2, mlp_width=16),
-    t5=T5Config(vocab_size=48, width=16, head_width=8, heads=2, mlp_width=16, encoder_layers=2, decoder_layers=2),
+    t5=T5Config(48, 16, head_width=8, heads=2, mlp_width=16, encoder_layers=2, decoder_layers=2),
     heatmap_head=HeatmapHeadConfig(conv_widths=(8,), up_widths=(8,)),
     score_head=ScoreHeadConfig(conv_widths=(8,), dense_widths=(8,)),
 )
@@ -26,7 +26,13 @@ PLAIN = ModelConfig(
 OTHER = ModelConfig(
     image_size=16,
     vit=dataclasses.replace(
-        PLAIN.vit, patch_size=4, class_token=True, stem=(4,), stem_blocks=1, activation="gelu-tanh", layer_scale=True
+        PLAIN.vit,
+        patch_size=4,
+        class_token=True,
+        stem=(4,),
+        stem_blocks=1,
+        activation="gelu-tanh",
+        layer_scale=True,
     ),
     t5=dataclasses.replace(PLAIN.t5, ff="relu", tie_embeddings=True, image_relative_bias=False),
     heatmap_head=HeatmapHeadConfig(
@@ -70,8 +76,11 @@ def compiled(config: ModelConfig):
     return jax.jit(run)
 
 
-def generating(config, length):
-    """(params, batch) → generated ids, logits step by step with a cache, logits of teacher forcing on them."""
+def generating(config, length, watched=()):
+    """(params, batch) → generated ids, logits step by step with a cache, logits of teacher forcing on them.
+
+    Also what a test has put into `watched` while the network was traced.
+    """
     graphdef, _ = made(config)
 
     def run(params, batch):
@@ -87,7 +96,7 @@ def generating(config, length):
 
         cache = model.decoder.start(fused.memory, length)
         _, stepwise = jax.lax.scan(one, cache, jnp.arange(length))
-        return ids, stepwise.transpose(1, 0, 2), model.sequence_logits(fused, ids)
+        return ids, stepwise.transpose(1, 0, 2), model.sequence_logits(fused, ids), list(watched)
 
     return jax.jit(run)
 

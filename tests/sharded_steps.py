@@ -61,10 +61,11 @@ def run(mesh: MeshConfig, devices: int, steps: int) -> dict:
     step = step_lib.make_train_step(config, setup)
     for _ in range(steps):
         state, metrics = step(state, batch)
-        found["steps"].append([float(metrics.total), *map(float, metrics.parts), float(metrics.gradient_norm)])
+        values = (metrics.total, *metrics.parts, metrics.gradient_norm)
+        found["steps"].append([float(value) for value in values])
     assert jax.tree.map(lambda x: x.sharding, state) == setup.shardings  # it stays where it was born
-    norm = sum(float(np.square(np.asarray(x, np.float64)).sum()) for x in jax.tree.leaves(state.params)) ** 0.5
-    return found | {"loss": found["steps"][0][:-1], "norm": norm}
+    squares = [np.square(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(state.params)]
+    return found | {"loss": found["steps"][0][:-1], "norm": float(sum(squares)) ** 0.5}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Checkpoints: what goes in comes out; what does not fit or is damaged is named; what is there is kept."""
 
+import gc
 import logging
 import re
 
@@ -103,6 +104,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint(opened, capfd, caplog):
     with full_disk(), pytest.raises(CheckpointError) as error:
         run.save(state(2, width=5000), {"examples": 16})
     message = str(error.value)
+    del error
+    gc.collect()
     assert message.startswith(f"cannot save the checkpoint of step 2 under {run.folder}/latest: ")
     assert "File too large" in message and "step 1 is complete and usable. Free disk space" in message
     assert run.latest_step == 1

@@ -16,7 +16,7 @@ rng = np.random.default_rng
 
 
 def make(build, seed=0, noise=0.3):
-    """A function (params, *inputs) → outputs, compiled, and parameters with noise on biases and norms, too."""
+    """A compiled function (params, *inputs) → outputs, and parameters with noise on biases and norms, too."""
     graphdef, _ = functional.abstract(build)
     flat = functional.flatten(functional.init(build, seed))
     stream = rng(seed)
@@ -189,7 +189,9 @@ def test_relative_buckets_backwards():
 
 
 def test_relative_bias():
-    config = T5Config(width=8, heads=2, relative_buckets=8, relative_max_distance=16, image_relative_bias=False)
+    config = T5Config(
+        width=8, heads=2, relative_buckets=8, relative_max_distance=16, image_relative_bias=False
+    )
     _, params = make(lambda: t5.RelativeBias(config, bidirectional=True))
     graphdef, _ = functional.abstract(lambda: t5.RelativeBias(config, bidirectional=True))
     module, table = functional.merge(graphdef, params), params["table"]  # 4 buckets a side, exact below 2
@@ -261,7 +263,7 @@ def test_heatmap_head_starts_at_its_prior():
 
 def test_heatmap_head_fills_the_image():
     """One stage doubles 4 to 8; the rest of the way to 16 is bilinear, so neighbours differ little."""
-    config = HeatmapHeadConfig(conv_widths=(6,), up_widths=(4,), norm="rms", residual=True, relu_before_norm=True)
+    config = HeatmapHeadConfig((6,), up_widths=(4,), norm="rms", residual=True, relu_before_norm=True)
     run, params = make(lambda: heads.HeatmapHead(8, 16, config, dtype=F32))
     small, small_params = make(lambda: heads.HeatmapHead(8, 8, config, dtype=F32))
     assert params.keys() == small_params.keys()

@@ -14,7 +14,12 @@ from rahf.config import LossConfig
 from rahf.models.rahf import Logits, word_probabilities
 
 
-total = jax.jit(losses.total, static_argnums=0)
+total = jax.jit(losses.total, static_argnums=(0, 4))
+heatmap_values = jax.jit(losses.heatmap_values, static_argnums=2)
+score_values = jax.jit(losses.score_values, static_argnums=2)
+sequence_values = jax.jit(losses.sequence_values)
+masked_mean = jax.jit(losses.masked_mean)
+probabilities = jax.jit(word_probabilities, static_argnums=3)
 gradients = jax.jit(jax.value_and_grad(losses.total, argnums=1, has_aux=True), static_argnums=0)
 
 
@@ -28,25 +33,25 @@ TRUE = np.array([0.0, 1.0], np.float32).reshape(1, 1, 2, 1)
 
 
 def test_heatmap_mse():
-    close(losses.heatmap_values(MAP, TRUE, "mse"), [[(1 / 4 + 1 / 16) / 2]])
+    close(heatmap_values(MAP, TRUE, "mse"), [[(1 / 4 + 1 / 16) / 2]])
 
 
 def test_heatmap_weighted_mse():
     # Weights 1/255 and 256/255, divided by their mean 257/510: 2/257 and 512/257.
     wanted = (2 / 257 * 1 / 4 + 512 / 257 * 1 / 16) / 2
-    close(losses.heatmap_values(MAP, TRUE, "weighted-mse"), [[wanted]])
+    close(heatmap_values(MAP, TRUE, "weighted-mse"), [[wanted]])
     constant = np.full_like(TRUE, 0.3)
-    close(losses.heatmap_values(MAP, constant, "weighted-mse"), losses.heatmap_values(MAP, constant, "mse"))
+    close(heatmap_values(MAP, constant, "weighted-mse"), heatmap_values(MAP, constant, "mse"))
 
 
 def test_heatmap_bce():
-    close(losses.heatmap_values(MAP, TRUE, "bce"), [[(math.log(2) + math.log(4 / 3)) / 2]])
+    close(heatmap_values(MAP, TRUE, "bce"), [[(math.log(2) + math.log(4 / 3)) / 2]])
 
 
 @pytest.mark.parametrize("kind", ["mse", "weighted-mse", "bce"])
 def test_the_best_prediction_is_the_truth(kind):
     true = np.array([0.1, 0.4, 0.7, 0.9], np.float32).reshape(1, 2, 2, 1)
-    value = jax.jit(jax.value_and_grad(lambda logits: losses.heatmap_values(logits, true, kind).sum()))
+    value = jax.jit(jax.value_and_grad(lambda logits: heatmap_values(logits, true, kind).sum()))
     best, gradient = value(logit(true))
     close(gradient, np.zeros((1, 2, 2, 1)), atol=1e-6)
     assert value(logit(true) + 0.3)[0] > best
@@ -55,7 +60,7 @@ def test_the_best_prediction_is_the_truth(kind):
 def test_heatmaps_are_averaged_one_by_one():
     rng = np.random.default_rng(0)
     logits, true = rng.standard_normal((2, 3, 5, 2)), rng.random((2, 3, 5, 2))
-    found = losses.heatmap_values(jnp.asarray(logits), jnp.asarray(true), "mse")
+    found = heatmap_values(jnp.asarray(logits), jnp.asarray(true), "mse")
     for i in range(2):
         for m in range(2):
             close(found[i, m], np.mean((expit(logits[i, ..., m]) - true[i, ..., m]) ** 2))
@@ -63,22 +68,22 @@ def test_heatmaps_are_averaged_one_by_one():
 
 def test_score_values():
     logits, true = logit(np.array([[0.5, 0.8]], np.float32)), np.array([[0.1, 1.0]], np.float32)
-    close(losses.score_values(logits, true, "mse"), [[0.16, 0.04]])
+    close(score_values(logits, true, "mse"), [[0.16, 0.04]])
     cross = [-(0.1 * math.log(0.5) + 0.9 * math.log(0.5)), -math.log(0.8)]
-    close(losses.score_values(logits, true, "bce"), [cross])
+    close(score_values(logits, true, "bce"), [cross])
 
 
 def test_sequence_values():
     logits = np.log(np.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]], np.float32)) + 7.0
-    close(losses.sequence_values(logits, np.array([[0, 1]])), [[math.log(2), math.log(10)]])
-    close(losses.sequence_values(np.zeros((1, 1, 32)), np.array([[5]])), [[math.log(32)]])
+    close(sequence_values(logits, np.array([[0, 1]])), [[math.log(2), math.log(10)]])
+    close(sequence_values(np.zeros((1, 1, 32)), np.array([[5]])), [[math.log(32)]])
 
 
 def test_masked_mean():
     values = jnp.asarray([[1.0, 2.0], [6.0, jnp.nan]])
-    close(losses.masked_mean(values, jnp.asarray([[True, True], [True, False]])), 3.0)
-    close(losses.masked_mean(values, jnp.zeros((2, 2), bool)), 0.0)
-    assert np.isnan(losses.masked_mean(values, jnp.ones((2, 2), bool)))
+    close(masked_mean(values, jnp.asarray([[True, True], [True, False]])), 3.0)
+    close(masked_mean(values, jnp.zeros((2, 2), bool)), 0.0)
+    assert np.isnan(masked_mean(values, jnp.ones((2, 2), bool)))
 
 
 # The whole
@@ -96,8 +101,8 @@ def hand_made():
         target_ids=target,
         target_mask=target != 0,
     )
-    logits = Logits(jnp.zeros((2, 2, 2, 2)), jnp.zeros((2, 4)), jnp.zeros((2, 5, 8)).at[0, 0, 5].set(jnp.log(9.0)))
-    return batch, logits
+    sequence = jnp.zeros((2, 5, 8)).at[0, 0, 5].set(jnp.log(9.0))
+    return batch, Logits(jnp.zeros((2, 2, 2, 2)), jnp.zeros((2, 4)), sequence)
 
 
 def test_total_by_hand():
@@ -112,7 +117,7 @@ def test_total_by_hand():
 
 def test_weights_and_kinds():
     batch, logits = hand_made()
-    config = LossConfig(heatmap_weight=2.0, score_weight=3.0, keyword_weight=0.0, heatmap_loss="bce", score_loss="bce")
+    config = LossConfig(2.0, 3.0, 0.0, heatmap_loss="bce", score_loss="bce")
     loss, parts = total(config, logits, batch)
     close(parts.heatmap, math.log(2))
     close(parts.score, math.log(2))
@@ -126,7 +131,9 @@ def test_labels_weigh_the_same_however_many_have_them():
     _, parts = total(LossConfig(), logits, batch._replace(score_mask=mask))
     close(parts.score, (0.0 + 0.25 + 0.16) / 3)  # plausibility twice, aesthetics never
     mask = np.array([[True, True], [True, False]])
-    batch = batch._replace(heatmap_mask=mask, heatmaps=np.where(np.arange(2) == 0, 0, 255).astype(np.uint8) + batch.heatmaps * 0)
+    heatmaps = np.zeros((2, 2, 2, 2), np.uint8)
+    heatmaps[..., 1] = 255
+    batch = batch._replace(heatmap_mask=mask, heatmaps=heatmaps)
     logits = logits._replace(heatmaps=logits.heatmaps.at[1, ..., 0].set(20.0))
     _, parts = total(LossConfig(), logits, batch)
     close(parts.heatmap, ((0.25 + 1.0) / 2 + 0.25) / 2)
@@ -134,8 +141,9 @@ def test_labels_weigh_the_same_however_many_have_them():
 
 def test_nothing_labelled():
     batch, logits = hand_made()
-    none = {name: np.zeros_like(getattr(batch, name)) for name in ("heatmap_mask", "score_mask", "target_mask")}
-    loss, parts = total(LossConfig(), logits, batch._replace(**none))
+    masks = ("heatmap_mask", "score_mask", "target_mask")
+    batch = batch._replace(**{name: np.zeros_like(getattr(batch, name)) for name in masks})
+    loss, parts = total(LossConfig(), logits, batch)
     assert (float(loss), *map(float, parts)) == (0, 0, 0, 0)
 
 
@@ -172,23 +180,22 @@ def test_suffixes_can_weigh_more():
     config = LossConfig(suffix_weight=3.0)
     first, rest = math.log(16 / 9), math.log(8)
     logits = logits._replace(sequence=logits.sequence.at[0, 1, 4].set(jnp.log(9.0)).at[0, 4].set(jnp.nan))
-    loss, parts = jax.jit(losses.total, static_argnums=(0, 4))(config, logits, batch, None, 4)
+    loss, parts = total(config, logits, batch, None, 4)
     close(parts.keyword, (first + 3 * first + 4 * rest) / 8)
     close(loss, sum(parts))
     for config, suffix in ((config, None), (LossConfig(), 4)):
-        _, parts = jax.jit(losses.total, static_argnums=(0, 4))(config, logits, batch, None, suffix)
+        _, parts = total(config, logits, batch, None, suffix)
         close(parts.keyword, (2 * first + 4 * rest) / 6)
 
 
 def test_the_words_can_warm_up():
     batch, logits = hand_made()
     config = LossConfig(heatmap_weight=0.0, score_weight=0.0, keyword_weight=2.0, keyword_warmup_steps=4)
-    run = jax.jit(losses.total, static_argnums=0)
-    share = [run(config, logits, batch, jnp.int32(step))[0] for step in (0, 1, 3, 4, 100)]
-    parts = run(config, logits, batch)[1]
+    share = [total(config, logits, batch, jnp.int32(step))[0] for step in (0, 1, 3, 4, 100)]
+    parts = total(config, logits, batch)[1]
     close(share, np.array([0.25, 0.5, 1, 1, 1]) * 2 * float(parts.keyword))
-    close(run(config, logits, batch)[0], 2 * parts.keyword)  # without a step: behind the warm-up
-    close(run(LossConfig(), logits, batch, jnp.int32(0))[0], sum(parts))
+    close(total(config, logits, batch)[0], 2 * parts.keyword)  # without a step: behind the warm-up
+    close(total(LossConfig(), logits, batch, jnp.int32(0))[0], sum(parts))
 
 
 # Constrained keyword scoring
@@ -203,7 +210,7 @@ def test_word_probabilities_by_hand():
     probability[0, 2, [4, 7]] = 0.9, 0.05  # inside "yellow": counts nowhere
     probability[0, 3, [4, 3]] = 0.8, 0.2  # after "yellow": suffix, "cat"
     probability[0, 4, [4, 1]] = 0.1, 0.9  # after "cat": suffix, the end
-    found = word_probabilities(jnp.log(probability) + 3.0, prompt, ends, 4)
+    found = probabilities(jnp.log(probability) + 3.0, prompt, ends, 4)
     close(found, [[1 / 3, 0.8, 0.1, 0.0]], rtol=1e-4)
 
 
@@ -211,12 +218,12 @@ def test_word_probabilities_of_a_full_sequence():
     """When the last word's end is the last place but one, the end of sequence follows it at the last."""
     prompt, ends = np.array([[5, 6, 1]], np.int32), np.array([[0, 1]], np.int32)
     logits = jnp.zeros((1, 3, 8)).at[0, 2, 4].set(math.log(3))
-    close(word_probabilities(logits, prompt, ends, 4), [[0.5, 0.75]])
+    close(probabilities(logits, prompt, ends, 4), [[0.5, 0.75]])
 
 
 def test_word_probabilities_can_be_differentiated():
     prompt, ends = np.array([[5, 6, 1, 0]], np.int32), np.array([[0, 1, -1]], np.int32)
-    gradient = jax.grad(lambda x: word_probabilities(x, prompt, ends, 4).sum())(jnp.zeros((1, 4, 8)))
+    gradient = jax.grad(lambda x: probabilities(x, prompt, ends, 4).sum())(jnp.zeros((1, 4, 8)))
     wanted = np.zeros((1, 4, 8))
     wanted[0, 1, [4, 6]] = wanted[0, 2, [4, 1]] = 0.25, -0.25
     close(gradient, wanted)

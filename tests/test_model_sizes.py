@@ -17,7 +17,8 @@ from rahf.models import rahf as model_lib
 F32 = np.dtype("float32")
 LARGE = ViTConfig(width=1024, depth=24, heads=16, mlp_width=4096)
 T5_BASE = T5Config(mlp_width=3072, ff="relu", tie_embeddings=True)
-SHIPPED = sorted(p.name for p in (pathlib.Path(__file__).resolve().parent.parent / "configs").glob("[a-z]*.py"))
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHIPPED = sorted(p.name for p in (ROOT / "configs").glob("[a-z]*.py"))
 
 
 def count(build):
@@ -49,7 +50,9 @@ def test_heatmap_head(widths, millions):
     assert round(count(lambda: heads.HeatmapHead(768, 512, head, dtype=F32)) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize(("side", "padding", "millions"), [(512, "SAME", 140.1), (512, "VALID", 108.6), (224, "SAME", 31.6)])
+@pytest.mark.parametrize(
+    ("side", "padding", "millions"), [(512, "SAME", 140.1), (512, "VALID", 108.6), (224, "SAME", 31.6)]
+)
 def test_score_head(side, padding, millions):
     head = ScoreHeadConfig(padding=padding)
     _, params = functional.abstract(lambda: heads.ScoreHead(768, side // 16, head, dtype=F32))
@@ -98,7 +101,7 @@ def test_a_preset_of_a_million():
     small = ModelConfig(
         image_size=64,
         vit=ViTConfig(patch_size=8, width=96, depth=2, heads=2, mlp_width=192, stem=(16,)),
-        t5=T5Config(vocab_size=512, width=96, head_width=32, heads=3, mlp_width=192, encoder_layers=3, decoder_layers=2),
+        t5=T5Config(512, 96, head_width=32, heads=3, mlp_width=192, encoder_layers=3, decoder_layers=2),
         heatmap_head=HeatmapHeadConfig(conv_widths=(32,), up_widths=(16,)),
         score_head=ScoreHeadConfig(conv_widths=(32,), pool=2, dense_widths=(64,)),
     )
@@ -119,7 +122,8 @@ def test_the_largest_network_whole():
     assert functional.count(params) == sum(table.values())
     assert round(table["vit"] / 1e6) == 304 and table["projection"] == 1024 * 768 + 768
     shapes = batch_lib.spec(4, 512, 64, 64, 30)
-    batch = batch_lib.Batch(**{n: jax.ShapeDtypeStruct(*s) for n, s in shapes.items() if n != "index"}, index=None)
+    del shapes["index"]  # int64, which JAX does not have by default
+    batch = batch_lib.Batch(**{name: jax.ShapeDtypeStruct(*s) for name, s in shapes.items()}, index=None)
 
     def run(params, batch):
         model = functional.merge(graphdef, params)

@@ -26,7 +26,7 @@ def on(**sizes):
 def test_one_device_holds_everything():
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     assert mesh.shape == {"data": 1, "fsdp": 1, "tensor": 1} and mesh.axis_names == sharding.AXES
-    assert sharding.parameter_spec("encoder/layer_0/attention/query/kernel", (768, 768), mesh) == P(None, None)
+    assert sharding.parameter_spec("encoder/layer_0/query/kernel", (768, 768), mesh) == P(None, None)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,9 @@ def test_one_device_holds_everything():
         ("vit/layer_3/wi/bias", (32768,), P("tensor")),
         ("embedding", (32128, 768), P("tensor", "fsdp")),
         ("output", (768, 32128), P("fsdp", "tensor")),
-        ("heatmap_misalignment/conv_0/kernel", (3, 3, 768, 384), P(None, None, "fsdp", None)),  # the longest side
+        ("heatmap_misalignment/conv_0/kernel", (3, 3, 768, 384), P(None, None, "fsdp", None)),  # longest
         ("score_overall/dense_0/kernel", (65536, 2048), P("fsdp", None)),
-        ("1/0/mu/encoder/layer_0/attention/query/kernel", (768, 768), P("fsdp", "tensor")),  # moments like parameters
+        ("1/0/mu/encoder/layer_0/query/kernel", (768, 768), P("fsdp", "tensor")),  # moments like parameters
         ("1/0/nu/embedding", (32128, 768), P("tensor", "fsdp")),
         ("vit/layer_3/wi/bias", (3072,), P(None)),  # small ones are held whole
         ("encoder/layer_0/attention/query/kernel", (64, 64), P(None, None)),
@@ -64,7 +64,7 @@ def test_axes_of_size_one_are_not_named():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MeshConfig(data=2), r"\{'data': 2, 'fsdp': 1, 'tensor': 1\} needs 2 devices, there are 1; set one of mesh\.data"),
+        (MeshConfig(data=2), r"'data': 2, 'fsdp': 1, 'tensor': 1\} needs 2 devices, there are 1; set one of"),
         (MeshConfig(data=-1, fsdp=-1), "at most one -1"),
         (MeshConfig(tensor=0), "positive numbers"),
         (MeshConfig(fsdp=-2), "positive numbers"),

@@ -37,7 +37,8 @@ def test_a_run_is_described_without_allocating():
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(setup.shapes))
     count = functional.count(setup.shapes.params)
     assert count > 500e6 and functional.count(setup.shapes.ema) == count
-    assert sum(leaf.size for leaf in jax.tree.leaves(setup.shapes.opt_state)) == pytest.approx(2 * count, abs=9)
+    moments = sum(leaf.size for leaf in jax.tree.leaves(setup.shapes.opt_state))
+    assert 2 * count <= moments < 2 * count + 9
     assert jax.tree.structure(setup.shapes) == jax.tree.structure(setup.shardings)
     assert setup.mesh.axis_names == ("data", "fsdp", "tensor")
 
@@ -46,7 +47,8 @@ def test_a_fresh_state():
     setup = state_lib.setup(CONFIG)
     state = state_lib.create(CONFIG, setup)
     assert state.step == 0 and state.step.dtype == np.int32
-    wanted, params, average = flat(functional.init(model_lib.build(SMALLEST), 0)), flat(state.params), flat(state.ema)
+    params, average = flat(state.params), flat(state.ema)
+    wanted = flat(functional.init(model_lib.build(SMALLEST), 0))
     assert params.keys() == average.keys() == wanted.keys()
     for path in wanted:
         np.testing.assert_array_equal(params[path], wanted[path])
@@ -83,7 +85,8 @@ def steps(monkeypatch, config, start, ema, count=3, first=0):
     setup = types.SimpleNamespace(graphdef="structure", optimizer=optax.sgd(0.1), shardings=None)
     step = step_lib.make_train_step(config, setup, 834)
     copy = lambda: {"w": jnp.asarray(start, jnp.float32)}
-    state = state_lib.TrainState(jnp.int32(first), copy(), optax.sgd(0.1).init(copy()), copy() if ema else None)
+    optimizer_state = setup.optimizer.init(copy())
+    state = state_lib.TrainState(jnp.int32(first), copy(), optimizer_state, copy() if ema else None)
     states, metrics = [], []
     for _ in range(count):
         state, found = step(state, jnp.asarray([1.0, 2.0]))
@@ -98,9 +101,10 @@ def test_steps_by_hand(monkeypatch):
     # The distance from (1, 2) shrinks by 1 - 2 · 0.1 a step.
     for number, (state, found) in enumerate(zip(states, metrics)):
         assert state.step == number + 1
-        np.testing.assert_allclose(state.params["w"], [1 + 0.8 ** (number + 1), 2 - 2 * 0.8 ** (number + 1)], rtol=1e-5)
-        square = 5 * 0.64**number
-        np.testing.assert_allclose([found.total, *found.parts], [square, square, 2 * square, number], rtol=1e-5)
+        left, square = 0.8 ** (number + 1), 5 * 0.64**number
+        np.testing.assert_allclose(state.params["w"], [1 + left, 2 - 2 * left], rtol=1e-5)
+        values = [found.total, *found.parts]
+        np.testing.assert_allclose(values, [square, square, 2 * square, number], rtol=1e-5)
         np.testing.assert_allclose(found.gradient_norm, 2 * square**0.5, rtol=1e-5)
         np.testing.assert_allclose(found.parameter_norm, norm(state.params), rtol=1e-5)
     # The average's decay climbs from 1/10 over 2/11 to its limit.
@@ -113,7 +117,8 @@ def test_steps_by_hand(monkeypatch):
 def test_the_average_approaches_its_decay_slowly(monkeypatch):
     config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(ema_decay=0.9))
     (late,), _ = steps(monkeypatch, config, [2.0, 0.0], ema=True, count=1, first=5)
-    np.testing.assert_allclose(late.ema["w"], 6 / 15 * np.array([2, 0]) + 9 / 15 * late.params["w"], rtol=1e-5)
+    wanted = 6 / 15 * np.array([2, 0]) + 9 / 15 * late.params["w"]
+    np.testing.assert_allclose(late.ema["w"], wanted, rtol=1e-5)
     (later,), _ = steps(monkeypatch, config, [2.0, 0.0], ema=True, count=1, first=1000)
     np.testing.assert_allclose(later.ema["w"], 0.9 * np.array([2, 0]) + 0.1 * later.params["w"], rtol=1e-5)
 
@@ -122,7 +127,7 @@ def test_the_average_approaches_its_decay_slowly(monkeypatch):
 def test_dropout_keys_come_from_seed_and_step(monkeypatch, part):
     model = dataclasses.replace(SMALLEST, **{part: dataclasses.replace(getattr(SMALLEST, part), dropout=0.1)})
     config = dataclasses.replace(CONFIG, model=model, train=dataclasses.replace(CONFIG.train, seed=7))
-    _, metrics = steps(monkeypatch, config, [1.0, 2.0], ema=False)  # at the minimum, so that noise alone is left
+    _, metrics = steps(monkeypatch, config, [1.0, 2.0], ema=False)  # at the minimum, noise alone is left
     draw = lambda number: jax.random.uniform(jax.random.fold_in(jax.random.key(7), number))
     np.testing.assert_allclose([m.total for m in metrics], [draw(n) for n in range(3)], rtol=1e-6)
     _, resumed = steps(monkeypatch, config, [1.0, 2.0], ema=False, count=1, first=2)
@@ -157,13 +162,22 @@ def test_gradients_point_uphill(gradients):
 
 
 def test_padding_changes_no_gradient(gradients):
+    """Neither what stands in padded places, nor a filling example."""
     params, batch = made(SMALLEST)[1], fake()
-    (loss, parts), wanted = gradients(params, batch)
-    for longer in (padded(batch), with_garbage(padded(batch))):
-        (found, found_parts), gradient = gradients(params, longer)
-        np.testing.assert_allclose([found, *found_parts], [loss, *parts], atol=1e-5)
+    masks = ("text_mask", "target_mask", "word_mask", "heatmap_mask", "score_mask", "example_mask")
+    for fill in (False, True):
+        if fill:
+            last = np.arange(3) == 2
+            empty = {name: getattr(batch, name).copy() for name in masks}
+            for mask in empty.values():
+                mask[last] = False
+            batch = batch._replace(**empty)
+        (loss, parts), wanted = gradients(params, batch)
+        (found, found_parts), gradient = gradients(params, with_garbage(batch))
+        assert (found, found_parts) == (loss, parts) and np.isfinite(loss)
         for path, leaf in flat(gradient).items():
-            np.testing.assert_allclose(leaf, flat(wanted)[path], atol=1e-5 * max(1, norm(wanted)), err_msg=path)
+            np.testing.assert_array_equal(leaf, flat(wanted)[path], err_msg=path)
+            assert np.isfinite(leaf).all()
 
 
 def test_a_dropped_label_teaches_nothing(gradients):
@@ -204,12 +218,13 @@ def test_evaluation_is_example_by_example():
     def sequences(params, batch):
         model = functional.merge(graphdef, params)
         fused = model.fuse(model.image_tokens(batch.image), batch.text_ids, batch.text_mask)
-        return jax.nn.log_softmax(model.sequence_logits(fused, batch.target_ids)), model.generate(fused, 11)
+        return jax.nn.log_softmax(model.sequence_logits(fused, batch.target_ids))
 
-    log_p, generated = jax.device_get(sequences(params, batch))
+    log_p = np.asarray(sequences(params, batch))
     for i, (ids, mask) in enumerate(zip(fake().target_ids, fake().target_mask)):
         wanted = -np.mean([log_p[i, t, ids[t]] for t in np.flatnonzero(mask)])
         np.testing.assert_allclose(found.parts.keyword[i], wanted, rtol=1e-4)
-    np.testing.assert_array_equal(found.generated, generated)
+    assert found.generated.shape == (4, 11)
+    np.testing.assert_array_equal(found.generated[:, 0], log_p[:, 0].argmax(-1))  # nothing precedes the first
     without = step_lib.make_eval_step(graphdef, CONFIG, SUFFIX_ID, generate=False)
     assert jax.eval_shape(without, params, batch).generated is None

@@ -9,7 +9,11 @@ import pytest
 
 from rahf.text import EOS_ID, PAD_ID, Tokenizer, align_labels, parse_target, split_words, train_tokenizer
 
-PROMPTS = ["a red cat on a blue mat", "two dogs, and one green bird!", "the 3 yellow circles: under a (small) roof"]
+PROMPTS = [
+    "a red cat on a blue mat",
+    "two dogs, and one green bird!",
+    "the 3 yellow circles: under a (small) roof",
+]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,7 @@ def test_target_keeps_whole_words(t5):
         assert target.words_lost == [w for w, e in zip(words, ends) if e < 0]
         assert target.ids.shape == target.mask.shape == (length,)
         assert target.ids[target.mask][-1] == EOS_ID
-        assert t5.decode(target.ids) == " ".join("yellow_0" if w == "yellow" else w for w in words[: 3 - ends.count(-1)])
+        assert t5.decode(target.ids) == " ".join(["a", "yellow_0", "cat"][: 3 - ends.count(-1)])
 
 
 def test_a_dropped_word_is_not_followed_by_shorter_ones(t5):
@@ -128,7 +132,9 @@ def test_a_word_cut_in_its_middle_is_lost(t5):
     assert t5.encode_prompt("a photorealistic cat", len(pieces) + 1).words_lost == ["cat"]
 
 
-@pytest.mark.parametrize("prompt", ["a red cat", "  ﬁne…  été\n\n猫, (dogs) \t!! b", "猫犬 猫 ½ 'x' ... _0 a\u200bb"])
+@pytest.mark.parametrize(
+    "prompt", ["a red cat", "  ﬁne…  été\n\n猫, (dogs) \t!! b", "猫犬 猫 ½ 'x' ... _0 a\u200bb"]
+)
 def test_words_lost_at_every_length(tokenizer, prompt):
     words, ids = split_words(prompt), tokenizer.encode(prompt)
     lost = [tokenizer.encode_prompt(prompt, n).words_lost for n in range(1, len(ids) + 3)]
@@ -182,12 +188,14 @@ def test_training_is_deterministic(own):
 
 def test_training_stays_below_the_limit(own):
     assert own.vocab_size <= 400
-    assert Tokenizer(train_tokenizer(["cat"], 1)).vocab_size <= 320  # but the bytes and a few pieces are there
+    assert Tokenizer(train_tokenizer(["cat"], 1)).vocab_size <= 320  # bytes and a few pieces
     with pytest.raises(ValueError, match="no prompt has any text"):
         train_tokenizer(["", " "])
 
 
-@pytest.mark.parametrize("word", ["cat", "zebra", "2", "v20", "x_", "_", "_0", "猫", "été", "(", "-", "it's", "🦜", "0"])
+@pytest.mark.parametrize(
+    "word", ["cat", "zebra", "2", "v20", "x_", "_", "_0", "猫", "été", "(", "-", "it's", "🦜", "0"]
+)
 def test_any_word_can_carry_the_suffix(tokenizer, word):
     plain = tokenizer.encode(word)
     assert tokenizer.encode(word + "_0") == plain + tokenizer.suffix_ids

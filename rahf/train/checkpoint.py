@@ -40,15 +40,22 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _one_complaint() -> Iterator[None]:
     """After a failure, which is raised, each of hundreds of abandoned writes complains to stderr, at any later time."""
-    hook = sys.unraisablehook
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
 
     def without_abandoned(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
     sys.unraisablehook = without_abandoned
+    logger.addFilter(_not_abandoned)
     yield
     sys.unraisablehook = hook  # not reached after a failure
+    logger.removeFilter(_not_abandoned)
+
+
+def _not_abandoned(record: logging.LogRecord) -> bool:
+    said = record.getMessage()
+    return "exception was never retrieved" not in said and "was destroyed but it is pending" not in said
 
 
 def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
