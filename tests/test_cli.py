@@ -54,7 +54,7 @@ def test_help_shows_every_command_and_the_version(capsys):
 )
 def test_a_command_whose_output_nobody_reads_ends_silently(speak, code):
     """As in `rahf … | head`: the pipe is closed before anything is written."""
-    program = f"import sys; from rahf import cli; cli._train = lambda _: {speak}; sys.exit(cli.main(['train', '_']))"
+    program = f"import sys; from rahf import cli; from rahf.commands import train; train.run = lambda _: {speak}; sys.exit(cli.main(['train', '_']))"
     started = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     started.stdout.close()
     error = started.stderr.read().decode()
@@ -74,7 +74,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(args):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(cli, "_train", broken)
+    monkeypatch.setattr("rahf.commands.train.run", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "demo.py"])
 
@@ -89,7 +89,7 @@ def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_train", interrupted)
+    monkeypatch.setattr("rahf.commands.train.run", interrupted)
     assert cli.main(["train", "demo.py"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -1,0 +1,44 @@
+"""`rahf evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+
+from rahf.commands.parsing import command
+
+
+def add(commands) -> None:
+    """Adds the command to the parser."""
+    parser = command(
+        commands,
+        "evaluate",
+        run,
+        "measure a model on a split, with intervals, baseline and an HTML report",
+    )
+    parser.add_argument("model", help="run directory or checkpoint directory")
+    parser.add_argument("--data", default=None, help="prepared dataset (default: the one it was trained on)")
+    parser.add_argument("--split", default="test", help="split to evaluate")
+    parser.add_argument("--report", default=None, metavar="DIR", help="where the report goes (default: RUN/report/SPLIT)")
+    parser.add_argument("--json", default=None, metavar="FILE", help="metrics as JSON (default: metrics.json in the report)")
+    parser.add_argument("--limit", type=int, default=None, help="only the first so many examples")
+    parser.add_argument("--batch-size", type=int, default=None, help="default: as in the config")
+    parser.add_argument("--no-generate", action="store_true", help="keywords by constrained scoring only")
+    parser.add_argument("--examples", type=int, default=60, help="examples in the report's gallery")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs it; the exit code."""
+    from rahf import evaluation_report
+
+    evaluation_report.run(
+        args.model,
+        data=args.data,
+        split=args.split,
+        report=args.report,
+        json_file=args.json,
+        limit=args.limit,
+        batch_size=args.batch_size,
+        generate=not args.no_generate,
+        examples=args.examples,
+    )
+    return 0

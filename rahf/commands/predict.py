@@ -1,0 +1,41 @@
+"""`rahf predict`."""
+
+from __future__ import annotations
+
+import argparse
+
+from rahf.commands.parsing import command
+
+
+def add(commands) -> None:
+    """Adds the command to the parser."""
+    parser = command(
+        commands,
+        "predict",
+        run,
+        "give feedback on pictures: overlays, JSON, summary",
+        'Example: rahf predict runs/demo picture.png --prompt "two red stars above a blue ring"',
+    )
+    parser.add_argument("model", help="run directory or checkpoint directory")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, WebP, … of any size")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--prompt", default=None, help="the prompt of all pictures (default: IMAGE's .txt file beside it)")
+    given.add_argument("--prompts", default=None, metavar="FILE", help="text file with one prompt per line, as many as pictures")
+    parser.add_argument("--out", default="predictions", metavar="DIR", help="where overlays go")
+    parser.add_argument("--json", default=None, metavar="FILE", help="results as JSON (default: predictions.json in --out)")
+    parser.add_argument("--generate", action="store_true", help="find keywords by generation, not constrained scoring")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs it; the exit code."""
+    from rahf import predict
+
+    return predict.predict(
+        args.model,
+        args.images,
+        args.prompt,
+        out=args.out,
+        json_file=args.json,
+        generate=args.generate,
+        prompts_file=args.prompts,
+    )

@@ -1,0 +1,32 @@
+"""`rahf train`."""
+
+from __future__ import annotations
+
+import argparse
+
+from rahf.commands.parsing import command
+
+
+def add(commands) -> None:
+    """Adds the command to the parser."""
+    parser = command(
+        commands,
+        "train",
+        run,
+        "train the model of a config file, or resume",
+        "Any field of the config is an option: --train.steps 10 --optimizer.learning-rate 1e-3 --data.path DIR.\n"
+        "Give a config and --help to see them all: rahf train configs/demo.py --help",
+    )
+    parser.add_argument("config", help="a Python file, or the name of one that comes with rahf")
+    parser.add_argument("fields", nargs=argparse.REMAINDER, help="config fields to override")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs it; the exit code."""
+    from rahf import overrides
+
+    config = overrides.parse(args.config, args.fields)
+    from rahf.train import loop  # JAX only now, so that a wrong command fails fast
+
+    finished = loop.train(config)
+    return 0 if finished.interrupted_by is None else 128 + finished.interrupted_by

@@ -1,0 +1,188 @@
+"""The fields of a run's config: what each means, its unit, default and source. Read and written by `rahf.config`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Training augmentations of spec 2.3. They act on image and heatmaps together. There are no flips:
+    a flip would change "left" and "right" in the prompt."""
+
+    crop_probability: float = 0.5
+    crop_keep: tuple[float, float] = (0.8, 1.0)  # share of width and of height that a crop keeps
+    crop_keeps_mass: float = 0.0  # refuse crops that keep less than this share of a heatmap's mass
+    photometric_probability: float = 0.1
+    brightness: float = 0.05  # largest change on a scale of 0..1
+    contrast: tuple[float, float] = (0.8, 1.0)
+    hue: float = 0.025  # largest turn, in turns
+    saturation: tuple[float, float] = (0.8, 1.0)
+    jpeg_quality: tuple[int, int] = (70, 100)
+    grey_probability: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it becomes batches."""
+
+    path: str = "data/demo"  # folder written by `rahf prepare`
+    train_split: str = "train"
+    eval_split: str = "dev"
+    batch_size: int = 64  # global, over all processes
+    eval_batch_size: int = 64
+    max_prompt_tokens: int = 64
+    max_target_tokens: int = 64
+    max_words: int = 64  # places for words; a prompt of 64 tokens has fewer
+    tokenizer: str = "dataset"  # "dataset": the vocabulary beside the data; or a SentencePiece file
+    workers: int = 0  # data worker processes; 0 decodes in threads of this process
+    augment: AugmentConfig | None = AugmentConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Vision transformer (Dosovitskiy et al. 2021), pre-norm, learned position embeddings."""
+
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    class_token: bool = False  # joins the sequence in front of the patches; dropped before the heads
+    layer_norm_eps: float = 1e-6
+    stem: tuple[int, ...] = ()  # widths of stride-2 3x3 convolutions before the patch embedding
+    stem_blocks: int = 0  # residual 3x3 convolutions behind each of them
+    dropout: float = 0.0
+    activation: Literal["gelu", "gelu-tanh"] = "gelu"  # SigLIP towers use the tanh approximation
+    layer_scale: bool = False  # a learned factor per channel on each residual branch (DINOv2)
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """T5 encoder and decoder. Defaults: the shapes of T5 v1.1 base."""
+
+    vocab_size: int = 32128
+    width: int = 768
+    head_width: int = 64  # d_kv; T5 attention is not scaled
+    heads: int = 12
+    mlp_width: int = 2048
+    encoder_layers: int = 12
+    decoder_layers: int = 12
+    ff: Literal["relu", "gated-gelu"] = "gated-gelu"
+    tie_embeddings: bool = False  # t5-base ties and scales logits by width**-0.5
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    image_relative_bias: bool = True  # False: no relative bias between two image tokens
+    dropout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class HeatmapHeadConfig:
+    """Two convolutions, then stages of transposed convolution (stride 2) and two convolutions (spec 2.4)."""
+
+    conv_widths: tuple[int, ...] = (768, 384)
+    up_widths: tuple[int, ...] = (768, 384, 384, 192)  # one stage doubles the side
+    norm: Literal["layer", "rms"] = "layer"
+    residual: bool = False  # around the two convolutions of a stage, as in the public PyTorch port
+    relu_before_norm: bool = False  # in the first convolutions, as in the public PyTorch port
+    dropout: float = 0.0
+    prior: float = 0.02  # output before training, about the mean of real heatmaps
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreHeadConfig:
+    """Convolutions over the token grid, flatten, dense layers, sigmoid (spec 2.4)."""
+
+    conv_widths: tuple[int, ...] = (768, 384, 128, 64)
+    kernel_size: int = 2
+    padding: Literal["SAME", "VALID"] = "SAME"
+    pool: int = 0  # average the grid to pool x pool before flattening; 0 keeps the grid
+    dense_widths: tuple[int, ...] = (2048, 1024)
+    norm: Literal["layer", "rms"] = "layer"
+    dropout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The whole network. `image_size` is the side of the square that the network sees."""
+
+    image_size: int = 512
+    vit: ViTConfig = ViTConfig()
+    t5: T5Config = T5Config()
+    heatmap_head: HeatmapHeadConfig = HeatmapHeadConfig()
+    score_head: ScoreHeadConfig = ScoreHeadConfig()
+    decoder_sees: Literal["all", "text"] = "all"  # which fused tokens the decoder attends to
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss parts (spec 2.6; the paper's are not published).
+
+    `heatmap_weight` multiplies the mean over the two heatmaps, `score_weight` the mean over the four
+    scores, `keyword_weight` the cross-entropy of the target sequence.
+    """
+
+    heatmap_weight: float = 1.0
+    score_weight: float = 1.0
+    keyword_weight: float = 1.0
+    suffix_weight: float = 1.0  # of the tokens that call a word misaligned, others 1; they are rare
+    keyword_warmup_steps: int = 0  # its weight grows linearly over them: see first, then read
+    heatmap_loss: Literal["mse", "weighted-mse", "bce"] = "mse"
+    score_loss: Literal["mse", "bce"] = "mse"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up (spec 2.7)."""
+
+    learning_rate: float = 1e-4
+    schedule: Literal["rsqrt", "cosine", "constant"] = "rsqrt"
+    warmup_steps: int = 2000
+    final_fraction: float = 0.0  # cosine ends at this share of the learning rate
+    weight_decay: float = 0.01  # on matrices and kernels only
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0  # global gradient norm; 0 turns clipping off
+    ema_decay: float = 0.0  # 0: none; else the averaged parameters are evaluated and kept as best
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices share the work: their numbers along the three axes; -1 takes what is left."""
+
+    data: int = -1  # each sees other examples, all hold the parameters
+    fsdp: int = 1  # each sees other examples and holds a share of the parameters
+    tensor: int = 1  # share one layer's arithmetic
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length, rhythm and bookkeeping of a run."""
+
+    steps: int = 20_000
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 1000  # 0: only at the end
+    eval_examples: int = 1000  # of the evaluation split, at most
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2  # newest; the best one is kept besides
+    best_metric: str = "scores/mean/plcc"
+    best_mode: Literal["max", "min"] = "max"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run depends on; saved as `config.json` in the run directory."""
+
+    workdir: str = "runs/unnamed"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    train: TrainConfig = TrainConfig()
