@@ -1,0 +1,1 @@
+"""What feedback is for: masks to repair, candidates to select."""

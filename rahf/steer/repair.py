@@ -1,0 +1,145 @@
+"""Best-of-N repair: repaint what the critic calls implausible, several times, and keep the best.
+
+The original is among the candidates, so that the result is never scored worse. No JAX here; the critic has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from rahf import images as image_lib
+from rahf.batch import HEATMAPS, SCORES
+from rahf.pictures import check_channels
+from rahf.steer import masks, names
+from rahf.steer.masks import Mask, MaskOptions
+
+#: image uint8 [h,w,3], mask bool [h,w] (True: repaint), prompt, seed → image of the same size, of any kind.
+Generate = Callable[[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"], str, int], Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Repair:
+    """What `repair` did.
+
+    Attributes:
+      image: uint8 [h,w,3], the candidate with the highest score; the original itself if none beats it.
+      chosen: its position in `candidates`; 0 is the original.
+      candidates: uint8 [h,w,3] each: the original, then one per seed. Only the original if the mask is empty.
+      scores: float32 [len(candidates),4], order `rahf.batch.SCORES`.
+      seeds: of candidates 1, 2, …
+      mask: what was to be repainted.
+      reason: why this one, in a sentence.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    chosen: int
+    candidates: list[UInt8[np.ndarray, "h w 3"]]
+    scores: Float[np.ndarray, "n 4"]
+    seeds: list[int]
+    mask: Mask
+    reason: str
+
+
+def repair(
+    generate: Generate,
+    image: Any,
+    prompt: str,
+    n: int = 4,
+    *,
+    critic: Callable[..., Any],
+    seed: int = 0,
+    options: MaskOptions = MaskOptions(),
+    which: str = "implausibility",
+    score: str = "plausibility",
+    blend: bool = True,
+) -> Repair:
+    """Repaints the marked part of a picture `n` times and returns the best of these and the original.
+
+    Args:
+      generate: any inpainting: (image uint8 [h,w,3], mask bool [h,w] with True = repaint, prompt, seed) → image.
+      image: path, encoded bytes, Pillow image, or array [h,w,3] (uint8, or float in [0,1]).
+      prompt: of the picture.
+      n: how many repaintings, with the seeds `seed`, `seed + 1`, …
+      critic: `rahf.load(...)`, or anything that is called and answers like it.
+      seed: the first one.
+      options: how the heatmap becomes a mask.
+      which: the heatmap that says where: a name in `rahf.batch.HEATMAPS`.
+      score: by which the best is chosen: a name in `rahf.batch.SCORES`.
+      blend: lay the repainted picture over the original through the mask (its `alpha`), so that nothing else
+        changes; latent diffusion changes the rest slightly. False takes what `generate` gave, of any size.
+
+    Returns:
+      The result. The candidates are scored in one call. If none is scored higher than the original, the original is
+      returned, so the result is never scored worse; of equal candidates the first is taken; a candidate whose score
+      is NaN is never taken. If the mask is empty, `generate` is not called.
+
+    Raises:
+      ValueError: an unknown name, n below 1, or (with `blend`) a repainted picture of another size.
+      rahf.images.ImageError: an image that cannot be used.
+    """
+    heatmap_at = names.position("heatmap", which, HEATMAPS)
+    score_at = names.position("score", score, SCORES)
+    if n < 1:
+        raise ValueError(f"n: expected at least 1 candidate, found {n}")
+    original = _rgb(image, "image")
+    first = critic([original], prompt)
+    mask = masks.from_heatmap(np.asarray(first.heatmaps)[0, :, :, heatmap_at], original.shape[:2], options)
+    if mask.empty:
+        reason = f"unchanged: nothing to repair, {mask.note}"
+        return Repair(original, 0, [original], np.asarray(first.scores), [], mask, reason)
+    seeds = [seed + k for k in range(n)]
+    candidates = [original]
+    for one in seeds:
+        # Copies, so that no generator can change the original among the candidates.
+        made = _rgb(generate(original.copy(), mask.pixels.copy(), prompt, one), f"what generate made of seed {one}")
+        candidates.append(_blended(original, made, mask, one) if blend else made)
+    scores = np.asarray(critic(candidates, prompt).scores)
+    chosen = _best(scores[:, score_at])
+    reason = _why(scores[:, score_at], chosen, score, seeds)
+    return Repair(candidates[chosen], chosen, candidates, scores, seeds, mask, reason)
+
+
+def _best(scores: Sequence[float]) -> int:
+    """Position of the highest score, the first of equal ones; NaN counts as the lowest."""
+    return int(np.argmax([-math.inf if math.isnan(value) else value for value in scores]))
+
+
+def _why(scores: np.ndarray, chosen: int, name: str, seeds: Sequence[int]) -> str:
+    if chosen == 0:
+        return f"unchanged: none of {len(seeds)} candidates has a higher {name} than the original's {scores[0]:.4f}"
+    return (
+        f"seed {seeds[chosen - 1]}: {name} {scores[chosen]:.4f}, the highest of {len(seeds)} candidates; "
+        f"the original has {scores[0]:.4f}"
+    )
+
+
+def _rgb(image: Any, what: str) -> np.ndarray:
+    """Any image as upright uint8 [h,w,3]."""
+    if isinstance(image, Image.Image) or not hasattr(image, "__array__"):
+        return image_lib.load_rgb(image, what=None if what == "image" else what)
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        array = np.asarray(array, np.float32)
+        low, high = float(array.min(initial=0)), float(array.max(initial=0))
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also for NaN
+            raise image_lib.ImageError(f"{what}: floats from {low:g} to {high:g}, expected 0..1")
+        array = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(check_channels(array, what))
+
+
+def _blended(original: np.ndarray, made: np.ndarray, mask: Mask, seed: int) -> np.ndarray:
+    if made.shape != original.shape:
+        (h, w), (h2, w2) = original.shape[:2], made.shape[:2]
+        raise ValueError(
+            f"generate made a picture of {w2} x {h2} pixels for seed {seed}, the original has {w} x {h}; "
+            "resize it there, or use blend=False"
+        )
+    alpha = mask.alpha[:, :, None]
+    return (original * (1 - alpha) + made * alpha).round().astype(np.uint8)

@@ -1,0 +1,56 @@
+"""A critic that judges colours: what it says of a picture can be computed by hand."""
+
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from rahf.batch import Prediction
+from rahf.inputs import PromptWarning
+
+SIDE = 8
+
+
+class ColourCritic:
+    """Plausibility = 1 - mean red, alignment = mean green, aesthetics = mean blue, overall = their mean.
+
+    Implausibility is the red channel, misalignment the blue one. Prompts of more than five words are cut.
+    """
+
+    image_size = SIDE
+    model_id = "colours-1"
+
+    def __init__(self):
+        self.calls = []
+
+    def tokens(self, prompts):
+        self._warn([prompts] if isinstance(prompts, str) else prompts)
+
+    def _warn(self, prompts):
+        if any(len(prompt.split()) > 5 for prompt in prompts):
+            warnings.warn("a prompt is cut", PromptWarning, stacklevel=3)
+
+    def __call__(self, images, prompts, batch_size=None):
+        self.calls.append(len(images))
+        self._warn([prompts] if isinstance(prompts, str) else prompts)
+        assert batch_size is None or len(images) <= batch_size
+        small = np.stack([self._small(one) for one in images]).astype(np.float64) / 255
+        red, green, blue = np.moveaxis(small.mean((1, 2)), -1, 0)
+        scores = np.stack([1 - red, green, blue, (1 - red + green + blue) / 3], 1)
+        heatmaps = small[:, :, :, [0, 2]]
+        words = np.zeros((len(images), 4), np.float32)
+        return Prediction(heatmaps.astype(np.float32), scores.astype(np.float32), words)
+
+    def _small(self, image):
+        if isinstance(image, bytes):
+            import io
+
+            image = Image.open(io.BytesIO(image)).convert("RGB")
+        elif not isinstance(image, Image.Image):
+            image = Image.fromarray(np.asarray(image))
+        return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+def plain(red, green, blue, size=(SIDE, SIDE)) -> np.ndarray:
+    """A picture of one colour, uint8 [h,w,3]."""
+    return np.full((*size, 3), (red, green, blue), np.uint8)
