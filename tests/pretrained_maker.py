@@ -60,6 +60,53 @@ def vit_state() -> dict[str, np.ndarray]:
     return draw(shapes)
 
 
+SIGLIP = dict(VIT, model_type="siglip_vision_model")
+DINOV2 = dict(VIT, model_type="dinov2", mlp_ratio=1.5)
+
+
+def siglip_state() -> dict[str, np.ndarray]:
+    """The tensors of `SIGLIP` as the hub names them."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "vision_model.embeddings.patch_embedding.weight": (16, 3, 8, 8),
+        "vision_model.embeddings.patch_embedding.bias": (16,),
+        "vision_model.embeddings.position_embedding.weight": (16, 16),
+        "vision_model.post_layernorm.weight": (16,),
+        "vision_model.post_layernorm.bias": (16,),
+        "vision_model.head.probe": (1, 1, 16),
+    }
+    dense = {f"self_attn.{name}": (16, 16) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    return draw(shapes | _layers("vision_model.encoder.layers.", dense, ("layer_norm1", "layer_norm2")))
+
+
+def dinov2_state() -> dict[str, np.ndarray]:
+    """The tensors of `DINOV2` as the hub names them."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.cls_token": (1, 1, 16),
+        "embeddings.mask_token": (1, 16),
+        "embeddings.position_embeddings": (1, 17, 16),
+        "embeddings.patch_embeddings.projection.weight": (16, 3, 8, 8),
+        "embeddings.patch_embeddings.projection.bias": (16,),
+        "layernorm.weight": (16,),
+        "layernorm.bias": (16,),
+    }
+    dense = {f"attention.attention.{name}": (16, 16) for name in ("query", "key", "value")}
+    shapes |= _layers("encoder.layer.", dense | {"attention.output.dense": (16, 16)}, ("norm1", "norm2"))
+    for number in range(2):
+        shapes |= {f"encoder.layer.{number}.layer_scale{n}.lambda1": (16,) for n in (1, 2)}
+    return draw(shapes)
+
+
+def _layers(prefix: str, dense: dict[str, tuple[int, int]], norms: tuple[str, str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of two layers of width 16 whose feed-forward part is called mlp."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    parts = dense | {"mlp.fc1": (24, 16), "mlp.fc2": (16, 24)} | dict.fromkeys(norms, (16,))
+    for number in range(2):
+        for name, shape in parts.items():
+            shapes[f"{prefix}{number}.{name}.weight"] = shape
+            shapes[f"{prefix}{number}.{name}.bias"] = shape[:1]
+    return shapes
+
+
 def t5_state() -> dict[str, np.ndarray]:
     """The tensors of `T5` (v1.0: ReLU, tied) as the hub names them."""
     shapes: dict[str, tuple[int, ...]] = {"shared.weight": (40, 16)}

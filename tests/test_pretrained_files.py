@@ -165,6 +165,23 @@ def test_the_hub_works_offline_and_its_revision_is_recorded(hub_cache):
     assert source.locate("owner/tower", COMMIT).folder == found.folder
 
 
+def test_a_cache_serves_a_machine_that_lost_its_network(hub_cache, monkeypatch):
+    """Nothing is said to the library: it finds out by itself that no name can be looked up."""
+    import socket
+
+    from huggingface_hub import constants
+
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    assert source.locate("owner/tower").revision == COMMIT
+    assert source.locate("owner/tower", "main").revision == COMMIT
+    with pytest.raises(PretrainedError, match="owner/other: not a folder .*\n.*\n?.*run `hf download owner/other`"):
+        source.locate("owner/other")
+
+
 def test_a_repository_that_is_not_in_the_cache(hub_cache):
     with pytest.raises(PretrainedError, match="owner/other at revision v2: not a folder here"):
         source.locate("owner/other", "v2")

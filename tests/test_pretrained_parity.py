@@ -182,13 +182,15 @@ def test_towers_start_a_network(tmp_path):
     shapes = functional.abstract(model_lib.build(config))[1]
     fresh = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
     params, record = pretrained.start(fresh, config, vision=tmp_path / "vit", text=tmp_path / "t5")
-    assert record == {
-        "vision": {"name": str(tmp_path / "vit"), "revision": None},
-        "text": {"name": str(tmp_path / "t5"), "revision": None},
+    assert {kind: (record[kind]["name"], record[kind]["parts"]) for kind in ("vision", "text")} == {
+        "vision": (str(tmp_path / "vit"), ["vit"]),
+        "text": (str(tmp_path / "t5"), ["decoder", "embedding", "encoder"]),
     }
+    assert record["vision"]["positions"] is None and record["text"]["license"] == "unknown"
     before, after = functional.flatten(fresh), functional.flatten(params)
     kept = {path for path in before if np.array_equal(before[path], after[path])}
     assert kept == {
         path for path in before if not path.startswith(("vit/", "encoder/", "decoder/", "embedding"))
     }
+    assert kept == set(record["random"]) and set(before) - kept == set(record["taken"])
     assert (fresh["embedding"] == 0.5).all()  # the given parameters are not changed

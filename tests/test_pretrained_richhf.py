@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import pretrained_maker as maker
+import rahf
 from rahf import config as config_lib
 from rahf import text
 from rahf.models import functional
@@ -115,6 +116,20 @@ def test_a_model_directory_is_found_and_read_like_a_run(tmp_path, vocabulary):
         np.testing.assert_array_equal(jax.device_get(stored[path]), value)
     assert (out / "tokenizer.model").read_bytes() == tokenizer.model
     assert [p.name for p in out.parent.iterdir()] == ["richhf"]  # nothing temporary is left
+
+
+def test_a_model_directory_loads_and_says_its_licence(tmp_path, vocabulary, caplog):
+    """`rahf.load` is what every command but evaluate loads by; evaluate reads the parameters in the same way."""
+    model, converted = richhf_torch.convert(maker.richhf_state(vocabulary[1]), vit_heads=2)
+    out = tmp_path / "richhf"
+    record = {"license": "CC BY-NC 4.0", "source": "rahf_model.pt"}
+    config = config_lib.Config(workdir=str(out), model=model)
+    richhf_torch.write_model(out, config, converted, text.Tokenizer.load(vocabulary[0]), record)
+    critic = rahf.load(out)
+    assert caplog.messages == ["weights of richhf come from rahf_model.pt: licence CC BY-NC 4.0"]
+    assert critic.provenance.weight_licence == "CC BY-NC 4.0"
+    scores = critic(np.zeros((8, 8, 3), np.uint8), "a yellow cat").scores
+    assert scores.shape == (1, 4) and ((0 < scores) & (scores <= 1)).all()
 
 
 def test_import_makes_a_model_directory(tmp_path, published, vocabulary):

@@ -9,7 +9,7 @@ import pretrained_maker as maker
 from rahf import text
 from rahf.config import ViTConfig
 from rahf.models import functional
-from rahf.pretrained import siglip, t5, towers, vit
+from rahf.pretrained import dinov2, siglip, t5, towers, vit
 from rahf.pretrained.source import PretrainedError
 
 
@@ -21,10 +21,23 @@ def load_t5(folder):
     return t5.load(folder)
 
 
+def load_siglip(folder):
+    return siglip.load(folder, siglip.published(folder).vit, 32)
+
+
+def load_dinov2(folder):
+    return dinov2.load(folder, dinov2.published(folder).vit, 32)
+
+
 KINDS = {
     "vit": (maker.VIT, maker.vit_state, load_vit, "encoder.layer.1.output.dense.weight"),
+    "siglip": (maker.SIGLIP, maker.siglip_state, load_siglip, "vision_model.encoder.layers.1.mlp.fc2.weight"),
+    "dinov2": (maker.DINOV2, maker.dinov2_state, load_dinov2, "encoder.layer.1.mlp.fc1.weight"),
     "t5": (maker.T5, maker.t5_state, load_t5, "decoder.block.1.layer.1.EncDecAttention.k.weight"),
 }
+
+
+UNUSED = ("pooler.", "vision_model.head.", "embeddings.mask_token")
 
 
 @pytest.fixture(params=KINDS)
@@ -36,7 +49,7 @@ def kind(request):
 def test_whole_checkpoints_load(tmp_path, kind):
     config, state, load, _ = kind
     params = load(maker.save(tmp_path, config, state, parts=2))
-    unused = sum(value.size for name, value in state.items() if name.startswith("pooler."))
+    unused = sum(value.size for name, value in state.items() if name.startswith(UNUSED))
     assert functional.count(params) == sum(value.size for value in state.values()) - unused
 
 
@@ -98,11 +111,12 @@ def test_all_problems_come_in_one_message(tmp_path, kind):
 def test_the_other_family_is_refused(tmp_path, kind):
     config, state, _, _ = kind
     maker.save(tmp_path, config, state)
-    other, load = ("'t5'", vit.published) if config["model_type"] == "t5" else ("'vit'", t5.load)
+    other, load = ("'t5'", vit.published) if config["model_type"] == "t5" else (f"'{config['model_type']}'", t5.load)
     with pytest.raises(PretrainedError, match=f"config.json: model_type is {other}, expected"):
         load(tmp_path)
-    with pytest.raises(PretrainedError, match=f"model_type is {config['model_type']!r}, expected 'siglip'"):
-        siglip.published(tmp_path)
+    another = dinov2 if config["model_type"].startswith("siglip") else siglip
+    with pytest.raises(PretrainedError, match=f"model_type is {config['model_type']!r}, expected '(siglip|dinov2)'"):
+        another.published(tmp_path)
 
 
 def test_vit_places(tmp_path):

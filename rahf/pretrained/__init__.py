@@ -1,25 +1,37 @@
 """Published checkpoints → our parameters, names and shapes checked strictly; nothing is left random silently.
 
 `vit`, `siglip`, `dinov2` are image towers, `t5` is the fusion stack, `richhf_torch` the whole public network.
-`start` puts towers into freshly initialised parameters.
+`load_towers` reads towers for a network, `start` puts them into freshly initialised parameters.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from rahf import origin
 from rahf.config import ModelConfig
 from rahf.models import functional
-from rahf.pretrained import dinov2, siglip, t5, vit
-from rahf.pretrained.source import PretrainedError, Source, locate, read_config
+from rahf.models import rahf as model_lib
+from rahf.pretrained import clip, dinov2, siglip, t5, towers, vit
+from rahf.pretrained.source import PretrainedError, Source, check_colours, locate, read_config
 from rahf.pretrained.towers import Published
 
-__all__ = ["PretrainedError", "Published", "Source", "locate", "load_vision", "published_vision", "start"]
+__all__ = [
+    "PretrainedError",
+    "Published",
+    "Source",
+    "load_towers",
+    "load_vision",
+    "locate",
+    "published_vision",
+    "shares",
+    "start",
+]
 
-_FAMILIES = {kind: module for module in (vit, siglip, dinov2) for kind in module.FAMILY.model_types}
+_FAMILIES = {kind: module.FAMILY for module in (vit, siglip, dinov2, clip) for kind in module.FAMILY.model_types}
 
 
-def _family(source: Source) -> Any:
+def _family(source: Source) -> towers.Family:
     tree = read_config(source, tuple(_FAMILIES))
     return _FAMILIES[tree["model_type"]]
 
@@ -27,7 +39,7 @@ def _family(source: Source) -> Any:
 def published_vision(name: str | Source, revision: str | None = None) -> Published:
     """Sizes and normalisation of a published image tower of any supported family."""
     source = locate(name, revision)
-    return _family(source).published(source)
+    return towers.published(_family(source), source)
 
 
 def load_vision(
@@ -41,48 +53,109 @@ def load_vision(
     """
     source = locate(name, revision)
     family = _family(source)
-    found = family.published(source)
-    for field in ("image_mean", "image_std"):
-        asked, trained = getattr(config, field), getattr(found, field)
-        if max(abs(a - b) for a, b in zip(asked, trained)) > 1e-3:
-            raise PretrainedError(
-                f"{source.name}: was trained with {field} {trained}, model.{field} is {asked}"
-            )
-    return family.load(source, config.vit, config.image_size, interpolation=interpolation)
+    check_colours(source, towers.published(family, source), config)
+    return towers.load(family, source, config.vit, config.image_size, interpolation=interpolation)
 
 
-def start(
-    params: functional.Params,
+def load_towers(
     config: ModelConfig,
     *,
     vision: str | Source | None = None,
     text: str | Source | None = None,
     vision_revision: str | None = None,
     text_revision: str | None = None,
-) -> tuple[functional.Params, dict[str, dict[str, str | None]]]:
+) -> tuple[functional.Params, dict[str, dict[str, Any]]]:
+    """Reads published towers for a network.
+
+    Args:
+      config: must have the towers' sizes.
+      vision: folder or hub id of an image tower, None for none. For the baselines of kind "resnet" and "clip"
+        it is the whole network but its trained heads.
+      text: the same for a T5.
+
+    Returns:
+      Their parameters on the host (`vit`; `embedding`, `encoder`, `decoder` and perhaps `output`, as in
+      `rahf.models.rahf.Rahf`), and what to write down of each tower: name, revision, licence, parts, number
+      of parameters, and how position embeddings were interpolated (None if they were not).
+
+    Raises:
+      PretrainedError: as the loaders; or the towers do not fit the network.
+    """
+    made: functional.Params = {}
+    record: dict[str, dict[str, Any]] = {}
+    if config.kind != "rahf":
+        return _load_baseline(config, vision, text, vision_revision)
+    if vision:
+        source = locate(vision, vision_revision)
+        tower = {"vit": load_vision(source, config)}
+        record["vision"] = _record(source, tower) | {"positions": _moved(source, config)}
+        made |= tower
+    if text:
+        source = locate(text, text_revision)
+        tower = t5.load(source, config.t5)
+        record["text"] = _record(source, tower)
+        made |= tower
+    _, expected = functional.abstract(model_lib.build(config))
+    lines = functional.differences(made, {name: expected[name] for name in expected if name in made})
+    if lines:
+        raise PretrainedError("the towers do not fit the network:\n  " + "\n  ".join(lines))
+    return made, record
+
+
+def _load_baseline(
+    config: ModelConfig, vision: str | Source | None, text: str | Source | None, revision: str | None
+) -> tuple[functional.Params, dict[str, dict[str, Any]]]:
+    from rahf.pretrained import baselines  # which write model directories, too
+
+    if text or not vision:
+        raise PretrainedError(f"a network of kind {config.kind!r} starts from start.vision alone; it has no T5")
+    params, source = baselines.load(config, vision, revision)
+    moved = _moved(source, config) if config.kind == "clip" else None
+    return params, {"vision": _record(source, params) | {"positions": moved}}
+
+
+def _record(source: Source, tower: functional.Params) -> dict[str, Any]:
+    return source.record() | {
+        "license": origin.folder_license(source.folder),
+        "parts": sorted(tower),
+        "parameters": functional.count(tower),
+    }
+
+
+def _moved(source: Source, config: ModelConfig) -> dict[str, Any] | None:
+    """From which grid of patches the position embeddings were interpolated to which."""
+    patch = config.vit.patch_size
+    grids = published_vision(source).image_size // patch, config.image_size // patch
+    if grids[0] == grids[1]:
+        return None
+    return {"from": [grids[0]] * 2, "to": [grids[1]] * 2, "interpolation": "bicubic"}
+
+
+def start(
+    params: functional.Params, config: ModelConfig, **towers: str | Source | None
+) -> tuple[functional.Params, dict[str, Any]]:
     """Replaces the towers of freshly initialised parameters by published ones.
 
     Args:
       params: of `rahf.models.rahf.Rahf(config)`; not changed.
-      config: must have the towers' sizes.
-      vision: folder or hub id of an image tower, None to keep the fresh one.
-      text: the same for a T5.
+      config, towers: as in `load_towers`.
 
     Returns:
-      The parameters, and what to write down: name and revision of each tower.
+      The parameters, and the record of `load_towers` with the paths of what was `taken` and what is still
+      `random`.
 
     Raises:
-      PretrainedError: as the loaders; nothing is replaced by half.
+      PretrainedError: as `load_towers`; nothing is replaced by half.
     """
-    made, record = dict(params), {}
-    if vision is not None:
-        source = locate(vision, vision_revision)
-        made["vit"], record["vision"] = load_vision(source, config), source.record()
-    if text is not None:
-        source = locate(text, text_revision)
-        made.update(t5.load(source, config.t5))
-        record["text"] = source.record()
+    loaded, record = load_towers(config, **towers)
+    made = params | loaded
     lines = functional.differences(made, params)
     if lines:
-        raise PretrainedError("the towers do not fit the network:\n  " + "\n  ".join(lines))
-    return made, record
+        raise PretrainedError("the parameters are not of the configured network:\n  " + "\n  ".join(lines))
+    return made, record | shares(params, loaded)
+
+
+def shares(params: functional.Params, loaded: functional.Params) -> dict[str, list[str]]:
+    """Paths of parameters that were `taken` from elsewhere and of those left `random`."""
+    taken = functional.flatten(loaded)
+    return {"taken": list(taken), "random": [path for path in functional.flatten(params) if path not in taken]}

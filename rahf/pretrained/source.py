@@ -27,16 +27,19 @@ class Source(NamedTuple):
 
 _SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
-_BESIDE = ("config.json", "preprocessor_config.json", "spiece.model")
+_BESIDE = ("config.json", "preprocessor_config.json", "spiece.model", "README.md")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def locate(name: str | os.PathLike | Source, revision: str | None = None) -> Source:
+def locate(
+    name: str | os.PathLike | Source, revision: str | None = None, only: Iterable[str] | None = None
+) -> Source:
     """Finds a checkpoint: a local folder, or a repository of the hub (downloaded once, then from the cache).
 
     Args:
       name: a folder with `config.json`, or a hub id such as ``google/vit-large-patch16-384``.
       revision: branch, tag or commit on the hub; None is its main branch.
+      only: patterns of the files to fetch from the hub; None: configs and weights.
 
     Returns:
       The folder, with the commit that the hub resolved the revision to.
@@ -57,8 +60,8 @@ def locate(name: str | os.PathLike | Source, revision: str | None = None) -> Sou
         raise PretrainedError(
             f"{given}: expected a folder with config.json and weights, or a hub id like owner/name"
         )
-    snapshot = _download(given, revision, (*_BESIDE, *_SAFE))
-    if not any(snapshot.glob("model*.safetensors*")):
+    snapshot = _download(given, revision, only or (*_BESIDE, *_SAFE))
+    if only is None and not any(snapshot.glob("model*.safetensors*")):
         snapshot = _download(given, revision, _PICKLED)
     return Source(snapshot, given, snapshot.name)
 
@@ -74,7 +77,9 @@ def _download(repo: str, revision: str | None, patterns: Iterable[str]) -> pathl
         at = f" at revision {revision}" if revision else ""
         raise PretrainedError(
             f"{repo}{at}: not a folder here, and the hub does not hand it out: {error}\n"
-            "Check the name, or give a folder with the downloaded files (config.json, model.safetensors)."
+            "Check the name. Without a network, run `hf download "
+            f"{repo}` where there is one and copy its cache here (HF_HOME), or give a folder with the "
+            "downloaded files (config.json, model.safetensors)."
         ) from error
 
 
@@ -105,6 +110,22 @@ def read_config(source: Source, families: tuple[str, ...]) -> dict[str, Any]:
             "these weights belong to another kind of network"
         )
     return tree
+
+
+def check_colours(source: Source, found: Any, config: Any) -> None:
+    """Refuses a network that was trained with another normalisation of pixels than the configured one.
+
+    Args:
+      source: where it lies, for the message.
+      found, config: have `image_mean` and `image_std`: as published, and `rahf.config.ModelConfig`.
+
+    Raises:
+      PretrainedError: naming the field, and both values.
+    """
+    for field in ("image_mean", "image_std"):
+        asked, trained = getattr(config, field), getattr(found, field)
+        if max(abs(a - b) for a, b in zip(asked, trained)) > 1e-3:
+            raise PretrainedError(f"{source.name}: was trained with {field} {trained}, model.{field} is {asked}")
 
 
 def if_pointer(file: pathlib.Path) -> str:

@@ -102,6 +102,10 @@ class Taker:
         if name in self and not np.array_equal(self.take(name, original.shape), original):
             self._problems.append(f"{self._prefix + name}: differs from the tensor that it is said to share")
 
+    def problem(self, name: str, what: str) -> None:
+        """Notes what is wrong with a tensor, for `finish`."""
+        self._problems.append(f"{self._prefix + name}: {what}")
+
     def drop(self, *patterns: str) -> None:
         """Declares tensors that this network has no use for; ``*`` stands for anything."""
         for pattern in patterns:

@@ -17,7 +17,12 @@ Interpolation = Literal["bicubic", "bilinear"]
 Colour = tuple[float, float, float]
 
 #: Names of activations in published configs → `ViTConfig.activation`.
-_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu-tanh", "gelu_new": "gelu-tanh"}
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu-tanh",
+    "gelu_new": "gelu-tanh",
+    "quick_gelu": "quick-gelu",
+}
 
 
 class Names(NamedTuple):
@@ -38,6 +43,7 @@ class Names(NamedTuple):
     wo: str
     scale1: str | None = None
     scale2: str | None = None
+    pre_norm: str | None = None
 
 
 class Published(NamedTuple):
@@ -48,6 +54,7 @@ class Published(NamedTuple):
     image_mean: Colour = (0.5, 0.5, 0.5)
     image_std: Colour = (0.5, 0.5, 0.5)
     qkv_bias: bool = True  # without: ours get zeros, the same function
+    patch_bias: bool = True  # likewise
 
 
 class Family(NamedTuple):
@@ -73,7 +80,7 @@ def published(family: Family, name: str | Source, revision: str | None = None) -
     return found
 
 
-_COMPARED = (
+COMPARED = (
     "patch_size",
     "width",
     "depth",
@@ -82,6 +89,7 @@ _COMPARED = (
     "layer_norm_eps",
     "activation",
     "layer_scale",
+    "pre_norm",
     "stem",
 )
 
@@ -113,7 +121,7 @@ def load(
     source = source_lib.locate(name, revision)
     found = published(family, source)
     where = str(source.folder)
-    strict.compare(found.vit, config, _COMPARED, "model.vit", where)
+    strict.compare(found.vit, config, COMPARED, "model.vit", where)
     if config.class_token and not found.vit.class_token:
         raise PretrainedError(f"{where}: has no class token; set model.vit.class_token to False")
     stored = files.open_folder(source)
@@ -151,10 +159,12 @@ def convert(
         "embed": {
             # Ours flattens a patch as [y, x, colour].
             "kernel": np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)).reshape(patch * patch * 3, width),
-            "bias": taker.take(f"{names.patch}.bias", (width,)),
+            "bias": taker.take(f"{names.patch}.bias", (width,)) if found.patch_bias else np.zeros(width, np.float32),
         },
         "norm": taker.norm(names.norm, width),
     }
+    if config.pre_norm:
+        params["pre_norm"] = taker.norm(names.pre_norm, width)
     grid, has_class_token = found.image_size // patch, found.vit.class_token
     count = grid * grid + has_class_token
     # Learned positions are a parameter [1, N, D] in some families, an embedding table [N, D] in others.
@@ -164,16 +174,18 @@ def convert(
     rest = resize_positions(rest, grid, image_size // patch, interpolation)
     params["position"] = np.concatenate([first, rest]) if config.class_token else rest
     if has_class_token:
-        token = taker.take(names.class_token, (1, 1, width)).reshape(width)
+        # CLIP's is a vector, the other families' an image of one token.
+        token = taker.take(names.class_token, (width,) if found.vit.pre_norm else (1, 1, width)).reshape(width)
         params.update({"class_token": token} if config.class_token else {})
     for number in range(config.depth):
-        params[f"layer_{number}"] = _block(
+        params[f"layer_{number}"] = block(
             taker.under(names.layer.format(number)), names, config, found.qkv_bias
         )
     return params
 
 
-def _block(taker: strict.Taker, names: Names, config: ViTConfig, biased: bool) -> functional.Params:
+def block(taker: strict.Taker, names: Names, config: ViTConfig, biased: bool) -> functional.Params:
+    """Takes one layer of a tower; `biased` says whether query, key and value have biases there."""
     d, inner = config.width, config.mlp_width
     made: functional.Params = {"norm1": taker.norm(names.norm1, d), "norm2": taker.norm(names.norm2, d)}
     for ours in ("query", "key", "value"):

@@ -1,0 +1,183 @@
+"""ResNet with bottlenecks: the Hugging Face layout of `microsoft/resnet-50`, and torchvision's state dicts."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Callable, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from rahf.config import ResNetConfig
+from rahf.models import functional
+from rahf.models.baselines import resnet
+from rahf.pretrained import files, strict
+from rahf.pretrained import source as source_lib
+from rahf.pretrained.source import PretrainedError, Source
+
+#: How ImageNet's images are normalised for both layouts.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_EPS = 1e-5  # of PyTorch's batch normalization, which neither layout changes
+
+
+class Published(NamedTuple):
+    """A published ResNet: sizes, and how images were normalised from [0,1]."""
+
+    resnet: ResNetConfig
+    image_mean: tuple[float, float, float] = MEAN
+    image_std: tuple[float, float, float] = STD
+
+
+class _Names(NamedTuple):
+    """What a layout calls convolution and normalization: of the stem, of layer 0..2 of a block, of its shortcut."""
+
+    stem: tuple[str, str]
+    block: str  # stage from 0, number
+    layer: Callable[[int], tuple[str, str]]
+    shortcut: tuple[str, str]
+    first_stage: int
+    unused: tuple[str, ...]
+
+
+_HUGGING_FACE = _Names(
+    stem=("embedder.embedder.convolution", "embedder.embedder.normalization"),
+    block="encoder.stages.{}.layers.{}.",
+    layer=lambda i: (f"layer.{i}.convolution", f"layer.{i}.normalization"),
+    shortcut=("shortcut.convolution", "shortcut.normalization"),
+    first_stage=0,
+    unused=("classifier.*",),
+)
+_TORCHVISION = _Names(
+    stem=("conv1", "bn1"),
+    block="layer{}.{}.",
+    layer=lambda i: (f"conv{i + 1}", f"bn{i + 1}"),
+    shortcut=("downsample.0", "downsample.1"),
+    first_stage=1,
+    unused=("fc.*",),
+)
+
+
+def published(name: str | Source, revision: str | None = None) -> Published:
+    """Sizes and normalisation of a published ResNet: from its config, or of a state dict from its shapes.
+
+    Args:
+      name: folder or hub id (``microsoft/resnet-50``), or torchvision's file (``resnet50-*.pth``).
+
+    Raises:
+      PretrainedError: another kind of network.
+    """
+    if _is_file(name):
+        return Published(_infer(strict.Taker(_open(pathlib.Path(name)), str(name))))
+    found = source_lib.locate(name, revision)
+    tree, where = source_lib.read_config(found, ("resnet",)), str(found.folder / "config.json")
+    for field, expected in (
+        ("layer_type", "bottleneck"),
+        ("hidden_act", "relu"),
+        ("num_channels", 3),
+        ("downsample_in_first_stage", False),
+        ("downsample_in_bottleneck", False),
+    ):
+        if tree.get(field, expected) != expected:
+            raise PretrainedError(f"{where}: {field} is {tree[field]!r}, expected {expected!r}, as in ResNet-50")
+    defaults = ResNetConfig()
+    config = ResNetConfig(
+        tree.get("embedding_size", defaults.stem_width),
+        tuple(tree.get("hidden_sizes", defaults.widths)),
+        tuple(tree.get("depths", defaults.depths)),
+    )
+    made = Published(config)
+    beside = found.folder / "preprocessor_config.json"
+    if beside.is_file():
+        processor = source_lib.read_json(beside)
+        said = {k: tuple(map(float, processor[k])) for k in ("image_mean", "image_std") if k in processor}
+        made = made._replace(**said)
+    return made
+
+
+def load(name: str | Source, config: ResNetConfig, *, revision: str | None = None) -> functional.Params:
+    """Loads a published ResNet without its classifier; batch normalizations become scale and bias.
+
+    Args:
+      name: see `published`.
+      config: sizes must be the checkpoint's.
+      revision: branch, tag or commit of a hub id.
+
+    Returns:
+      Parameters of `rahf.models.baselines.resnet.ResNet(config)`, float32.
+
+    Raises:
+      PretrainedError: another family or size, tensors missing, extra, misshapen or not finite.
+    """
+    if _is_file(name):
+        where, names, prefix = str(name), _TORCHVISION, ""
+        stored = _open(pathlib.Path(name))
+    else:
+        found = source_lib.locate(name, revision)
+        where, names, stored = str(found.folder), _HUGGING_FACE, files.open_folder(found)
+        prefix = "resnet." if any(n.startswith("resnet.embedder.") for n in stored) else ""
+        name = found
+    strict.compare(published(name).resnet, config, ("stem_width", "widths", "depths"), "model.resnet", where)
+    taker = strict.Taker(stored, where)
+    taker.drop(*names.unused, "*.num_batches_tracked")  # the classifier, and a counter of training
+    params = _convert(taker.under(prefix), names, config)
+    taker.finish()
+    _, expected = functional.abstract(lambda: resnet.ResNet(config, dtype=jnp.dtype("float32")))
+    strict.check_complete(params, expected, where)
+    return params
+
+
+def _is_file(name: str | Source) -> bool:
+    return not isinstance(name, Source) and pathlib.Path(name).is_file()
+
+
+def _open(file: pathlib.Path) -> dict[str, files.Stored]:
+    return files.open_safetensors(file) if file.suffix == ".safetensors" else files.open_torch(file)
+
+
+def _infer(taker: strict.Taker) -> ResNetConfig:
+    """Sizes from the shapes of torchvision's state dict."""
+    stem = taker.shape("conv1.weight", 4)[0]
+    stages = 0
+    while f"layer{stages + 1}.0.conv3.weight" in taker:
+        stages += 1
+    widths = tuple(taker.shape(f"layer{s}.0.conv3.weight", 4)[0] for s in range(1, stages + 1))
+    depths = tuple(taker.count(f"layer{s}.{{}}.conv1.weight") for s in range(1, stages + 1))
+    if not stages:
+        taker.shape("layer1.0.conv3.weight", 4)  # says that this is another kind of network
+    return ResNetConfig(stem, widths, depths)
+
+
+def _convert(taker: strict.Taker, names: _Names, config: ResNetConfig) -> functional.Params:
+    params = {"stem": _conv(taker, names.stem, 3, config.stem_width, 7)}
+    inputs = config.stem_width
+    for stage, (outputs, depth) in enumerate(zip(config.widths, config.depths)):
+        for number in range(depth):
+            here = taker.under(names.block.format(stage + names.first_stage, number))
+            inner = outputs // resnet.EXPANSION
+            made = {
+                "conv1": _conv(here, names.layer(0), inputs, inner, 1),
+                "conv2": _conv(here, names.layer(1), inner, inner, 3),
+                "conv3": _conv(here, names.layer(2), inner, outputs, 1),
+            }
+            if not number and (stage or inputs != outputs):
+                made["shortcut"] = _conv(here, names.shortcut, inputs, outputs, 1)
+            params[f"stage_{stage}_{number}"] = made
+            inputs = outputs
+    return params
+
+
+def _conv(taker: strict.Taker, names: tuple[str, str], inputs: int, outputs: int, size: int) -> functional.Params:
+    """Convolution OIHW → HWIO; its batch normalization with the statistics of its training → scale and bias."""
+    kernel = taker.take(f"{names[0]}.weight", (outputs, inputs, size, size))
+    gamma, beta, mean, variance = (
+        taker.take(f"{names[1]}.{n}", (outputs,)).astype(np.float64)
+        for n in ("weight", "bias", "running_mean", "running_var")
+    )
+    if (variance < 0).any():
+        taker.problem(f"{names[1]}.running_var", "has negative values, which no variance has")
+    scale = gamma / np.sqrt(np.maximum(variance, 0) + _EPS)
+    return {
+        "kernel": np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)),
+        "scale": scale.astype(np.float32),
+        "bias": (beta - scale * mean).astype(np.float32),
+    }
