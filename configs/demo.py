@@ -21,11 +21,11 @@ from rahf.config import (
 
 
 def config() -> Config:
-    """64-pixel pictures, 2.3 M parameters: the paper's network, small.
+    """64-pixel pictures, 2.4 M parameters: the paper's network, small.
 
     From scratch on a few ten thousand pictures a transformer alone learns little, so convolutions come first
-    (`stem`), the stacks are shallow, and what teaches to see (heatmaps and scores) comes first: the gradient of
-    the word loss, large from the start, would drown theirs.
+    (`stem`), the stacks are shallow, and what teaches to see comes first: naming what the picture shows
+    (`tag_head`), heatmaps and scores. The word loss, large from the start, would drown their gradient.
     """
     width = 128
     return Config(
@@ -58,13 +58,17 @@ def config() -> Config:
             ),
             heatmap_head=HeatmapHeadConfig(conv_widths=(64, 64), up_widths=(32,)),
             score_head=ScoreHeadConfig(conv_widths=(64, 32), pool=4, dense_widths=(128,)),
+            tag_head=True,
         ),
         loss=LossConfig(
-            heatmap_weight=100.0,
-            score_weight=50.0,
+            heatmap_weight=60.0,
+            score_weight=150.0,
             keyword_weight=12.0,
             suffix_weight=2.5,
-            keyword_warmup_steps=1200,
+            keyword_warmup_steps=1000,
+            tag_weight=300.0,
+            tag_steps=1200,
+            tag_rest=0.05,
             heatmap_loss="bce",
         ),
         optimizer=OptimizerConfig(
