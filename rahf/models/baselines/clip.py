@@ -1,0 +1,195 @@
+"""CLIP (Radford et al. 2021) as baseline: cosine of image and text, its gradient in the pixels, or trained scores."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rahf.batch import HEATMAPS, SCORES, Batch
+from rahf.config import ClipTextConfig, ModelConfig, ViTConfig
+from rahf.models import layers, vit
+from rahf.models import rahf as model_lib
+
+#: A logit of a value in [0,1] that is 0 or 1 would be infinite.
+_EDGE = 1e-6
+
+
+class TextTower(nnx.Module):
+    """Token ids → one vector: a causal transformer, read where the text ends."""
+
+    def __init__(self, config: ClipTextConfig, *, dtype: jnp.dtype):
+        block = ViTConfig(
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            mlp_width=config.mlp_width,
+            layer_norm_eps=config.layer_norm_eps,
+            activation=config.activation,
+        )
+        self.config, self.dtype = config, dtype
+        self.embedding = layers.parameter(config.vocab_size, config.width, std=0.02)
+        self.position = layers.parameter(config.positions, config.width, std=0.01)
+        for number in range(config.depth):
+            setattr(self, f"layer_{number}", vit.ViTBlock(block, dtype=dtype))
+        self.norm = layers.LayerNorm(config.width, eps=config.layer_norm_eps, dtype=dtype)
+
+    def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b d"]:
+        """The hidden state at the end of each text, after the final norm.
+
+        What stands behind the end has no influence, since no token looks ahead; so padding needs no mask.
+
+        Raises:
+          ValueError: more tokens than positions.
+        """
+        length = ids.shape[1]
+        if length > self.config.positions:
+            raise ValueError(
+                f"texts of {length} tokens, but this CLIP has {self.config.positions} positions; "
+                f"set data.max_prompt_tokens to {self.config.positions}"
+            )
+        x = (self.embedding[...][ids] + self.position[...][:length]).astype(self.dtype)
+        causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+        for number in range(self.config.depth):
+            x = getattr(self, f"layer_{number}")(x, mask=causal)
+        at = ids if self.config.eos_token_id == 2 else ids == self.config.eos_token_id
+        end = jnp.argmax(at, -1)  # the first of the highest: old published configs call the end 2
+        return self.norm(jnp.take_along_axis(x, end[:, None, None], 1)[:, 0])
+
+
+class Embedded(NamedTuple):
+    """Normalised `pixels` [B,S,S,3] and the embeddings [B,W] of images and texts, of length 1, float32."""
+
+    pixels: Float[Array, "b s s 3"]
+    image: Float[Array, "b w"]
+    text: Float[Array, "b w"]
+
+
+class Clip(nnx.Module):
+    """Image and prompt → scores, misalignment heatmap, or both; as `ModelConfig.clip` says."""
+
+    def __init__(self, config: ModelConfig):
+        clip, dtype = config.clip, jnp.dtype(config.compute_dtype)
+        if not config.vit.class_token:
+            raise ValueError("model.vit.class_token: CLIP reads the image from its class token; set it to True")
+        unknown = sorted(set(clip.cosine_scores) - set(SCORES))
+        if unknown:
+            raise ValueError(f"model.clip.cosine_scores: no score {unknown[0]!r}; known: {', '.join(SCORES)}")
+        self.config, self.dtype = config, dtype
+        self.vit = vit.ViT(config.vit, config.image_size, dtype=dtype)
+        self.text = TextTower(clip.text, dtype=dtype)
+        make = dict(bias=False, dtype=dtype)
+        self.image_projection = layers.Linear(config.vit.width, clip.width, std=config.vit.width**-0.5, **make)
+        self.text_projection = layers.Linear(clip.text.width, clip.width, std=clip.text.width**-0.5, **make)
+        self.logit_scale = layers.parameter(fill=math.log(1 / 0.07))  # natural logarithm, as published
+        if clip.scores == "trained":
+            width = 3 * clip.width
+            for number, out in enumerate(clip.dense_widths):
+                dense = layers.Linear(width, out, bias=True, std=(2.0 / width) ** 0.5, dtype=dtype)
+                setattr(self, f"score_dense_{number}", dense)
+                width = out
+            self.score_out = layers.Linear(
+                width, len(SCORES), bias=True, std=0.1 * width**-0.5, dtype=jnp.dtype("float32")
+            )
+
+    def image_tokens(self, image: Array, key: layers.Key = None) -> Float[Array, "b s s 3"]:
+        """Normalised pixels: the heatmap is a gradient in them, so the tower itself belongs to `fuse`."""
+        return model_lib.normalised(self.config, image)
+
+    def image_embedding(self, pixels: Float[Array, "b s s 3"], key: layers.Key = None) -> Float[Array, "b w"]:
+        """Embedding of normalised images, length 1, float32."""
+        return _unit(self.image_projection(self.vit(pixels, key)[:, 0]))
+
+    def text_embedding(self, ids: Int[Array, "b l"]) -> Float[Array, "b w"]:
+        """Embedding of texts, length 1, float32."""
+        return _unit(self.text_projection(self.text(ids)))
+
+    def fuse(
+        self,
+        image_tokens: Float[Array, "b s s 3"],
+        text_ids: Int[Array, "b l"],
+        text_mask: Bool[Array, "b l"],
+        key: layers.Key = None,
+    ) -> Embedded:
+        """Both embeddings."""
+        return Embedded(image_tokens, self.image_embedding(image_tokens, key), self.text_embedding(text_ids))
+
+    def cosine(self, fused: Embedded) -> Float[Array, " b"]:
+        """Cosine of image and text in [-1,1]; times exp(`logit_scale`) it is CLIP's and PickScore's own output."""
+        return (fused.image * fused.text).sum(-1)
+
+    def score_logits(self, fused: Embedded, key: layers.Key = None) -> Float[Array, "b 4"]:
+        """Logits of the four scores in order SCORES; NaN for those that the cosine does not stand for.
+
+        An untrained score is (1 + cosine) / 2: correlations with ratings do not change under a linear map.
+        """
+        clip = self.config.clip
+        if clip.scores == "trained":
+            # Both embeddings and their product, whose sum is the cosine; scaled to entries of about 1.
+            image, text = (x * clip.width**0.5 for x in (fused.image, fused.text))
+            x = jnp.concatenate([image, text, image * text], -1)
+            for number in range(len(clip.dense_widths)):
+                x = jax.nn.relu(getattr(self, f"score_dense_{number}")(x))
+            return self.score_out(x.astype(jnp.float32))
+        logit = _logit((1.0 + self.cosine(fused)) / 2.0)
+        known = np.array([name in clip.cosine_scores for name in SCORES])
+        return jnp.where(known, logit[:, None], jnp.nan)
+
+    def heatmap_logits(self, fused: Embedded, key: layers.Key = None) -> Float[Array, "b s s 2"]:
+        """Logits of the gradient map as misalignment; NaN where there is none."""
+        if self.config.clip.heatmap == "none":
+            return jnp.full((*fused.pixels.shape[:3], len(HEATMAPS)), jnp.nan, jnp.float32)
+        known = np.array([name == "misalignment" for name in HEATMAPS])
+        # Selected, not stacked: XLA on CPUs (jax 0.10) loses the NaN of a constant beside a computed array.
+        return jnp.where(known, _logit(self.gradient_map(fused))[..., None], jnp.nan)
+
+    def gradient_map(self, fused: Embedded) -> Float[Array, "b s s"]:
+        """|d cosine / d pixel| summed over colours, blurred, divided by its maximum over the image: in [0,1].
+
+        Where the cosine of the whole prompt is most sensitive; blurred, because a patch embedding's gradient is
+        noise from pixel to pixel. The paper names its baseline "CLIP gradient" and says no more.
+        """
+        whole = lambda pixels: (self.image_embedding(pixels) * fused.text).sum()  # noqa: E731 - images are independent
+        values = jnp.abs(jax.grad(whole)(fused.pixels)).sum(-1)
+        # Gradients are small numbers; scaled first, so that their sums keep their digits.
+        values = values / jnp.maximum(values.max((1, 2), keepdims=True), jnp.finfo(jnp.float32).tiny)
+        blur = jnp.asarray(_blur(self.config.image_size, self.config.clip.heatmap_blur * self.config.image_size))
+        values = jnp.einsum("yr,brc,xc->byx", blur, values, blur, precision="highest")
+        return values / jnp.maximum(values.max((1, 2), keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+    def sequence_logits(self, fused: Embedded, target_ids: Array, key: layers.Key = None) -> None:
+        """There is no target sequence."""
+        return None
+
+    def generate(self, fused: Embedded, length: int) -> None:
+        """There is no target sequence."""
+        return None
+
+    def __call__(self, batch: Batch, key: layers.Key = None) -> model_lib.Logits:
+        """All outputs of a batch, before the sigmoids. `key` switches dropout on."""
+        fused = self.fuse(self.image_tokens(batch.image), batch.text_ids, batch.text_mask, key)
+        return model_lib.Logits(self.heatmap_logits(fused), self.score_logits(fused), None)
+
+
+def _unit(x: Float[Array, "b w"]) -> Float[Array, "b w"]:
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True))
+
+
+def _logit(value: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    value = jnp.clip(value, _EDGE, 1.0 - _EDGE)
+    return jnp.log(value) - jnp.log1p(-value)
+
+
+def _blur(size: int, deviation: float) -> Float[np.ndarray, "n n"]:
+    """A Gaussian blur of one axis as a matrix, each row normalised, so that borders do not darken."""
+    if deviation <= 0:
+        return np.eye(size, dtype=np.float32)
+    distance = np.arange(size)[:, None] - np.arange(size)
+    weights = np.exp(-0.5 * np.square(distance / deviation))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)

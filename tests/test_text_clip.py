@@ -1,0 +1,123 @@
+"""CLIP's vocabulary: against transformers, cut to length, and how it is told from SentencePiece."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from baseline_maker import END, START, save_vocabulary, vocabulary
+from rahf import text_clip
+from rahf.config import ClipConfig, ClipTextConfig, ModelConfig
+from rahf.models import kinds
+from rahf.text import Tokenizer, train_tokenizer
+
+PROMPTS = (
+    "a red star left of two blue rings",
+    "  A  RED\tStar,\nabove—one ring!!  it's 2024 ",
+    "naïve café \N{SNOWMAN} 日本",
+    "it'll don't we've you're I'm he'd 12345",
+    "",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("vocabulary")
+    save_vocabulary(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return text_clip.load(folder)
+
+
+def test_ids_by_hand(tokenizer):
+    ids, _ = vocabulary()
+    assert tokenizer.encode("Red ring, s") == [ids["red</w>"], ids["ring</w>"], ids[",</w>"], ids["s</w>"]]
+    assert tokenizer.encode("reds") == [ids["re"], ids["d"], ids["s</w>"]]
+    assert (tokenizer.start_id, tokenizer.eos_id) == (ids[START], ids[END])
+    assert tokenizer.vocab_size == len(ids)
+    assert tokenizer.decode([ids[START], ids["red</w>"], ids["s</w>"], ids[END], ids["a</w>"]]) == "red s"
+
+
+def test_same_ids_as_transformers(folder, tokenizer):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.CLIPTokenizer.from_pretrained(str(folder))
+    for prompt in PROMPTS:
+        found = tokenizer.encode_prompt(prompt, 77)
+        assert found.ids[found.mask].tolist() == theirs(prompt, truncation=True, max_length=77)["input_ids"]
+        short = tokenizer.encode_prompt(prompt, 9)
+        assert short.ids[short.mask].tolist() == theirs(prompt, truncation=True, max_length=9)["input_ids"]
+    theirs.save_pretrained(folder / "saved")
+    assert (folder / "saved" / "tokenizer.json").is_file()
+    again = text_clip.load(folder / "saved")
+    for prompt in PROMPTS:
+        assert again.encode(prompt) == tokenizer.encode(prompt)
+
+
+def test_prompts_are_cut_and_say_what_is_lost(tokenizer):
+    prompt = "two red stars above a blue ring"
+    whole = tokenizer.encode_prompt(prompt, 77)
+    assert whole.ids.dtype == np.int32 and whole.ids.shape == (77,) and not whole.words_lost
+    assert whole.ids[0] == tokenizer.start_id and whole.ids[whole.mask][-1] == tokenizer.eos_id
+    assert (whole.ids[~whole.mask] == 0).all()
+    pieces = tokenizer.encode("two red")
+    cut = tokenizer.encode_prompt(prompt, len(pieces) + 3)  # and one piece of "stars"
+    assert cut.words_lost == ["stars", "above", "a", "blue", "ring"]
+    assert cut.mask.all() and cut.ids[-1] == tokenizer.eos_id
+    exact = tokenizer.encode_prompt(prompt, len(tokenizer.encode(prompt)) + 2)
+    assert not exact.words_lost and exact.mask.all()
+
+
+def test_fields_of_a_target_are_well_formed(tokenizer):
+    encoded, ends = tokenizer.encode_target(["two", "red", "stars"], [1, 0, 1], 20)
+    assert ends[0] == 0 and ends[1] == 1 and encoded.ids[encoded.mask][-1] == tokenizer.eos_id
+    assert tokenizer.decode(encoded.ids[encoded.mask]) == "two red _ 0 stars"
+
+
+def test_told_from_sentencepiece_by_content(folder, tokenizer, tmp_path):
+    sentences = Tokenizer(train_tokenizer(["a red cat"], 320))
+    for made in (sentences, tokenizer):
+        (tmp_path / "tokenizer.model").write_bytes(made.model)
+        for again in (Tokenizer.load(tmp_path / "tokenizer.model"), pickle.loads(pickle.dumps(made))):
+            assert type(again) is type(made) and again.model == made.model
+            assert again.encode("a red star") == made.encode("a red star")
+    assert isinstance(Tokenizer.load(folder), text_clip.ClipTokenizer)
+
+
+def test_what_is_no_vocabulary(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no vocabulary; expected tokenizer.json"):
+        text_clip.load(tmp_path)
+    with pytest.raises(ValueError, match="tokenizer.model: not the JSON of a tokenizer"):
+        (tmp_path / "tokenizer.model").write_text("{}")
+        Tokenizer.load(tmp_path / "tokenizer.model")
+    (tmp_path / "vocab.json").write_text("[1]")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(ValueError, match="vocab.json, merges.txt: not a byte-pair vocabulary"):
+        text_clip.load(tmp_path)
+    tree = json.loads(text_clip.load(folder).model)
+    tree["added_tokens"] = []
+    tree["model"]["vocab"].pop(START)
+    with pytest.raises(ValueError, match="lacks <.startoftext.>"):
+        text_clip.ClipTokenizer(json.dumps(tree).encode(), "here")
+
+
+def test_which_vocabulary_fits_which_network(tokenizer):
+    size = tokenizer.vocab_size
+
+    def clip(rows, end):
+        return ModelConfig(kind="clip", clip=ClipConfig(text=ClipTextConfig(vocab_size=rows, eos_token_id=end)))
+
+    assert kinds.vocabulary_problem(clip(size, size - 1), tokenizer) is None
+    assert kinds.vocabulary_problem(clip(size, 2), tokenizer) is None
+    assert f"{size} pieces, model.clip.text.vocab_size is only {size - 1}" in kinds.vocabulary_problem(
+        clip(size - 1, 2), tokenizer
+    )
+    sentences = Tokenizer(train_tokenizer(["a red cat"], 320))
+    assert "ends a text with id 1, but this CLIP reads it at 49407" in kinds.vocabulary_problem(
+        clip(49408, 49407), sentences
+    )
+    assert kinds.vocabulary_problem(ModelConfig(kind="resnet"), tokenizer) is None
+    assert kinds.vocabulary_problem(ModelConfig(), sentences) is None
