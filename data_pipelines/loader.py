@@ -5,7 +5,8 @@ The training stream is a function of the seed alone: example number n of the str
 threads and the number of JAX processes only decide who computes it, so a position in the stream is all that a
 checkpoint needs to go on exactly, also with other numbers of workers and processes.
 
-Workers never import JAX (`data_pipelines.worker`).
+A worker that dies is reported with the record it was at, and started again at the same place; only if that happens
+again and again the run stops. Workers never import JAX (`data_pipelines.worker`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
-from data_pipelines import store, transforms, worker
+from data_pipelines import deaths, store, transforms, worker
 from data_pipelines.examples import DataError, ExampleMaker, Numbered, Source, filling, stack
 from data_pipelines.examples import example  # noqa: F401  (part of this module's face)
 from rahf.batch import Batch
@@ -84,7 +86,10 @@ class TrainLoader:
         self._identity = {"seed": int(seed), "records": len(source), "fingerprint": _fingerprint(source)}
         maker = ExampleMaker(config, image_size, tokenizer, where, seed, len(source))
         shuffle_seed = int(np.random.SeedSequence([seed % 2**32]).generate_state(1)[0])
-        dataset = grain.MapDataset.source(Numbered(source))
+        self._source, self._where = worker.Noted(Numbered(source)), where
+        self._diary: deaths.Diary | None = None
+        self.report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
+        dataset = grain.MapDataset.source(self._source)
         self._stream = dataset.shuffle(shuffle_seed).repeat().map_with_index(maker)
         self._batch_bytes = self._local * sum(field.nbytes for field in filling(config, image_size))
         self._examples = 0  # of the global stream that were handed out
@@ -98,18 +103,28 @@ class TrainLoader:
 
         Raises:
           DataError: a record cannot be decoded; the message names dataset, split, index and uid.
-          RuntimeError: a worker process died.
+          data_pipelines.deaths.WorkerDied: worker processes die as often as they are started again.
         """
-        if self._iterator is None:
-            self._iterator = self._start()
-        try:
-            batch = next(self._iterator)
-        except DataError as error:
-            raise DataError(str(error)) from None  # without Grain's notes on its own inner workings
-        except RuntimeError as error:
-            raise worker.explained(error) from error
+        batch = None
+        for times in range(1, deaths.MOST + 1):
+            if self._iterator is None:
+                self._iterator = self._start()
+            try:
+                batch = next(self._iterator)
+                break
+            except DataError as error:
+                raise DataError(str(error)) from None  # without Grain's notes on its own inner workings
+            except RuntimeError as error:
+                self._mourn(error, times)
         self._examples += self._config.batch_size
         return Batch(*(np.asarray(field) for field in batch))  # Grain's arrays know where they are shared
+
+    def _mourn(self, error: RuntimeError, times: int) -> None:
+        """Reports a dead worker; all are started again with the next attempt, where this one was."""
+        try:
+            self.report(deaths.explain(error, times, self._diary, self._source.source.source, self._where))
+        finally:
+            self.close()
 
     def _start(self) -> Iterator[Batch]:
         index, count = self._process
@@ -120,6 +135,8 @@ class TrainLoader:
             return iter(batches.to_iter_dataset(_threads()))
         worker.check_shared_memory(self._batch_bytes * workers * (_WORKER_BUFFER + 1), workers)
         worker.install()
+        self._diary = deaths.Diary(workers)
+        self._source.diary = self._diary.path
         alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_WORKER_BUFFER)
         return iter(batches.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=worker.start))
@@ -161,6 +178,9 @@ class TrainLoader:
         iterator, self._iterator = self._iterator, None
         if iterator is not None:
             iterator.close()
+        if self._diary is not None:
+            self._diary.close()
+            self._diary = None
 
     def __enter__(self) -> TrainLoader:
         return self

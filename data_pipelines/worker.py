@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import struct
 import sys
 import threading
 from multiprocessing import spawn
@@ -26,6 +27,9 @@ from typing import Any
 _NAME = "data_pipelines.worker"
 _PREFIX = "grain-process-prefetch"  # how Grain names its worker processes
 _HIDDEN = ("jax", "jaxlib")
+ENTRY = struct.Struct("<qq")  # of a worker's diary (`data_pipelines.deaths`): process id, record
+_number: int | None = None  # of this worker process; None in all others
+_handle: int | None = None  # its diary, opened
 _SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
 
 
@@ -63,7 +67,9 @@ def start(index: int, count: int) -> None:
     Ctrl-C is for the parent, which saves and then ends its workers; and a worker whose parent was killed
     ends, where Grain would let it wait forever.
     """
-    del index, count
+    global _number
+    _number = index
+    del count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -80,16 +86,22 @@ def check_shared_memory(needed: int, workers: int) -> None:
         )
 
 
-def explained(error: RuntimeError) -> RuntimeError:
-    """Adds to Grain's report of a dead worker what such an end usually means."""
-    if "terminated unexpectedly" not in str(error):
-        return RuntimeError(f"the data loader failed: {error}")
-    reason = "its own report stands above"
-    for number, text in ((signal.SIGKILL, "usually the machine ran out of memory"),
-                         (signal.SIGBUS, "usually shared memory ran out")):  # fmt: skip
-        if f"exit code {-number}" in str(error):
-            reason = f"killed by {number.name}, {text}"
-    return RuntimeError(f"a data worker process died ({reason}); fewer data.workers, or 0, need less memory")
+class Noted:
+    """A source that writes into a diary, in worker processes, which record is read."""
+
+    def __init__(self, source: Any):
+        self.source, self.diary = source, ""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Any:
+        if _number is not None and self.diary:
+            global _handle
+            if _handle is None:
+                _handle = os.open(self.diary, os.O_WRONLY)
+            os.pwrite(_handle, ENTRY.pack(os.getpid(), index), _number * ENTRY.size)
+        return self.source[index]
 
 
 def _end_with(parent: Any) -> None:

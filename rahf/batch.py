@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the network says of a batch, float32."""
+    """What the network says of a batch, float32. A baseline that predicts only some of it gives NaN for the rest."""
 
     heatmaps: Array  # float32 [B,H,W,2] in [0,1], order HEATMAPS
     scores: Array  # float32 [B,4] in [0,1], order SCORES

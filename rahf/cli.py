@@ -10,6 +10,7 @@ import sys
 from typing import Sequence
 
 from rahf import commands as commands_lib
+from rahf import compile_cache
 from rahf.commands.parsing import Formatter
 
 _DESCRIPTION = """\
@@ -21,6 +22,8 @@ misses, and how good it is.
   rahf train configs/demo.py                           train; Ctrl-C saves, the same command resumes
   rahf evaluate runs/demo --data data/demo             metrics, intervals, HTML report
   rahf predict runs/demo IMAGE... --prompt "a red cat" overlays, JSON, summary
+  rahf mask runs/demo IMAGE --prompt "a red cat" --out MASK.png   what to repaint
+  rahf select runs/demo CANDIDATES.jsonl --out MANIFEST.jsonl     the best of many, with reasons
 """
 
 #: Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 128 + n stopped by signal n.
@@ -44,8 +47,10 @@ def _expected() -> tuple[type[BaseException], ...]:
     for module, names in (
         ("rahf.config", ("ConfigError",)),
         ("rahf.images", ("ImageError",)),
-        ("rahf.train.checkpoint", ("CheckpointError",)),
-        ("rahf.train.loop", ("TrainError",)),
+        ("rahf.exported.archive", ("ExportError",)),
+        ("rahf.train.stored", ("CheckpointError",)),
+        ("rahf.train.claim", ("TrainError",)),
+        ("data_pipelines.deaths", ("WorkerDied",)),
         ("rahf.pretrained.source", ("PretrainedError",)),
         ("data_pipelines.store", ("DatasetError",)),
         ("data_pipelines.examples", ("DataError",)),
@@ -84,6 +89,7 @@ def _restart_with_huge_pages() -> None:
 def _run(arguments: Sequence[str] | None) -> int:
     args = _parser().parse_args(arguments)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    compile_cache.enable()
     try:
         return args.run(args)
     except KeyboardInterrupt:

@@ -10,30 +10,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
-import os
-import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
 
-from rahf import config as config_lib
 from rahf import feedback as feedback_lib
-from rahf import inputs, pure
+from rahf import inputs, provenance, tree
+from rahf import pixels as pixels_lib
 from rahf.batch import HEATMAPS, SCORES, Prediction
 from rahf.config import Config
 from rahf.feedback import Feedback
 from rahf.images import ImageError
 from rahf.inputs import PromptWarning  # noqa: F401 - for callers
-from rahf.models import functional
-from rahf.models import rahf as model_lib
+from rahf.loading import is_exported, load  # noqa: F401 - for callers
+from rahf.network import Network
+from rahf.provenance import KnownPrediction, Provenance
 from rahf.text import Tokenizer
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Array, Bool, Float, Int
 
 #: Largest batch that is chosen without being asked: bounds memory with large networks.
 _DEFAULT_BATCH = 16
@@ -44,8 +42,8 @@ class Critic:
 
     Attributes:
       config: of the run, with the compute dtype in use.
-      params: nested dict of float32 arrays.
-      graphdef: the static structure that belongs to `params`.
+      params: nested dict of arrays, float32 (or bfloat16, of an export made so).
+      network: its pure functions.
       tokenizer: of the prompts.
       name: of the run.
       step: of training at which the parameters were saved, None if unknown.
@@ -54,41 +52,54 @@ class Critic:
     def __init__(
         self,
         config: Config,
-        params: functional.Params,
+        params: tree.Params,
         tokenizer: Tokenizer,
         name: str = "model",
         step: int | None = None,
+        *,
+        network: Network | None = None,
+        describe: Callable[[Critic], Provenance] | None = None,
     ):
-        """Puts the parts together; `load` reads them from a run directory."""
+        """Puts the parts together; `load` reads them from a run directory or an exported file.
+
+        Args:
+          network: functions of the network; None: made from its Flax modules.
+          describe: says what the model is when that is asked for first; None: found out from the parts.
+        """
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        self.name, self.step = name, step
-        self.graphdef, _ = functional.abstract(model_lib.build(config.model))
-        suffix, length = tokenizer.suffix_ids[0], config.data.max_target_tokens
-        forward = functools.partial(pure.forward, self.graphdef, suffix, length)
-        self._forward = jax.jit(forward, static_argnames="generate")
-        self._scores = jax.jit(functools.partial(pure.scores, self.graphdef))
-        self._heatmaps = jax.jit(functools.partial(pure.heatmaps, self.graphdef))
+        self.name, self.step, self._describe = name, step, describe
+        if network is None:
+            from rahf import pure  # Flax; an exported file does without
+
+            network = pure.network(config, tokenizer)
+        self.network = network
+        self._forward = network.forward and jax.jit(network.forward, static_argnames="generate")
+        self._scores = jax.jit(network.scores)
+        self._heatmaps = network.heatmaps and jax.jit(network.heatmaps)
+
+    @property
+    def graphdef(self) -> Any:
+        """The static structure that belongs to `params`; None for an exported file."""
+        return self.network.graphdef
 
     @functools.cached_property
+    def provenance(self) -> Provenance:
+        """What every prediction carries: model id, preprocessing hash, weight licence, reference quantiles."""
+        return self._describe(self) if self._describe else provenance.of(self)
+
+    @property
     def model_id(self) -> str:
         """Name, step, and a hash of what decides about the numbers: parameters, network, vocabulary."""
-        # In which precision it computes is left out: the model is the same.
-        model = dataclasses.replace(self.config.model, compute_dtype="float32")
-        digest = hashlib.sha256(repr(model).encode() + self.tokenizer.model)
-        for path, leaf in functional.flatten(self.params).items():
-            digest.update(path.encode())
-            digest.update(np.ascontiguousarray(leaf))
-        step = [] if self.step is None else [str(self.step)]
-        return "-".join([self.name, *step, digest.hexdigest()[:12]])
+        return self.provenance.model_id
 
     def __repr__(self) -> str:
-        size = functional.count(self.params) / 1e6
-        side = self.config.model.image_size
-        return f"Critic({self.name!r}, step {self.step}, {size:.1f}M parameters, {side} x {side} pixels)"
+        size, side = tree.count(self.params) / 1e6, self.config.model.image_size
+        known = f"{size:.1f}M parameters, {side} x {side} pixels, weights: {self.provenance.weight_licence}"
+        return f"Critic({self.name!r}, step {self.step}, {known})"
 
     def __call__(
-        self, images: Any, prompts: str | Sequence[str], batch_size: int | None = None, progress: bool = False
-    ) -> Prediction:
+        self, images: Any, prompts: str | Sequence[str], batch_size: int | None = None, progress: bool | None = None
+    ) -> KnownPrediction:
         """Predicts for one image or many of any sizes.
 
         Args:
@@ -97,11 +108,13 @@ class Critic:
           prompts: one for all images, or one per image.
           batch_size: images per step; the last batch is filled up, so nothing is compiled for it. None: the
             power of two that holds all images, at most 16.
-          progress: show a bar on stderr.
+          progress: show a bar on stderr if that is a terminal; None: for more than 64 images.
 
         Returns:
           NumPy float32: `heatmaps` [N,S,S,2] at the network's side S, `scores` [N,4], `word_probabilities`
-          [N,K] with K = `config.data.max_words`, 0 beyond the words of a prompt.
+          [N,K] with K = `config.data.max_words`, 0 beyond the words of a prompt. An export of scores only
+          gives None for the other two. The prediction knows its model: `.provenance`, `.percentiles`;
+          comparing its scores with another model's warns with `rahf.provenance.ModelMismatch`.
 
         Raises:
           rahf.images.ImageError: an image cannot be used; names it.
@@ -113,22 +126,24 @@ class Critic:
         images, texts = self._given(images, prompts)
         inputs.warn(texts)
         side, words = self.config.model.image_size, self.config.data.max_words
+        full = self._forward is not None
         result = Prediction(
-            np.empty((len(images), side, side, len(HEATMAPS)), np.float32),
+            np.empty((len(images), side, side, len(HEATMAPS)), np.float32) if full else None,
             np.empty((len(images), len(SCORES)), np.float32),
-            np.empty((len(images), words), np.float32),
+            np.empty((len(images), words), np.float32) if full else None,
         )
         for rows, _, found, _ in self._run(images, texts, batch_size, progress=progress):
             for whole, part in zip(result, found):
-                whole[rows] = part
-        return result
+                if whole is not None:
+                    whole[rows] = part
+        return KnownPrediction(*result, self.provenance)
 
     def feedback(
         self,
         images: Any,
         prompts: str | Sequence[str],
         batch_size: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         generate: bool = False,
     ) -> list[Feedback]:
         """Predicts like `__call__`, and gives one object per image with everything by name.
@@ -136,6 +151,10 @@ class Critic:
         Args:
           generate: decide about words by generating the target sequence and aligning it with the prompt;
             otherwise by constrained scoring, a word being misaligned if its probability is above 0.5.
+
+        Raises:
+          ValueError: also if an exported file lacks what is asked for: it cannot generate, and one of scores
+            only has no heatmaps and words.
         """
         images, texts = self._given(images, prompts)
         inputs.warn(texts)
@@ -167,7 +186,7 @@ class Critic:
         Warns:
           PromptWarning: a prompt is too long; names the words lost.
         """
-        given = inputs.prompt_list([prompts] if isinstance(prompts, str) else prompts, None)
+        given = inputs.prompt_list(prompts)
         texts = [inputs.encode(prompt, self.config.data, self.tokenizer) for prompt in given]
         inputs.warn(texts)
         return np.stack([text.text_ids for text in texts]), np.stack([text.text_mask for text in texts])
@@ -177,7 +196,7 @@ class Critic:
         pixels: Float[Array, "b h w 3"],
         text_ids: Int[Array, "b L"],
         text_mask: Bool[Array, "b L"],
-        params: functional.Params | None = None,
+        params: tree.Params | None = None,
     ) -> Float[Array, "b 4"]:
         """The four scores as a pure JAX function, for `jit`, `grad` and `vmap`; differentiable in the pixels.
 
@@ -196,22 +215,43 @@ class Critic:
             looked at only outside of `jit`, `grad` and `vmap`.
         """
         params = self.params if params is None else params
-        return pure.call(self._scores, params, pixels, text_ids, text_mask)
+        return pixels_lib.call(self._scores, params, pixels, text_ids, text_mask)
 
     def heatmaps(
         self,
         pixels: Float[Array, "b h w 3"],
         text_ids: Int[Array, "b L"],
         text_mask: Bool[Array, "b L"],
-        params: functional.Params | None = None,
+        params: tree.Params | None = None,
     ) -> Float[Array, "b s s 2"]:
         """Both heatmaps as a pure JAX function; arguments as in `scores`.
 
         Returns:
           float32 [B,S,S,2] in [0,1] at the network's side S, order `rahf.batch.HEATMAPS`, high = bad.
         """
+        if self._heatmaps is None:
+            raise ValueError(_ONLY_SCORES)
         params = self.params if params is None else params
-        return pure.call(self._heatmaps, params, pixels, text_ids, text_mask)
+        return pixels_lib.call(self._heatmaps, params, pixels, text_ids, text_mask)
+
+    def reward(self, score: str | Mapping[str, float] = "overall") -> Callable[..., Array]:
+        """A score, or a weighted sum of scores, as a pure function of (pixels, text_ids, text_mask, params=None).
+
+        Args:
+          score: a name of `rahf.batch.SCORES`, or weights by name.
+
+        Returns:
+          The function; it gives float32 [B] (or [] for one image), high = good, differentiable in the pixels.
+
+        Raises:
+          ValueError: an unknown score; suggests the nearest.
+        """
+        weights = provenance.weights(score)
+
+        def reward(pixels, text_ids, text_mask, params=None):
+            return self.scores(pixels, text_ids, text_mask, params) @ weights
+
+        return reward
 
     def _given(self, images: Any, prompts: Any) -> tuple[list[Any], list[inputs.Text]]:
         images = inputs.image_list(images)
@@ -223,16 +263,23 @@ class Critic:
             texts.append(known[prompt])
         return images, texts
 
-    def _feedback(self, images, texts, batch_size, generate, on_error, progress=False):
+    def _feedback(self, images, texts, batch_size, generate, on_error, progress=None):
+        if self._forward is None:
+            raise ValueError(_ONLY_SCORES)
+        if generate and self.graphdef is None:
+            raise ValueError(
+                "generate: an exported file decides about words by constrained scoring only; leave generate out, "
+                "or load the run directory"
+            )
         for rows, pictures, found, generated in self._run(
             images, texts, batch_size, generate, keep=True, on_error=on_error, progress=progress
         ):
             for at, (row, picture) in enumerate(zip(rows, pictures)):
                 one = Prediction(*(field[at] for field in found))
                 said = None if generated is None else self.tokenizer.decode(generated[at])
-                yield row, feedback_lib.make(texts[row], picture, one, said, self.model_id)
+                yield row, feedback_lib.make(texts[row], picture, one, said, self.provenance)
 
-    def _run(self, images, texts, batch_size, generate=False, keep=False, on_error=None, progress=False):
+    def _run(self, images, texts, batch_size, generate=False, keep=False, on_error=None, progress=None):
         """Yields positions, pictures, NumPy predictions and generated ids of one batch after the other."""
         size = _batch_size(batch_size, len(images))
         side = self.config.model.image_size
@@ -241,11 +288,17 @@ class Critic:
             order = [*range(len(rows)), *[0] * (size - len(rows))]
             arrays = [np.stack([getattr(texts[rows[i]], name) for i in order]) for name in _TEXT_FIELDS]
             squares = np.stack([pictures[i].square for i in order])
-            output = self._forward(self.params, squares, *arrays, generate=generate)
+            if self._forward is None:
+                output = Prediction(None, self._scores(self.params, squares, *arrays[:2]), None), None
+            else:
+                output = self._forward(self.params, squares, *arrays, generate=generate)
             found, generated = jax.tree.map(lambda x: np.array(x[: len(rows)]), jax.device_get(output))
             yield rows, pictures, found, generated
 
 
+_ONLY_SCORES = (
+    "this file was exported with --scores-only: it has no heatmaps and words; export the model again without it"
+)
 _TEXT_FIELDS = ("text_ids", "text_mask", "prompt_ids", "word_end")
 
 
@@ -255,54 +308,3 @@ def _batch_size(asked: int | None, count: int) -> int:
     if asked < 1:
         raise ValueError(f"batch_size: expected at least 1, found {asked}")
     return asked
-
-
-def load(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
-    """Loads a trained model.
-
-    Args:
-      path: a run directory (its best checkpoint, else the newest), or one checkpoint of it
-        (`RUN/checkpoints/latest/1000`).
-      dtype: "float32" or "bfloat16" to compute in; None: as it was trained. Parameters stay float32.
-
-    Raises:
-      rahf.train.checkpoint.CheckpointError: no model there, a damaged one, or one of another architecture
-        than its `config.json` says (lists the shapes that differ).
-      rahf.config.ConfigError: `config.json` has an unknown field.
-      ValueError: another dtype.
-    """
-    # Orbax takes a second to import; a critic made from its parts does not need it.
-    from rahf.train import checkpoint
-
-    run, state = checkpoint.find(path)
-    config = _config(run / "config.json", dtype)
-    _, shapes = functional.abstract(model_lib.build(config.model))
-    # Saved from other devices perhaps; here everything goes to the first.
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    params = checkpoint.load_params(state, shapes)
-    try:
-        tokenizer = Tokenizer.load(run / "tokenizer.model")
-    except (OSError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{run}: its vocabulary cannot be read ({error})") from error
-    rows = config.model.t5.vocab_size
-    if tokenizer.vocab_size > rows:
-        raise checkpoint.CheckpointError(
-            f"{run}: tokenizer.model has {tokenizer.vocab_size} pieces but the network only {rows}; "
-            "it is not the vocabulary that this model was trained with"
-        )
-    step = int(state.parent.name) if state.parent.name.isdigit() else None
-    return Critic(config, params, tokenizer, run.name, step)
-
-
-def _config(file: pathlib.Path, dtype: Any) -> Config:
-    try:
-        config = config_lib.from_json(file.read_text(), where=str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise config_lib.ConfigError(f"{file}: cannot be read ({error})") from error
-    if dtype is None:
-        return config
-    name = jnp.dtype(dtype).name
-    if name not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype: expected float32 or bfloat16, found {name}")
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, compute_dtype=name))

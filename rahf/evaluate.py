@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any, Callable, Iterable, NamedTuple, Protocol, Sequence
 
@@ -11,16 +12,16 @@ import numpy as np
 
 from rahf.batch import HEATMAPS, Batch
 from rahf.config import Config
-from rahf.losses import Parts
+from rahf.losses import OF_LABELS
 from rahf.metrics.evaluation import EvaluationMetrics, MeanBaseline, TrainingMean
-from rahf.models import functional
+from rahf.models import functional, kinds
 from rahf.report import ReportExample
 from rahf.text import Tokenizer, align_labels, parse_target
 from rahf.train import sharding
 from rahf.train.step import Evaluated, make_eval_step
 
 
-_LOSSES = tuple(f"loss/{name}" for name in (*Parts._fields, "total"))
+_LOSSES = tuple(f"loss/{name}" for name in (*OF_LABELS, "total"))
 
 
 def metric_names() -> list[str]:
@@ -55,6 +56,7 @@ class Evaluator:
 
     def __init__(self, graphdef: Any, config: Config, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
         self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
+        self.outputs = kinds.outputs(config.model)
         self._steps = {
             generate: make_eval_step(graphdef, config, tokenizer.suffix_ids[0], generate) for generate in (True, False)
         }
@@ -93,11 +95,12 @@ class Evaluator:
         losses: list[tuple[np.ndarray, np.ndarray]] = []
         examples: list[ReportExample] = []
         for batch in progress(batches):
-            found = _local(self._steps[generate](params, sharding.to_devices(batch, self.mesh)))
+            batch = self.outputs.narrow(batch)
+            found = _local(self._steps[generate](params, sharding.to_devices(batch, self.mesh)), self.mesh)
             rows = np.flatnonzero(batch.example_mask)
-            _check_finite(batch, found, rows)
+            _check_finite(self.outputs, batch, found, rows)
             truths = [labels[i] for i in batch.index[rows]]
-            words = _words(self.tokenizer, batch, found, rows, truths)
+            words = _words(self.tokenizer, self.outputs, batch, found, rows, truths)
             _update(metrics, baseline, batch, found, rows, truths, words)
             losses.append(_loss_rows(self.config, batch, found, rows))
             if gallery:
@@ -106,36 +109,50 @@ class Evaluator:
         metrics = gather(metrics)
         values = metrics.compute() | _mean_losses(losses)
         return Evaluation(
-            values,
-            metrics.intervals() if intervals else {},
-            gather(baseline.metrics).compute() if baseline else {},
+            self._measured(values),
+            self._measured(metrics.intervals()) if intervals else {},
+            self._measured(gather(baseline.metrics).compute()) if baseline else {},
             examples,
-            int(sum(len(v) for v, _ in losses)),
+            _total(sum(len(v) for v, _ in losses)),
             time.perf_counter() - started,
         )
 
 
+    def _measured(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Without the metrics of what the network does not predict."""
+        return {name: value for name, value in values.items() if self.outputs.covers(name)}
+
+
 class _Words(NamedTuple):
-    """Word labels of one example by both decoders, for the words that fit into a batch."""
+    """Word labels of one example by both decoders, for the words that fit into a batch; None without a decoder."""
 
     generated: np.ndarray | None  # int [K]
-    constrained: np.ndarray  # int [K]
-    probability: np.ndarray  # float [K]
+    constrained: np.ndarray | None  # int [K]
+    probability: np.ndarray | None  # float [K]
 
 
-def _local(found: Evaluated) -> Evaluated:
+@functools.cache
+def _like_batch(mesh: jax.sharding.Mesh) -> Callable[[Evaluated], Evaluated]:
+    return jax.jit(lambda found: found, out_shardings=sharding.batch_sharding(mesh))
+
+
+def _local(found: Evaluated, mesh: jax.sharding.Mesh) -> Evaluated:
     """This process's rows as NumPy arrays."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, found)
+    # The compiler is free to lay results out in another way; here they lie like the examples that went in.
+    laid = _like_batch(mesh)(found)
 
     def one(x):
         shards = {s.index[0].start or 0: s.data for s in x.addressable_shards}
         return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
-    return jax.tree.map(one, found)
+    return jax.tree.map(one, laid)
 
 
-def _check_finite(batch: Batch, found: Evaluated, rows: np.ndarray) -> None:
-    for name, values in {**found.prediction._asdict(), **found.parts._asdict()}.items():
-        finite = np.isfinite(values[rows].reshape(len(rows), -1)).all(1)
+def _check_finite(outputs: kinds.Outputs, batch: Batch, found: Evaluated, rows: np.ndarray) -> None:
+    for name, values in {**outputs.predicted(found.prediction), **found.parts._asdict()}.items():
+        finite = np.isfinite(values[rows]).all(axis=tuple(range(1, values.ndim)))  # of the last batch: perhaps no rows
         if not finite.all():
             index = int(batch.index[rows[~finite][0]])
             what = f"the {name} loss" if name in found.parts._fields else f"one of the {name.replace('_', ' ')}"
@@ -143,8 +160,15 @@ def _check_finite(batch: Batch, found: Evaluated, rows: np.ndarray) -> None:
 
 
 def _words(
-    tokenizer: Tokenizer, batch: Batch, found: Evaluated, rows: np.ndarray, truths: Sequence[Any]
+    tokenizer: Tokenizer,
+    outputs: kinds.Outputs,
+    batch: Batch,
+    found: Evaluated,
+    rows: np.ndarray,
+    truths: Sequence[Any],
 ) -> list[_Words]:
+    if not outputs.keywords:
+        return [_Words(None, None, None)] * len(rows)
     slots = batch.word_labels.shape[1]
     result = []
     for row, truth in zip(rows, truths):
@@ -167,16 +191,11 @@ def _update(metrics, baseline, batch, found, rows, truths, words) -> None:
         at = rows[chosen]
         part = Batch(*(np.asarray(field)[at] for field in batch))
         true_maps = np.stack([truths[i].heatmaps for i in chosen])
-        generated = None
-        if words[chosen[0]].generated is not None:
-            generated = np.stack([words[i].generated for i in chosen])
         metrics.update(
             part,
             found.prediction.heatmaps[at],
             found.prediction.scores[at],
-            generated,
-            np.stack([words[i].constrained for i in chosen]),
-            np.stack([words[i].probability for i in chosen]),
+            *(None if kind[0] is None else np.stack(kind) for kind in zip(*(words[i] for i in chosen))),
             true_maps,
         )
         if baseline is not None:
@@ -185,7 +204,7 @@ def _update(metrics, baseline, batch, found, rows, truths, words) -> None:
 
 def _loss_rows(config: Config, batch: Batch, found: Evaluated, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Per example: loss parts and weighted total, and which of the parts have a label."""
-    parts = np.stack([np.asarray(p)[rows] for p in found.parts], 1)
+    parts = np.stack([np.asarray(getattr(found.parts, name))[rows] for name in OF_LABELS], 1)
     weights = np.array([config.loss.heatmap_weight, config.loss.score_weight, config.loss.keyword_weight])
     known = np.stack([batch.heatmap_mask.any(1), batch.score_mask.any(1), batch.target_mask.any(1)], 1)[rows]
     total = (parts * weights).sum(1, keepdims=True)
@@ -201,6 +220,15 @@ def _mean_losses(losses: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float
 
         sums, counts = (np.asarray(multihost_utils.process_allgather(a)).sum(0) for a in (sums, counts))
     return {name: float(s / max(c, 1)) for name, s, c in zip(_LOSSES, sums, counts)}
+
+
+def _total(count: int) -> int:
+    """The sum over all processes."""
+    if jax.process_count() == 1:
+        return count
+    from jax.experimental import multihost_utils
+
+    return int(np.sum(multihost_utils.process_allgather(np.array(count))))
 
 
 def gather(metrics: EvaluationMetrics) -> EvaluationMetrics:
@@ -222,6 +250,7 @@ def _example(found: Evaluated, row: int, truth: Any, words: _Words, loss: float)
     record = truth.record
     count = len(record.words)
     labels = words.constrained if words.generated is None else words.generated
+    given = labels is not None
     return ReportExample(
         uid=record.uid,
         image=truth.image(),
@@ -230,8 +259,8 @@ def _example(found: Evaluated, row: int, truth: Any, words: _Words, loss: float)
         loss=float(loss),
         heatmaps=found.prediction.heatmaps[row].astype(np.float16),
         scores=found.prediction.scores[row],
-        labels=_padded(labels, count, 1),
-        probability=_padded(words.probability, count, 0.0),
+        labels=_padded(labels, count, 1) if given else None,
+        probability=_padded(words.probability, count, 0.0) if given else None,
         true_heatmaps=truth.heatmaps,
         true_heatmap_mask=tuple(bool(m) for m in truth.heatmap_mask),
         true_scores=np.asarray(record.scores, np.float32),

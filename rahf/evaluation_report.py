@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import os
@@ -11,6 +10,7 @@ import shlex
 import sys
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
@@ -18,13 +18,12 @@ import rahf
 from data_pipelines import store
 from data_pipelines.labelled import Labels, training_mean
 from data_pipelines.loader import eval_loader
-from rahf import config as config_lib
+from rahf import provenance
 from rahf.config import Config
-from rahf.evaluate import Evaluation, Evaluator
+from rahf.evaluate import Evaluation
+from rahf.evaluated_model import Opened, open_model
+from rahf.predict import write_atomically
 from rahf.report import metrics_json, metrics_table, write_report
-from rahf.text import Tokenizer
-from rahf.train import checkpoint, sharding
-from rahf.train import state as state_lib
 from rahf.train.progress import read_rows
 
 
@@ -44,10 +43,12 @@ def run(
     """Evaluates a model on a split and writes what was found.
 
     Args:
-      model: run directory (best checkpoint, else the newest) or checkpoint directory.
+      model: run directory (best checkpoint, else the newest), checkpoint directory, or exported file. Of an
+        exported file no losses and no generated keywords are measured.
       data: prepared dataset; None: the one that the model was trained on.
       split: name of the split.
-      report: folder of the HTML report and `metrics.json`; None: `RUN/report/<split>`.
+      report: folder of the HTML report and `metrics.json`; None: `RUN/report/<split>`, or `FILE-report/<split>`
+        beside an exported file.
       json_file: another place for the metrics.
       limit: only the first so many examples.
       batch_size: over all devices; None: as in the model's config.
@@ -56,22 +57,18 @@ def run(
       console: where the table goes.
 
     Raises:
-      CheckpointError, DatasetError: no model, another architecture, no data.
+      CheckpointError, ExportError, DatasetError: no model, another architecture, no data.
     """
     console = console or Console(highlight=False)
-    run_folder, state_folder = checkpoint.find(model)
-    config = config_lib.from_json((run_folder / "config.json").read_text(), where=str(run_folder / "config.json"))
-    config = _placed(config, data, batch_size)
-    tokenizer = Tokenizer.load(run_folder / "tokenizer.model")
+    opened = open_model(model, data, batch_size)
+    config = opened.config
     labels = Labels(store.open_split(config.data.path, split))
     batches = eval_loader(
-        config.data, split, config.model.image_size, tokenizer, config.data.eval_batch_size,
+        config.data, split, config.model.image_size, opened.tokenizer, config.data.eval_batch_size,
         jax.process_index(), jax.process_count(), limit=limit,
     )  # fmt: skip
-    made = state_lib.setup(config)
-    params = checkpoint.load_params(state_folder, made.shapes.params)
-    evaluation = Evaluator(made.graphdef, config, tokenizer, made.mesh).run(
-        params,
+    evaluation = opened.evaluator.run(
+        opened.params,
         batches,
         labels,
         generate=generate,
@@ -80,22 +77,15 @@ def run(
         progress=lambda b: track(b, f"evaluating {split}", console=Console(stderr=True), transient=True),
     )
     if jax.process_index() == 0:
-        folder = pathlib.Path(report) if report else run_folder / "report" / split
-        meta = _meta(config, state_folder, split, evaluation, len(labels))
-        _write(evaluation, folder, json_file, meta, run_folder, examples)
-        title = f"{run_folder.name} on {split}: {evaluation.count} of {len(labels)} examples"
+        folder = pathlib.Path(report) if report else opened.reports / split
+        meta = _meta(opened, split, evaluation, len(labels))
+        _write(evaluation, folder, json_file, meta, opened, examples)
+        if limit is None and split != config.data.train_split and opened.run is not None:
+            _write_quantiles(evaluation, opened, split)
+        title = f"{opened.name} on {split}: {evaluation.count} of {len(labels)} examples"
         console.print(metrics_table(evaluation.metrics, evaluation.intervals, evaluation.baselines, title))
         console.print(f"report: {folder / 'index.html'}", soft_wrap=True)
     return evaluation
-
-
-def _placed(config: Config, data: str | None, batch_size: int | None) -> Config:
-    changes = {"path": data} if data else {}
-    if batch_size:
-        changes["eval_batch_size"] = batch_size
-    # One process with one device evaluates what was trained on many.
-    mesh = sharding.fitting(config.mesh, len(jax.devices()))
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes), mesh=mesh)
 
 
 def _mean(config: Config):
@@ -105,10 +95,10 @@ def _mean(config: Config):
     return training_mean(Labels(store.open_split(config.data.path, config.data.train_split)))
 
 
-def _meta(config: Config, state_folder: pathlib.Path, split: str, evaluation: Evaluation, total: int) -> dict[str, str]:
+def _meta(opened: Opened, split: str, evaluation: Evaluation, total: int) -> dict[str, str]:
     return {
-        "model": f"{state_folder.parent.parent.name} checkpoint of step {state_folder.parent.name}",
-        "data": f"{config.data.path}, split {split}, {evaluation.count} of {total} examples",
+        "model": opened.about,
+        "data": f"{opened.config.data.path}, split {split}, {evaluation.count} of {total} examples",
         "heatmaps": "compared at the labels' own resolution; predictions are resized to it",
         "command": shlex.join(["rahf", *sys.argv[1:]]),
         "took": f"{evaluation.seconds:.1f} s on {len(jax.devices())} x {jax.devices()[0].device_kind}",
@@ -117,11 +107,25 @@ def _meta(config: Config, state_folder: pathlib.Path, split: str, evaluation: Ev
     }
 
 
-def _write(evaluation: Evaluation, folder: pathlib.Path, json_file, meta: dict[str, str], run_folder, examples: int):
-    curves = read_rows(run_folder / "metrics.jsonl")
+def _write_quantiles(evaluation: Evaluation, opened: Opened, split: str) -> None:
+    """The scores' distribution on a whole split, to which the percentiles of predictions refer from now on."""
+    scores = np.stack([example.scores for example in evaluation.examples])
+    # With more processes none has all of the parameters, whose hash names the model; a baseline may lack a score.
+    if jax.process_count() > 1 or not np.isfinite(scores).all():
+        return
+    model = provenance.model_id(opened.config, opened.params, opened.tokenizer, opened.name, opened.step)
+    reference = f"{pathlib.PurePath(opened.config.data.path).name}, split {split}"
+    quantiles = provenance.Quantiles.of(scores, model, reference)
+    write_atomically(opened.run / provenance.QUANTILES_FILE, quantiles.to_json().encode())
+
+
+def _write(
+    evaluation: Evaluation, folder: pathlib.Path, json_file, meta: dict[str, str], opened: Opened, examples: int
+) -> None:
+    curves = read_rows(opened.run / "metrics.jsonl") if opened.run else []
     write_report(
         folder,
-        f"{run_folder.name}: {meta['data']}",
+        f"{opened.name}: {meta['data']}",
         evaluation.metrics,
         evaluation.intervals,
         evaluation.baselines,

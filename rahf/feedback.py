@@ -8,18 +8,21 @@ import functools
 import html
 import io
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.ndimage
-from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from rahf import viz
 from rahf.batch import HEATMAPS, SCORES, Prediction
 from rahf.inputs import Text
 from rahf.pictures import Picture
+from rahf.provenance import UNSPECIFIED, NamedScores, Provenance, warn_if_different
 from rahf.text import align_labels, parse_target
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Float, Int, UInt8
 
 #: From this value on a heatmap counts as marked in summaries: at least half of the annotators.
 MARKED = 0.5
@@ -33,17 +36,22 @@ class Feedback:
     Attributes:
       name: path of the image, or "image 3".
       prompt: as given.
-      scores: by name (`rahf.batch.SCORES`), each in [0,1], high = good.
+      scores: by name (`rahf.batch.SCORES`), each in [0,1], high = good; NaN if the model does not predict it.
       words: of the prompt, by the dataset's split rule.
       word_probabilities: float32 [len(words)] in [0,1], how likely each word is misaligned; NaN for words
         that have no place in the network.
       word_labels: int [len(words)], 1 = aligned, 0 = misaligned; words without a place count as aligned.
-      decided_by: "probability" (above 0.5 is misaligned) or "generation" (labels of the generated sequence).
-      network_heatmaps: float32 [S,S,2] in [0,1], order `rahf.batch.HEATMAPS`, as the network gave them.
+      decided_by: "probability" (above 0.5 is misaligned), "generation" (labels of the generated sequence), or
+        "nothing" (the model does not judge words).
+      network_heatmaps: float32 [S,S,2] in [0,1], order `rahf.batch.HEATMAPS`, as the network gave them; NaN if it
+        does not predict one.
       image: uint8 [h,w,3], upright, for looking; at most 1024 pixels on its longer side.
       size: height and width of the upright original in pixels.
       model_id: says which model, at which step, with which parameters.
       notes: what of the prompt was not read or not judged, in words.
+      preprocessing_hash: of what happens before the network.
+      weight_licence: of the model's weights.
+      percentiles: by name, share of the model's reference set below each score, 0..100; None without one.
     """
 
     name: str
@@ -58,6 +66,18 @@ class Feedback:
     size: tuple[int, int]
     model_id: str
     notes: list[str] = dataclasses.field(default_factory=list)
+    preprocessing_hash: str = ""
+    weight_licence: str = UNSPECIFIED
+    percentiles: dict[str, float] | None = None
+
+    def compare(self, other: Feedback) -> dict[str, float]:
+        """Scores minus those of another image, by name.
+
+        Warns:
+          rahf.provenance.ModelMismatch: the other one is of another model; the numbers have no common scale.
+        """
+        warn_if_different(Provenance(f.model_id, f.preprocessing_hash) for f in (self, other))
+        return {name: self.scores[name] - other.scores[name] for name in SCORES}
 
     @functools.cached_property
     def heatmaps(self) -> dict[str, Float[np.ndarray, "h w"]]:
@@ -71,6 +91,10 @@ class Feedback:
         height, width = self.size
         small = Image.fromarray(np.ascontiguousarray(self.network_heatmaps[:, :, HEATMAPS.index(name)]))
         return np.clip(np.asarray(small.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
+
+    def has_heatmap(self, name: str) -> bool:
+        """Whether the model predicts a heatmap."""
+        return not np.isnan(self.network_heatmaps[:, :, HEATMAPS.index(name)]).any()
 
     @property
     def misaligned_words(self) -> list[str]:
@@ -130,15 +154,18 @@ class Feedback:
             "height": self.size[0],
             "prompt": self.prompt,
             "scores": {name: _number(value) for name, value in self.scores.items()},
+            "percentiles": self.percentiles and {n: _number(v) for n, v in self.percentiles.items()},
             "misaligned_words": self.misaligned_words,
             "words_decided_by": self.decided_by,
             "words": [
                 {"word": word, "misaligned": not label, "probability": _number(probability)}
                 for word, label, probability in judged
             ],
-            "heatmaps": {name: self.summary(name, threshold) for name in HEATMAPS},
+            "heatmaps": {n: self.summary(n, threshold) if self.has_heatmap(n) else None for n in HEATMAPS},
             "notes": list(self.notes),
             "model": self.model_id,
+            "preprocessing": self.preprocessing_hash,
+            "weight_licence": self.weight_licence,
         }
 
     def show(self, height: int = 384) -> Image.Image:
@@ -170,7 +197,9 @@ class Feedback:
         return f"Feedback({self.name!r}: {scores}; misaligned: {', '.join(self.misaligned_words) or 'none'})"
 
 
-def make(text: Text, picture: Picture, found: Prediction, generated: str | None, model_id: str) -> Feedback:
+def make(
+    text: Text, picture: Picture, found: Prediction, generated: str | None, known: Provenance
+) -> Feedback:
     """Puts together what is known of one image.
 
     Args:
@@ -178,27 +207,33 @@ def make(text: Text, picture: Picture, found: Prediction, generated: str | None,
       picture: decoded with `keep`.
       found: one row of a prediction, NumPy arrays.
       generated: the target sequence as text, to decide about words; None: their probabilities decide.
-      model_id: of the critic.
+      known: what the critic is.
     """
+    shares = known.percentiles(found.scores)
     probabilities = np.full(len(text.words), np.nan, np.float32)
     placed = np.flatnonzero(text.word_end >= 0)
     probabilities[placed] = found.word_probabilities[placed]
     labels = np.where(probabilities > 0.5, 0, 1)
+    decided_by = "nothing" if np.isnan(found.word_probabilities).all() else "probability"
     if generated is not None:
+        decided_by = "generation"
         labels = np.asarray(align_labels(text.words, parse_target(generated)), int)
     return Feedback(
         name=picture.name,
         prompt=text.prompt,
-        scores={name: float(value) for name, value in zip(SCORES, found.scores)},
+        scores=NamedScores({name: float(value) for name, value in zip(SCORES, found.scores)}),
         words=list(text.words),
         word_probabilities=probabilities,
         word_labels=labels,
-        decided_by="probability" if generated is None else "generation",
+        decided_by=decided_by,
         network_heatmaps=found.heatmaps,
         image=picture.shown,
         size=picture.size,
-        model_id=model_id,
+        model_id=known.model_id,
         notes=list(text.notes),
+        preprocessing_hash=known.preprocessing_hash,
+        weight_licence=known.weight_licence,
+        percentiles=None if shares is None else NamedScores(zip(SCORES, map(float, shares))),
     )
 
 

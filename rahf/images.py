@@ -16,13 +16,19 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import simplejpeg
-from jaxtyping import UInt8
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin  # noqa: F401
 from PIL import ImageChops, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
+
+try:
+    import simplejpeg
+except ImportError:  # whoever only reads an exported model may do with Pillow
+    simplejpeg = None
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import UInt8
 
 #: Largest number of pixels that is decoded unless the caller says otherwise (64 megapixels).
 MAX_PIXELS = 64_000_000
@@ -177,7 +183,7 @@ def decode_map(
 
 def _turbo(data: bytes, least: tuple[int, int], max_pixels: int, what: str) -> np.ndarray | None:
     """RGB pixels of a plain JPEG, reduced while at least `least` (width, height); None: Pillow must look."""
-    if data[:2] != b"\xff\xd8":
+    if data[:2] != b"\xff\xd8" or simplejpeg is None:
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)

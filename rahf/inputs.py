@@ -6,19 +6,27 @@ No JAX here.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
 from PIL import Image
 
 from rahf.config import DataConfig
 from rahf.images import ImageError
 from rahf.pictures import Picture, is_floating, picture
 from rahf.text import Tokenizer, split_words
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Bool, Int
+
+
+#: Lists longer than this show how far they are, unless told otherwise.
+_MANY = 64
 
 
 class PromptWarning(UserWarning):
@@ -132,7 +140,7 @@ def decoded(
     batch_size: int,
     keep: bool = False,
     on_error: Callable[[int, ImageError], None] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Iterator[tuple[list[int], list[Picture]]]:
     """Decodes a list of images in threads, one batch ahead of the caller.
 
@@ -141,7 +149,8 @@ def decoded(
       batch_size: most pictures at a time.
       on_error: called with the position of an image that cannot be used, which is then left out; None: its
         error is raised.
-      progress: show a bar on stderr if that is a terminal and there is more than one batch.
+      progress: show a bar on stderr if that is a terminal and there is more than one batch; None: if there are
+        more than 64 images.
 
     Yields:
       Positions in `images` and their pictures, in order; batches of which nothing is left are skipped.
@@ -154,7 +163,8 @@ def decoded(
         numbers = range(start, min(start + batch_size, len(images)))
         return [threads.submit(picture, images[n], side, n, floating, keep) for n in numbers]
 
-    bar = _bar(progress and len(starts) > 1)
+    wanted = len(images) > _MANY if progress is None else progress
+    bar = _bar(wanted and len(starts) > 1)
     try:
         with bar:
             task = bar.add_task("predicting", total=len(images))
@@ -170,12 +180,37 @@ def decoded(
 
 
 def _bar(shown: bool):
-    from rich.console import Console
+    try:
+        from rich.console import Console
+    except ImportError:  # whoever only reads an exported model may do without
+        return _Counter(shown and sys.stderr.isatty())
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
+
+
+class _Counter(contextlib.AbstractContextManager):
+    """A line with the number of images done, where `rich` is not installed."""
+
+    def __init__(self, shown: bool):
+        self.shown, self.done, self.total = shown, 0, 0
+
+    def add_task(self, name: str, total: int) -> str:
+        """Names what is counted."""
+        self.total = total
+        return name
+
+    def advance(self, name: str, count: int) -> None:
+        """Counts."""
+        self.done += count
+        if self.shown:
+            print(f"\r{name} {self.done}/{self.total}", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.shown and self.total:
+            print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
 
 
 def _collect(

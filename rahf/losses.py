@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from rahf import tasks
 from rahf.batch import Batch
-from rahf.config import LossConfig
+from rahf.config import Config, ConfigError, LossConfig
+from rahf.models.augmented import Sampled, Slots
+from rahf.models import tags as tags_lib
 from rahf.models.rahf import Logits
 
 
@@ -20,6 +23,22 @@ class Parts(NamedTuple):
     heatmap: Float[Array, ""]  # mean over the two heatmaps
     score: Float[Array, ""]  # mean over the four scores
     keyword: Float[Array, ""]  # cross-entropy per target token, nats
+    tag: Float[Array, ""] | float = 0.0  # cross-entropy per image and word of the batch; 0 without a tag head
+
+
+#: The parts that compare predictions with labels; the tag loss only helps learning, and knows its whole batch.
+OF_LABELS = Parts._fields[:3]
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for a tag loss without a head to compute it, or the reverse."""
+    if config.model.tag_head != (config.loss.tag_weight > 0):
+        raise ConfigError(
+            f"model.tag_head {config.model.tag_head} with loss.tag_weight {config.loss.tag_weight}: the head needs a "
+            "weight above 0, the weight needs the head; set both or neither"
+        )
+    if config.model.tag_head and config.model.kind != "rahf":
+        raise ConfigError(f"model.tag_head: only models of kind 'rahf' have one, not {config.model.kind!r}")
 
 
 def heatmap_values(logits: Float[Array, "b h w m"], target: Float[Array, "b h w m"], kind: str) -> Float[Array, "b m"]:
@@ -58,19 +77,62 @@ def masked_mean(values: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Float[Ar
     return total / jnp.maximum(mask.sum(), 1)
 
 
-def _mean_of_labels(values: Float[Array, "b n"], mask: Bool[Array, "b n"]) -> Float[Array, ""]:
+class Counts(NamedTuple):
+    """What the losses of a whole batch are divided by."""
+
+    heatmaps: Int[Array, " m"]  # examples that have the label
+    scores: Int[Array, " s"]
+    tokens: Float[Array, ""]  # target tokens, weighted
+    vocabulary: Int[Array, " v"] | None  # 1 for the pieces that any prompt says; None without a tag head
+    examples: Int[Array, ""]  # with labels of words
+
+
+def counts(config: LossConfig, batch: Batch, suffix_id: int | None = None, tags: int | None = None) -> Counts:
+    """Of a batch, `tags` being the size of the tag head's vocabulary if there is one; losses of its parts, divided by these, sum to the loss of the whole, whatever labels each has."""
+    tokens = _token_weights(config, batch, suffix_id).sum()
+    vocabulary = None if tags is None else tags_lib.vocabulary(tags_lib.targets(batch, tags))
+    return Counts(batch.heatmap_mask.sum(0), batch.score_mask.sum(0), tokens, vocabulary, batch.word_mask.any(1).sum())
+
+
+def _mean_of_labels(
+    values: Float[Array, "b n"], mask: Bool[Array, "b n"], count: Int[Array, " n"]
+) -> Float[Array, ""]:
     """Each label's mean over the examples that have it, then the mean over labels that any example has."""
-    each = jax.vmap(masked_mean, (1, 1))(values, mask)
-    return masked_mean(each, mask.any(0))
+    each = jnp.where(mask, values, 0.0).sum(0) / jnp.maximum(count, 1)
+    return masked_mean(each, count > 0)
 
 
-def _sequence_mean(config: LossConfig, logits: Logits, batch: Batch, suffix_id: int | None) -> Float[Array, ""]:
+def _token_weights(config: LossConfig, batch: Batch, suffix_id: int | None) -> Float[Array, "b t"]:
+    """How much each target token counts; padding not at all."""
+    weights = batch.target_mask.astype(jnp.float32)
+    if suffix_id is None:
+        return weights
+    return weights * jnp.where(batch.target_ids == suffix_id, config.suffix_weight, 1.0)
+
+
+def _sequence_mean(
+    config: LossConfig, logits: Logits, batch: Batch, suffix_id: int | None, count: Float[Array, ""]
+) -> Float[Array, ""]:
     """Mean cross-entropy over target tokens, those that begin a suffix counted `suffix_weight` times."""
+    if logits.sequence is None:
+        return jnp.zeros(())
     values = sequence_values(logits.sequence, batch.target_ids)
-    if suffix_id is None or config.suffix_weight == 1.0:
-        return masked_mean(values, batch.target_mask)
-    weights = jnp.where(batch.target_ids == suffix_id, config.suffix_weight, 1.0) * batch.target_mask
-    return jnp.where(batch.target_mask, values * weights, 0.0).sum() / jnp.maximum(weights.sum(), 1.0)
+    weights = _token_weights(config, batch, suffix_id)
+    return jnp.where(batch.target_mask, values * weights, 0.0).sum() / jnp.maximum(count, 1.0)
+
+
+def _tag_mean(logits: Float[Array, "b v"] | None, batch: Batch, whole: Counts) -> Float[Array, ""]:
+    """Mean over examples with labelled words and over the pieces that any prompt of the whole batch says."""
+    if logits is None or whole.vocabulary is None:
+        return jnp.zeros(())
+    tags = tags_lib.targets(batch, logits.shape[1])
+    weights = batch.word_mask.any(1)[:, None] * whole.vocabulary
+    values = jnp.where(weights > 0, tags_lib.values(logits, tags), 0.0)
+    return values.sum() / jnp.maximum(whole.vocabulary.sum() * whole.examples, 1)
+
+
+def _tag_size(tags: Float[Array, "b v"] | None) -> int | None:
+    return None if tags is None else tags.shape[1]
 
 
 def total(
@@ -79,27 +141,91 @@ def total(
     batch: Batch,
     step: Int[Array, ""] | None = None,
     suffix_id: int | None = None,
+    whole: Counts | None = None,
 ) -> tuple[Float[Array, ""], Parts]:
     """The training loss and its parts.
 
     `step` counts from 0, None: behind every warm-up. `suffix_id` is the first piece of the suffix, None: no
-    token weighs more than another.
+    token weighs more than another. `whole` are the counts of the batch that this one is a part of, None: it is whole.
 
-    L = w_h · mean heatmap loss + w_s · mean score loss + w_k · cross-entropy of the target sequence.
+    L = w_h · mean heatmap loss + w_s · mean score loss + w_k · cross-entropy of the target sequence
+    (+ w_t · cross-entropy of the tags, `rahf.models.tags`).
     Missing labels, padding tokens and filling examples have weight 0.
     """
+    whole = counts(config, batch, suffix_id, _tag_size(logits.tags)) if whole is None else whole
     # A masked value would still reach the gradient, as 0 times whatever it is: perhaps NaN.
     scores = jnp.where(batch.score_mask, batch.scores, 0.0)
     parts = Parts(
         _mean_of_labels(
             heatmap_values(logits.heatmaps, batch.heatmaps.astype(jnp.float32) / 255.0, config.heatmap_loss),
             batch.heatmap_mask,
+            whole.heatmaps,
         ),
-        _mean_of_labels(score_values(logits.scores, scores, config.score_loss), batch.score_mask),
-        _sequence_mean(config, logits, batch, suffix_id),
+        _mean_of_labels(score_values(logits.scores, scores, config.score_loss), batch.score_mask, whole.scores),
+        _sequence_mean(config, logits, batch, suffix_id, whole.tokens),
+        _tag_mean(logits.tags, batch, whole),
     )
+    return _weighted(config, parts, step), parts
+
+
+def _weighted(config: LossConfig, parts: Parts, step: Int[Array, ""] | None) -> Float[Array, ""]:
     keyword_weight = config.keyword_weight
     if step is not None and config.keyword_warmup_steps:
         keyword_weight = keyword_weight * jnp.minimum((step + 1) / config.keyword_warmup_steps, 1.0)
-    weights = Parts(config.heatmap_weight, config.score_weight, keyword_weight)
-    return sum(w * p for w, p in zip(weights, parts)), parts
+    tag_weight = config.tag_weight
+    if step is not None and config.tag_steps:
+        tag_weight = tag_weight * jnp.maximum(1.0 - (1.0 - config.tag_rest) * step / config.tag_steps, config.tag_rest)
+    weights = Parts(config.heatmap_weight, config.score_weight, keyword_weight, tag_weight)
+    return sum(w * p for w, p in zip(weights, parts))
+
+
+def sampled(
+    config: LossConfig,
+    found: Sampled,
+    batch: Batch,
+    step: Int[Array, ""] | None = None,
+    suffix_id: int | None = None,
+    whole: Counts | None = None,
+) -> tuple[Float[Array, ""], Parts]:
+    """`total`, estimated from the tasks that were drawn: its expectation over draws is that of all tasks.
+
+    A (task, label) pair counts as it would there, divided by the probability that it is drawn; the numbers of
+    labels and tokens to divide by are those of the whole batch.
+    """
+    whole = counts(config, batch, suffix_id, _tag_size(found.tags)) if whole is None else whole
+    chance = found.passes / tasks.COUNT
+    maps = found.of_examples(batch.heatmaps, found.heatmap_slots)
+    maps = jnp.take_along_axis(maps, found.heatmap_slots.tasks[:, None, None, None], 3).astype(jnp.float32) / 255.0
+    scores = found.of_examples(jnp.where(batch.score_mask, batch.scores, 0.0), found.score_slots)
+    scores = jnp.take_along_axis(scores, found.score_slots.tasks[:, None], 1)
+    tokens, token_weights = batch.target_ids, _token_weights(config, batch, suffix_id)
+    values = sequence_values(found.sequence, found.of_examples(tokens, found.sequence_slots))
+    weights = found.of_examples(token_weights, found.sequence_slots) * found.sequence_slots.valid[:, None]
+    parts = Parts(
+        _of_drawn(
+            heatmap_values(found.heatmaps[..., None], maps, config.heatmap_loss)[:, 0],
+            found,
+            found.heatmap_slots,
+            batch.heatmap_mask,
+            whole.heatmaps,
+        ),
+        _of_drawn(
+            score_values(found.scores[:, None], scores, config.score_loss)[:, 0],
+            found,
+            found.score_slots,
+            batch.score_mask,
+            whole.scores,
+        ),
+        jnp.where(weights > 0, values * weights, 0.0).sum() / (chance * jnp.maximum(whole.tokens, 1.0)),
+        _tag_mean(found.tags, batch, whole),
+    )
+    return _weighted(config, parts, step), parts
+
+
+def _of_drawn(
+    values: Float[Array, " m"], found: Sampled, slots: Slots, mask: Bool[Array, "b n"], count: Int[Array, " n"]
+) -> Float[Array, ""]:
+    """Estimate of `_mean_of_labels` from the places of one head."""
+    known = jnp.take_along_axis(found.of_examples(mask, slots), slots.tasks[:, None], 1)[:, 0] & slots.valid
+    divisors = jnp.maximum(count, 1)[slots.tasks] * jnp.maximum((count > 0).sum(), 1)
+    return (jnp.where(known, values, 0.0) / divisors).sum() * tasks.COUNT / found.passes

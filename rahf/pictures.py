@@ -7,14 +7,16 @@ resized as the data loader resizes, so that a prediction equals an evaluation. N
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
 from PIL import Image
 
 from rahf import images as image_lib
 from rahf.images import ImageError
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Float, UInt8
 
 #: Largest file that is read; 64 megapixels of 16 bit RGB are 384 MB.
 MAX_BYTES = 512_000_000

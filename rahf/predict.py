@@ -17,6 +17,7 @@ from rahf import viz
 from rahf.batch import HEATMAPS, SCORES
 from rahf.feedback import Feedback, png
 from rahf.images import ImageError
+from rahf.provenance import Provenance
 
 #: Names of the pictures written for each image, behind its own name.
 SUFFIXES = ("feedback", *HEATMAPS)
@@ -67,7 +68,7 @@ def predict(
         raise ValueError("no images given")
     images = [os.fsdecode(path) for path in images]
     run = _Run(images, out, json_file, console, errors)
-    usable, prompts = run.with_prompts(_prompts(images, prompt, prompts_file))
+    usable, prompts = run.with_prompts(given_prompts(images, prompt, prompts_file))
     run.out.mkdir(parents=True, exist_ok=True)
     from rahf import critic as critic_lib  # JAX only now, so that a wrong command fails fast
 
@@ -82,7 +83,7 @@ def predict(
         )
         for at, feedback in found:
             run.succeeded(usable[at], feedback)
-    return run.finish(critic.model_id)
+    return run.finish(critic.provenance)
 
 
 class _Run:
@@ -115,9 +116,10 @@ class _Run:
 
     def succeeded(self, number: int, feedback: Feedback) -> None:
         """Writes the pictures of an image and prints its summary."""
-        files = {kind: self.out / f"{self.names[number]}_{kind}.png" for kind in SUFFIXES}
+        kinds = [kind for kind in SUFFIXES if kind not in HEATMAPS or feedback.has_heatmap(kind)]
+        files = {kind: self.out / f"{self.names[number]}_{kind}.png" for kind in kinds}
         write_atomically(files["feedback"], png(feedback.show()))
-        for name in HEATMAPS:
+        for name in kinds[1:]:
             grey = (feedback.heatmap(name) * 255).round().astype(np.uint8)
             write_atomically(files[name], png(grey))
         result = feedback.to_json()
@@ -127,10 +129,13 @@ class _Run:
             line = _line(f"{feedback.name}: {note}")
             self.errors.print(Text.assemble(("note: ", "yellow"), line), soft_wrap=True)
 
-    def finish(self, model_id: str) -> int:
+    def finish(self, known: Provenance) -> int:
         """Writes the JSON, says where everything is, and returns the exit code."""
         document = {
-            "model": model_id,
+            "model": known.model_id,
+            "preprocessing": known.preprocessing_hash,
+            "weight_licence": known.weight_licence,
+            "percentiles_of": known.quantiles and known.quantiles.reference,
             "scales": {
                 "scores": "0..1, high = good",
                 "heatmaps": "0..1, high = bad; in the PNG files 255 = 1.0",
@@ -148,10 +153,19 @@ class _Run:
         return 1 if failed else 0
 
 
-def _prompts(
+def given_prompts(
     images: Sequence[str], prompt: str | Sequence[str] | None, prompts_file: str | os.PathLike | None
 ) -> list[str | ImageError]:
-    """One prompt per image, or why there is none."""
+    """One prompt per image, or why there is none.
+
+    Args:
+      images: paths.
+      prompt: of all images, or one per image.
+      prompts_file: text file with one prompt per line. Neither: the text file beside each image.
+
+    Raises:
+      ValueError: none at all, both, or another number than images.
+    """
     if prompt is not None and prompts_file is not None:
         raise ValueError("give --prompt or --prompts, not both")
     if prompts_file is not None:
@@ -238,6 +252,8 @@ def _summary(console: Console, feedback: Feedback, result: dict[str, Any], panel
     console.print(viz.score_bars([feedback.scores[name] for name in SCORES]))
     for name in HEATMAPS:
         summary = result["heatmaps"][name]
+        if summary is None:
+            continue
         share, count = summary["share_above"], summary["region_count"]
         regions = "1 region" if count == 1 else f"{count} regions"
         said = f"{share:.1%} of the picture in {regions}" if count else "nothing marked"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rahf.batch import Batch, Prediction
-from rahf.images import ImageError
+from rahf.config import Config
 from rahf.models import functional
 from rahf.models import rahf as model_lib
-
-#: A float above it cannot come from the range [0,1], not even after steps of an optimizer on the pixels.
-_SURELY_NOT_UNIT = 2.0
+from rahf.network import Network
+from rahf.text import Tokenizer
 
 
 def forward(
@@ -73,41 +71,13 @@ def heatmaps(
     return jax.nn.sigmoid(model.heatmap_logits(model.fuse(model.image_tokens(pixels), text_ids, text_mask)))
 
 
-def call(
-    function: Callable, params: functional.Params, pixels: Any, text_ids: Any, text_mask: Any
-) -> jax.Array:
-    """Checks pixels, gives every image its row of text, and calls `function`.
-
-    Args:
-      function: `scores` or `heatmaps`, its graphdef filled in.
-      pixels: [B,h,w,3], or [h,w,3], whose result then lacks the batch axis, too.
-      text_ids, text_mask: [B,L]; or [1,L] or [L] for all images.
-
-    Raises:
-      ImageError: another shape, or values that cannot be in [0,1] (looked at only where they are known).
-      ValueError: another number of rows of text than images.
-    """
-    pixels, text_ids, text_mask = jnp.asarray(pixels), jnp.asarray(text_ids), jnp.asarray(text_mask)
-    single = pixels.ndim == 3
-    pixels = pixels[None] if single else pixels
-    _check(pixels)
-    rows = {len(jnp.atleast_2d(x)) for x in (text_ids, text_mask)}
-    if not rows <= {1, len(pixels)}:
-        raise ValueError(f"{len(pixels)} images but {max(rows)} rows of text; give one row, or one per image")
-    text = (jnp.broadcast_to(x, (len(pixels), x.shape[-1])) for x in (text_ids, text_mask))
-    result = function(params, pixels, *text)
-    return result[0] if single else result
-
-
-def _check(pixels: jax.Array) -> None:
-    if pixels.ndim != 4 or pixels.shape[-1] != 3:
-        first = pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4)
-        remedy = "; this looks like channels first (CHW), use jnp.moveaxis(pixels, -3, -1)" if first else ""
-        raise ImageError(f"pixels of shape {pixels.shape}, expected [B,h,w,3] or [h,w,3]{remedy}")
-    if isinstance(pixels, jax.core.Tracer) or not jnp.issubdtype(pixels.dtype, jnp.floating):
-        return
-    highest = float(pixels.max()) if pixels.size else 0.0
-    if highest > _SURELY_NOT_UNIT:
-        raise ImageError(
-            f"pixels: floats up to {highest:g}, expected 0..1; pixels in 0..255 given as float? Divide by 255"
-        )
+def network(config: Config, tokenizer: Tokenizer) -> Network:
+    """The functions of a critic, from the modules of the network."""
+    graphdef, _ = functional.abstract(model_lib.build(config.model))
+    suffix, length = tokenizer.suffix_ids[0], config.data.max_target_tokens
+    return Network(
+        functools.partial(forward, graphdef, suffix, length),
+        functools.partial(scores, graphdef),
+        functools.partial(heatmaps, graphdef),
+        graphdef,
+    )

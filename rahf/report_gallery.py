@@ -26,8 +26,8 @@ class ReportExample:
     prompt: str
     words: Sequence[str]  # the prompt's words by the dataset's rule
     loss: float  # decides what is a worst and a best case
-    heatmaps: np.ndarray  # predicted, float [h,w,2] in [0,1], order HEATMAPS
-    scores: np.ndarray  # predicted, float [4] in [0,1], order SCORES
+    heatmaps: np.ndarray  # predicted, float [h,w,2] in [0,1], order HEATMAPS; NaN: not predicted
+    scores: np.ndarray  # predicted, float [4] in [0,1], order SCORES; NaN: not predicted
     labels: Sequence[int] | None = None  # predicted, one per word, 1 aligned, 0 misaligned
     probability: Sequence[float] | None = None  # of "misaligned", one per word
     true_heatmaps: np.ndarray | None = None  # uint8 0..255 or float in [0,1], [h,w,2]
@@ -58,7 +58,7 @@ def errors(example: ReportExample) -> dict[str, float]:
         found["scores"] = float(known.mean()) if known.size else math.nan
     for kind, name in enumerate(HEATMAPS):
         found[name] = math.nan
-        if _has_map(example, kind):
+        if _has_map(example, kind) and not np.isnan(example.heatmaps[:, :, kind]).all():
             truth = as_unit(example.true_heatmaps[:, :, kind])
             predicted = resize(as_unit(example.heatmaps[:, :, kind]), truth.shape)
             found[name] = float(np.square(predicted - truth).mean())
@@ -90,9 +90,11 @@ def article(example: ReportExample, number: int, encoding: Encoding) -> tuple[st
     data = "".join(f' data-{key}="{value:.6g}"' for key, value in wrong.items() if math.isfinite(value))
     tiles = [_tile(number, example, "picture", None)]
     for kind, name in enumerate(HEATMAPS):
-        tiles.append(
-            _tile(number, example, f"{name}, predicted", _layer(example.heatmaps[:, :, kind], name, encoding))
-        )
+        predicted = example.heatmaps[:, :, kind]
+        if np.isnan(predicted).all():
+            tiles.append(_tile(number, example, f"{name}, predicted", None, "not predicted"))
+        else:
+            tiles.append(_tile(number, example, f"{name}, predicted", _layer(predicted, name, encoding)))
         if _has_map(example, kind):
             truth = example.true_heatmaps[:, :, kind]
             layer = _layer(truth, name, encoding) if truth.any() else None
@@ -116,7 +118,7 @@ def _tile(number: int, example: ReportExample, caption: str, layer: str | None, 
     height, width = example.image.shape[:2]
     inner = f'<img src="{layer}" alt="">' if layer else ""
     inner += f'<span class="note">{note}</span>' if note else ""
-    shade = " plain" if note == "no label" else "" if caption == "picture" else " map"
+    shade = " plain" if note in ("no label", "not predicted") else "" if caption == "picture" else " map"
     return (
         f'<figure><div class="pic p{number}{shade}" role="img" tabindex="0" aria-label="{caption}" '
         f'style="aspect-ratio:{width}/{height}">{inner}</div><figcaption>{caption}</figcaption></figure>'
@@ -132,7 +134,8 @@ def _prompts(example: ReportExample) -> str:
         ("true", true, predicted, "missed"),
     ):
         if labels is None:
-            nothing = '<span class="small">no word labels</span>'
+            missing = "not predicted" if heading == "predicted" else "no word labels"
+            nothing = f'<span class="small">{missing}</span>'
             lines.append(f'<p class="prompt"><span class="who">{heading}</span>{nothing}</p>')
             continue
         classes = [
@@ -162,10 +165,10 @@ def _scores(example: ReportExample) -> str:
         truth = math.nan if example.true_scores is None else float(example.true_scores[i])
         width = 100 * min(max(score, 0.0), 1.0) if math.isfinite(score) else 0
         tick = f'<i style="left:{100 * min(max(truth, 0.0), 1.0):.1f}%"></i>' if math.isfinite(truth) else ""
-        rated = f"{truth:.2f}" if math.isfinite(truth) else "–"
+        given, rated = (f"{value:.2f}" if math.isfinite(value) else "–" for value in (score, truth))
         rows.append(
             f'<tr><th scope="row">{name}</th><td class="track"><div class="bar">'
-            f'<b style="width:{width:.1f}%"></b>{tick}</div></td><td>{score:.2f}</td>'
+            f'<b style="width:{width:.1f}%"></b>{tick}</div></td><td>{given}</td>'
             f'<td class="rated">{rated}</td></tr>'
         )
     return (

@@ -80,7 +80,7 @@ def groups(
     for kind in ("plcc", "srcc"):
         which = [*SCORES, "mean"]
         labels = [*(name.capitalize() for name in SCORES), "Mean of the four"]
-        rated = {int(metrics.get(f"scores/{name}/count", 0)) for name in SCORES}
+        rated = {int(metrics.get(f"scores/{name}/count", 0)) for name in SCORES if f"scores/{name}/{kind}" in metrics}
         title = f"Scores: {METRICS[kind][1].split(' with')[0]} ({METRICS[kind][0]})"
         count = f"{_range(rated)} rated images"
         made.append(rows(title, [f"scores/{n}/{kind}" for n in which], labels, count))
@@ -108,7 +108,7 @@ def _row(
 
 
 def _range(numbers: set[int]) -> str:
-    low, high = min(numbers), max(numbers)
+    low, high = min(numbers, default=0), max(numbers, default=0)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 

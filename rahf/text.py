@@ -24,7 +24,8 @@ PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # T5's convention, and that of `train_tokenize
 
 # The eight separators of google-research/richhf_18k and the blank. Newline, tab, hyphen,
 # parentheses and apostrophe do not separate words.
-_WORD = re.compile(r'[^,.?!":; ]+')
+WORD_RULE = r'[^,.?!":; ]+'
+_WORD = re.compile(WORD_RULE)
 
 
 def split_words(prompt: str) -> list[str]:
@@ -42,6 +43,8 @@ class Encoded(NamedTuple):
 
 class Tokenizer:
     """A SentencePiece model with T5's special ids (padding 0, end of sequence 1, unknown 2)."""
+
+    eos_id = EOS_ID
 
     def __init__(self, model: bytes, source: str = "bytes"):
         """Builds from a serialized SentencePiece model.
@@ -65,9 +68,25 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Loads a ``.model`` file. Raises FileNotFoundError or ValueError naming the file."""
+        """Loads a ``.model`` file, or a folder or JSON file of CLIP's (`rahf.text_clip`).
+
+        Raises FileNotFoundError or ValueError naming the file.
+        """
+        if os.path.isdir(path):
+            from rahf import text_clip
+
+            return text_clip.load(path)
         with open(path, "rb") as file:
-            return cls(file.read(), str(path))
+            return cls.from_bytes(file.read(), str(path))
+
+    @staticmethod
+    def from_bytes(model: bytes, source: str = "bytes") -> "Tokenizer":
+        """The tokenizer whose attribute `model` is given: SentencePiece, or CLIP's, which is JSON."""
+        if model[:1] != b"{":
+            return Tokenizer(model, source)
+        from rahf import text_clip
+
+        return text_clip.ClipTokenizer(model, source)
 
     def __reduce__(self):  # data workers receive the tokenizer by pickle
         return (Tokenizer, (self.model, self.source))
@@ -109,7 +128,7 @@ class Tokenizer:
         if len(ids) > length - 1:
             ids = ids[: length - 1]
             lost = split_words(prompt)[self._words_kept(prompt, ids) :]
-        return Encoded(*_pad([*ids, EOS_ID], length), lost)
+        return Encoded(*pad([*ids, EOS_ID], length), lost)
 
     def _words_kept(self, prompt: str, ids: Sequence[int]) -> int:
         # Both sides went through the vocabulary's normalisation, which changes the number of characters.
@@ -152,14 +171,15 @@ class Tokenizer:
             ends.append(len(ids) - 1)
             ids += suffix
         lost = [word for word, end in zip(words, ends) if end < 0]
-        return Encoded(*_pad([*ids, EOS_ID], length), lost), ends
+        return Encoded(*pad([*ids, self.eos_id], length), lost), ends
 
     def _word_ids(self, word: str) -> list[int]:
         # A word of nothing but blanks to SentencePiece (a lone newline) still needs a place of its own.
         return self.encode(word) or [UNK_ID]
 
 
-def _pad(ids: list[int], length: int) -> tuple[np.ndarray, np.ndarray]:
+def pad(ids: list[int], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids filled up with padding to int32 [length], and the mask of what is not padding."""
     padded = np.full(length, PAD_ID, np.int32)
     padded[: len(ids)] = ids
     return padded, np.arange(length) < len(ids)

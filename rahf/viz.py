@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Real, UInt8
 from PIL import Image, ImageDraw, ImageFont
-from rich.table import Table
-from rich.text import Text
 
 from rahf.batch import HEATMAPS, SCORES
 from rahf.metrics.heatmaps import resize
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Float, Real, UInt8
+    from rich.table import Table
+    from rich.text import Text
 
 #: Colours (red, green, blue) at equal steps from 0 to 1; darkness grows steadily, so print and colour-blind
 #: eyes keep the order.
@@ -147,7 +149,7 @@ def feedback_panel(
 
     Args:
       image: uint8 RGB.
-      heatmaps: predicted, float in [0,1], order HEATMAPS.
+      heatmaps: predicted, float in [0,1], order HEATMAPS; one with NaN is left out.
       scores: predicted, in [0,1], order SCORES; None: no bars.
       true_heatmaps: uint8 0..255 or float in [0,1]; None: no second row.
       height: of each picture, in pixels.
@@ -157,7 +159,8 @@ def feedback_panel(
         image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
     pictures = [("picture", image)]
     for kind, name in enumerate(HEATMAPS):
-        pictures.append((name, overlay(image, heatmaps[:, :, kind], name, contour=0.5)))
+        if not np.isnan(heatmaps[:, :, kind]).any():
+            pictures.append((name, overlay(image, heatmaps[:, :, kind], name, contour=0.5)))
     if true_heatmaps is not None:
         pictures.append(("picture", image))
         for kind, name in enumerate(HEATMAPS):
@@ -185,8 +188,13 @@ def _score_picture(scores: Float[np.ndarray, "4"], width: int, size: int) -> Ima
         end = left + (right - left) * float(np.clip(np.nan_to_num(score), 0, 1))
         if end - left >= 2 * half:
             draw.rounded_rectangle((left, middle - half, end, middle + half), half, fill=(72, 92, 200))
-        draw.text((right + gap, middle), f"{score:.2f}", fill=(40, 40, 48), font=font, anchor="lm")
+        draw.text((right + gap, middle), _shown(score), fill=(40, 40, 48), font=font, anchor="lm")
     return canvas
+
+
+def _shown(score: float) -> str:
+    """Two digits; a dash, plain because Pillow's font lacks others, for a score that a model does not predict."""
+    return "-" if np.isnan(score) else f"{score:.2f}"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -231,6 +239,8 @@ def prompt_text(prompt: str, words: Sequence[str], labels: Sequence[int]) -> Tex
       words: its words by the dataset's rule.
       labels: 1 aligned, 0 misaligned, one per word; missing ones count as aligned.
     """
+    from rich.text import Text
+
     text = Text()
     for piece in pieces(prompt, words):
         shown = printable(piece.text)
@@ -276,12 +286,15 @@ def score_bars(scores: Sequence[float], truth: Sequence[float] | None = None, wi
       truth: [4] or None; NaN where not rated. Shown as a number behind the bar.
       width: of a full bar, in characters.
     """
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table.grid(padding=(0, 1))
     for number, name in enumerate(SCORES):
         score = float(np.clip(np.nan_to_num(scores[number]), 0, 1))
         full = round(score * width)
         bar = Text("━" * full, style="blue") + Text("─" * (width - full), style="bright_black")
-        row: list[str | Text] = [name, bar, f"{scores[number]:.2f}"]
+        row: list[str | Text] = [name, bar, _shown(scores[number])]
         if truth is not None:
             row.append("" if np.isnan(truth[number]) else f"(rated {truth[number]:.2f})")
         table.add_row(*row)

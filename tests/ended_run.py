@@ -1,7 +1,8 @@
 """Runs `rahf` and ends it from within: python ended_run.py HOW ARGUMENTS…
 
-HOW is ``SIGKILL:5`` (any signal, when the fifth batch is taken) or ``saving:2`` (SIGKILL at some moment while the
-second checkpoint for resuming is being written).
+HOW is ``SIGKILL:5`` (any signal, when the fifth batch is taken), ``SIGKILL:5:0.1`` (0.1 s later, whatever it does
+by then), ``saving:2`` (SIGKILL at some moment while the second checkpoint for resuming is being written), or
+``start:0.5`` (SIGKILL half a second after the beginning).
 """
 
 import os
@@ -52,12 +53,27 @@ def _kill_at_first_trace(folder) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    how, when = sys.argv.pop(1).split(":")
-    if how == "saving":
-        while_saving(int(when))
+def after(seconds: float, number: int = signal.SIGKILL) -> None:
+    """Sends this process a signal some time from now."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+
+
+def arrange(how: str) -> None:
+    """Prepares the end, as in the description of this file."""
+    what, *when = how.split(":")
+    if what == "start":
+        after(float(when[0]))
+    elif what == "saving":
+        while_saving(int(when[0]))
     else:
-        at_batch(int(when), lambda: os.kill(os.getpid(), signal.Signals[how]))
+        number, delay = signal.Signals[what], [float(seconds) for seconds in when[1:]]
+        at_batch(int(when[0]), lambda: after(delay[0], number) if delay else os.kill(os.getpid(), number))
+
+
+if __name__ == "__main__":
+    arrange(sys.argv.pop(1))
     from rahf.cli import main
 
     sys.exit(main())

@@ -49,6 +49,10 @@ SMALLEST = dataclasses.replace(
     score_head=ScoreHeadConfig(conv_widths=(), dense_widths=(8,)),
 )
 BOTH = {"plain": PLAIN, "other": OTHER}
+#: The paper's other variant.
+AUGMENTED = dataclasses.replace(
+    PLAIN, variant="augmented-prompt", task_ids=((5, 6), (7,), (8, 9, 10), (11, 6), (12,), (13, 14))
+)
 SUFFIX_ID = 4
 
 

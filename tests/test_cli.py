@@ -36,7 +36,7 @@ def test_help_shows_every_command_and_the_version(capsys):
         cli.main(["--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    for command in ("demo", "prepare", "train", "evaluate", "predict", "import"):
+    for command in ("demo", "prepare", "train", "evaluate", "predict", "mask", "select", "score", "import"):
         assert f"\n    {command} " in out
     with pytest.raises(SystemExit) as ended:
         cli.main(["frobnicate"])

@@ -5,6 +5,7 @@ import json
 import pathlib
 import typing
 
+import numpy as np
 import pytest
 
 from rahf import config as config_lib
@@ -24,6 +25,8 @@ def another(value, hint):
         return not value
     if isinstance(value, tuple):
         kind = typing.get_args(hint)[0]
+        if typing.get_origin(kind) is tuple:  # of tuples, empty at first
+            return ((7, 8),)
         return tuple(another(v, kind) for v in value) if value else (kind(7),)
     if isinstance(value, str):
         return value + "x"
@@ -221,7 +224,7 @@ def test_every_field_can_be_overridden(write):
             group, name = path.rsplit(".", 1)
             fields.append(f"--{group}.{'' if value else 'no_'}{name}")
         else:
-            fields += [f"--{path}", *map(str, value if isinstance(value, tuple) else [value])]
+            fields += [f"--{path}", *map(str, np.ravel(value) if isinstance(value, tuple) else [value])]
     found = overrides.parse(write("def config():\n    return Config()\n"), fields)
     assert found == all_changed(Config())
     assert isinstance(found.data.augment, AugmentConfig)

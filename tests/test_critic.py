@@ -1,8 +1,10 @@
 """The critic: equal to a direct call of the network, indifferent to batching, clear about bad models."""
 
+import dataclasses
 import json
 import re
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,12 @@ import rahf
 from data_pipelines import examples
 from data_pipelines.records import Record
 from rahf import config as config_lib
+from rahf import inputs
 from rahf.batch import Prediction
 from rahf.critic import Critic, _batch_size
 from rahf.models import functional
 from rahf.models import rahf as model_lib
+from rahf.provenance import ModelMismatch
 from rahf.text import split_words, train_tokenizer
 from rahf.train.checkpoint import CheckpointError
 
@@ -119,6 +123,34 @@ def test_progress_only_on_request_and_on_stderr(critic, pictures, capfd, monkeyp
     assert out == "" and "predicting" in err
 
 
+def test_long_lists_show_how_far_they_are(critic, pictures, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(inputs, "_MANY", 4)
+    critic(pictures, PROMPTS, batch_size=2)  # 5 images are many now
+    assert "predicting" in capfd.readouterr().err
+    critic(pictures, PROMPTS, batch_size=2, progress=False)
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setitem(sys.modules, "rich.console", None)  # as where only an exported file is read
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    critic(pictures, PROMPTS, batch_size=2)
+    assert "predicting 2/5" in capfd.readouterr().err
+
+
+def test_predictions_and_feedback_carry_what_the_critic_is(critic, pictures):
+    found, one = critic(pictures, PROMPTS), critic.feedback(pictures[0], PROMPTS[0])[0]
+    assert found.provenance == critic.provenance
+    assert found.model_id == one.model_id == critic.model_id
+    assert found.preprocessing_hash == one.preprocessing_hash and re.fullmatch("[0-9a-f]{12}", one.preprocessing_hash)
+    assert found.weight_licence == one.weight_licence == "not specified"
+    assert found.percentiles is None and one.percentiles is None
+    said = one.to_json()
+    assert said["preprocessing"] == one.preprocessing_hash and said["weight_licence"] == "not specified"
+    other = dataclasses.replace(one, model_id="other-1-abc")
+    assert one.compare(one) == dict.fromkeys(one.scores, 0.0)
+    with pytest.warns(ModelMismatch, match="no common scale"):
+        one.compare(other)
+
+
 def test_model_id_follows_the_parameters(critic, tiny_run):
     assert critic.model_id == rahf.load(tiny_run / "checkpoints" / "best" / "7").model_id
     assert re.fullmatch(r"tiny-7-[0-9a-f]{12}", critic.model_id)
@@ -158,5 +190,5 @@ def test_load_checks_the_vocabulary(copied, critic):
         rahf.load(copied)
     letters = ["".join(chr(0x4E00 + i * 50 + j) for j in range(50)) for i in range(8)]
     model.write_bytes(train_tokenizer(letters, 1000))
-    with pytest.raises(CheckpointError, match="pieces but the network only .* not the vocabulary"):
+    with pytest.raises(CheckpointError, match="pieces, model.t5.vocab_size is only .* not the vocabulary"):
         rahf.load(copied)

@@ -67,6 +67,14 @@ def test_gradient_is_finite_for_constant_images(critic, value):
     assert np.isfinite(jax.grad(lambda x: critic.heatmaps(x, ids, mask).sum())(pixels)).all()
 
 
+def test_gradient_is_finite_and_alive_for_saturated_images(critic):
+    """Every channel is 0 or 1: nothing clips on the way to the scores."""
+    ids, mask = critic.tokens("a red cat")
+    pixels = jnp.asarray(np.random.default_rng(0).integers(0, 2, (1, 40, 40, 3)), jnp.float32)
+    gradient = np.asarray(jax.grad(lambda x: critic.scores(x, ids, mask).sum())(pixels))
+    assert np.isfinite(gradient).all() and np.mean(gradient != 0) > 0.9
+
+
 def test_bad_pixels_of_the_pure_functions(critic):
     ids, mask = critic.tokens("a cat")
     with pytest.raises(ImageError, match=r"\(2, 3, 40, 40\).*channels first \(CHW\)"):

@@ -16,6 +16,7 @@ from rahf import cli, evaluate, evaluation_report
 from rahf.batch import HEATMAPS, SCORES, Prediction
 from rahf.images import load_grey
 from rahf.losses import Parts
+from rahf.models import kinds
 from rahf.metrics.heatmaps import HeatmapMetrics, resize
 from rahf.metrics.keywords import KeywordMetrics
 from rahf.metrics.scores import ScoreMetrics
@@ -221,12 +222,41 @@ def test_outputs_that_are_not_finite_are_named(field, row):
     batch = batch_lib.fake(3)
     batch.example_mask[2] = False
     prediction = Prediction(np.zeros((3, 4, 4, 2)), np.zeros((3, 4)), np.zeros((3, 6)))
-    found = Evaluated(prediction, None, Parts(np.zeros(3), np.zeros(3), np.zeros(3)))
+    found = Evaluated(prediction, None, Parts(*(np.zeros(3) for _ in range(4))))
     values = getattr(prediction, field, None)
     values = found.parts.keyword if values is None else values
     rows = np.flatnonzero(batch.example_mask)
     values[2] = np.nan  # filling: of no interest
-    evaluate._check_finite(batch, found, rows)
+    evaluate._check_finite(kinds.Outputs(), batch, found, rows)
     values[row] = np.inf
     with pytest.raises(evaluate.NotFinite, match=rf"{field.replace('_', ' ')}.* of example {row} "):
-        evaluate._check_finite(batch, found, rows)
+        evaluate._check_finite(kinds.Outputs(), batch, found, rows)
+
+
+def test_percentiles_refer_to_the_evaluated_split(evaluated, said, finished_run):
+    """A whole split's scores become the reference of later predictions; a part of one does not."""
+    quantiles = rahf.load(finished_run).provenance.quantiles
+    scores = np.array([[one.scores[name] for name in SCORES] for one in said[1]])
+    assert quantiles.reference == "tiny, split test" and quantiles.count == 10
+    np.testing.assert_allclose(quantiles.values, np.quantile(scores, np.linspace(0, 1, 101), axis=0).T, atol=1e-4)
+    # The worst of the split is at 0%, the best at 100%, and the median is in the middle.
+    for rank, share in ((scores.min(0), 0), (np.median(scores, 0), 50), (scores.max(0) + 1, 100)):
+        np.testing.assert_allclose(quantiles.percentiles(rank), np.full(4, share), atol=3)
+
+
+def test_an_exported_file_is_evaluated(evaluated, finished_run, tmp_path):
+    from rahf import export
+
+    critic = rahf.load(finished_run)
+    file = export.export(critic, tmp_path / "tiny.rahf", platforms=("cpu",)).file
+    found = evaluation_report.run(str(file), split="test")
+    expected = evaluated[0]
+    assert found.count == 10 and (tmp_path / "tiny-report" / "test" / "index.html").is_file()
+    assert set(expected.metrics) - set(found.metrics) == {
+        name for name in expected.metrics if name.startswith(("loss/", "keywords/"))
+    }
+    for name, value in found.metrics.items():
+        np.testing.assert_allclose(value, expected.metrics[name], atol=1e-4, err_msg=name)
+    small = export.export(critic, tmp_path / "scores.rahf", platforms=("cpu",), scores_only=True).file
+    with pytest.raises(ValueError, match="exported with --scores-only; evaluate needs heatmaps"):
+        evaluation_report.run(str(small), split="test")

@@ -10,6 +10,7 @@ from scipy.special import softmax
 
 from rahf.config import HeatmapHeadConfig, ScoreHeadConfig, T5Config, ViTConfig
 from rahf.models import functional, heads, layers, t5, vit
+from rahf.models.attention import attention
 
 F32 = jnp.dtype("float32")
 rng = np.random.default_rng
@@ -104,17 +105,17 @@ def test_attention(scale):
     mask = rng(0).random((2, 1, 4, 5)) < 0.6
     mask[..., 0] = True
     bias = normal(1, 2, 4, 5, seed=4)
-    found = jax.jit(functools.partial(layers.attend, scale=scale))(q, k, v, mask=mask, bias=bias)
+    found = jax.jit(functools.partial(attention, scale=scale))(q, k, v, mask=mask, bias=bias)
     close(found, attention_by_hand(q, k, v, mask, bias, 8**-0.5 if scale is None else scale))
 
 
 def test_masked_keys_do_not_matter():
     q, k, v = normal(2, 4, 2, 8, seed=1), normal(2, 5, 2, 8, seed=2), normal(2, 5, 2, 8, seed=3)
     mask = np.array([[1, 1, 1, 0, 0], [1, 0, 1, 1, 0]], bool)
-    attend = jax.jit(lambda k, v: layers.attend(q, k, v, mask=mask[:, None, None]))
+    attend = jax.jit(lambda k, v: attention(q, k, v, mask=mask[:, None, None]))
     other = np.where(mask[..., None, None], 0, 1e3).astype(np.float32)
     np.testing.assert_array_equal(attend(k, v), attend(k + other, v - other))
-    assert np.isfinite(jax.jit(lambda: layers.attend(q, k, v, mask=np.zeros((2, 1, 1, 5), bool)))()).all()
+    assert np.isfinite(jax.jit(lambda: attention(q, k, v, mask=np.zeros((2, 1, 1, 5), bool)))()).all()
 
 
 # Convolutions

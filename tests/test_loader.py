@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import json
+import multiprocessing
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -386,10 +388,30 @@ class Deadly(Listed):
         return super().__getitem__(index)
 
 
-def test_dead_worker_is_reported(source, tokenizer):
+def test_a_worker_that_always_dies_at_a_record_stops_the_run(source, tokenizer):
     with make(Deadly(source.records), tokenizer, workers=1) as batches:
-        with pytest.raises(RuntimeError, match="data worker process died .*SIGKILL.*memory"):
+        reported = []
+        batches.report = reported.append
+        wanted = r"worker 1 of 1 died at record 6 \(uid 'u6'\) of .*killed by SIGKILL.*memory.* 3 times at the same"
+        with pytest.raises(loader.deaths.WorkerDied, match=wanted):
             take(batches, 6)
+    assert len(reported) >= 2 and all("at record 6 (uid" in line and "started again" in line for line in reported)
+
+
+def test_a_worker_that_is_killed_once_is_started_again(source, tokenizer):
+    with make(source, tokenizer, workers=0) as calm:
+        wanted = take(calm, 20)
+    with make(source, tokenizer, workers=2) as batches:
+        reported = []
+        batches.report = reported.append
+        found = take(batches, 3)
+        victim = next(p for p in multiprocessing.active_children() if p.name.startswith("grain-process-prefetch"))
+        os.kill(victim.pid, signal.SIGKILL)
+        found += take(batches, 17)
+    assert_equal(found, wanted)
+    (line,) = reported
+    assert re.match(r"warning: data worker [12] of 2 died at record \d+ \(uid 'u\d'\) of dataset ", line), line
+    assert "(killed by SIGKILL, usually the machine ran out of memory); started again at the same place" in line
 
 
 def test_too_little_shared_memory_is_said_before(source, tokenizer, monkeypatch):

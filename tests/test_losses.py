@@ -144,7 +144,7 @@ def test_nothing_labelled():
     masks = ("heatmap_mask", "score_mask", "target_mask")
     batch = batch._replace(**{name: np.zeros_like(getattr(batch, name)) for name in masks})
     loss, parts = total(LossConfig(), logits, batch)
-    assert (float(loss), *map(float, parts)) == (0, 0, 0, 0)
+    assert (float(loss), *map(float, parts)) == (0,) * 5
 
 
 @pytest.mark.parametrize("kind", ["mse", "bce"])
@@ -165,7 +165,7 @@ def test_a_missing_label_has_weight_0(kind, garbage):
     (wanted, _), wanted_gradient = gradients(config, logits, batch)
     (found, _), gradient = gradients(config, logits, dropped)
     assert found == wanted and np.isfinite(found)
-    for ours, theirs in zip(gradient, wanted_gradient):
+    for ours, theirs in zip(gradient[:3], wanted_gradient):
         assert np.isfinite(ours).all()
         np.testing.assert_array_equal(ours, theirs)
     assert not gradient.scores[0, 1] and not gradient.heatmaps[0, ..., 1].any()

@@ -134,6 +134,6 @@ def test_the_largest_network_whole():
     assert fused.image.shape == (4, 32, 32, 768) and fused.memory.shape == (4, 1024 + 64, 768)
     assert fused.memory.dtype == np.dtype(jax.numpy.bfloat16)
     wanted = [(4, 512, 512, 2), (4, 4), (4, 64, 32128)]
-    assert [(x.shape, x.dtype) for x in logits] == [(shape, F32) for shape in wanted]
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(logits)] == [(shape, F32) for shape in wanted]
     assert [(x.shape, x.dtype) for x in prediction] == [(shape, F32) for shape in (*wanted[:2], (4, 30))]
     assert (generated.shape, generated.dtype) == ((4, 64), np.dtype(np.int32))

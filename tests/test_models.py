@@ -40,7 +40,7 @@ def test_outputs(config):
     close(loss, sum(parts))
     words = np.asarray(prediction.word_probabilities)
     assert ((words > 0) == (fake().word_end >= 0)).all() and (words < 1).all()
-    for values in (*logits, prediction.word_probabilities[:, :2]):  # or else the tests below could not fail
+    for values in (*logits[:3], prediction.word_probabilities[:, :2]):  # or else the tests below could not fail
         assert np.asarray(values).std(0).max() > 0.03
         assert np.asarray(values).std(-1).max() > 0.03
 

@@ -116,3 +116,36 @@ def test_t5_queries_are_found():
         found = {path for path, yes in functional.flatten(optimizer.is_t5_query(params)).items() if yes}
         each = [("encoder", "attention"), ("decoder", "attention"), ("decoder", "cross")]
         assert found == {f"{stack}/layer_{i}/{kind}/query/kernel" for stack, kind in each for i in range(2)}
+
+
+def test_adafactor_by_hand():
+    """Shazeer & Stern 2018, algorithm 4 without momentum: factored moments, clipped and relative steps."""
+    config = OptimizerConfig(
+        kind="adafactor", learning_rate=0.5, schedule="constant", warmup_steps=0, clip_norm=0.0, weight_decay=0.0
+    )
+    stream = np.random.default_rng(0)
+    params = {"a/kernel": stream.standard_normal((130, 128)), "b/bias": stream.standard_normal(5)}
+    draw = lambda: {k: stream.standard_normal(v.shape) * 10 ** stream.uniform(-2, 1, v.shape) for k, v in params.items()}
+    gradients = [draw() for _ in range(3)]
+    make = optimizer.make(config, PLAIN, 3)
+    found = functional.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in params.items()})
+    state = make.init(found)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 300  # 130 + 128 + 5 and a few scalars
+    for gradient in gradients:
+        given = functional.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in gradient.items()})
+        updates, state = jax.jit(make.update)(given, state, found)
+        found = jax.tree.map(jnp.add, found, updates)
+    rows, columns, full = np.zeros(130), np.zeros(128), np.zeros(5)
+    for t, gradient in enumerate(gradients, 1):
+        keep = 1.0 - t**-0.8
+        square = gradient["a/kernel"] ** 2 + 1e-30
+        rows = keep * rows + (1 - keep) * square.mean(1)
+        columns = keep * columns + (1 - keep) * square.mean(0)
+        full = keep * full + (1 - keep) * (gradient["b/bias"] ** 2 + 1e-30)
+        second = {"a/kernel": rows[:, None] * columns / rows.mean(), "b/bias": full}
+        for name, v in second.items():
+            u = gradient[name] / np.sqrt(v)
+            u = u / max(1.0, np.sqrt((u**2).mean()))
+            params[name] = params[name] - 0.5 * max(1e-3, np.sqrt((params[name] ** 2).mean())) * u
+    for name, value in functional.flatten(found).items():
+        np.testing.assert_allclose(value, params[name], rtol=2e-4, atol=2e-5)

@@ -66,7 +66,7 @@ def test_its_metadata(wheel):
     licence = metadata["License-Expression"] or metadata["License"]  # newer and older setuptools
     assert metadata["Name"] == "rahf" and licence == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra")) == {"gpu", "notebook", "test", "torch", "tpu"}
+    assert set(metadata.get_all("Provides-Extra")) == {"gpu", "notebook", "ray", "test", "torch", "tpu"}
     asked = {re.split(r"[<>=!;\[ ]", line)[0].lower() for line in metadata.get_all("Requires-Dist") if "extra" not in line}
     assert {name.replace("_", "-") for name in asked} == required("options", "install_requires")
     assert "rahf = rahf.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
@@ -109,7 +109,7 @@ def test_every_module_imports_without_the_clone(elsewhere):
         str(p.relative_to(unpacked).with_suffix("")).replace("/", ".").removesuffix(".__init__")
         for p in unpacked.rglob("*.py")
     )
-    absent = ("tensorflow", "torch", "torchvision", "diffusers", "pytest", "beartype", "setuptools")
+    absent = ("tensorflow", "torch", "torchvision", "diffusers", "ray", "pytest", "beartype", "setuptools")
     code = (
         f"for name in {absent!r}: sys.modules[name] = None  # importing it fails\n"
         "import importlib\n"
@@ -136,8 +136,8 @@ def test_everything_imported_is_asked_for():
     distributions = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"}
     asked = required("options", "install_requires")
     imported = {distributions.get(name, name).lower().replace("_", "-") for name in third_party("rahf", "data_pipelines")}
-    assert imported - asked == {"torch"}  # in one function, which says how to install it
-    assert "torch" in required("options.extras_require", "torch")
+    assert imported - asked == {"torch", "ray"}  # in functions which say how to install them
+    assert "torch" in required("options.extras_require", "torch") and "ray" in required("options.extras_require", "ray")
     assert not {"tensorflow", "torch", "tensorflow-cpu"} & asked
 
 
@@ -153,7 +153,7 @@ def test_constraints_pin_everything_asked_for():
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     assert len(pinned) == len(lines)
     assert required("options", "install_requires") | required("options.extras_require", "test") <= pinned
-    assert not {"torch", "tensorflow", "rahf"} & pinned
+    assert not {"torch", "tensorflow", "ray", "rahf"} & pinned
 
 
 def test_make_does_what_the_readme_promises(tmp_path):

@@ -103,11 +103,13 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tiny_config, finished_run, t
     run = tmp_path / "run"
     save = checkpoint.Checkpointer._save
 
-    def on_a_full_disk(self, manager, step, **items):
+    def on_a_full_disk(self, manager, step, tree, **items):
         if step < 8:
-            return save(self, manager, step, **items)
+            return save(self, manager, step, tree, **items)
+        self.wait()
         with full_disk():
-            save(self, manager, step, **items)
+            save(self, manager, step, tree, **items)
+            self.wait()
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpointer, "_save", on_a_full_disk)

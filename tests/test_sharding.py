@@ -105,9 +105,12 @@ def found(pytestconfig):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("mesh", ["data", "fsdp", "mixed"])
-def test_the_loss_is_that_of_one_device(found, mesh):
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "tensor", "mixed"])
+def test_loss_and_gradients_are_those_of_one_device(found, mesh):
     np.testing.assert_allclose(found[mesh]["loss"], found["single"]["loss"], rtol=0, atol=1e-5)
+    distance, worst, count = found[mesh]["apart"]
+    assert distance < 1e-5, worst
+    assert count == len(found["single"]["placed"])
 
 
 def test_steps_equal_those_of_one_device(found):
@@ -118,22 +121,57 @@ def test_steps_equal_those_of_one_device(found):
     assert found["mixed"]["norm"] == pytest.approx(found["single"]["norm"], rel=1e-6)
 
 
+def test_the_mesh_has_no_part_in_the_draw_of_tasks(found):
+    """Augmented prompt: the same tasks of the same examples, so the same loss and gradients."""
+    single, sharded = found["augmented single"], found["augmented mixed"]
+    np.testing.assert_allclose(sharded["loss"], single["loss"], rtol=0, atol=1e-5)
+    distance, worst, count = sharded["apart"]
+    assert distance < 1e-5, worst
+    assert count == len(single["placed"]) < len(found["single"]["placed"])
+    assert max(sharded["params"]) < single["params"][0] / 2.5
+
+
 def test_parameters_are_born_sharded(found):
     for part in ("params", "opt_state"):
         (whole,) = found["single"][part]
         assert found["data"][part] == [whole] * 8
         assert len(found["fsdp"][part]) == 8 and whole / 8 < max(found["fsdp"][part]) < whole / 4
         assert len(found["mixed"][part]) == 8 and max(found["mixed"][part]) < whole / 2.5
+    for mesh, factor in (("fsdp", 8), ("mixed", 4), ("tensor", 8)):
+        everywhere, here, largest_whole = found[mesh]["cut"]
+        assert here * factor == everywhere or mesh == "mixed"  # there some are cut along one axis only
+        assert mesh == "tensor" or largest_whole < 2**14
     placed = found["mixed"]["placed"]
     assert placed["embedding"] == str(P("tensor", "fsdp")) and placed["output"] == str(P("fsdp", "tensor"))
     assert placed["encoder/layer_0/attention/query/kernel"] == str(P("fsdp", "tensor"))
     assert found["fsdp"]["placed"]["embedding"] == str(P("fsdp", None))
 
 
+@pytest.mark.parametrize("devices", ["8", "1", "4"])
+def test_a_checkpoint_fits_every_mesh(found, devices):
+    """Made on 8 devices, saved, restored on 1, saved, restored on 4."""
+    at = found["wander"][devices]
+    assert at["same"] and at["placed"] and at["checksums"] and at["position"] == {"examples": 8}
+
+
+@pytest.mark.parametrize("devices", ["8", "4"])
+def test_no_device_is_ever_given_more_than_its_share(found, devices):
+    """Of what JAX was given to make arrays of, when the state was made (on 8 devices) and restored (on 4)."""
+    at = found["wander"][devices]
+    assert at["seen"] == 1.0 and at["cut"] >= 3 and at["larger"] == []
+
+
+def test_checksums_do_not_depend_on_the_mesh(found):
+    assert found["wander"]["by_devices"]
+
+
 def test_examples_are_shared_out(found):
-    assert {name: run["examples"] for name, run in found.items()} == {
+    assert {name: run["examples"] for name, run in found.items() if name != "wander"} == {
         "single": [8],
         "data": [1] * 8,
         "fsdp": [1] * 8,
+        "tensor": [8] * 8,
         "mixed": [2] * 8,  # devices that share arithmetic see the same examples
+        "augmented single": [8],
+        "augmented mixed": [2] * 8,
     }

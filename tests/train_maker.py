@@ -68,9 +68,13 @@ def stored(run: pathlib.Path, kind: str = "latest") -> tuple[int, dict[str, np.n
     import orbax.checkpoint as ocp
 
     step = max(int(p.name) for p in (run / "checkpoints" / kind).iterdir())
+    folder = run / "checkpoints" / kind / str(step) / "state"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it finds the layout in the files
-        tree = checkpointer.restore(run / "checkpoints" / kind / str(step) / "state")
+        there = checkpointer.metadata(folder)
+        there = getattr(there, "item_metadata", there)
+        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(getattr(there, "tree", there)))
+        tree = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=whole))
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -80,3 +84,27 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
     assert found.keys() == expected.keys() and len(found) > 100
     different = [p for p in expected if found[p].tobytes() != expected[p].tobytes()]
     assert not different, f"{len(different)} of {len(expected)} arrays differ: {different[:5]}"
+
+
+class Forked:
+    """Runs `rahf` in processes forked from one that has imported everything; see `forked_runs`."""
+
+    def __init__(self, **environment: str):
+        given = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "GLIBC_TUNABLES": ""} | environment
+        program = [sys.executable, str(HERE / "forked_runs.py")]
+        self._server = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=given)
+
+    def __enter__(self) -> "Forked":
+        assert self._server.stdout.readline() == "ready\n"
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.stdin.close()
+        self._server.wait(30)
+        self._server.stdout.close()
+
+    def run(self, *runs: dict) -> list[int]:
+        """Runs all at once; their exit codes. A run has `arguments`, `log` and perhaps `stop`, `environment`."""
+        self._server.stdin.write(json.dumps([{**run, "log": str(run["log"])} for run in runs]) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())

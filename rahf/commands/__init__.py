@@ -2,4 +2,4 @@
 a command runs, so that ``rahf --help`` is quick."""
 
 #: In the order of ``rahf --help``.
-NAMES = ("demo", "prepare", "train", "evaluate", "predict", "import_")
+NAMES = ("demo", "prepare", "train", "evaluate", "predict", "export", "mask", "select", "score", "import_", "doctor")

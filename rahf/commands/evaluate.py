@@ -15,7 +15,7 @@ def add(commands) -> None:
         run,
         "measure a model on a split, with intervals, baseline and an HTML report",
     )
-    parser.add_argument("model", help="run directory or checkpoint directory")
+    parser.add_argument("model", help="run directory, checkpoint directory or exported file")
     parser.add_argument("--data", default=None, help="prepared dataset (default: the one it was trained on)")
     parser.add_argument("--split", default="test", help="split to evaluate")
     parser.add_argument("--report", default=None, metavar="DIR", help="where the report goes (default: RUN/report/SPLIT)")
@@ -28,17 +28,20 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf import evaluation_report
+    from rahf.train import distributed
 
-    evaluation_report.run(
-        args.model,
-        data=args.data,
-        split=args.split,
-        report=args.report,
-        json_file=args.json,
-        limit=args.limit,
-        batch_size=args.batch_size,
-        generate=not args.no_generate,
-        examples=args.examples,
-    )
+    with distributed.joined():
+        from rahf import evaluation_report
+
+        evaluation_report.run(
+            args.model,
+            data=args.data,
+            split=args.split,
+            report=args.report,
+            json_file=args.json,
+            limit=args.limit,
+            batch_size=args.batch_size,
+            generate=not args.no_generate,
+            examples=args.examples,
+        )
     return 0

@@ -22,6 +22,67 @@ def add(commands) -> None:
     parser.add_argument("out", metavar="OUT", help="directory to make; evaluate and predict accept it")
     parser.add_argument("--license", default="unknown", help="of the weights, as you were told; kept in model.json")
     parser.add_argument("--tokenizer", default="google-t5/t5-base", help="SentencePiece file, T5 folder or hub id")
+    _add_baselines(kinds)
+
+
+def _add_baselines(kinds) -> None:
+    """The baselines of the paper's tables, from folders or hub ids in the Hugging Face layout."""
+    for name, function, summary, more in (
+        ("clip", clip, "CLIP off the shelf: cosine as alignment score, its gradient as misalignment map", ""),
+        ("pickscore", pickscore, "PickScore off the shelf (CLIP ViT-H/14): one number for all four scores", ""),
+        (
+            "resnet50",
+            resnet50,
+            "ResNet-50 of ImageNet; its heads are untrained",
+            "A file of torchvision's is accepted, too. To train it:\n"
+            "rahf train configs/baseline_resnet50.py --start.vision SOURCE",
+        ),
+    ):
+        parser = command(kinds, name, function, summary, more)
+        parser.add_argument("source", metavar="SOURCE", help="folder or hub id in the Hugging Face layout")
+        parser.add_argument("out", metavar="OUT", help="directory to make")
+        parser.add_argument("--license", default=None, help="of the weights (default: what their model card says)")
+        parser.add_argument("--revision", default=None, help="branch, tag or commit of a hub id")
+        if name != "resnet50":
+            parser.add_argument("--tokenizer", default=None, help="folder or hub id (default: beside the weights)")
+        if name == "clip":
+            parser.add_argument("--no-heatmap", action="store_true", help="scores only")
+
+
+def clip(args: argparse.Namespace) -> int:
+    """Runs it; the exit code."""
+    from rahf.pretrained import baselines
+
+    heatmap = not args.no_heatmap
+    return _made(baselines.import_clip(args.source, args.out, heatmap=heatmap, **_options(args, "tokenizer")))
+
+
+def pickscore(args: argparse.Namespace) -> int:
+    """Runs it; the exit code."""
+    from rahf.pretrained import baselines
+
+    return _made(baselines.import_pickscore(args.source, args.out, **_options(args, "tokenizer")))
+
+
+def resnet50(args: argparse.Namespace) -> int:
+    """Runs it; the exit code."""
+    from rahf.pretrained import baselines
+
+    made = baselines.import_resnet(args.source, args.out, **_options(args))
+    print(
+        f"model directory {made}; its heads are random, so what it says means nothing before training: "
+        f"rahf train configs/baseline_resnet50.py --start.vision {args.source}"
+    )
+    return 0
+
+
+def _options(args: argparse.Namespace, *names: str) -> dict[str, str | None]:
+    return {name: getattr(args, name) for name in ("license", "revision", *names)}
+
+
+def _made(folder) -> int:
+    print(f"model directory {folder}: try rahf predict {folder} IMAGE --prompt TEXT")
+    return 0
 
 
 def richhf_torch(args: argparse.Namespace) -> int:

@@ -26,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
     from rahf import overrides
 
     config = overrides.parse(args.config, args.fields)
-    from rahf.train import loop  # JAX only now, so that a wrong command fails fast
+    from rahf.train import distributed, loop  # JAX only now, so that a wrong command fails fast
 
-    finished = loop.train(config)
+    with distributed.joined():
+        finished = loop.train(config)
     return 0 if finished.interrupted_by is None else 128 + finished.interrupted_by

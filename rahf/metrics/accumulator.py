@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Integer
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Float, Integer
 
 
 class Accumulator(abc.ABC):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Real
 
 from rahf.batch import HEATMAPS, SCORES, Batch
 from rahf.metrics import bootstrap
@@ -14,6 +14,9 @@ from rahf.metrics.accumulator import Accumulator
 from rahf.metrics.heatmaps import HeatmapMetrics, HeatmapOptions, resize
 from rahf.metrics.keywords import KeywordMetrics
 from rahf.metrics.scores import ScoreMetrics
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Bool, Float, Integer, Real
 
 
 class EvaluationMetrics:

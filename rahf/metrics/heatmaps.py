@@ -12,13 +12,15 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Real
 
 from rahf.batch import HEATMAPS
 from rahf.metrics.accumulator import Accumulator, weighted_mean
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Bool, Float, Integer, Real
 
 #: Metrics of one map, in the order of the last axis of `map_metrics`. All but mse need a non-empty truth.
 PER_MAP = ("mse", "cc", "kld", "sim", "nss", "nss_weighted", "nss_majority", "auc_judd")

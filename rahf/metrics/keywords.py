@@ -9,12 +9,14 @@ perfect prediction does not reach a macro value of 1 unless every prompt has a m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Real
 
 from rahf.metrics.accumulator import Accumulator, divide, weighted_mean
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Bool, Float, Integer, Real
 
 
 class KeywordMetrics(Accumulator):

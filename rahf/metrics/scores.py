@@ -5,11 +5,15 @@ Rated scores are means of three raters on five steps, so they take only 13 value
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Real
 
 from rahf.batch import SCORES
 from rahf.metrics.accumulator import Accumulator, divide
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Bool, Float, Integer, Real
 
 
 class ScoreMetrics(Accumulator):

@@ -6,7 +6,6 @@ touches NNX's state types, so that a change in Flax is mended here.
 
 from __future__ import annotations
 
-import zlib
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -14,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-Params = dict[str, Any]  # nested: str → Params or float32 array
+from rahf.models.initial import draw
+from rahf.tree import Params, count, flatten, unflatten  # noqa: F401 - for callers
 
 
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
@@ -66,57 +66,45 @@ def abstract(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
     return graphdef, unflatten({p: jax.ShapeDtypeStruct(i.shape, jnp.float32) for p, i in sorted(initial.items())})
 
 
-def init(build: Callable[[], nnx.Module], seed: int, shardings: Params | None = None) -> Params:
-    """Random parameters, each from its own stream of (seed, path).
+def init(
+    build: Callable[[], nnx.Module], seed: int, shardings: Params | None = None, given: Params | None = None
+) -> Params:
+    """Random parameters, each from its own stream of (seed, path), or given ones.
 
     Drawn by NumPy on the host, one parameter at a time, and put where they belong shard by shard: no
-    device ever holds more than its share, the values do not depend on the mesh, and nothing is compiled
-    (a compiled initialiser of a deep network takes minutes on a CPU).
+    device ever holds more than its share, no host more than the shares of its devices, the values do not
+    depend on the mesh, and nothing is compiled (a compiled initialiser of a deep network takes minutes on a CPU).
 
     Args:
       build: makes the module.
       seed: of all parameters.
       shardings: a NamedSharding for every parameter; None: the default device.
+      given: parameters to take instead, any part of the tree; arrays on the host, or lying where they belong.
+
+    Raises:
+      ValueError: a given parameter is not part of the module, or of another shape.
     """
     _, initial = _trace(build)
     places = {} if shardings is None else flatten(shardings)
-    return unflatten({path: _draw(path, initial[path], seed, places.get(path)) for path in sorted(initial)})
+    taken = {} if given is None else flatten(given)
+    for path, value in taken.items():
+        if path not in initial or tuple(value.shape) != initial[path].shape:
+            wanted = initial[path].shape if path in initial else "no such parameter"
+            raise ValueError(f"{path}: given with shape {tuple(value.shape)}, the network has {wanted}")
+    made = {}
+    for path in sorted(initial):
+        place = places.get(path)
+        made[path] = _place(taken[path], place) if path in taken else draw(path, *initial[path], seed, place)
+    return unflatten(made)
 
 
-def _draw(path: str, initial: Initial, seed: int, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    values = np.full(initial.shape, initial.fill, np.float32)
-    if initial.std:
-        stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(path.encode())])))
-        values += np.float32(initial.std) * stream.standard_normal(initial.shape, np.float32)
+def _place(values: np.ndarray | jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """Puts an array where it belongs; from the host, each device is sent its own share only."""
     if sharding is None:
         return jnp.asarray(values)
-    return jax.make_array_from_callback(initial.shape, sharding, lambda index: values[index])
-
-
-def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
-    """Nested dict → {"a/b/c": leaf}, sorted by path."""
-    flat: dict[str, Any] = {}
-    for name in sorted(params):
-        value, path = params[name], f"{prefix}{name}"
-        flat.update(flatten(value, path + "/") if isinstance(value, dict) else {path: value})
-    return flat
-
-
-def unflatten(flat: dict[str, Any]) -> Params:
-    """The inverse of `flatten`."""
-    tree: Params = {}
-    for path, value in flat.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = value
-    return tree
-
-
-def count(params: Params) -> int:
-    """Number of parameters."""
-    return sum(int(leaf.size) for leaf in flatten(params).values())
+    if isinstance(values, jax.Array):
+        return jax.device_put(values, sharding)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def differences(found: Params, expected: Params, limit: int = 8) -> list[str]:

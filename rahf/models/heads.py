@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -10,7 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rahf.config import HeatmapHeadConfig, ScoreHeadConfig
+from rahf.models import execution as execution_lib
 from rahf.models import layers
+from rahf.models.execution import Execution
 
 
 class UpStage(nnx.Module):
@@ -33,36 +36,70 @@ class UpStage(nnx.Module):
         return jax.nn.relu(x + y if self.residual else y)
 
 
+def up_widths(config: HeatmapHeadConfig, image_size: int, grid: int) -> tuple[int, ...]:
+    """Widths of the stages that a head has: all of them, or those that lead to a quarter of the image side.
+
+    The full head at patch 16 spends four fifths of its multiplications on its last two stages, to place edges
+    more finely than annotators did, whose discs have a radius of 1/20 of the height. Without these stages, at the
+    same widths, a whole training step of ViT-L/16 at 384 with T5-base takes 2.36 times fewer multiplications.
+
+    Raises:
+      ValueError: too few stages for a quarter of the image side.
+    """
+    if config.kind == "full":
+        return config.up_widths
+    stages = max(0, math.ceil(math.log2(image_size / (4 * grid))))
+    if stages > len(config.up_widths):
+        raise ValueError(
+            f"heatmap head: from a grid of {grid} to a quarter of the image side {image_size} it takes {stages} "
+            f"stages, up_widths has only {len(config.up_widths)}; add widths, or use kind 'full'"
+        )
+    return config.up_widths[:stages]
+
+
 class HeatmapHead(nnx.Module):
-    """Token grid → one heatmap; every stage doubles the side, the rest is bilinear."""
+    """Token grid → one heatmap; every stage doubles the side, the rest is bilinear (two matrix products)."""
 
     def __init__(
-        self, inputs: int, image_size: int, config: HeatmapHeadConfig, *, dtype: jnp.dtype
+        self,
+        inputs: int,
+        image_size: int,
+        config: HeatmapHeadConfig,
+        *,
+        grid: int | None = None,
+        dtype: jnp.dtype,
+        execution: Execution = Execution(),
     ):
+        """`grid` is the side of the token grid, None: that of patches of 16 pixels."""
         make = dict(dtype=dtype)
         width = inputs
+        self.stages = up_widths(config, image_size, image_size // 16 if grid is None else grid)
         for number, out in enumerate(config.conv_widths):
             setattr(self, f"conv_{number}", layers.Conv3x3(width, out, **make))
             setattr(self, f"norm_{number}", layers.channel_norm(config.norm, out, dtype))
             width = out
-        for number, out in enumerate(config.up_widths):
+        for number, out in enumerate(self.stages):
             setattr(self, f"up_{number}", UpStage(width, out, config, **make))
             width = out
         self.last = layers.Conv3x3(width, width, **make)
         # Start near the mean of real heatmaps: almost every pixel of a label is 0.
         self.out = layers.Conv3x3(width, 1, gain=0.1, fill=math.log(config.prior / (1.0 - config.prior)), **make)
-        self.config, self.image_size = config, image_size
+        self.config, self.image_size, self.execution = config, image_size, execution
+
+    def _first(self, conv, norm, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
+        x = conv(x)
+        return norm(jax.nn.relu(x)) if self.config.relu_before_norm else jax.nn.relu(norm(x))
 
     def __call__(self, x: Float[Array, "b h w d"], key: layers.Key = None) -> Float[Array, "b s s"]:
         """Logits of the heatmap, float32 [B,S,S] with S the image side; sigmoid gives [0,1]."""
         x = layers.dropout(x, self.config.dropout, key)
         for number in range(len(self.config.conv_widths)):
-            x = getattr(self, f"conv_{number}")(x)
-            norm = getattr(self, f"norm_{number}")
-            x = norm(jax.nn.relu(x)) if self.config.relu_before_norm else jax.nn.relu(norm(x))
-        for number in range(len(self.config.up_widths)):
-            x = getattr(self, f"up_{number}")(x)
-        x = self.out(jax.nn.relu(self.last(x)))[..., 0].astype(jnp.float32)
+            conv, norm = getattr(self, f"conv_{number}"), getattr(self, f"norm_{number}")
+            x = execution_lib.block(self.execution, functools.partial(self._first, conv, norm))(x)
+        for number in range(len(self.stages)):
+            x = execution_lib.block(self.execution, getattr(self, f"up_{number}"))(x)
+        x = execution_lib.block(self.execution, lambda x: self.out(jax.nn.relu(self.last(x))))(x)
+        x = x[..., 0].astype(jnp.float32)
         if x.shape[1] != self.image_size:
             x = jax.image.resize(x, (x.shape[0], self.image_size, self.image_size), "bilinear")
         return x
@@ -71,7 +108,15 @@ class HeatmapHead(nnx.Module):
 class ScoreHead(nnx.Module):
     """Token grid → one score: convolutions (norm, ReLU), flatten, dense layers (ReLU), one logit."""
 
-    def __init__(self, inputs: int, grid: int, config: ScoreHeadConfig, *, dtype: jnp.dtype):
+    def __init__(
+        self,
+        inputs: int,
+        grid: int,
+        config: ScoreHeadConfig,
+        *,
+        dtype: jnp.dtype,
+        execution: Execution = Execution(),
+    ):
         width = inputs
         for number, out in enumerate(config.conv_widths):
             conv = layers.Conv3x3(
@@ -95,13 +140,14 @@ class ScoreHead(nnx.Module):
             setattr(self, f"dense_{number}", dense)
             width = out
         self.out = layers.Linear(width, 1, bias=True, std=0.1 * width**-0.5, dtype=jnp.dtype("float32"))
-        self.config = config
+        self.config, self.execution = config, execution
 
     def __call__(self, x: Float[Array, "b h w d"], key: layers.Key = None) -> Float[Array, " b"]:
         """Logit of the score, float32 [B]; sigmoid gives [0,1]."""
         x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
         for number in range(len(self.config.conv_widths)):
-            x = jax.nn.relu(getattr(self, f"norm_{number}")(getattr(self, f"conv_{number}")(x)))
+            conv, norm = getattr(self, f"conv_{number}"), getattr(self, f"norm_{number}")
+            x = execution_lib.block(self.execution, lambda x, c=conv, n=norm: jax.nn.relu(n(c(x))))(x)
         b, side, _, c = x.shape
         if self.config.pool:
             pool = self.config.pool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 Key = jax.Array | None  # None: no dropout
 
@@ -37,7 +37,7 @@ def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
-def subkey(key: Key, number: int) -> Key:
+def subkey(key: Key, number: int | jax.Array) -> Key:
     """An independent key for the numbered use, None if there is none."""
     return None if key is None else jax.random.fold_in(key, number)
 
@@ -74,25 +74,6 @@ def channel_norm(kind: str, width: int, dtype: jnp.dtype) -> nnx.Module:
     if kind == "layer":
         return LayerNorm(width, dtype=dtype)
     return RMSNorm(width, eps=1e-8, dtype=dtype)
-
-
-def attend(
-    query: Float[Array, "b q h d"],
-    key: Float[Array, "b k h d"],
-    value: Float[Array, "b k h d"],
-    *,
-    mask: Bool[Array, "#b #h #q k"] | None = None,
-    bias: Float[Array, "#b h q k"] | None = None,
-    scale: float | None = None,
-) -> Float[Array, "b q h d"]:
-    """Multi-head attention, logits and softmax in float32.
-
-    Args:
-      mask: True where a query may look at a key.
-      bias: added to the logits.
-      scale: of the logits; None is d**-0.5, T5 uses 1.
-    """
-    return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
 
 
 class Conv3x3(nnx.Module):

@@ -1,20 +1,24 @@
 """The whole network: ViT tokens and prompt tokens fused by a T5 encoder; heatmap, score and keyword heads.
 
-RAHF (Liang et al., CVPR 2024), figure 3, multi-head variant.
+RAHF (Liang et al., CVPR 2024), figure 3, multi-head variant; the other one is in `augmented`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from rahf import pixels
 from rahf.batch import HEATMAPS, SCORES, Batch, Prediction
 from rahf.config import ModelConfig
+from rahf.models import execution as execution_lib
 from rahf.models import functional, heads, layers, t5, vit
+from rahf.models import tags as tags_lib
 from rahf.text import EOS_ID, PAD_ID
 
 
@@ -24,42 +28,52 @@ class Fused(NamedTuple):
     image: Float[Array, "b h w d"]
     memory: Float[Array, "b n d"]
     memory_mask: Bool[Array, "b n"]
+    inputs: Any = None  # augmented-prompt: what was fused, to be fused again with each task's prefix
 
 
 class Rahf(nnx.Module):
     """Image and prompt → heatmaps, scores, and logits of the target sequence."""
 
+    HEATMAP_HEADS, SCORE_HEADS = HEATMAPS, SCORES
+
     def __init__(self, config: ModelConfig):
         dtype = jnp.dtype(config.compute_dtype)
         width = config.t5.width
         self.config, self.dtype, self.grid = config, dtype, config.image_size // config.vit.patch_size
-        self.vit = vit.ViT(config.vit, config.image_size, dtype=dtype)
+        self.execution = execution_lib.of(config)
+        how = dict(dtype=dtype, execution=self.execution)
+        self.vit = vit.ViT(config.vit, config.image_size, **how)
         std = config.vit.width**-0.5
         self.projection = layers.Linear(config.vit.width, width, bias=True, std=std, dtype=dtype)
         # T5 starts its embeddings at 1 when tied to a scaled output; the residual stream is normalised anyway.
         self.embedding = layers.parameter(config.t5.vocab_size, width, std=1.0)
-        self.encoder = t5.Encoder(config.t5, dtype=dtype)
-        self.decoder = t5.Decoder(config.t5, dtype=dtype)
+        self.encoder = t5.Encoder(config.t5, **how)
+        self.decoder = t5.Decoder(config.t5, **how)
         if not config.t5.tie_embeddings:
             self.output = layers.parameter(width, config.t5.vocab_size, std=width**-0.5)
-        for name in HEATMAPS:
-            head = heads.HeatmapHead(width, config.image_size, config.heatmap_head, dtype=dtype)
+        for name in self.HEATMAP_HEADS:
+            head = heads.HeatmapHead(width, config.image_size, config.heatmap_head, grid=self.grid, **how)
             setattr(self, f"heatmap_{name}", head)
-        for name in SCORES:
-            setattr(self, f"score_{name}", heads.ScoreHead(width, self.grid, config.score_head, dtype=dtype))
+        for name in self.SCORE_HEADS:
+            setattr(self, f"score_{name}", heads.ScoreHead(width, self.grid, config.score_head, **how))
+        if config.tag_head:
+            self.tags = tags_lib.TagHead(config.vit.width, config.t5.vocab_size, dtype=dtype)
 
     def pixels(self, image: Array) -> Float[Array, "b s s 3"]:
         """uint8 0..255 or float 0..1, any size → normalised float32 of the network's size; differentiable."""
-        scale = 1.0 / 255.0 if jnp.issubdtype(image.dtype, jnp.integer) else 1.0
-        x = image.astype(jnp.float32) * scale
-        side = self.config.image_size
-        if x.shape[1:3] != (side, side):
-            x = jax.image.resize(x, (x.shape[0], side, side, 3), "bilinear", antialias=True)
-        return (x - jnp.asarray(self.config.image_mean)) / jnp.asarray(self.config.image_std)
+        return normalised(self.config, image)
 
     def image_tokens(self, image: Array, key: layers.Key = None) -> Float[Array, "b n d"]:
         """ViT tokens in the width of the fusion stack; independent of the prompt, so they can be kept."""
-        return self.projection(self.vit(self.pixels(image), key))
+        return self.projection(self.see(image, key))
+
+    def see(self, image: Array, key: layers.Key = None) -> Float[Array, "b n d"]:
+        """ViT tokens in the ViT's width."""
+        return self._part(self.vit)(self.pixels(image), key)
+
+    def tag_logits(self, seen: Float[Array, "b n d"]) -> Float[Array, "b v"] | None:
+        """Of the pieces that ViT tokens show, None without a tag head."""
+        return self.tags(seen) if self.config.tag_head else None
 
     def embed(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Token embeddings."""
@@ -76,7 +90,7 @@ class Rahf(nnx.Module):
         b, n, _ = image_tokens.shape
         x = jnp.concatenate([image_tokens, self.embed(text_ids)], 1)
         mask = jnp.concatenate([jnp.ones((b, n), bool), text_mask], 1)
-        x = self.encoder(x, mask, n, key)
+        x = self._part(lambda x, mask, key: self.encoder(x, mask, n, key))(x, mask, key)
         patches = n - self.grid**2  # a class token in front belongs to the sequence, not to the grid
         image = x[:, patches:n].reshape(b, self.grid, self.grid, -1)
         if self.config.decoder_sees == "text":
@@ -85,12 +99,14 @@ class Rahf(nnx.Module):
 
     def heatmap_logits(self, fused: Fused, key: layers.Key = None) -> Float[Array, "b s s 2"]:
         """Logits of both heatmaps in order HEATMAPS, float32."""
-        each = [getattr(self, f"heatmap_{n}")(fused.image, layers.subkey(key, i)) for i, n in enumerate(HEATMAPS)]
+        parts = [self._part(getattr(self, f"heatmap_{name}")) for name in HEATMAPS]
+        each = [head(fused.image, layers.subkey(key, i)) for i, head in enumerate(parts)]
         return jnp.stack(each, -1)
 
     def score_logits(self, fused: Fused, key: layers.Key = None) -> Float[Array, "b 4"]:
         """Logits of the four scores in order SCORES, float32."""
-        each = [getattr(self, f"score_{n}")(fused.image, layers.subkey(key, i)) for i, n in enumerate(SCORES)]
+        parts = [self._part(getattr(self, f"score_{name}")) for name in SCORES]
+        each = [head(fused.image, layers.subkey(key, i)) for i, head in enumerate(parts)]
         return jnp.stack(each, -1)
 
     def vocabulary_logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
@@ -107,16 +123,22 @@ class Rahf(nnx.Module):
     ) -> Float[Array, "b t v"]:
         """Teacher forcing: logits at t predict target_ids[:, t] from the targets before it (start id 0)."""
         inputs = jnp.pad(target_ids[:, :-1], ((0, 0), (1, 0)), constant_values=PAD_ID)
-        return self.vocabulary_logits(self.decoder(self.embed(inputs), fused.memory, fused.memory_mask, key))
+        decoder = self._part(self.decoder)
+        return self.vocabulary_logits(decoder(self.embed(inputs), fused.memory, fused.memory_mask, key))
+
+    def _part(self, function: Callable) -> Callable:
+        """With `remat` "full", only what goes into a tower or head is kept for the gradient."""
+        return execution_lib.part(self.execution, function)
 
     def __call__(self, batch: Batch, key: layers.Key = None) -> "Logits":
         """All outputs of a batch, before the sigmoids. `key` switches dropout on."""
-        tokens = self.image_tokens(batch.image, layers.subkey(key, 0))
-        fused = self.fuse(tokens, batch.text_ids, batch.text_mask, layers.subkey(key, 1))
+        seen = self.see(batch.image, layers.subkey(key, 0))
+        fused = self.fuse(self.projection(seen), batch.text_ids, batch.text_mask, layers.subkey(key, 1))
         return Logits(
             self.heatmap_logits(fused, layers.subkey(key, 2)),
             self.score_logits(fused, layers.subkey(key, 3)),
             self.sequence_logits(fused, batch.target_ids, layers.subkey(key, 4)),
+            self.tag_logits(seen),
         )
 
     def generate(self, fused: Fused, length: int) -> Int[Array, "b t"]:
@@ -146,11 +168,21 @@ class Rahf(nnx.Module):
 
 
 class Logits(NamedTuple):
-    """Raw outputs, float32: `heatmaps` [B,S,S,2], `scores` [B,4], `sequence` [B,T,V]."""
+    """Raw outputs, float32: `heatmaps` [B,S,S,2], `scores` [B,4], `sequence` [B,T,V]; in training perhaps `tags` [B,V].
+
+    A baseline need not predict everything (`rahf.models.kinds.outputs`): NaN then, and None for the sequence.
+    """
 
     heatmaps: Float[Array, "b s s 2"]
     scores: Float[Array, "b 4"]
-    sequence: Float[Array, "b t v"]
+    sequence: Float[Array, "b t v"] | None
+    tags: Float[Array, "b v"] | None = None
+
+
+def normalised(config: ModelConfig, image: Array) -> Float[Array, "b s s 3"]:
+    """uint8 0..255 or float 0..1, any size → float32 of the network's size and normalisation; differentiable."""
+    x = pixels.unit(image, config.image_size)
+    return (x - jnp.asarray(config.image_mean)) / jnp.asarray(config.image_std)
 
 
 def word_probabilities(
@@ -178,25 +210,44 @@ def word_probabilities(
     return jnp.where(word_end >= 0, jax.nn.sigmoid(at_end[..., suffix_id] - next_logit), 0.0)
 
 
-def predict(model: Rahf, batch: Batch, suffix_id: int, fused: Fused | None = None) -> Prediction:
+def predict(
+    model: Rahf, batch: Batch, suffix_id: int, fused: Fused | None = None, logits: Logits | None = None
+) -> Prediction:
     """Heatmaps, scores and word probabilities of a batch, no generation; pure and differentiable.
 
     Args:
       suffix_id: first piece of the suffix, `Tokenizer.suffix_ids[0]`.
       fused: of the same batch, if it has been computed already.
+      logits: likewise; their heatmaps and scores are taken.
     """
     if fused is None:
         fused = model.fuse(model.image_tokens(batch.image), batch.text_ids, batch.text_mask)
-    logits = model.sequence_logits(fused, batch.prompt_ids)
+    sequence = model.sequence_logits(fused, batch.prompt_ids)
+    if sequence is None:
+        words = jnp.full(batch.word_end.shape, jnp.nan, jnp.float32)
+    else:
+        words = word_probabilities(sequence, batch.prompt_ids, batch.word_end, suffix_id)
     return Prediction(
-        jax.nn.sigmoid(model.heatmap_logits(fused)),
-        jax.nn.sigmoid(model.score_logits(fused)),
-        word_probabilities(logits, batch.prompt_ids, batch.word_end, suffix_id),
+        jax.nn.sigmoid(model.heatmap_logits(fused) if logits is None else logits.heatmaps),
+        jax.nn.sigmoid(model.score_logits(fused) if logits is None else logits.scores),
+        words,
     )
 
 
 def build(config: ModelConfig):
-    """A function that builds the module; for `functional.init` and `abstract`."""
+    """A function that builds the module of the configured kind; for `functional.init` and `abstract`."""
+    if config.kind == "diffusion":
+        from rahf.diffusion import unet
+
+        return lambda: unet.TextToImage(config)
+    if config.kind != "rahf":
+        from rahf.models import baselines  # which are made from this module's parts
+
+        return baselines.build(config)
+    if config.variant == "augmented-prompt":
+        from rahf.models import augmented  # which is made from this module
+
+        return lambda: augmented.AugmentedRahf(config)
     return lambda: Rahf(config)
 
 

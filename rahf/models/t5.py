@@ -14,7 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rahf.config import T5Config
+from rahf.models import execution as execution_lib
 from rahf.models import layers
+from rahf.models.attention import attention
+from rahf.models.execution import Execution
 
 
 def relative_buckets(
@@ -62,14 +65,14 @@ class RelativeBias(nnx.Module):
 class Attention(nnx.Module):
     """Unscaled multi-head attention without biases in its projections."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype):
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, execution: Execution = Execution()):
         d, inner = config.width, config.heads * config.head_width
         make = dict(bias=False, dtype=dtype)
         self.query = layers.Linear(d, inner, std=(d * config.head_width) ** -0.5, **make)
         self.key = layers.Linear(d, inner, std=d**-0.5, **make)
         self.value = layers.Linear(d, inner, std=d**-0.5, **make)
         self.out = layers.Linear(inner, d, std=inner**-0.5, **make)
-        self.config = config
+        self.config, self.execution = config, execution
 
     def heads(self, x: Float[Array, "b n i"]) -> Float[Array, "b n h d"]:
         """Splits the last axis into heads."""
@@ -79,9 +82,10 @@ class Attention(nnx.Module):
         """Keys and values of tokens, to attend to or to put into a cache."""
         return self.heads(self.key(x)), self.heads(self.value(x))
 
-    def __call__(self, x, keys, values, *, mask=None, bias=None):
-        """Attends from x [B,Q,D] to keys and values [B,K,H,E]; returns [B,Q,D]."""
-        y = layers.attend(self.heads(self.query(x)), keys, values, mask=mask, bias=bias, scale=1.0)
+    def __call__(self, x, keys, values, *, mask=None, bias=None, causal=False):
+        """Attends from x [B,Q,D] to keys and values [B,K,H,E]; returns [B,Q,D]. Masks as of `attention`."""
+        how = dict(mask=mask, bias=bias, causal=causal, scale=1.0, implementation=self.execution.attention)
+        y = attention(self.heads(self.query(x)), keys, values, **how)
         return self.out(y.reshape(*y.shape[:-2], -1))
 
 
@@ -108,9 +112,9 @@ class FeedForward(nnx.Module):
 class EncoderBlock(nnx.Module):
     """Self-attention and feed-forward, each on an RMS-normalised input with a residual."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype):
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, execution: Execution = Execution()):
         self.norm1 = layers.RMSNorm(config.width, dtype=dtype)
-        self.attention = Attention(config, dtype=dtype)
+        self.attention = Attention(config, dtype=dtype, execution=execution)
         self.norm2 = layers.RMSNorm(config.width, dtype=dtype)
         self.ff = FeedForward(config, dtype=dtype)
         self.rate = config.dropout
@@ -126,50 +130,56 @@ class EncoderBlock(nnx.Module):
 class Encoder(nnx.Module):
     """The fusion stack: self-attention over image and text tokens together."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype):
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, execution: Execution = Execution()):
         self.relative_bias = RelativeBias(config, bidirectional=True)
         for number in range(config.encoder_layers):
-            setattr(self, f"layer_{number}", EncoderBlock(config, dtype=dtype))
+            setattr(self, f"layer_{number}", EncoderBlock(config, dtype=dtype, execution=execution))
         self.norm = layers.RMSNorm(config.width, dtype=dtype)
-        self.config = config
+        self.config, self.dtype, self.execution = config, dtype, execution
 
     def __call__(
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"], image_tokens: int = 0, key: layers.Key = None
     ) -> Float[Array, "b n d"]:
-        """Encodes embedded tokens; positions where `mask` is False are never attended to."""
+        """Encodes embedded tokens; positions where `mask` is False, the last ones, are never attended to."""
         bias = self.relative_bias(x.shape[1], image_tokens)
         x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
-        for number in range(self.config.encoder_layers):
-            block = getattr(self, f"layer_{number}")
-            x = block(x, mask=mask[:, None, None, :], bias=bias, key=layers.subkey(key, 1 + number))
+        blocks = [getattr(self, f"layer_{number}") for number in range(self.config.encoder_layers)]
+
+        def apply(one, x, number):
+            return one(x, mask=mask, bias=bias, key=layers.subkey(key, 1 + number))
+
+        x = execution_lib.through(blocks, apply, x, self.execution, self.dtype)
         return layers.dropout(self.norm(x), self.config.dropout, layers.subkey(key, 1000))
 
 
 class Cache(NamedTuple):
-    """Keys and values of the decoder, for one token at a time. Static shapes, so one compilation."""
+    """Keys and values of the decoder, for one token at a time. Static shapes, so one compilation.
 
-    keys: Float[Array, "l b t h e"]
-    values: Float[Array, "l b t h e"]
-    cross_keys: Float[Array, "l b n h e"]
-    cross_values: Float[Array, "l b n h e"]
+    One array for each layer: in a loop each is then written in place, and none is ever copied.
+    """
+
+    keys: tuple[Float[Array, "b t h e"], ...]
+    values: tuple[Float[Array, "b t h e"], ...]
+    cross_keys: tuple[Float[Array, "b n h e"], ...]
+    cross_values: tuple[Float[Array, "b n h e"], ...]
 
 
 class DecoderBlock(nnx.Module):
     """Causal self-attention, cross-attention, feed-forward."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype):
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, execution: Execution = Execution()):
         self.norm1 = layers.RMSNorm(config.width, dtype=dtype)
-        self.attention = Attention(config, dtype=dtype)
+        self.attention = Attention(config, dtype=dtype, execution=execution)
         self.norm2 = layers.RMSNorm(config.width, dtype=dtype)
-        self.cross = Attention(config, dtype=dtype)
+        self.cross = Attention(config, dtype=dtype, execution=execution)
         self.norm3 = layers.RMSNorm(config.width, dtype=dtype)
         self.ff = FeedForward(config, dtype=dtype)
         self.rate = config.dropout
 
-    def __call__(self, x, *, keys_values, mask, bias, cross, cross_mask, key: layers.Key = None):
+    def __call__(self, x, *, keys_values, bias, cross, cross_mask, mask=None, causal=False, key: layers.Key = None):
         """One block. `keys_values` maps the normalised x to all keys and values to attend to (cache or x itself)."""
         y = self.norm1(x)
-        y = self.attention(y, *keys_values(y), mask=mask, bias=bias)
+        y = self.attention(y, *keys_values(y), mask=mask, bias=bias, causal=causal)
         x = x + layers.dropout(y, self.rate, layers.subkey(key, 0))
         y = self.cross(self.norm2(x), *cross, mask=cross_mask)
         x = x + layers.dropout(y, self.rate, layers.subkey(key, 1))
@@ -180,12 +190,12 @@ class DecoderBlock(nnx.Module):
 class Decoder(nnx.Module):
     """Embedded target tokens → hidden states, attending to the fused tokens."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype):
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, execution: Execution = Execution()):
         self.relative_bias = RelativeBias(config, bidirectional=False)
         for number in range(config.decoder_layers):
-            setattr(self, f"layer_{number}", DecoderBlock(config, dtype=dtype))
+            setattr(self, f"layer_{number}", DecoderBlock(config, dtype=dtype, execution=execution))
         self.norm = layers.RMSNorm(config.width, dtype=dtype)
-        self.config = config
+        self.config, self.dtype, self.execution = config, dtype, execution
 
     def blocks(self) -> list[DecoderBlock]:
         """The layers in order."""
@@ -198,35 +208,39 @@ class Decoder(nnx.Module):
         memory_mask: Bool[Array, "b n"],
         key: layers.Key = None,
     ) -> Float[Array, "b t d"]:
-        """Teacher forcing over a whole sequence; position t sees only positions up to t."""
-        t = x.shape[1]
-        causal = jnp.asarray(np.tril(np.ones((t, t), bool)))[None, None]
-        bias = self.relative_bias(t)
+        """Teacher forcing over a whole sequence; position t sees only positions up to t.
+
+        Of the memory, those count where `memory_mask` is True, the first ones.
+        """
+        bias = self.relative_bias(x.shape[1])
         x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
-        for number, block in enumerate(self.blocks()):
-            x = block(
+
+        def apply(one, x, number):
+            return one(
                 x,
-                keys_values=block.attention.keys_values,
-                mask=causal,
+                keys_values=one.attention.keys_values,
+                causal=True,
                 bias=bias,
-                cross=block.cross.keys_values(memory),
-                cross_mask=memory_mask[:, None, None, :],
+                cross=one.cross.keys_values(memory),
+                cross_mask=memory_mask,
                 key=layers.subkey(key, 1 + number),
             )
+
+        x = execution_lib.through(self.blocks(), apply, x, self.execution, self.dtype)
         return layers.dropout(self.norm(x), self.config.dropout, layers.subkey(key, 1000))
 
     def start(self, memory: Float[Array, "b n d"], length: int) -> Cache:
         """An empty cache for `length` tokens, with the memory's keys and values computed once."""
         crossed = [block.cross.keys_values(memory) for block in self.blocks()]
-        shape = (len(crossed), memory.shape[0], length, self.config.heads, self.config.head_width)
-        empty = jnp.zeros(shape, crossed[0][0].dtype)
-        return Cache(empty, empty, jnp.stack([k for k, _ in crossed]), jnp.stack([v for _, v in crossed]))
+        shape = (memory.shape[0], length, self.config.heads, self.config.head_width)
+        empty = tuple(jnp.zeros(shape, k.dtype) for k, _ in crossed)
+        return Cache(empty, empty, tuple(k for k, _ in crossed), tuple(v for _, v in crossed))
 
     def step(
         self, x: Float[Array, "b 1 d"], position: Int[Array, ""], cache: Cache, memory_mask: Bool[Array, "b n"]
     ) -> tuple[Float[Array, "b 1 d"], Cache]:
         """Decodes one token at `position`; equals `__call__` at that position."""
-        length = cache.keys.shape[2]
+        length = cache.keys[0].shape[1]
         bias = jax.lax.dynamic_slice_in_dim(self.relative_bias(length), position, 1, 2)
         mask = (jnp.arange(length) <= position)[None, None, None]
         new_keys, new_values = [], []
@@ -244,7 +258,7 @@ class Decoder(nnx.Module):
                 mask=mask,
                 bias=bias,
                 cross=(cache.cross_keys[number], cache.cross_values[number]),
-                cross_mask=memory_mask[:, None, None, :],
+                cross_mask=memory_mask,
             )
-        cache = cache._replace(keys=jnp.stack(new_keys), values=jnp.stack(new_values))
+        cache = cache._replace(keys=tuple(new_keys), values=tuple(new_values))
         return self.norm(x), cache

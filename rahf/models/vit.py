@@ -1,6 +1,7 @@
 """Vision transformer (Dosovitskiy et al. 2021): pre-norm, learned position embeddings.
 
-Exact GELU and no layer scale as published; SigLIP's and DINOv2's towers differ in just these two.
+Exact GELU and no layer scale as published; SigLIP's and DINOv2's towers differ in just these two. CLIP's have
+another activation and one more norm in front.
 """
 
 from __future__ import annotations
@@ -8,16 +9,24 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rahf.config import ViTConfig
+from rahf.models import execution as execution_lib
 from rahf.models import layers
+from rahf.models.attention import attention
+from rahf.models.execution import Execution
+
+
+def activate(x: Float[Array, "*b"], kind: str) -> Float[Array, "*b"]:
+    """The activation of a feed-forward layer: "gelu", "gelu-tanh" or "quick-gelu" (x · sigmoid(1.702 x))."""
+    return x * jax.nn.sigmoid(1.702 * x) if kind == "quick-gelu" else jax.nn.gelu(x, approximate=kind == "gelu-tanh")
 
 
 class ViTBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: ViTConfig, *, dtype: jnp.dtype):
+    def __init__(self, config: ViTConfig, *, dtype: jnp.dtype, execution: Execution = Execution()):
         d, std = config.width, config.width**-0.5
         make = dict(bias=True, dtype=dtype)
         self.norm1 = layers.LayerNorm(d, eps=config.layer_norm_eps, dtype=dtype)
@@ -32,21 +41,22 @@ class ViTBlock(nnx.Module):
         )
         if config.layer_scale:  # starts near the identity (Touvron et al. 2021, CaiT)
             self.scale1, self.scale2 = layers.parameter(d, fill=1e-5), layers.parameter(d, fill=1e-5)
-        self.config = config
+        self.config, self.execution = config, execution
 
-    def __call__(self, x: Float[Array, "b n d"], key: layers.Key = None) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], key: layers.Key = None, mask: Bool[Array, "#b 1 n n"] | None = None
+    ) -> Float[Array, "b n d"]:
         b, n, d = x.shape
         heads = (b, n, self.config.heads, d // self.config.heads)
         y = self.norm1(x)
-        y = layers.attend(
-            self.query(y).reshape(heads), self.key(y).reshape(heads), self.value(y).reshape(heads)
-        )
+        query, value = self.query(y).reshape(heads), self.value(y).reshape(heads)
+        how = self.execution.attention
+        y = attention(query, self.key(y).reshape(heads), value, mask=mask, implementation=how)
         y = self.out(y.reshape(b, n, d))
         if self.config.layer_scale:
             y = y * self.scale1[...].astype(y.dtype)
         x = x + layers.dropout(y, self.config.dropout, layers.subkey(key, 0))
-        tanh = self.config.activation == "gelu-tanh"
-        y = self.wo(jax.nn.gelu(self.wi(self.norm2(x)), approximate=tanh))
+        y = self.wo(activate(self.wi(self.norm2(x)), self.config.activation))
         if self.config.layer_scale:
             y = y * self.scale2[...].astype(y.dtype)
         return x + layers.dropout(y, self.config.dropout, layers.subkey(key, 1))
@@ -79,7 +89,9 @@ class ViT(nnx.Module):
     convolutions help transformers see better"). `()` is the published network.
     """
 
-    def __init__(self, config: ViTConfig, image_size: int, *, dtype: jnp.dtype):
+    def __init__(
+        self, config: ViTConfig, image_size: int, *, dtype: jnp.dtype, execution: Execution = Execution()
+    ):
         if image_size % config.patch_size:
             raise ValueError(f"image_size {image_size} is not a multiple of patch_size {config.patch_size}")
         if config.patch_size % 2 ** len(config.stem):
@@ -87,6 +99,7 @@ class ViT(nnx.Module):
         if config.width % config.heads:
             raise ValueError(f"vit.width {config.width} is not a multiple of vit.heads {config.heads}")
         self.config, self.grid, self.dtype = config, image_size // config.patch_size, dtype
+        self.execution = execution
         channels = 3
         for number, width in enumerate(config.stem):
             setattr(self, f"stem_{number}", StemStage(channels, width, config.stem_blocks, dtype=dtype))
@@ -98,8 +111,10 @@ class ViT(nnx.Module):
         self.position = layers.parameter(tokens, config.width, std=0.02)
         if config.class_token:
             self.class_token = layers.parameter(config.width)
+        if config.pre_norm:
+            self.pre_norm = layers.LayerNorm(config.width, eps=config.layer_norm_eps, dtype=dtype)
         for number in range(config.depth):
-            setattr(self, f"layer_{number}", ViTBlock(config, dtype=dtype))
+            setattr(self, f"layer_{number}", ViTBlock(config, dtype=dtype, execution=execution))
         self.norm = layers.LayerNorm(config.width, eps=config.layer_norm_eps, dtype=dtype)
 
     def __call__(self, image: Float[Array, "b s s 3"], key: layers.Key = None) -> Float[Array, "b n d"]:
@@ -114,7 +129,7 @@ class ViT(nnx.Module):
         """
         x = image.astype(self.dtype)
         for number in range(len(self.config.stem)):
-            x = getattr(self, f"stem_{number}")(x)
+            x = execution_lib.block(self.execution, getattr(self, f"stem_{number}"))(x)
         b, _, _, channels = x.shape
         x = x.reshape(b, self.grid, self.patch, self.grid, self.patch, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, self.grid**2, self.patch**2 * channels)
@@ -124,6 +139,8 @@ class ViT(nnx.Module):
             x = jnp.concatenate([first, x], 1)
         x = x + self.position[...].astype(x.dtype)
         x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
-        for number in range(self.config.depth):
-            x = getattr(self, f"layer_{number}")(x, layers.subkey(key, 1 + number))
-        return self.norm(x)
+        if self.config.pre_norm:
+            x = self.pre_norm(x)
+        blocks = [getattr(self, f"layer_{number}") for number in range(self.config.depth)]
+        apply = lambda one, x, number: one(x, layers.subkey(key, 1 + number))  # noqa: E731
+        return self.norm(execution_lib.through(blocks, apply, x, self.execution, self.dtype))

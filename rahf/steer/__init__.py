@@ -1,1 +1,1 @@
-"""What feedback is for: masks to repair, candidates to select."""
+"""What feedback is for: masks to repair, candidates to select, energies that guide a diffusion model."""

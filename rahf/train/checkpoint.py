@@ -1,248 +1,254 @@
 """Checkpoints of a run: parameters, optimizer, step and data position together, written by Orbax.
 
 `checkpoints/latest` holds the newest few for resuming, `checkpoints/best` the best one by the declared
-metric. Orbax writes into a temporary folder and renames it, so a run that dies or a disk that fills while
-saving leaves the previous checkpoint as it was.
+metric. Orbax writes in the background, into a temporary folder that it renames at the end, and only then removes
+what is no longer kept. A run that dies or a disk that fills while saving leaves the previous checkpoint as it was.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import os
 import pathlib
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from rahf.models import functional
+from rahf.train import checksum, stored
 from rahf.train.state import TrainState
+from rahf.train.stored import CheckpointError, check_fits, find, load_params
+
+_ITEMS = ("state", "data", "metrics", "checksums")
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, read, or does not fit the model; the message says what to do."""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax logs a warning about every checkpoint that it reads, and errors that it raises as well."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _one_complaint() -> Iterator[None]:
-    """After a failure, which is raised, each of hundreds of abandoned writes complains to stderr, at any later time."""
-    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-
-    def without_abandoned(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    sys.unraisablehook = without_abandoned
-    logger.addFilter(_not_abandoned)
-    yield
-    sys.unraisablehook = hook  # not reached after a failure
-    logger.removeFilter(_not_abandoned)
-
-
-def _not_abandoned(record: logging.LogRecord) -> bool:
-    said = record.getMessage()
-    return "exception was never retrieved" not in said and "was destroyed but it is pending" not in said
-
-
-def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+def _manager(folder: pathlib.Path, keep: int | None) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
+        max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
     )
-    return ocp.CheckpointManager(folder, options=options, item_names=("state", "data", "metrics"))
+    return ocp.CheckpointManager(folder, options=options, item_names=_ITEMS)
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
     # The optimizer's named tuples become lists on disk; restoring goes through the same shape.
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))}
     tree = {"step": state.step, "params": state.params, "opt_state": leaves}
-    return tree if state.ema is None else {**tree, "ema": state.ema}
+    return tree | {name: part for name in ("ema", "lora") if (part := getattr(state, name)) is not None}
 
 
 def _from_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
     structure = jax.tree.structure(like.opt_state)
     leaves = [tree["opt_state"][str(i)] for i in range(structure.num_leaves)]
-    return TrainState(tree["step"], tree["params"], structure.unflatten(leaves), tree.get("ema"))
+    return TrainState(tree["step"], tree["params"], structure.unflatten(leaves), tree.get("ema"), tree.get("lora"))
 
 
 class Checkpointer:
-    """Saves and restores the state of a run in `workdir/checkpoints`."""
+    """Saves and restores the state of a run in `workdir/checkpoints`.
+
+    Saving returns as soon as the arrays are copied to the host; files are written meanwhile. All processes of a run
+    call every method, in the same order.
+
+    Attributes:
+      folder: `workdir/checkpoints`.
+      notices: what a person should know of the last `restore`, one line each.
+    """
 
     def __init__(self, workdir: pathlib.Path, keep: int):
-        """Opens or creates the checkpoint folders, removing unfinished ones of a run that died."""
+        """Opens or creates the checkpoint folders, removing unfinished ones of a run that died.
+
+        Raises:
+          ValueError: `keep`, the number of newest checkpoints to hold, is less than 1.
+        """
+        if keep < 1:
+            raise ValueError(f"train.keep_checkpoints: expected at least 1, found {keep}")
         self.folder = pathlib.Path(workdir).resolve() / "checkpoints"
-        with _quiet():
-            self._latest = _manager(self.folder / "latest", keep)
-            self._best = _manager(self.folder / "best", 1)
+        self.notices: list[str] = []
+        self._failed = self._abandoned = False
+        self._writing: dict[ocp.CheckpointManager, int] = {}  # step
+        self._silence = stored.Silence().begin()
+        self._latest = _manager(self.folder / "latest", keep)
+        # The best is not always the newest, so which one to keep is decided here.
+        self._best = _manager(self.folder / "best", None)
+        self._best_step = self._best.latest_step()
+        self._drop_other_best()
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, None if there is none."""
+        """Step of the newest complete checkpoint, None if there is none. Waits for one that is being written."""
+        self._finish(self._latest)
         return self._latest.latest_step()
 
     def best_metrics(self) -> dict[str, float] | None:
         """Metrics stored with the best checkpoint, None if there is none."""
-        step = self._best.latest_step()
-        if step is None:
+        self._finish(self._best)
+        if self._best_step is None:
             return None
-        with _quiet():
-            return self._best.restore(step, args=ocp.args.Composite(metrics=ocp.args.JsonRestore()))["metrics"]
+        args = ocp.args.Composite(metrics=ocp.args.JsonRestore())
+        return self._best.restore(self._best_step, args=args)["metrics"]
 
     def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
-        """Saves for resuming.
+        """Begins to save for resuming; the state may be donated as soon as this returns.
 
         Raises:
-          CheckpointError: the files cannot be written (a full disk, no permission).
+          CheckpointError: the files of this or of the checkpoint before cannot be written (a full disk, no
+            permission). An error of this one may also come from the next call, or from `wait`.
         """
-        if self._latest.latest_step() == int(state.step):
+        step = int(state.step)
+        if self._latest.latest_step() == step:
             return
-        self._save(self._latest, int(state.step), state=ocp.args.StandardSave(_as_tree(state)), data=ocp.args.JsonSave(data_state))
+        # Whoever resumes from this state must find the best of before it, or would not end the same.
+        self._finish(self._best)
+        tree = _as_tree(state)
+        self._save(self._latest, step, tree, data=ocp.args.JsonSave(data_state))
 
     def save_best(self, step: int, params: functional.Params, metrics: dict[str, float]) -> None:
-        """Saves the parameters of the best evaluation so far, replacing the previous best."""
-        for later in [s for s in self._best.all_steps() if s >= step]:
-            self._best.delete(later)  # of before the run was resumed; Orbax would keep it as the newest
+        """Begins to save the parameters of the best evaluation so far; when they are safe, the previous best goes."""
+        self._finish(self._best)
+        if step in self._best.all_steps():
+            # A resumed run has come here again, with another result. Only then there is no best one for a moment.
+            self._best.delete(step)
         finite = {k: v for k, v in metrics.items() if v == v and abs(v) != float("inf")}
-        self._save(self._best, step, state=ocp.args.StandardSave({"params": params}), metrics=ocp.args.JsonSave(finite))
+        self._save(self._best, step, {"params": params}, metrics=ocp.args.JsonSave(finite))
+        self._best_step = step  # only now: what is not the best goes as soon as nothing is being written
 
-    def _save(self, manager: ocp.CheckpointManager, step: int, **items: Any) -> None:
+    def _save(self, manager: ocp.CheckpointManager, step: int, tree: dict[str, Any], **items: Any) -> None:
+        self._finish(manager)
         try:
-            with _quiet(), _one_complaint():
-                manager.save(step, args=ocp.args.Composite(**items), force=True)
-                manager.wait_until_finished()
+            items |= {"state": ocp.args.StandardSave(tree), "checksums": ocp.args.JsonSave(checksum.of(tree))}
+            self._writing[manager] = step
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:  # Orbax and TensorStore raise many kinds; all mean: not saved
-            manager.reload()
-            last = manager.latest_step()
-            kept = "there is none yet" if last is None else f"step {last} is complete and usable"
-            raise CheckpointError(
-                f"cannot save the checkpoint of step {step} under {manager.directory}: {error}\n"
-                f"Previous checkpoint: {kept}. "
-                "Free disk space or mend the permissions, then run the same command again."
-            ) from error
+            raise self._not_saved(manager, error) from error
+
+    def wait(self) -> None:
+        """Until everything is written. Raises CheckpointError if something cannot be."""
+        self._finish(self._latest)
+        self._finish(self._best)
+
+    def _finish(self, manager: ocp.CheckpointManager) -> None:
+        try:
+            manager.wait_until_finished()
+        except Exception as error:
+            raise self._not_saved(manager, error) from error
+        if manager is self._best:
+            self._drop_other_best()
+
+    def _drop_other_best(self) -> None:
+        for step in [s for s in self._best.all_steps() if s != self._best_step]:
+            self._best.delete(step)
+
+    def _not_saved(self, manager: ocp.CheckpointManager, error: Exception) -> CheckpointError:
+        self._failed = True
+        manager.reload()
+        last = manager.latest_step()
+        if manager is self._best:
+            self._best_step = last
+        kept = "there is none yet" if last is None else f"step {last} is complete and usable"
+        return CheckpointError(
+            f"cannot save the checkpoint of step {self._writing[manager]} under {manager.directory}: {error}\n"
+            f"Previous checkpoint: {kept}. "
+            "Free disk space or mend the permissions, then run the same command again."
+        )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state, laid out like the shapes and shardings of `like`, and the data position.
+        """The newest state that is not damaged, laid out like `like`, and the data position.
+
+        Damaged checkpoints newer than it are moved to `checkpoints/damaged`, and said in `notices`.
+
+        Args:
+          like: shapes and shardings. Each device is given its share only.
 
         Raises:
-          CheckpointError: no checkpoint, or one of another architecture (says which parameters differ).
+          CheckpointError: no checkpoint, only damaged ones, or one of another architecture (says which
+            parameters differ).
         """
-        step = self._latest.latest_step()
-        if step is None:
+        self._finish(self._latest)
+        steps = sorted(self._latest.all_steps(), reverse=True)
+        if not steps:
             raise CheckpointError(f"no checkpoint under {self.folder}")
+        damaged: list[tuple[int, str]] = []
+        for step in steps:
+            restored, problem = self._try(step, like)
+            if _everywhere(restored is not None):
+                self._set_aside(damaged, step)
+                return restored
+            damaged.append((step, problem or "another process cannot read it"))
+        raise CheckpointError(
+            "\n".join(problem for _, problem in damaged) + f"\nNo checkpoint under {self.folder / 'latest'} can be "
+            "read; restore them from a copy, or remove that folder to begin again."
+        )
+
+    def _try(self, step: int, like: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
         folder = self.folder / "latest" / str(step)
-        remedy = "remove that folder to go on from the checkpoint before it"
-        with _reading(folder, remedy):
-            found = _stored_shapes(folder / "state")
-        check_fits(found["params"], like.params, f"{self.folder}, step {step}")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(like)), data=ocp.args.JsonRestore())
-        with _reading(folder, remedy):
-            restored = self._latest.restore(step, args=args)
-        return _from_tree(restored["state"], like), restored["data"]
+        try:
+            with stored.reading(folder):
+                found = stored.stored_shapes(folder / "state")
+            check_fits(found["params"], like.params, f"{self.folder}, step {step}")
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(like)), data=ocp.args.JsonRestore())
+            with stored.reading(folder):
+                restored = self._latest.restore(step, args=args)
+                stored.verify(restored["state"], stored.stored_checksums(folder))
+            return (_from_tree(restored["state"], like), restored["data"]), ""
+        except stored.Damaged as error:
+            return None, str(error)
+
+    def _set_aside(self, damaged: list[tuple[int, str]], good: int) -> None:
+        """Out of the way, or the run could not save these steps again; but not deleted."""
+        self.notices = []
+        for step, problem in damaged:
+            target = self.folder / "damaged" / str(step)
+            if jax.process_index() == 0:
+                target.parent.mkdir(exist_ok=True)
+                while target.exists():
+                    target = target.with_name(target.name + "-again")
+                os.replace(self.folder / "latest" / str(step), target)
+            self.notices.append(f"warning: {problem}; moved to {target}; going on from step {good} instead")
+        if damaged:
+            _together("rahf:set-aside")
+            self._latest.reload()
 
     def discard(self, step: int) -> None:
         """Removes the checkpoint of a step, if there is one."""
+        self._finish(self._latest)
         if step in self._latest.all_steps():
             self._latest.delete(step)
 
+    def abandon(self) -> None:
+        """Makes `close` wait for nothing: other processes, on which a save depends, may be gone."""
+        self._abandoned = True
+
     def close(self) -> None:
-        """Waits for everything to be written."""
-        self._latest.close()
-        self._best.close()
+        """Waits for everything to be written. Raises CheckpointError if something cannot be, unless that was raised."""
+        if self._abandoned:
+            return
+        try:
+            if not self._failed:
+                self.wait()
+        finally:
+            for manager in (self._latest, self._best):
+                with contextlib.suppress(Exception):  # it repeats the failure of a save, which was raised
+                    manager.close()
+            if not self._failed:
+                self._silence.end()
 
 
-@contextlib.contextmanager
-def _reading(folder: pathlib.Path, remedy: str) -> Iterator[None]:
-    try:
-        with _quiet(), _one_complaint():
-            yield
-    except Exception as error:  # Orbax and TensorStore raise many kinds; all mean: damaged
-        raise CheckpointError(f"{folder}: cannot be read ({error}); the checkpoint is damaged: {remedy}") from error
+def _everywhere(well: bool) -> bool:
+    """Whether all processes say so."""
+    if jax.process_count() == 1:
+        return well
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.array(well))))
 
 
-def _stored_shapes(folder: pathlib.Path) -> dict[str, Any]:
-    """Shapes and dtypes of what a checkpoint's `state` holds, without reading the arrays."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(folder)
-    metadata = getattr(metadata, "item_metadata", metadata)
-    tree = getattr(metadata, "tree", metadata)
-    if not tree:
-        raise ValueError("the list of its arrays is missing or damaged")
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), dict(tree))
+def _together(name: str) -> None:
+    """Waits for all processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
 
 
-def check_fits(found: functional.Params, expected: functional.Params, where: str) -> None:
-    """Raises CheckpointError listing every parameter that is missing, extra or of another shape."""
-    lines = functional.differences(found, expected)
-    if lines:
-        raise CheckpointError(
-            f"{where}: the checkpoint belongs to another architecture:\n  " + "\n  ".join(lines) + "\n"
-            "Use the configuration it was trained with, or another --workdir."
-        )
-
-
-def find(path: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Finds a model from what a user points at.
-
-    Args:
-      path: a run directory (its best checkpoint, else the newest) or one checkpoint of it
-        (`RUN/checkpoints/latest/1000`).
-
-    Returns:
-      The run directory (with `config.json` and `tokenizer.model`) and the checkpoint's `state` folder.
-
-    Raises:
-      CheckpointError: there is no model; says what is there instead.
-    """
-    given = pathlib.Path(path).resolve()
-    if not given.exists():
-        raise CheckpointError(f"{path}: no such file or directory; expected a run directory of `rahf train`")
-    run = next((p for p in (given, *given.parents[:3]) if (p / "config.json").is_file()), None)
-    if run is None:
-        there = ", ".join(sorted(p.name for p in given.iterdir())[:8]) if given.is_dir() else "a file"
-        raise CheckpointError(
-            f"{path}: not a model: expected a run directory with config.json and checkpoints/, found {there or 'nothing'}"
-        )
-    if (given / "state").is_dir():
-        return run, given / "state"
-    folders = [given] if given.name in ("best", "latest") else [run / "checkpoints" / k for k in ("best", "latest")]
-    for folder in folders:
-        steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
-        if steps:
-            return run, folder / str(steps[0]) / "state"
-    raise CheckpointError(f"{path}: no finished checkpoint yet; has the run saved one?")
-
-
-def load_params(state_folder: pathlib.Path, expected: functional.Params) -> functional.Params:
-    """Reads only the parameters to evaluate (the average if there is one) of a checkpoint.
-
-    Args:
-      state_folder: as found by `find`.
-      expected: shapes (and shardings, if set) of the model.
-
-    Raises:
-      CheckpointError: another architecture, or files that cannot be read.
-    """
-    remedy = "name another one"
-    with _reading(state_folder, remedy):
-        found = _stored_shapes(state_folder)
-    which = "ema" if found.get("ema") else "params"
-    check_fits(found[which], expected, str(state_folder))
-    # A partial restore: the optimizer's moments, two thirds of the file, stay on disk.
-    item = {which: expected}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    with _reading(state_folder, remedy), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-        return checkpointer.restore(state_folder, args=args)[which]
+__all__ = ["CheckpointError", "Checkpointer", "check_fits", "find", "load_params"]

@@ -15,9 +15,10 @@ from rahf.text import Tokenizer
 
 #: What may change between the start and the resumption of a run without changing what it computes.
 _FREE = ("workdir", "data.path", "data.workers", "data.eval_batch_size", "train.log_every", "train.eval_every",
-         "train.eval_examples", "train.checkpoint_every", "train.keep_checkpoints", "mesh")  # fmt: skip
+         "train.eval_examples", "train.checkpoint_every", "train.keep_checkpoints", "mesh",
+         "model.attention", "model.remat", "model.scan_layers")  # fmt: skip
 #: What may change too, with a notice: to train longer, or past a breakdown.
-_TUNABLE = ("train.steps:", "optimizer.learning_rate:", "optimizer.clip_norm:")
+_TUNABLE = ("train.steps:", "train.accumulate:", "optimizer.learning_rate:", "optimizer.clip_norm:")
 #: What a run leaves that is ended before it has a `config.json`.
 _REMAINS = ("config.json.tmp", "tensorboard")
 
@@ -29,7 +30,8 @@ class TrainError(RuntimeError):
 def claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> list[str]:
     """Writes config and vocabulary into the run directory, if they may go on with what is already there.
 
-    Until a first checkpoint is saved there is nothing that another configuration could spoil.
+    Until a first checkpoint is saved there is nothing that another configuration could spoil. With several
+    processes the first one claims, then the others check that theirs is the same run.
 
     Returns:
       What has changed of what may be tuned, one line for each field.
@@ -39,8 +41,10 @@ def claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> list[s
         something else than a run.
     """
     file, words = workdir / "config.json", workdir / "tokenizer.model"
+    if jax.process_index() != 0:
+        return _follow(file, config)
     tuned: list[str] = []
-    if _begun(workdir) and file.exists():
+    if begun(workdir) and file.exists():
         there = config_lib.from_json(file.read_text(), where=str(file))
         different = differences(there, config)
         tuned = [line for line in different if line.startswith(_TUNABLE)]
@@ -56,17 +60,34 @@ def claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> list[s
             )
     elif not file.exists() and workdir.exists() and any(p.name not in _REMAINS for p in workdir.iterdir()):
         raise TrainError(f"{workdir} is not empty and not a run directory; choose another --workdir")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        for target, content in ((file, config_lib.to_json(config).encode()), (words, tokenizer.model)):
-            unfinished = target.with_name(target.name + ".tmp")
-            unfinished.write_bytes(content)
-            os.replace(unfinished, target)
+    workdir.mkdir(parents=True, exist_ok=True)
+    for target, content in ((file, config_lib.to_json(config).encode()), (words, tokenizer.model)):
+        unfinished = target.with_name(target.name + ".tmp")
+        unfinished.write_bytes(content)
+        os.replace(unfinished, target)
     return tuned
 
 
-def _begun(workdir: pathlib.Path) -> bool:
-    """Whether a checkpoint was saved."""
+def _follow(file: pathlib.Path, config: Config) -> list[str]:
+    """Process 0 has claimed the directory; the others check that they see it and run the same."""
+    process = f"process {jax.process_index()} of {jax.process_count()}"
+    if not file.exists():
+        raise TrainError(
+            f"{process} does not see {file}, which process 0 has written; put --workdir on a file system that all "
+            "processes share"
+        )
+    there = config_lib.from_json(file.read_text(), where=str(file))
+    if different := differences(there, config):
+        raise TrainError(
+            f"{process} has another configuration than process 0, which has written {file}:\n  "
+            + "\n  ".join(different)
+            + "\nGive the same command to all processes."
+        )
+    return []
+
+
+def begun(workdir: pathlib.Path) -> bool:
+    """Whether a run has saved a checkpoint, and so goes on instead of starting."""
     return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*/*"))
 
 

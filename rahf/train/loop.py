@@ -13,18 +13,26 @@ import jax
 import numpy as np
 
 from data_pipelines import store
+from data_pipelines.deaths import WorkerDied
 from data_pipelines.labelled import Labels
 from data_pipelines.loader import TrainLoader, eval_loader, train_loader
 from rahf import config as config_lib
+from rahf import losses, tasks
+from rahf.batch import Batch
 from rahf.config import Config
+from rahf.diffusion.evaluate import Evaluator as DiffusionEvaluator
 from rahf.evaluate import Evaluator, NotFinite, metric_names, summary_line
-from rahf.losses import Parts
+from rahf.losses import OF_LABELS, Parts
+from rahf.models import kinds
 from rahf.text import Tokenizer
+from rahf.train import distributed
 from rahf.train import optimizer as optimizer_lib
 from rahf.train import sharding
+from rahf.train import start as start_lib
 from rahf.train import state as state_lib
 from rahf.train.checkpoint import Checkpointer
 from rahf.train.claim import TrainError, claim
+from rahf.train.prefetch import Prefetch
 from rahf.train.progress import Reporter
 from rahf.train.step import StepMetrics, make_train_step
 
@@ -39,7 +47,10 @@ class Finished:
 
 
 class Interrupt:
-    """Turns Ctrl-C and SIGTERM into a flag that the loop looks at between steps. A second Ctrl-C ends at once."""
+    """Turns Ctrl-C and SIGTERM into a flag that the loop looks at between steps. A second Ctrl-C ends at once.
+
+    With several processes SIGTERM is left to JAX, which passes it on, so that all stop at the same step.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -47,7 +58,8 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            alone = jax.process_count() == 1
+            for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -55,6 +67,15 @@ class Interrupt:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    def at(self, step: int) -> bool:
+        """Whether the run is to stop after `step`. All processes ask after every step and get the same answer."""
+        if not distributed.reached_stop(step, self.signal is not None):
+            return False
+        self.signal = self.signal or signal.SIGTERM
+        return True
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._previous.items():
@@ -64,20 +85,24 @@ class Interrupt:
 def train(config: Config) -> Finished:
     """Trains to `config.train.steps`, resuming if `config.workdir` holds an interrupted run.
 
-    Writes `config.json`, `tokenizer.model`, `checkpoints/`, `metrics.jsonl` and TensorBoard events there.
+    Writes `config.json`, `tokenizer.model`, `checkpoints/`, `metrics.jsonl` and TensorBoard events there, and
+    `start.json` if it starts from other parameters.
 
     Raises:
       TrainError: a non-finite loss (names the step, the part and the last good checkpoint), a run directory
-        that belongs to another configuration, or an unknown `train.best_metric`.
+        that belongs to another configuration, an unknown `train.best_metric`, or a vocabulary or start that
+        does not fit.
+      rahf.pretrained.PretrainedError: published towers that cannot be read or do not fit.
       data_pipelines.store.DatasetError: no data.
       CheckpointError: a checkpoint cannot be written or read.
     """
     workdir = pathlib.Path(config.workdir)
-    tokenizer = Tokenizer.load(_tokenizer_file(config))
-    _check_vocabulary(config, tokenizer)
+    tokenizer = start_lib.tokenizer(config)
+    config = tasks.resolve(config, tokenizer)
     _check_metric(config)
+    losses.check(config)
     made = state_lib.setup(config)
-    changes = claim(workdir, config, tokenizer)
+    changes = distributed.first_then_others("claim", lambda: claim(workdir, config, tokenizer))
     process, processes = jax.process_index(), jax.process_count()
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpointer(workdir, config.train.keep_checkpoints)
@@ -85,21 +110,37 @@ def train(config: Config) -> Finished:
         loader = stack.enter_context(
             train_loader(config.data, config.model.image_size, tokenizer, config.train.seed, process, processes)
         )
+        begin = None
         if checkpoints.latest_step is None:
-            state = state_lib.create(config, made)
+            begin = start_lib.load(config, made)
+            state = state_lib.create(config, made, begin.params)
         else:
             state, data_state = checkpoints.restore(made.shapes)
             loader.set_state(data_state)
         start = int(state.step)
         reporter = Reporter(workdir, config.train.steps, start, process == 0)
         stack.callback(reporter.close)
+        loader.report = reporter.say
         reporter.say(sharding.describe(made.shapes.params, made.mesh))
         reporter.say(f"{'resuming at step ' + str(start) if start else 'starting'} in {workdir}")
+        for notice in checkpoints.notices:
+            reporter.say(notice)
         for change in changes:
             reporter.say(f"  with another {change}")
+        if begin is not None:
+            begin.note(workdir, reporter.say if process == 0 else None)
         run = _Run(config, made, tokenizer, checkpoints, loader, reporter)
+        if processes > 1:
+            stack.push(lambda kind, error, trace: _fail(checkpoints, error))  # before anything is closed
         with Interrupt() as interrupt:
             return run.steps(state, interrupt)
+
+
+def _fail(checkpoints: Checkpointer, error: BaseException | None) -> None:
+    """A process that fails waits for no other, and none for it."""
+    if error is not None:
+        checkpoints.abandon()
+        distributed.tell(error)
 
 
 class _Run:
@@ -107,10 +148,12 @@ class _Run:
 
     def __init__(self, config: Config, made, tokenizer: Tokenizer, checkpoints, loader: TrainLoader, reporter):
         self.config, self.made, self.checkpoints = config, made, checkpoints
-        self.loader, self.reporter = loader, reporter
+        self.batches = Prefetch(loader, lambda batch: sharding.to_devices(batch, made.mesh))
+        self.reporter = reporter
         self.step_function = make_train_step(config, made, tokenizer.suffix_ids[0])
         self.learning_rate = optimizer_lib.schedule(config.optimizer, config.train.steps)
-        self.evaluator = Evaluator(made.graphdef, config, tokenizer, made.mesh)
+        evaluator = DiffusionEvaluator if config.model.kind == "diffusion" else Evaluator
+        self.evaluator = evaluator(made.graphdef, config, tokenizer, made.mesh)
         self.eval_batches = eval_loader(
             config.data,
             config.data.eval_split,
@@ -132,10 +175,11 @@ class _Run:
         if step >= train.steps:
             self.reporter.say(f"the run is complete at step {step}; raise train.steps to go on")
             metrics = self.evaluate(step, state) if self.checkpoints.best_metrics() is None else {}
-        while step < train.steps and interrupt.signal is None:
-            batch = sharding.to_devices(next(self.loader), self.made.mesh)
-            state, measured = self.step_function(state, batch)
+        while not (stopped := interrupt.at(step)) and step < train.steps:
+            state, measured = self.step_function(state, self.next_batch(step, state))
             step += 1
+            if step < train.steps:
+                self.batches.fetch()
             self.pending.append(measured)
             last = step == train.steps
             if step % train.log_every == 0 or last:
@@ -145,11 +189,21 @@ class _Run:
                 metrics = self.evaluate(step, state)
             if last or step % train.checkpoint_every == 0:
                 self.save(step, state)
-        if interrupt.signal is not None:
+        if stopped:
             name = signal.Signals(interrupt.signal).name
             self.save(step, state)
+            self.checkpoints.wait()
             self.reporter.say(f"{name}: saved step {step} and stopped; the same command goes on from there")
-        return Finished(step, metrics, interrupt.signal)
+        return Finished(step, metrics, interrupt.signal if stopped else None)
+
+    def next_batch(self, step: int, state: state_lib.TrainState) -> Batch:
+        """The next batch; if the data workers are beyond help, what was trained is saved before the run stops."""
+        try:
+            return self.batches.take()
+        except WorkerDied:
+            if jax.process_count() == 1:  # saving takes all processes
+                self.save(step, state)
+            raise
 
     def log(self, step: int) -> None:
         """Fetches the metrics of all steps since the last point, checks and reports them."""
@@ -161,7 +215,10 @@ class _Run:
         for number, metrics in enumerate(fetched, first):
             self.check(number, metrics)
         mean = jax.tree.map(lambda *values: float(np.mean(values)), *fetched)
-        values = {"loss/total": mean.total, **{f"loss/{n}": v for n, v in zip(Parts._fields, mean.parts)}}
+        shown = Parts._fields if self.config.model.tag_head else OF_LABELS
+        if self.config.model.kind == "diffusion":  # its loss has no parts
+            shown = ()
+        values = {"loss/total": mean.total, **{f"loss/{n}": getattr(mean.parts, n) for n in shown}}
         values |= {"gradient_norm": mean.gradient_norm, "parameter_norm": fetched[-1].parameter_norm.item()}
         values["learning_rate"] = float(self.learning_rate(step))
         self.reporter.train(step, values, len(fetched) * self.config.data.batch_size)
@@ -215,7 +272,7 @@ class _Run:
     def save(self, step: int, state: state_lib.TrainState) -> None:
         """Saves for resuming; whatever was not checked yet is checked first, so no bad state is kept."""
         self.log(step)
-        self.checkpoints.save(state, self.loader.get_state())
+        self.checkpoints.save(state, self.batches.get_state())
         self.reporter.pause()
 
 
@@ -228,27 +285,15 @@ def _check_metric(config: Config) -> None:
     name, known = config.train.best_metric, metric_names()
     if name not in known:
         raise TrainError(f"train.best_metric: no metric {name!r}.{config_lib.suggest(name, known)}")
+    if not kinds.outputs(config.model).covers(name):
+        raise TrainError(
+            f"train.best_metric: a network of kind {config.model.kind!r} configured like this does not predict what "
+            f"{name} measures; choose another, such as loss/total with train.best_mode min"
+        )
 
 
 def _better(config: Config, value: float, best: float) -> bool:
     return value > best if config.train.best_mode == "max" else value < best
-
-
-def _tokenizer_file(config: Config) -> pathlib.Path:
-    if config.data.tokenizer == "dataset":
-        return store.tokenizer_path(config.data.path)
-    file = pathlib.Path(config.data.tokenizer)
-    if not file.is_file():
-        raise TrainError(f"data.tokenizer: no file {file}; give a SentencePiece model or 'dataset'")
-    return file
-
-
-def _check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
-    if tokenizer.vocab_size > config.model.t5.vocab_size:
-        raise TrainError(
-            f"the vocabulary {tokenizer.source} has {tokenizer.vocab_size} pieces, model.t5.vocab_size is only "
-            f"{config.model.t5.vocab_size}; set it to at least that"
-        )
 
 
 __all__ = ["Finished", "TrainError", "train"]

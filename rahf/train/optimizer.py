@@ -1,4 +1,4 @@
-"""AdamW with warm-up, schedules, gradient clipping and a weight-decay mask (spec 2.7)."""
+"""AdamW or Adafactor with warm-up, schedules, gradient clipping and a weight-decay mask (spec 2.7)."""
 
 from __future__ import annotations
 
@@ -49,18 +49,29 @@ def is_t5_query(params: functional.Params) -> functional.Params:
     return functional.unflatten({p: p.split("/")[0] in _T5 and p.endswith("query/kernel") for p in flat})
 
 
+def _adam(config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransformation:
+    # T5 folds the attention scale d^-1/2 into its query kernels, but Adam's steps do not shrink with the
+    # parameter. Unfolded, they would be these; without it the logits of a deep stack saturate early.
+    fold = optax.masked(optax.scale(model.t5.head_width**-0.5), is_t5_query)
+    return optax.chain(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps), fold)
+
+
+def _adafactor() -> optax.GradientTransformation:
+    """Shazeer & Stern 2018 without momentum: steps are relative to a parameter's root mean square, at least 1e-3.
+
+    Second moments are kept as sums over rows and columns of matrices with at least 128 of both.
+    """
+    return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
+
+
 def make(config: OptimizerConfig, model: ModelConfig, steps: int) -> optax.GradientTransformation:
     """The optimizer of a run of `steps` steps."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     # Step s of the loop uses the rate of s + 1, so that the first step already learns.
     rate = schedule(config, steps)
-    # T5 folds the attention scale d^-1/2 into its query kernels, but Adam's steps do not shrink with the
-    # parameter. Unfolded, they would be these; without it the logits of a deep stack saturate early.
-    fold = optax.masked(optax.scale(model.t5.head_width**-0.5), is_t5_query)
     return optax.chain(
         clip,
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        fold,  # before the decay, which shrinks with the parameter already
+        _adafactor() if config.kind == "adafactor" else _adam(config, model),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
         optax.scale_by_learning_rate(lambda count: rate(count + 1)),
     )

@@ -43,6 +43,11 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
             f"mesh {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, there are {len(devices)}; "
             "set one of mesh.data, mesh.fsdp, mesh.tensor to -1 to take what is left"
         )
+    if jax.process_count() > 1 and jax.local_device_count() % sizes[2]:
+        raise ValueError(
+            f"mesh.tensor {sizes[2]}: must divide the {jax.local_device_count()} devices of each process, because "
+            "processes load different examples and devices along the tensor axis see the same ones"
+        )
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 

@@ -13,21 +13,25 @@ from rahf.config import Config
 from rahf.models import functional
 from rahf.models import rahf as model_lib
 from rahf.train import optimizer as optimizer_lib
-from rahf.train import sharding
+from rahf.train import accumulate, sharding, trainable
 
 
 class TrainState(NamedTuple):
-    """Step (int32 scalar: steps done), parameters, optimizer state, and averaged parameters if asked for."""
+    """Step (int32 scalar: steps done), parameters, optimizer state; averages and adapters if asked for.
+
+    Optimizer state and averages belong to what is trained (`rahf.train.trainable`).
+    """
 
     step: jax.Array
     params: functional.Params
     opt_state: optax.OptState
     ema: functional.Params | None
+    lora: functional.Params | None = None
 
     @property
     def best_params(self) -> functional.Params:
-        """The parameters to evaluate and to hand out: the average if there is one."""
-        return self.params if self.ema is None else self.ema
+        """The parameters to evaluate and to hand out: the average if there is one, adapters merged."""
+        return trainable.ordinary(self.params, self.ema, self.lora)
 
 
 class Setup(NamedTuple):
@@ -40,18 +44,28 @@ class Setup(NamedTuple):
     shardings: TrainState
 
 
-def _around(config: Config, optimizer: optax.GradientTransformation, params: functional.Params) -> TrainState:
-    """The state of a run that has not begun, around given parameters."""
-    ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+def _around(
+    config: Config, optimizer: optax.GradientTransformation, params: functional.Params, lora: functional.Params | None
+) -> TrainState:
+    """The state of a run that has not begun, around given parameters and adapters."""
+    trained = trainable.trained(config.optimizer, params, lora)
+    ema = jax.tree.map(jnp.copy, trained) if config.optimizer.ema_decay else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), ema, lora)
 
 
 def setup(config: Config, devices: list | None = None) -> Setup:
-    """Structure, optimizer, mesh and shapes of a run; allocates nothing."""
+    """Structure, optimizer, mesh and shapes of a run; allocates nothing.
+
+    Raises:
+      rahf.config.ConfigError: patterns of parameters that describe none, or a batch that cannot be cut into parts.
+      ValueError: a mesh that does not fit the devices, or a network that cannot be built.
+    """
     mesh = sharding.make_mesh(config.mesh, devices)
+    accumulate.check(config, mesh.devices.size)
     graphdef, params = functional.abstract(model_lib.build(config.model))
     optimizer = optimizer_lib.make(config.optimizer, config.model, config.train.steps)
-    shapes = jax.eval_shape(lambda params: _around(config, optimizer, params), params)
+    lora = trainable.abstract_lora(config.optimizer, params)
+    shapes = jax.eval_shape(lambda *given: _around(config, optimizer, *given), params, lora)
     shardings = sharding.tree_shardings(shapes, mesh)
     with_shardings: Any = jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings
@@ -59,8 +73,14 @@ def setup(config: Config, devices: list | None = None) -> Setup:
     return Setup(graphdef, optimizer, mesh, with_shardings, shardings)
 
 
-def create(config: Config, made: Setup) -> TrainState:
-    """A fresh state, born sharded: no device ever holds more than its share."""
-    params = functional.init(model_lib.build(config.model), config.train.seed, made.shardings.params)
-    around = jax.jit(lambda p: _around(config, made.optimizer, p), out_shardings=made.shardings, donate_argnums=0)
-    return around(params)
+def create(config: Config, made: Setup, given: functional.Params | None = None) -> TrainState:
+    """A fresh state, born sharded: no device ever holds more than its share.
+
+    `given` are parameters to start from, any part of the tree (`rahf.train.start`); the rest is random.
+    """
+    params = functional.init(model_lib.build(config.model), config.train.seed, made.shardings.params, given)
+    lora = trainable.make_lora(config.optimizer, made.shapes.params, config.train.seed, made.shardings.lora)
+    around = jax.jit(
+        lambda *given: _around(config, made.optimizer, *given), out_shardings=made.shardings, donate_argnums=(0, 1)
+    )
+    return around(params, lora)

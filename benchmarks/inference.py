@@ -1,0 +1,56 @@
+"""Measures prediction. Prints one JSON line.
+
+    python benchmarks/inference.py --preset demo|vitl|fast|paper [--batch 32] [--mode all|scores|heatmaps|generate]
+
+`all` is heatmaps, scores and constrained scoring of the words by teacher forcing; `generate` decodes the target
+sequence besides; `scores` and `heatmaps` leave everything else out.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+
+import jax
+import measuring
+
+from rahf import pure
+from rahf.models import functional
+from rahf.models import rahf as model_lib
+from rahf.models.flops import count_flops
+
+
+def main() -> None:
+    """Parses, measures, prints."""
+    parser = measuring.arguments(__doc__.split("\n")[0])
+    parser.add_argument("--mode", choices=("all", "scores", "heatmaps", "generate"), default="all")
+    args, fields = parser.parse_known_args()
+    config = measuring.preset(args.preset, args.batch, fields)
+    size, length = config.data.batch_size, config.data.max_target_tokens
+    build = model_lib.build(config.model)
+    graphdef, _ = functional.abstract(build)
+    host = measuring.fake(config, size)
+    texts = [host.text_ids, host.text_mask]
+    if args.mode in ("scores", "heatmaps"):
+        function = functools.partial(getattr(pure, args.mode), graphdef)
+    else:
+        function = functools.partial(pure.forward, graphdef, 4, length, generate=args.mode == "generate")
+        texts += [host.prompt_ids, host.word_end]
+    given = jax.device_put((functional.init(build, 0), host.image, *texts))
+    result = {"benchmark": "inference", "mode": args.mode, "preset": args.preset, **measuring.described(config, size)}
+    began = time.perf_counter()
+    compiled = jax.jit(function).lower(*given).compile()
+    result["compile_seconds"] = round(time.perf_counter() - began, 2)
+    began = time.perf_counter()
+    jax.block_until_ready(compiled(*given))
+    result["first_step_seconds"] = round(time.perf_counter() - began, 3)
+    peak = measuring.matmul_peak(config.model.compute_dtype)
+    seconds = measuring.per_call(lambda: compiled(*given), args.seconds, args.rounds)
+    result |= measuring.speed(seconds, size, count_flops(function, *given, trips=length), peak)
+    result |= {"peak_gib": round(measuring.peak_memory(), 2), "planned_gib": measuring.memory_of(compiled)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What the benchmarks of the network share: presets, batches, clocks, and the limit of the chip."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rahf import batch as batch_lib
+from rahf import config as config_lib
+from rahf.batch import Batch
+from rahf.config import Config
+
+#: Short names of config files.
+PRESETS = {"vitl": "richhf18k_vitl", "fast": "richhf18k_fast", "paper": "richhf18k_paper"}
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """--preset, --batch, --seconds, --rounds; config fields may follow."""
+    parser = argparse.ArgumentParser(description=description, epilog="Config fields may follow: --model.remat dots")
+    parser.add_argument("--preset", default="demo", help=f"a config file's name, or {', '.join(PRESETS)}")
+    parser.add_argument("--batch", type=int, default=None, help="examples; default: the config's batch size")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements; the median counts")
+    parser.add_argument("--seconds", type=float, default=3.0, help="least length of a measurement")
+    return parser
+
+
+def preset(name: str, batch: int | None, fields: list[str]) -> Config:
+    """The config of a preset for a benchmark: no dropout, text and target of 64 tokens at most, as compared with.
+
+    On accelerators it computes in bfloat16 and keeps products only; fields given on the command line win.
+    """
+    from rahf import overrides
+
+    file = f"configs/{PRESETS.get(name, name)}.py"
+    config = config_lib.load(file)
+    given = []
+    if jax.default_backend() != "cpu":
+        given = ["--model.compute-dtype", "bfloat16", "--model.remat", "dots"]
+    given += ["--data.max-target-tokens", str(min(config.data.max_target_tokens, 64))]
+    given += ["--model.vit.dropout", "0", "--model.t5.dropout", "0"]
+    given += ["--model.heatmap-head.dropout", "0", "--model.score-head.dropout", "0"]
+    if batch is not None:
+        given += ["--data.batch-size", str(batch)]
+    return overrides.parse(file, given + fields)
+
+
+def fake(config: Config, size: int) -> Batch:
+    """A batch of random pictures and texts of the config's sizes."""
+    data = config.data
+    return batch_lib.fake(
+        size, config.model.image_size, data.max_prompt_tokens, data.max_target_tokens, data.max_words,
+        vocab_size=min(1000, config.model.t5.vocab_size),
+    )  # fmt: skip
+
+
+def per_call(call: Callable[[], Any], seconds: float, rounds: int) -> list[float]:
+    """Seconds per call of each round; calls are dispatched one after the other, only a round's end is waited for."""
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    count = max(1, round(seconds / max(time.perf_counter() - began, 1e-6)))
+    found = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for _ in range(count):
+            out = call()
+        jax.block_until_ready(out)
+        found.append((time.perf_counter() - began) / count)
+    return found
+
+
+def matmul_peak(dtype: str) -> float:
+    """TFLOP/s of the fastest of several products of large square matrices in the dtype of the network."""
+    side = 8192 if jax.default_backend() != "cpu" else 2048
+    x = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda x: x @ x)
+    return 2 * side**3 / min(per_call(lambda: product(x), 0.5, 5)) / 1e12
+
+
+def peak_memory() -> float:
+    """GiB that were in use at once: on the device, or on a CPU by the whole process."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 2**30
+    # macOS counts bytes, Linux KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+def memory_of(compiled: Any) -> dict[str, float]:
+    """GiB of a compiled function, from the compiler's own plan: arguments, temporaries, and together."""
+    plan = compiled.memory_analysis()
+    sizes = {"arguments": plan.argument_size_in_bytes, "temporaries": plan.temp_size_in_bytes}
+    # Donated arguments become results.
+    sizes["together"] = sum(sizes.values()) + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return {name: round(size / 2**30, 3) for name, size in sizes.items()}
+
+
+def described(config: Config, size: int) -> dict[str, Any]:
+    """What was measured where."""
+    model = config.model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": jax.local_devices()[0].device_kind,
+        "cores": cores,
+        "batch": size,
+        "dtype": model.compute_dtype,
+        **{name: getattr(model, name) for name in ("attention", "remat", "scan_layers")},
+        "heatmap_head": model.heatmap_head.kind,
+    }
+
+
+def speed(seconds: list[float], size: int, flops: float, peak: float) -> dict[str, Any]:
+    """Median, fastest and slowest round as images/s, milliseconds and shares of the peak."""
+    middle = statistics.median(seconds)
+    achieved = flops / middle / 1e12
+    return {
+        "images_per_second": round(size / middle, 2),
+        "ms": round(1e3 * middle, 2),
+        "ms_fastest": round(1e3 * min(seconds), 2),
+        "ms_slowest": round(1e3 * max(seconds), 2),
+        "tflop_per_image": round(flops / size / 1e12, 6),
+        "tflop_per_second": round(achieved, 4),
+        "matmul_peak_tflop_per_second": round(peak, 4),
+        "share_of_matmul_peak": round(achieved / peak, 4),
+    }
+
+
+def without_recomputation(config: Config) -> Config:
+    """The same network, everything kept for the gradient and in one part: its arithmetic is what a step must do."""
+    model = dataclasses.replace(config.model, remat="none", attention="xla")
+    return dataclasses.replace(config, model=model, train=dataclasses.replace(config.train, accumulate=1))

@@ -1,0 +1,191 @@
+"""Times the same network in plain PyTorch beside ours: forward, backward and AdamW, in one run on one machine.
+
+    python benchmarks/torch_peer.py --preset demo [--batch 32]           # CPU: interleaved with ours, ratios
+    python benchmarks/torch_peer.py --preset vitl --batch 32             # GPU: each variant in a process of its own
+
+Variants: `eager` (float32 as PyTorch comes), `tuned` (bfloat16 autocast, channels-last, torch.compile, fused
+AdamW). Needs PyTorch beside rahf. On a CPU a busy machine disturbs both, so rounds alternate, and the ratios of
+neighbouring rounds are reported, by the clock and by the processor time used, and that of the fastest steps. Like
+`rahf train`, the program restarts itself with huge pages for glibc, which serve PyTorch, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import measuring
+import torch
+import torch_network
+
+from rahf.config import Config
+from rahf.models import heads
+from rahf.train import sharding
+from rahf.train import state as state_lib
+from rahf.train.step import make_train_step
+
+VARIANTS = ("ours", "eager", "tuned")
+
+
+def network(config: Config, flat: dict | None = None) -> torch_network.Rahf:
+    """The PyTorch network of a config, with our parameters if they are given."""
+    model = config.model
+    grid = model.image_size // model.vit.patch_size
+    made = torch_network.Rahf(model, heads.up_widths(model.heatmap_head, model.image_size, grid))
+    if flat is not None:
+        torch_network.load(made, flat)
+    return made
+
+
+def inputs(config: Config, size: int, device: str) -> dict[str, torch.Tensor]:
+    """The batch of `measuring.fake`, with images normalised by 0.5 and heatmaps in [0,1], channels first."""
+    batch = measuring.fake(config, size)
+    names = ("text_ids", "text_mask", "target_ids", "target_mask", "scores")
+    found = {name: torch.from_numpy(getattr(batch, name)).to(device) for name in names}
+    found |= {name: found[name].long() for name in ("text_ids", "target_ids")}
+    found["image"] = (torch.from_numpy(batch.image).to(device).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    found["heatmaps"] = torch.from_numpy(batch.heatmaps).to(device).float() / 255
+    return found
+
+
+def torch_step(config: Config, size: int, tuned: bool) -> Callable[[], torch.Tensor]:
+    """One training step of the PyTorch network, as a function without arguments that returns the loss."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module, batch, c = network(config).to(device), inputs(config, size, device), config.optimizer
+    if tuned:
+        module = module.to(memory_format=torch.channels_last)
+        batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
+    options = dict(lr=c.learning_rate, betas=(c.b1, c.b2), eps=c.eps, weight_decay=c.weight_decay)
+    optimizer = torch.optim.AdamW(module.parameters(), **options, **({"fused": True} if tuned else {}))
+    forward = torch.compile(module) if tuned else module
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=tuned):
+            outputs = forward(batch["image"], batch["text_ids"], batch["text_mask"], batch["target_ids"])
+        found = torch_network.loss(config, outputs, batch)
+        found.backward()
+        if c.clip_norm:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), c.clip_norm)
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return found.detach()
+
+    return step
+
+
+def our_step(config: Config, size: int) -> Callable[[], jax.Array]:
+    """One training step of ours, waited for."""
+    made = state_lib.setup(config)
+    held = {"state": state_lib.create(config, made)}
+    batch = sharding.to_devices(measuring.fake(config, size), made.mesh)
+    function = make_train_step(config, made)
+
+    def step() -> jax.Array:
+        held["state"], metrics = function(held["state"], batch)
+        return jax.block_until_ready(metrics.total)
+
+    return step
+
+
+def timed(step: Callable, count: int) -> list[tuple[float, float]]:
+    """Seconds and processor seconds of each of `count` steps."""
+    found = []
+    for _ in range(count):
+        clock, processor = time.perf_counter(), time.process_time()
+        step()
+        found.append((time.perf_counter() - clock, time.process_time() - processor))
+    return found
+
+
+def interleaved(config: Config, size: int, rounds: int, seconds: float) -> dict:
+    """Ours and eager PyTorch in turn, on the same cores: medians of rounds, and the least disturbed step of all."""
+    steps = {"ours": our_step(config, size), "eager": torch_step(config, size, tuned=False)}
+    counts = {}
+    for name, step in steps.items():
+        step()
+        counts[name] = max(1, round(seconds / timed(step, 1)[0][0]))
+    found = {name: [] for name in steps}
+    for number in range(rounds):
+        for name in sorted(steps, reverse=number % 2 == 1):
+            found[name].append(timed(steps[name], counts[name]))
+    result = {"steps": {name: rounds * count for name, count in counts.items()}}
+    for at, kind in enumerate(("", "processor_")):
+        means = {name: [statistics.fmean(t[at] for t in times) for times in each] for name, each in found.items()}
+        least = {name: min(t[at] for times in each for t in times) for name, each in found.items()}
+        ratios = [theirs / ours for theirs, ours in zip(means["eager"], means["ours"])]
+        for name in steps:
+            result[f"{name}_{kind}ms"] = round(1e3 * statistics.median(means[name]), 1)
+            result[f"{name}_{kind}ms_fastest"] = round(1e3 * least[name], 1)
+        spread = {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
+        spread["fastest"] = least["eager"] / least["ours"]
+        result[f"{kind}ratio"] = {name: round(value, 3) for name, value in spread.items()}
+    return result
+
+
+def alone(config: Config, size: int, tuned: bool, rounds: int, seconds: float) -> dict:
+    """One PyTorch variant on a GPU, in this process."""
+    try:
+        step = torch_step(config, size, tuned)
+        began = time.perf_counter()
+        step()
+        first = time.perf_counter() - began
+        count = max(1, round(seconds / timed(step, 2)[1][0]))
+        middle = statistics.median(clock for _ in range(rounds) for clock, _ in timed(step, count))
+    except torch.OutOfMemoryError:
+        return {"error": "out of memory", "batch": size}
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    speed = {"images_per_second": round(size / middle, 2), "ms": round(1e3 * middle, 2)}
+    return speed | {"batch": size, "first_step_seconds": round(first, 2), "peak_gib": round(peak, 2)}
+
+
+def apart(args, fields: list[str]) -> dict:
+    """Every variant in a process of its own, one after the other, so that each has the whole memory of the GPU."""
+    folder, result = pathlib.Path(__file__).resolve().parent, {}
+    common = ["--preset", args.preset, "--rounds", str(args.rounds), "--seconds", str(args.seconds)]
+    common += ["--batch", str(args.batch)] if args.batch else []
+    for variant in VARIANTS:
+        own = ["train_step.py"] if variant == "ours" else ["torch_peer.py", "--variant", variant]
+        command = [sys.executable, str(folder / own[0]), *own[1:], *common, *fields]
+        done = subprocess.run(command, capture_output=True, text=True)
+        lines = done.stdout.strip().splitlines()
+        result[variant] = json.loads(lines[-1]) if done.returncode == 0 and lines else {"error": done.stderr[-2000:]}
+    speeds = {name: found.get("images_per_second") for name, found in result.items()}
+    for variant in VARIANTS[1:]:
+        if speeds["ours"] and speeds[variant]:
+            result[f"ratio_to_{variant}"] = round(speeds["ours"] / speeds[variant], 3)
+    return result
+
+
+def main() -> None:
+    """Parses, measures, prints."""
+    parser = measuring.arguments(__doc__.split("\n")[0])
+    parser.add_argument("--variant", choices=VARIANTS[1:], help="only this one, in this process; for GPUs")
+    args, fields = parser.parse_known_args()
+    config = measuring.preset(args.preset, args.batch, fields)
+    size = config.data.batch_size
+    result = {"benchmark": "torch peer", "preset": args.preset, "batch": size, "torch": torch.__version__}
+    if args.variant:
+        result |= {"variant": args.variant}
+        result |= alone(config, size, args.variant == "tuned", args.rounds, args.seconds)
+    elif torch.cuda.is_available():
+        result |= apart(args, fields)
+    else:
+        result |= measuring.described(config, size) | {"threads": torch.get_num_threads()}
+        result |= interleaved(config, size, args.rounds, args.seconds)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # read only when a program starts
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    main()

@@ -1,0 +1,85 @@
+"""Measures a training step: forward, backward and optimizer. Prints one JSON line.
+
+    python benchmarks/train_step.py --preset demo|vitl|fast|paper [--batch 32] [--compile-only] [config fields]
+
+`tflop_per_second` counts the products and convolutions that a step must do, not those that are done again to save
+memory, and `share_of_matmul_peak` divides it by what a large matrix product reaches in the same run.
+`--compile-only` allocates nothing and runs nothing: the compiler's plan of the memory, for any size of network.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import jax
+import measuring
+
+from rahf.models import functional
+from rahf.models.flops import count_flops
+from rahf.train import sharding, trainable
+from rahf.train import state as state_lib
+from rahf.train.step import loss_and_gradients, make_train_step
+
+
+def flops(config, batch) -> int:
+    """Of the loss and its gradient with respect to what is trained."""
+    plain = measuring.without_recomputation(config)
+    made = state_lib.setup(plain)
+    shapes = made.shapes
+    trained = trainable.trained(plain.optimizer, shapes.params, shapes.lora)
+
+    def step(params, lora, trained, batch):
+        whole = lambda tree: trainable.merged(*trainable.replaced(params, lora, tree))  # noqa: E731
+        return loss_and_gradients(made.graphdef, plain, trained, batch, None, None, None, whole)
+
+    return count_flops(step, shapes.params, shapes.lora, trained, batch)
+
+
+def main() -> None:
+    """Parses, measures, prints."""
+    parser = measuring.arguments(__doc__.split("\n")[0])
+    parser.add_argument("--compile-only", action="store_true", help="only the compiler's plan of the memory")
+    args, fields = parser.parse_known_args()
+    config = measuring.preset(args.preset, args.batch, fields)
+    size = config.data.batch_size
+    made = state_lib.setup(config)
+    parameters = functional.count(made.shapes.params)
+    result = {"benchmark": "train step", "preset": args.preset, **measuring.described(config, size)}
+    result |= {"accumulate": config.train.accumulate, "optimizer": config.optimizer.kind}
+    result |= {"lora_rank": config.optimizer.lora.rank, "trainable": list(config.optimizer.trainable)}
+    result["million_parameters"] = round(parameters / 1e6, 1)
+    step = make_train_step(config, made)
+    host = measuring.fake(config, size)
+    if args.compile_only:
+        placed = sharding.batch_sharding(made.mesh)
+        dtype = lambda x: jax.dtypes.canonicalize_dtype(x.dtype)  # noqa: E731
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype(x), sharding=placed), host)
+        began = time.perf_counter()
+        compiled = step.lower(made.shapes, batch).compile()
+        result["compile_seconds"] = round(time.perf_counter() - began, 2)
+        print(json.dumps(result | {"gib": measuring.memory_of(compiled)}))
+        return
+    batch = sharding.to_devices(host, made.mesh)
+    state = state_lib.create(config, made)
+    began = time.perf_counter()
+    compiled = step.lower(state, batch).compile()
+    result["compile_seconds"] = round(time.perf_counter() - began, 2)
+    began = time.perf_counter()
+    state, metrics = jax.block_until_ready(compiled(state, batch))
+    result["first_step_seconds"] = round(time.perf_counter() - began, 3)
+    peak = measuring.matmul_peak(config.model.compute_dtype)
+    held = {"state": state}
+
+    def call():
+        held["state"], found = compiled(held["state"], batch)
+        return found
+
+    seconds = measuring.per_call(call, args.seconds, args.rounds)
+    result |= measuring.speed(seconds, size, flops(config, batch), peak)
+    result |= {"peak_gib": round(measuring.peak_memory(), 2), "planned_gib": measuring.memory_of(compiled)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

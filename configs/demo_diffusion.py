@@ -1,0 +1,55 @@
+"""A generator to be criticised and guided: a small text-to-image diffusion model from scratch on synthetic scenes.
+
+Command:   rahf train configs/demo_diffusion.py     (after rahf prepare synthetic --out data/demo)
+Hardware:  any; on CPU cores a long night, on one GPU minutes
+Use:       rahf.diffusion.load("runs/demo_diffusion"); docs/using.md
+
+It learns the scenes as they are, damaged and mismatched ones, too: so there is something to criticise.
+"""
+
+from rahf.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    ModelConfig,
+    OptimizerConfig,
+    T5Config,
+    TrainConfig,
+)
+
+
+def config() -> Config:
+    """32-pixel pictures; v-prediction, cosine schedule, averaged parameters, 10% of the prompts left out."""
+    return Config(
+        workdir="runs/demo_diffusion",
+        data=DataConfig(
+            path="data/demo",
+            batch_size=64,
+            eval_batch_size=64,
+            max_prompt_tokens=24,
+            max_target_tokens=28,
+            max_words=20,
+            augment=AugmentConfig(crop_probability=0.0, photometric_probability=0.0, grey_probability=0.0),
+        ),
+        model=ModelConfig(
+            kind="diffusion",
+            image_size=32,
+            t5=T5Config(
+                vocab_size=1024, width=128, head_width=32, heads=4, mlp_width=512, encoder_layers=2, ff="relu"
+            ),
+            diffusion=DiffusionConfig(widths=(32, 64, 128)),
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3, schedule="cosine", warmup_steps=200, b2=0.99, ema_decay=0.999, weight_decay=0.01
+        ),
+        train=TrainConfig(
+            steps=20_000,
+            log_every=100,
+            eval_every=2000,
+            eval_examples=512,
+            checkpoint_every=2000,
+            best_metric="loss/total",
+            best_mode="min",
+        ),
+    )

@@ -1,0 +1,71 @@
+"""What the denoiser learns: to tell noise and picture apart (Ho et al. 2020; v: Salimans & Ho 2022)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from rahf import pixels
+from rahf.batch import Batch
+from rahf.config import ModelConfig
+from rahf.diffusion import unet
+from rahf.steer import schedules
+
+
+def per_example(
+    config: ModelConfig,
+    model: unet.TextToImage,
+    batch: Batch,
+    t: Int[Array, " b"],
+    noise: Float[Array, "b s s 3"],
+    dropped: Array | None = None,
+) -> Float[Array, " b"]:
+    """Mean squared error of the prediction over a picture's pixels and channels.
+
+    Args:
+      batch: images and prompts; labels are not looked at.
+      t: times, from 0 to `config.diffusion.times` - 1.
+      noise: standard normal.
+      dropped: bool [B], whose prompts are left out; None: nobody's.
+
+    Returns:
+      float32 [B].
+    """
+    x0 = 2.0 * pixels.unit(batch.image, config.image_size) - 1.0
+    signal = jnp.asarray(unet.signals(config), jnp.float32)[t][:, None, None, None]
+    z = schedules.noisy(x0, noise, signal)
+    mask = batch.text_mask if dropped is None else batch.text_mask & ~dropped[:, None]
+    wanted = noise if config.diffusion.predicts == "eps" else jnp.sqrt(signal) * noise - jnp.sqrt(1 - signal) * x0
+    found = model(z, t, model.encode(batch.text_ids, mask))
+    return jnp.square(found.astype(jnp.float32) - wanted).mean((1, 2, 3))
+
+
+def drawn(
+    config: ModelConfig, model: unet.TextToImage, batch: Batch, key: Key[Array, ""], examples: Float[Array, ""]
+) -> Float[Array, ""]:
+    """The training loss: random times, noise and left-out prompts, summed and divided by `examples`.
+
+    The times of a batch are spread evenly over all times (Kingma et al. 2021), which lowers the gradient's
+    variance.
+    """
+    b = batch.text_ids.shape[0]
+    when, what, which = jax.random.split(key, 3)
+    spread = (jax.random.uniform(when) + jnp.arange(b) / b) % 1.0
+    t = jnp.minimum((spread * config.diffusion.times).astype(jnp.int32), config.diffusion.times - 1)
+    noise = jax.random.normal(what, (b, config.image_size, config.image_size, 3))
+    dropped = jax.random.bernoulli(which, config.diffusion.prompt_dropout, (b,))
+    values = per_example(config, model, batch, t, noise, dropped)
+    return jnp.where(batch.example_mask, values, 0.0).sum() / examples
+
+
+def repeatable(config: ModelConfig, model: unet.TextToImage, batch: Batch) -> Float[Array, " b"]:
+    """The evaluation loss, float32 [B]: time and noise of an example follow from its position in the split
+    alone."""
+    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(batch.index.astype(jnp.uint32))
+    side = config.image_size
+    noise = jax.vmap(lambda key: jax.random.normal(key, (side, side, 3)))(keys)
+    # The golden ratio spreads any number of examples evenly over the times.
+    spread = (batch.index.astype(jnp.float32) * 0.6180339887) % 1.0
+    t = jnp.clip((spread * config.diffusion.times).astype(jnp.int32), 0, config.diffusion.times - 1)
+    return per_example(config, model, batch, t, noise)

@@ -1,0 +1,138 @@
+"""The denoiser: a U-Net over pixels that reads the prompt (after Rombach et al. 2022, in pixels and
+small)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rahf.config import ModelConfig
+from rahf.diffusion.blocks import GroupNorm, ResidualBlock, TextAttention, time_features
+from rahf.models import execution as execution_lib
+from rahf.models import layers, t5
+from rahf.steer import schedules
+
+
+class Prompt(NamedTuple):
+    """An encoded prompt: words, of which the first is the same for all prompts, and which of them count."""
+
+    words: Float[Array, "b n d"]
+    mask: Bool[Array, "b n"]
+
+
+class TextToImage(nnx.Module):
+    """Noisy picture, time and prompt → "v" or the noise (`config.diffusion.predicts`).
+
+    The prompt goes through a T5 encoder (`config.t5`). In front of its words stands a learned one that is
+    there for the empty
+    prompt, too: a mask without words is the condition of classifier-free guidance.
+    """
+
+    def __init__(self, config: ModelConfig):
+        made, dtype = config.diffusion, jnp.dtype(config.compute_dtype)
+        _check(config)
+        text, condition = config.t5.width, 4 * made.widths[0]
+        self.config, self.dtype, self.levels = config, dtype, len(made.widths)
+        self.embedding = layers.parameter(config.t5.vocab_size, text, std=1.0)
+        self.nothing = layers.parameter(1, 1, text, std=1.0)
+        execution = execution_lib.of(config)
+        self.encoder = t5.Encoder(config.t5, dtype=dtype, execution=execution)
+        linear = lambda i, o: layers.Linear(i, o, bias=True, std=i**-0.5, dtype=dtype)  # noqa: E731
+        self.time1, self.time2, self.pooled = (
+            linear(made.widths[0], condition),
+            linear(condition, condition),
+            linear(text, condition),
+        )
+        block = lambda i, o: ResidualBlock(i, o, condition, made.groups, dtype=dtype)  # noqa: E731
+        look = lambda width: TextAttention(  # noqa: E731
+            width, text, made.heads, made.groups, dtype=dtype, implementation=config.attention
+        )
+        self.first = layers.Conv3x3(3, made.widths[0], dtype=dtype)
+        width, kept = made.widths[0], [made.widths[0]]
+        for level, outputs in enumerate(made.widths):
+            for number in range(made.blocks):
+                setattr(self, f"down_{level}_{number}", block(width, outputs))
+                width = outputs
+                if level >= made.attention_from:
+                    setattr(self, f"down_attention_{level}_{number}", look(width))
+                kept.append(width)
+            if level + 1 < self.levels:
+                setattr(self, f"shrink_{level}", layers.Conv3x3(width, width, stride=2, dtype=dtype))
+                kept.append(width)
+        self.middle1, self.middle_attention, self.middle2 = block(width, width), look(width), block(width, width)
+        for level, outputs in reversed(list(enumerate(made.widths))):
+            for number in range(made.blocks + 1):
+                setattr(self, f"up_{level}_{number}", block(width + kept.pop(), outputs))
+                width = outputs
+                if level >= made.attention_from:
+                    setattr(self, f"up_attention_{level}_{number}", look(width))
+            if level:
+                setattr(self, f"grow_{level}", layers.Conv3x3(width, width, dtype=dtype))
+        self.last_norm = GroupNorm(width, made.groups, dtype=dtype)
+        self.last = layers.Conv3x3(width, 3, dtype=jnp.dtype("float32"), gain=0.0)
+
+    def encode(self, text_ids: Int[Array, "b l"], text_mask: Bool[Array, "b l"]) -> Prompt:
+        """Reads prompts; once for all steps of a sampler."""
+        b = text_ids.shape[0]
+        x = self.embedding[...][text_ids].astype(self.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(self.nothing[...], (b, 1, x.shape[-1])).astype(self.dtype), x], 1)
+        mask = jnp.concatenate([jnp.ones((b, 1), bool), text_mask], 1)
+        return Prompt(self.encoder(x, mask), mask)
+
+    def __call__(self, z: Float[Array, "b h w 3"], t: Int[Array, " b"], prompt: Prompt) -> Float[Array, "b h w 3"]:
+        """Prediction of what the network was trained for, float32, for noisy pictures (clean ones are in
+        [-1,1])."""
+        made, (words, mask) = self.config.diffusion, prompt
+        weights = mask.astype(jnp.float32)[..., None]
+        pooled = (words.astype(jnp.float32) * weights).sum(1) / weights.sum(1)
+        times = time_features(t.astype(jnp.float32) / made.times, made.widths[0])
+        condition = self.time2(jax.nn.silu(self.time1(times))) + self.pooled(pooled)
+        x = self.first(z)
+        kept = [x]
+        for level in range(self.levels):
+            for number in range(made.blocks):
+                x = self._block("down", level, number, x, condition, prompt)
+                kept.append(x)
+            if level + 1 < self.levels:
+                x = getattr(self, f"shrink_{level}")(x)
+                kept.append(x)
+        x = self.middle2(self.middle_attention(self.middle1(x, condition), words, mask), condition)
+        for level in reversed(range(self.levels)):
+            for number in range(made.blocks + 1):
+                x = jnp.concatenate([x, kept.pop()], -1)
+                x = self._block("up", level, number, x, condition, prompt)
+            if level:
+                x = getattr(self, f"grow_{level}")(x.repeat(2, 1).repeat(2, 2))
+        return self.last(jax.nn.silu(self.last_norm(x)))
+
+    def _block(self, way: str, level: int, number: int, x: Array, condition: Array, prompt: Prompt) -> Array:
+        x = getattr(self, f"{way}_{level}_{number}")(x, condition)
+        if level < self.config.diffusion.attention_from:
+            return x
+        return getattr(self, f"{way}_attention_{level}_{number}")(x, *prompt)
+
+
+def signals(config: ModelConfig) -> Float[np.ndarray, " t"]:
+    """``abar`` of each time that the configured network is trained with."""
+    made = config.diffusion
+    return {"cosine": schedules.cosine, "linear": schedules.linear}[made.schedule](made.times)
+
+
+def _check(config: ModelConfig) -> None:
+    made = config.diffusion
+    cells = 2 ** (len(made.widths) - 1)
+    if config.image_size % cells:
+        raise ValueError(
+            f"model.image_size {config.image_size}: expected a multiple of {cells}, because model.diffusion.widths has "
+            f"{len(made.widths)} levels; each but the first halves the side"
+        )
+    for width in made.widths[made.attention_from :]:
+        if width % made.heads:
+            raise ValueError(f"model.diffusion.widths: {width} cannot be shared by model.diffusion.heads {made.heads}")
+    if made.widths[0] % 2:
+        raise ValueError(f"model.diffusion.widths: the first must be even, found {made.widths[0]}")

@@ -1,0 +1,113 @@
+"""What `rahf evaluate` evaluates: a checkpoint of a run, or an exported file."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rahf import config as config_lib
+from rahf import critic as critic_lib
+from rahf.batch import Batch
+from rahf.config import Config
+from rahf.critic import Critic
+from rahf.evaluate import Evaluation, Evaluator
+from rahf.losses import Parts
+from rahf.models import kinds
+from rahf.text import Tokenizer
+from rahf.train import checkpoint, sharding
+from rahf.train import state as state_lib
+from rahf.train.step import Evaluated
+
+
+class Opened(NamedTuple):
+    """A model, ready to be evaluated."""
+
+    config: Config
+    tokenizer: Tokenizer
+    evaluator: Evaluator
+    params: Any
+    name: str
+    step: int | None
+    about: str  # which model it is, in words
+    reports: pathlib.Path  # where reports of its splits go by default
+    run: pathlib.Path | None  # None: an exported file
+
+
+def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
+    """Loads what a user points at.
+
+    Args:
+      model: run directory, checkpoint directory or exported file.
+      data: prepared dataset instead of the one that it was trained on.
+      batch_size: over all devices, instead of the config's.
+
+    Raises:
+      rahf.train.checkpoint.CheckpointError, rahf.exported.ExportError: no model.
+      ValueError: an export of scores only.
+    """
+    if critic_lib.is_exported(model):
+        return _exported(pathlib.Path(model), data, batch_size)
+    run, state = checkpoint.find(model)
+    config = config_lib.from_json((run / "config.json").read_text(), where=str(run / "config.json"))
+    config = _placed(config, data, batch_size, len(jax.devices()))
+    tokenizer = Tokenizer.load(run / "tokenizer.model")
+    made = state_lib.setup(config)
+    params = checkpoint.load_params(state, made.shapes.params)
+    evaluator = Evaluator(made.graphdef, config, tokenizer, made.mesh)
+    step = int(state.parent.name) if state.parent.name.isdigit() else None
+    about = f"{state.parent.parent.name} checkpoint of step {state.parent.name}"
+    return Opened(config, tokenizer, evaluator, params, run.name, step, about, run / "report", run)
+
+
+def _exported(file: pathlib.Path, data: str | None, batch_size: int | None) -> Opened:
+    critic = critic_lib.load(file)
+    if critic.network.forward is None:
+        raise ValueError(f"{file}: was exported with --scores-only; evaluate needs heatmaps and words, too")
+    config = _placed(critic.config, data, batch_size, 1)
+    evaluator = ExportedEvaluator(critic, config)
+    reports = file.with_name(f"{file.stem}-report")
+    about = f"{file.name}, {critic.model_id}, exported of step {critic.step}"
+    return Opened(config, critic.tokenizer, evaluator, critic.params, critic.name, critic.step, about, reports, None)
+
+
+def _placed(config: Config, data: str | None, batch_size: int | None, devices: int) -> Config:
+    changes: dict[str, Any] = {"path": data} if data else {}
+    if batch_size:
+        changes["eval_batch_size"] = batch_size
+    # One process with one device evaluates what was trained on many.
+    mesh = sharding.fitting(config.mesh, devices)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes), mesh=mesh)
+
+
+class ExportedEvaluator(Evaluator):
+    """Evaluates an exported file, on one device: all metrics but losses, words by constrained scoring."""
+
+    def __init__(self, critic: Critic, config: Config):
+        self.config, self.tokenizer = config, critic.tokenizer
+        self.outputs = kinds.outputs(config.model)
+        self.mesh = sharding.make_mesh(config.mesh, jax.local_devices()[:1])
+        self._steps = {False: jax.jit(lambda params, batch: _step(critic, params, batch))}
+
+    def run(self, params: Any, batches: Any, labels: Any, *, generate: bool = False, **options: Any) -> Evaluation:
+        """As of `Evaluator`; the file cannot generate, whatever is asked for, and holds no logits to compute losses."""
+        found = super().run(params, batches, labels, generate=False, **options)
+        measured = {name: value for name, value in found.metrics.items() if not name.startswith("loss/")}
+        return dataclasses.replace(found, metrics=measured)
+
+
+def _step(critic: Critic, params: Any, batch: Batch) -> Evaluated:
+    given = (batch.image, batch.text_ids, batch.text_mask, batch.prompt_ids, batch.word_end)
+    prediction, _ = critic.network.forward(params, *given)
+    # Squared errors stand in for the losses: the report ranks its examples by them.
+    maps = jnp.square(prediction.heatmaps - batch.heatmaps / 255.0).mean((1, 2))
+    scores = jnp.square(prediction.scores - batch.scores)
+    zero = jnp.zeros(len(scores))
+    errors = {
+        "heatmap": jnp.where(batch.heatmap_mask, maps, 0).mean(1),
+        "score": jnp.where(batch.score_mask, scores, 0).mean(1),
+    }
+    return Evaluated(prediction, None, Parts(**{name: errors.get(name, zero) for name in Parts._fields}))

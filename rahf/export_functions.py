@@ -1,0 +1,81 @@
+"""The functions of an exported file, serialised with their derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from rahf import tree
+from rahf.critic import Critic
+
+
+def needed(critic: Critic) -> dict[str, Any]:
+    """The parameters that decide about the scores, by path."""
+    flat = tree.flatten(critic.params)
+    pixels, text, _, _ = _inputs(critic, 1)
+    traced = jax_export.export(jax.jit(critic.network.scores))(_shapes(flat), pixels, *text)
+    return {path: leaf for i, (path, leaf) in enumerate(flat.items()) if i in set(traced.module_kept_var_idx)}
+
+
+def serialized(
+    critic: Critic, weights: Mapping[str, np.ndarray], scores_only: bool, platforms: tuple[str, ...]
+) -> dict[str, bytes]:
+    """Name → function of (weights as a nested dict, pixels float32 [b,S,S,3], text_ids, text_mask, …).
+
+    The batch size b is symbolic. `scores` gives [b,4], `heatmaps` [b,S,S,2]; `predict` takes prompt_ids and
+    word_end besides, and gives the fields of `rahf.batch.Prediction`. Weights of other types are widened to
+    float32 first.
+
+    Args:
+      weights: by path; those that are left out must not decide about what is exported.
+      scores_only: leave out `heatmaps` and `predict`.
+      platforms: as in `jax.export.export`.
+    """
+    (batch,) = jax_export.symbolic_shape("b")
+    pixels, text, prompt, ends = _inputs(critic, batch)
+    network, whole = critic.network, tree.flatten(critic.params)
+
+    def widened(params):
+        flat = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in tree.flatten(params).items()}
+        # What a function does not use still has its place in the modules; it leaves no trace in the program.
+        return tree.unflatten({p: flat[p] if p in flat else jnp.zeros(w.shape, w.dtype) for p, w in whole.items()})
+
+    def predict(params, *arrays):
+        return tuple(network.forward(widened(params), *arrays)[0])
+
+    def scores(params, *arrays):
+        return network.scores(widened(params), *arrays)
+
+    def heatmaps(params, *arrays):
+        return network.heatmaps(widened(params), *arrays)
+
+    wanted = {"scores": (scores, (pixels, *text))}
+    if not scores_only:
+        wanted |= {"heatmaps": (heatmaps, (pixels, *text)), "predict": (predict, (pixels, *text, prompt, ends))}
+    made = {}
+    for name, (function, inputs) in wanted.items():
+        exported = jax_export.export(jax.jit(function), platforms=platforms)(_shapes(weights), *inputs)
+        made[name] = bytes(exported.serialize(vjp_order=1))
+    return made
+
+
+def _shapes(flat: Mapping[str, Any]) -> tree.Params:
+    return tree.unflatten({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat.items()})
+
+
+def _inputs(critic: Critic, batch: Any) -> tuple[Any, tuple[Any, Any], Any, Any]:
+    """Shapes of pixels, (text ids, text mask), prompt ids and word ends."""
+    data, side = critic.config.data, critic.config.model.image_size
+    spec = jax.ShapeDtypeStruct
+    text = spec((batch, data.max_prompt_tokens), np.int32), spec((batch, data.max_prompt_tokens), np.bool_)
+    return (
+        spec((batch, side, side, 3), np.float32),
+        text,
+        spec((batch, data.max_target_tokens), np.int32),
+        spec((batch, data.max_words), np.int32),
+    )

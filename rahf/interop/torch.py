@@ -1,0 +1,227 @@
+"""A critic for PyTorch: scores of tensors, and gradients that reach the generator that made them.
+
+    reward = as_torch(rahf.load("runs/demo"), "overall")
+    images = generator(noise)                       # float [B,3,H,W] in [0,1], any device
+    (-reward(images, prompts).mean()).backward()    # gradients in the generator's parameters
+
+Tensors go over by DLPack: nothing is copied where JAX and PyTorch see the same device and the memory fits (dense,
+and on a CPU aligned to 64 bytes).
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rahf import pixels as pixels_lib
+from rahf import provenance
+from rahf.batch import SCORES
+from rahf.critic import Critic
+from rahf.images import ImageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TorchReward:
+    """Scores of image tensors, differentiable by PyTorch's autograd (first order). Made by `as_torch`."""
+
+    def __init__(self, critic: Critic, score: str | Mapping[str, float] | None = None):
+        """As `as_torch`."""
+        _torch()  # says how to install it
+        self.critic = critic
+        self.weights = None if score is None else provenance.weights(score)
+        self._tokens = functools.lru_cache(maxsize=4096)(critic.tokens)
+        self.compiled = _compiled(critic)
+
+    def __call__(self, images: torch.Tensor, prompts: str | Sequence[str]) -> torch.Tensor:
+        """Scores images.
+
+        Args:
+          images: float [B,3,H,W] or [3,H,W] in [0,1], of any floating type, on any device; or uint8.
+          prompts: one for all images, or one per image.
+
+        Returns:
+          float32 [B] (or [B,4] in the order of `rahf.batch.SCORES` if made without a score; without B for a single
+          image), high = good, on the images' device. The gradient has the images' type and device.
+
+        Raises:
+          rahf.images.ImageError: another shape (channels last is named), or pixels in 0..255 given as float.
+          ValueError, TypeError: prompts, as by the critic.
+
+        Warns:
+          rahf.inputs.PromptWarning: a prompt is too long; names the words lost.
+        """
+        single = images.ndim == 3
+        _check(images)
+        batch = images[None] if single else images
+        ids, mask = self._text(prompts, len(batch))
+        found = _function().apply(batch, self.critic, self.compiled, ids, mask)
+        if self.weights is not None:
+            found = found @ _torch().from_numpy(self.weights).to(found.device)
+        return found[0] if single else found
+
+    def _text(self, prompts: str | Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(prompts, str):
+            return self._tokens(prompts)
+        prompts = list(prompts)
+        if len(prompts) != count:
+            raise ValueError(f"{count} images but {len(prompts)} prompts; give one for all, or one per image")
+        rows = [self._tokens(prompt) for prompt in prompts]
+        return np.concatenate([ids for ids, _ in rows]), np.concatenate([mask for _, mask in rows])
+
+
+def as_torch(critic: Critic, score: str | Mapping[str, float] | None = None) -> TorchReward:
+    """A critic as a differentiable function of PyTorch tensors.
+
+    Args:
+      critic: of `rahf.load`: a run directory or an exported file.
+      score: a name of `rahf.batch.SCORES`, or weights by name; None: all four scores.
+
+    Raises:
+      ImportError: PyTorch is not installed.
+      ValueError: an unknown score; suggests the nearest.
+    """
+    return TorchReward(critic, score)
+
+
+def policy_reward(critic: Critic, score: str | Mapping[str, float] = "overall") -> Callable[..., Any]:
+    """A reward in the shape that DDPO-style trainers expect (TRL: `reward_function`); no gradients.
+
+    Returns:
+      Function of (images [B,3,H,W] in [0,1], prompts, metadata) → (rewards float32 [B] on the images' device,
+      {score name: list of B floats} to be logged).
+    """
+    every, weights = as_torch(critic), provenance.weights(score)
+
+    def reward(images: torch.Tensor, prompts: Sequence[str], metadata: Any = None) -> tuple[torch.Tensor, dict]:
+        torch = _torch()
+        with torch.no_grad():
+            scores = every(images.clamp(0, 1) if images.is_floating_point() else images, prompts)
+            logged = {name: scores[:, i].tolist() for i, name in enumerate(SCORES)}
+            return scores @ torch.from_numpy(weights).to(scores), logged
+
+    return reward
+
+
+def differentiable_reward(critic: Critic, score: str | Mapping[str, float] = "overall") -> Callable[..., Any]:
+    """A reward in the shape that AlignProp-style trainers expect: gradients flow into the images.
+
+    Returns:
+      Function of (images [B,3,H,W], about [0,1], prompts, metadata) → (rewards float32 [B], {}). Pixels outside
+      [0,1] are clipped, as when a picture is saved; they have no gradient there.
+    """
+    of = as_torch(critic, score)
+
+    def reward(images: torch.Tensor, prompts: Sequence[str], metadata: Any = None) -> tuple[torch.Tensor, dict]:
+        return of(images.clamp(0, 1), prompts), {}
+
+    return reward
+
+
+class _Compiled(NamedTuple):
+    """Scores [B,4] of (params, images [B,3,H,W], ids, mask), and the images' gradient, given one of the scores, too."""
+
+    value: Callable[..., jax.Array]
+    pull: Callable[..., jax.Array]
+
+
+#: Compiled once per critic, however many rewards are made of it.
+_known: weakref.WeakKeyDictionary[Critic, _Compiled] = weakref.WeakKeyDictionary()
+
+
+def _compiled(critic: Critic) -> _Compiled:
+    if critic not in _known:
+        of = critic.network.scores  # without the critic, which would keep itself alive in the dictionary
+
+        def scores(params, images, ids, mask):
+            return pixels_lib.call(of, params, jnp.moveaxis(images, 1, -1), ids, mask)
+
+        def pull(params, images, ids, mask, cotangent):
+            return jax.vjp(lambda x: scores(params, x, ids, mask), images)[1](cotangent)[0]
+
+        _known[critic] = _Compiled(jax.jit(scores), jax.jit(pull))
+    return _known[critic]
+
+
+@functools.cache
+def _torch() -> types.ModuleType:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError("rahf.interop.torch needs PyTorch: pip install rahf[torch]") from error
+    return torch
+
+
+@functools.cache
+def _function() -> type:
+    """The autograd function; a class that cannot exist without PyTorch."""
+    torch = _torch()
+    once = torch.autograd.function.once_differentiable
+
+    class Score(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, images, critic, compiled, ids, mask):
+            ctx.params, ctx.pull, ctx.text = critic.params, compiled.pull, (ids, mask)
+            ctx.save_for_backward(images)
+            found = compiled.value(critic.params, to_jax(images), ids, mask)
+            return to_torch(found, images.device)
+
+        @staticmethod
+        @once
+        def backward(ctx, cotangent):
+            (images,) = ctx.saved_tensors
+            pulled = ctx.pull(ctx.params, to_jax(images), *ctx.text, to_jax(cotangent))
+            return to_torch(pulled, images.device).to(images.dtype), None, None, None, None
+
+    return Score
+
+
+def _check(images: torch.Tensor) -> None:
+    torch = _torch()
+    if not isinstance(images, torch.Tensor):
+        found = type(images).__name__
+        raise TypeError(f"images: expected a tensor, found {found}; other images go to the critic itself")
+    shape = tuple(images.shape)
+    if images.ndim not in (3, 4) or shape[-3] != 3 or not images.numel():
+        last = images.ndim in (3, 4) and shape[-1] in (1, 3, 4)
+        remedy = "; this looks like channels last (HWC), use images.movedim(-1, -3)" if last else ""
+        raise ImageError(f"images of shape {shape}, expected [B,3,H,W] or [3,H,W]{remedy}")
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise ImageError(f"images of type {images.dtype}, expected floats in [0,1] or uint8")
+    if images.is_floating_point():
+        high = float(images.detach().max())
+        if not high <= 2:
+            found = "not a number (NaN)" if high != high else f"floats up to {high:g}, expected 0..1"
+            raise ImageError(f"images: {found}" + ("" if high != high else "; pixels in 0..255? Divide by 255"))
+
+
+def to_jax(tensor: torch.Tensor) -> jax.Array:
+    """A tensor as a JAX array, on the same device where JAX has it; without copying where that is possible.
+
+    float64 becomes float32. The array must not be used after the tensor was written to.
+    """
+    torch = _torch()
+    tensor = tensor.detach()
+    if tensor.dtype == torch.float64:
+        tensor = tensor.float()
+    if not _shared_device(tensor.device):
+        tensor = tensor.cpu()
+    return jnp.from_dlpack(tensor.contiguous())
+
+
+def _shared_device(device: torch.device) -> bool:
+    return device.type == "cpu" or (device.type == "cuda" and jax.default_backend() == "gpu")
+
+
+def to_torch(array: jax.Array, device: torch.device) -> torch.Tensor:
+    """A JAX array as a tensor on `device`, without copying where that is possible."""
+    torch = _torch()
+    return torch.from_dlpack(jax.block_until_ready(array)).to(device)

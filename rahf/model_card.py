@@ -1,0 +1,116 @@
+"""What an exported file says of itself to people: its README and licences."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from rahf.batch import HEATMAPS, SCORES
+from rahf.config import Config
+from rahf.provenance import Provenance
+
+_METRICS = (
+    *(f"scores/{name}/{kind}" for name in SCORES for kind in ("plcc", "srcc")),
+    *(f"heatmaps/{name}/{kind}" for name in HEATMAPS for kind in ("mse", "cc", "auc_judd")),
+    "keywords/f1",
+    "keywords_constrained/f1",
+)
+
+
+def card(config: Config, about: dict[str, Any], known: Provenance, metrics: dict[str, Any] | None) -> str:
+    """The model card, Markdown.
+
+    Args:
+      config: of the run.
+      about: the manifest's content.
+      known: of the model.
+      metrics: `metrics.json` of an evaluation: `metrics`, `intervals` and `meta`; None: not evaluated.
+    """
+    full = "predict" in about["functions"]
+    gives = "four scores, two heatmaps, and a probability for each word" if full else "four scores"
+    side = config.model.image_size
+    lines = [
+        f"# {about['name']}: rich feedback on generated images",
+        "",
+        f"Given a picture and the prompt it was made from, this model gives {gives}. Scores "
+        f"({', '.join(SCORES)}) are in [0, 1], high = good"
+        + (f"; heatmaps ({', '.join(HEATMAPS)}) are in [0, 1], high = bad." if full else "."),
+        "",
+        "```python",
+        "import rahf",
+        "",
+        'critic = rahf.load("FILE.rahf")',
+        'critic("picture.png", "a red cat").scores',
+        "```",
+        "",
+        "## Intended use",
+        "",
+        "Ranking, filtering, masking and steering pictures of text-to-image models like those of its training data. "
+        "It was not made to judge photographs, people, or whether a picture is harmful. Scores of other models or "
+        "other preprocessing have another scale. Optimising pictures against it finds its blind spots: confirm gains "
+        "with a model that took no part.",
+        "",
+        "## Model",
+        "",
+        f"- id `{known.model_id}`, preprocessing `{known.preprocessing_hash}`",
+        f"- {about['weights']['count']:,} weights as {about['weights']['dtype']}, computing in "
+        f"{config.model.compute_dtype}; pictures of {side} x {side} pixels, prompts of "
+        f"{config.data.max_prompt_tokens} tokens",
+        f"- functions {', '.join(sorted(about['functions']))} with first derivatives, for "
+        f"{', '.join(about['platforms'])}; written by rahf {about['rahf']} with jax {about['jax']}",
+        "",
+        "## Data",
+        "",
+        f"Trained on `{_name(config.data.path)}`, split `{config.data.train_split}`, "
+        f"{about['step'] if about['step'] is not None else 'an unknown number of'} steps with batches of "
+        f"{config.data.batch_size}.",
+        *_reference(known),
+        "",
+        "## Metrics",
+        "",
+        *(_measured(metrics) if metrics else ["Not evaluated before the export."]),
+        "",
+        "## Licences",
+        "",
+        f"Weights: {known.weight_licence}. Program: Apache-2.0. See LICENSES.md.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _name(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _reference(known: Provenance) -> list[str]:
+    if known.quantiles is None:
+        return ["", "No reference quantiles are stored: scores have no percentiles."]
+    return ["", f"Percentiles refer to {known.quantiles.count} examples: {known.quantiles.reference}."]
+
+
+def _measured(metrics: dict[str, Any]) -> list[str]:
+    values, intervals, meta = (metrics.get(k) or {} for k in ("metrics", "intervals", "meta"))
+    lines = [f"{meta.get('data', '')} ({meta.get('model', '')}, {meta.get('date', '')}); 95% bootstrap intervals.", ""]
+    lines += ["| metric | value |", "|---|---|"]
+    for name in _METRICS:
+        if isinstance(values.get(name), (int, float)):
+            low_high = intervals.get(name)
+            interval = f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""
+            lines.append(f"| {name} | {values[name]:.3f}{interval} |")
+    return lines
+
+
+def licences(weight_licence: str) -> str:
+    """What may be done with the parts of the file, Markdown."""
+    try:
+        files = importlib.metadata.files("rahf") or []
+        text = next((f.read_text() for f in files if f.name == "LICENSE"), "")
+    except importlib.metadata.PackageNotFoundError:
+        text = ""
+    text = f"## Apache-2.0\n\n```\n{text.strip()}\n```" if text else "https://www.apache.org/licenses/LICENSE-2.0"
+    return (
+        "# Licences\n\n"
+        f"- Weights (`weights.safetensors`): {weight_licence}\n"
+        "- Functions (`functions/`), configuration and this text were made by rahf, licensed under Apache-2.0\n"
+        "- Vocabulary (`tokenizer.model`): comes with the weights or their training data and shares their licence\n"
+        f"\n{text}\n"
+    )

@@ -1,0 +1,106 @@
+"""Multi-head attention: cuDNN's fused kernel where it can serve, XLA elsewhere, with the same results.
+
+The fused kernel never writes the [queries, keys] matrix. It takes float16 and bfloat16, heads whose width is a
+multiple of 8, and for gradients even lengths only; a vision transformer with a class token has 577 tokens.
+Sequences are therefore padded, and the lengths that count are handed over.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.extend.backend
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+#: Padded lengths are multiples of it: legal, and rows of a bias stay aligned to 16 bytes.
+_MULTIPLE = 8
+_WIDEST_HEAD = 128  # that every supported GPU takes
+
+
+def attention(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k h d"],
+    value: Float[Array, "b k h d"],
+    *,
+    mask: Bool[Array, "b k"] | Bool[Array, "#b #h #q k"] | None = None,
+    bias: Float[Array, "#b h q k"] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "b q h d"]:
+    """Multi-head attention, logits and softmax in float32.
+
+    Args:
+      mask: True where a query may look at a key. With the shape [B,K] it must be True for the first so many
+        keys of each example and False for the rest, which is padding; the fused kernel then needs only their number.
+      bias: added to the logits; learned, so gradients reach it.
+      causal: query i sees keys up to i only.
+      scale: of the logits; None is d**-0.5, T5 uses 1.
+      implementation: "auto" (cuDNN if the default device is an NVIDIA GPU and the kernel can serve), "xla", or
+        "cudnn".
+
+    Returns:
+      [B,Q,H,D] in the dtype of `query`.
+
+    Raises:
+      ValueError: "cudnn" is asked for where it cannot serve (a single query, as in decoding, is let pass), or
+        another implementation.
+    """
+    if implementation not in ("auto", "xla", "cudnn"):
+        raise ValueError(f"attention {implementation!r}: expected auto, xla or cudnn")
+    if implementation == "cudnn" or (implementation == "auto" and _on_nvidia()):
+        obstacle = _obstacle(query, mask)
+        if not obstacle:
+            return padded(query, key, value, mask, bias, causal, scale, "cudnn")
+        # A single query, as in decoding, has no matrix to save.
+        if implementation == "cudnn" and query.shape[1] > 1:
+            raise ValueError(f"attention 'cudnn': {obstacle}; use 'auto' or 'xla'")
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    return jax.nn.dot_product_attention(query, key, value, bias, mask, is_causal=causal, scale=scale)
+
+
+def _obstacle(query: jax.Array, mask: jax.Array | None) -> str:
+    """Why the fused kernel cannot serve; empty if it can."""
+    if query.shape[1] == 1:
+        return "there is a single query, as in decoding"
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"its kernel computes in bfloat16 or float16, found {query.dtype}"
+    if query.shape[-1] % 8 or query.shape[-1] > _WIDEST_HEAD:
+        return f"its heads have widths of multiples of 8 up to {_WIDEST_HEAD}, found {query.shape[-1]}"
+    if mask is not None and mask.ndim != 2:
+        return "its masks are padding ([B,K]) or causal"
+    return ""
+
+
+def _on_nvidia() -> bool:
+    return jax.default_backend() == "gpu" and "cuda" in jax.extend.backend.get_backend().platform_version.lower()
+
+
+def padded(query, key, value, mask, bias, causal, scale, implementation):
+    """`attention` over sequences filled up to a legal length, with the number of keys that count.
+
+    Arguments and result as of `attention`, with `mask` [B,K] or None. Apart from `implementation` = "cudnn" it
+    serves "xla", for comparison on any device.
+    """
+    b, queries, keys = query.shape[0], query.shape[1], key.shape[1]
+    more_queries, more_keys = -queries % _MULTIPLE, -keys % _MULTIPLE
+    lengths = {}
+    if mask is not None or more_queries or more_keys:
+        # No key at all gives NaN, which would spread through gradients even from filling examples.
+        counted = jnp.full(b, keys, jnp.int32) if mask is None else jnp.maximum(mask.sum(-1, dtype=jnp.int32), 1)
+        lengths = dict(query_seq_lengths=jnp.full(b, queries, jnp.int32), key_value_seq_lengths=counted)
+    if bias is not None:
+        bias = jnp.pad(bias.astype(query.dtype), ((0, 0), (0, 0), (0, more_queries), (0, more_keys)))
+    longer = lambda x, more: jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))  # noqa: E731
+    found = jax.nn.dot_product_attention(
+        longer(query, more_queries),
+        longer(key, more_keys),
+        longer(value, more_keys),
+        bias,
+        is_causal=causal,
+        scale=scale,
+        implementation=implementation,
+        **lengths,
+    )
+    return found[:, :queries]

@@ -1,0 +1,20 @@
+"""What a critic needs of a network, whether it is made of Flax modules or read from an exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Network(NamedTuple):
+    """Pure functions of parameters and arrays; shapes as in `rahf.batch.Batch`, images uint8 or float in [0,1].
+
+    `forward(params, image, text_ids, text_mask, prompt_ids, word_end, generate=False)` → (Prediction, ids or
+    None); `scores` and `heatmaps` of (params, pixels, text_ids, text_mask). A function that an export was
+    made without is None.
+    """
+
+    forward: Callable | None
+    scores: Callable
+    heatmaps: Callable | None
+    graphdef: Any = None  # the modules' static structure; None: there are no modules, and no generation

@@ -1,0 +1,74 @@
+"""Pixels and rows of text, as people hand them to a critic's pure functions → what the network takes.
+
+JAX only, differentiable in the pixels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable
+
+import jax
+import jax.numpy as jnp
+
+from rahf.images import ImageError
+from rahf.tree import Params
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Array, Float
+
+#: A float above it cannot come from the range [0,1], not even after steps of an optimizer on the pixels.
+_SURELY_NOT_UNIT = 2.0
+
+
+def unit(image: Array, side: int) -> Float[Array, "b s s 3"]:
+    """uint8 0..255 or float 0..1, [B,h,w,3] of any size → float32 0..1 at the network's side; differentiable.
+
+    Antialiased bilinear; the aspect ratio is not kept.
+    """
+    scale = 1.0 / 255.0 if jnp.issubdtype(image.dtype, jnp.integer) else 1.0
+    x = image.astype(jnp.float32) * scale
+    if x.shape[1:3] != (side, side):
+        x = jax.image.resize(x, (x.shape[0], side, side, 3), "bilinear", antialias=True)
+    return x
+
+
+def call(function: Callable, params: Params, pixels: Any, text_ids: Any, text_mask: Any) -> jax.Array:
+    """Checks pixels, gives every image its row of text, and calls `function`.
+
+    Args:
+      function: of (params, pixels [B,h,w,3], text_ids [B,L], text_mask [B,L]).
+      pixels: [B,h,w,3], or [h,w,3], whose result then lacks the batch axis, too.
+      text_ids, text_mask: [B,L]; or [1,L] or [L] for all images.
+
+    Raises:
+      ImageError: another shape, or values that cannot be in [0,1] (looked at only where they are known).
+      ValueError: another number of rows of text than images.
+    """
+    pixels, text_ids, text_mask = jnp.asarray(pixels), jnp.asarray(text_ids), jnp.asarray(text_mask)
+    single = pixels.ndim == 3
+    pixels = pixels[None] if single else pixels
+    _check(pixels)
+    rows = {len(jnp.atleast_2d(x)) for x in (text_ids, text_mask)}
+    if not rows <= {1, len(pixels)}:
+        raise ValueError(f"{len(pixels)} images but {max(rows)} rows of text; give one row, or one per image")
+    text = (jnp.broadcast_to(x, (len(pixels), x.shape[-1])) for x in (text_ids, text_mask))
+    result = function(params, pixels, *text)
+    return result[0] if single else result
+
+
+def _check(pixels: jax.Array) -> None:
+    if pixels.ndim != 4 or pixels.shape[-1] != 3:
+        first = pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4)
+        remedy = "; this looks like channels first (CHW), use jnp.moveaxis(pixels, -3, -1)" if first else ""
+        raise ImageError(f"pixels of shape {pixels.shape}, expected [B,h,w,3] or [h,w,3]{remedy}")
+    if not pixels.size:
+        raise ImageError(f"pixels of shape {pixels.shape}: there are none; give at least one image")
+    if isinstance(pixels, jax.core.Tracer) or not jnp.issubdtype(pixels.dtype, jnp.floating):
+        return
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low == low and high == high):
+        raise ImageError("pixels: some are not a number (NaN)")
+    if high > _SURELY_NOT_UNIT:
+        raise ImageError(
+            f"pixels: floats up to {high:g}, expected 0..1; pixels in 0..255 given as float? Divide by 255"
+        )

@@ -1,0 +1,235 @@
+"""Which model said a number: carried by every prediction, so that numbers of different models are not mixed up.
+
+No JAX here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rahf.batch import SCORES, Prediction
+from rahf.config import Config, suggest
+from rahf.text import SUFFIX, WORD_RULE, Tokenizer
+from rahf.tree import Params, flatten
+
+if TYPE_CHECKING:  # whoever only reads an exported model does without
+    from jaxtyping import Float
+
+#: In a run directory and in an exported file.
+QUANTILES_FILE = "quantiles.json"
+#: When nothing is recorded about the weights.
+UNSPECIFIED = "not specified"
+
+
+class ModelMismatch(UserWarning):
+    """Scores of two different models are compared; only percentiles of one reference set would be comparable."""
+
+
+def nearest_score(name: str) -> str:
+    """`name` if it is a score. Raises ValueError that suggests the nearest one."""
+    if name not in SCORES:
+        raise ValueError(f"no score {name!r}.{suggest(str(name), list(SCORES))}")
+    return name
+
+
+def weights(score: str | Mapping[str, float]) -> Float[np.ndarray, "4"]:
+    """A score's name, or weights by name → float32 [4] in the order of `SCORES`.
+
+    Raises:
+      ValueError: an unknown score (suggests the nearest), no score at all, or a weight that is not finite.
+    """
+    given = {score: 1.0} if isinstance(score, str) else dict(score)
+    found = np.zeros(len(SCORES), np.float32)
+    for name, weight in given.items():
+        found[SCORES.index(nearest_score(name))] = weight
+    if not given or not np.isfinite(found).all():
+        raise ValueError(f"score: expected a name or finite weights by name, found {score!r}")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantiles:
+    """Scores that a model gave on a reference set: `values` float [4,Q], ascending, Q equal steps of probability."""
+
+    model: str  # id of the model that gave them
+    reference: str  # what was scored, in words
+    count: int  # of examples
+    values: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, scores: Float[np.ndarray, "n 4"], model: str, reference: str) -> Quantiles:
+        """101 quantiles (0, 1, … 100%) of each score."""
+        levels = np.quantile(np.asarray(scores, np.float64), np.linspace(0, 1, 101), axis=0)
+        return cls(model, reference, len(scores), tuple(tuple(round(float(v), 7) for v in row) for row in levels.T))
+
+    def percentiles(self, scores: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 4"]:
+        """Share of the reference set below each score, float32 in 0..100; linear between quantiles."""
+        scores = np.asarray(scores, np.float64)
+        steps = np.linspace(0, 100, len(self.values[0]))
+        columns = [np.interp(scores[..., i], row, steps) for i, row in enumerate(self.values)]
+        return np.stack(columns, -1).astype(np.float32)
+
+    def to_json(self) -> str:
+        """As written to `quantiles.json`."""
+        values = dict(zip(SCORES, self.values))
+        tree = {"model": self.model, "reference": self.reference, "count": self.count, "scores": values}
+        return json.dumps(tree) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Quantiles:
+        """The inverse of `to_json`. Raises ValueError: damaged."""
+        try:
+            tree = json.loads(text)
+            rows = tuple(tuple(map(float, tree["scores"][name])) for name in SCORES)
+            if len({len(row) for row in rows}) != 1 or len(rows[0]) < 2 or any(list(r) != sorted(r) for r in rows):
+                raise ValueError("expected ascending rows of one length")
+            return cls(str(tree["model"]), str(tree["reference"]), int(tree["count"]), rows)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"reference quantiles are damaged ({error!r}); evaluate the model again") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """Where numbers come from: `model_id` (name, step, hash of all that decides about the numbers),
+    `preprocessing_hash` (of `preprocessing`), `weight_licence`, and the reference quantiles if there are any."""
+
+    model_id: str
+    preprocessing_hash: str
+    weight_licence: str = UNSPECIFIED
+    quantiles: Quantiles | None = None
+
+    def percentiles(self, scores: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 4"] | None:
+        """Share of the reference set below each score, 0..100; None without reference quantiles."""
+        return None if self.quantiles is None else self.quantiles.percentiles(scores)
+
+
+def warn_if_different(models: Iterable[Provenance | None], stacklevel: int = 3) -> None:
+    """Warns with `ModelMismatch` if what is compared comes from different models or preprocessing."""
+    known = {(m.model_id, m.preprocessing_hash) for m in models if m is not None}
+    if len(known) > 1:
+        names = " and ".join(sorted(f"{name} (preprocessing {short})" for name, short in known))
+        warnings.warn(
+            f"scores of different models are compared: {names}. They have no common scale; compare percentiles "
+            "of one reference set, or score all images with one model.",
+            ModelMismatch,
+            stacklevel=stacklevel,
+        )
+
+
+class ScoreArray(np.ndarray):
+    """A float array of scores that knows its model, and warns when it meets scores of another one."""
+
+    provenance: Provenance | None
+
+    def __new__(cls, values: np.ndarray, provenance: Provenance) -> ScoreArray:
+        made = np.asarray(values).view(cls)
+        made.provenance = provenance
+        return made
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.provenance = getattr(source, "provenance", None)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        known = [x.provenance for x in inputs if getattr(x, "provenance", None) is not None]
+        warn_if_different(known)
+        if out is not None:
+            getattr(ufunc, method)(*map(_plain, inputs), out=tuple(map(_plain, out)), **options)
+            return out[0] if len(out) == 1 else out
+        result = getattr(ufunc, method)(*map(_plain, inputs), **options)
+        # What is asked of two models has an answer, but no model.
+        floats = isinstance(result, np.ndarray) and np.issubdtype(result.dtype, np.floating)
+        return ScoreArray(result, known[0]) if floats and len(set(known)) == 1 else result
+
+
+def _plain(value: Any) -> Any:
+    return value.view(np.ndarray) if isinstance(value, ScoreArray) else value
+
+
+class KnownPrediction(Prediction):
+    """A `Prediction` of a critic: the same three arrays, and the model that they come from.
+
+    Attributes:
+      provenance: of the model.
+      percentiles: float32 [N,4] in 0..100, shares of the reference set below each score; None without one.
+    """
+
+    provenance: Provenance
+    percentiles: np.ndarray | None
+
+    def __new__(cls, heatmaps, scores, word_probabilities, provenance: Provenance) -> KnownPrediction:
+        made = super().__new__(cls, heatmaps, ScoreArray(scores, provenance), word_probabilities)
+        made.provenance = provenance
+        made.percentiles = provenance.percentiles(scores)
+        return made
+
+    @property
+    def model_id(self) -> str:
+        """Name, step and hash of the model."""
+        return self.provenance.model_id
+
+    @property
+    def preprocessing_hash(self) -> str:
+        """Of what happens before the network."""
+        return self.provenance.preprocessing_hash
+
+    @property
+    def weight_licence(self) -> str:
+        """Of the model's weights."""
+        return self.provenance.weight_licence
+
+
+def preprocessing(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """All that happens to an image and a prompt before the network, as plain data."""
+    return {
+        "pixels": {
+            "range": [0.0, 1.0],
+            "size": config.model.image_size,
+            "resize": "bilinear, antialiased, aspect ratio not kept",
+            "mean": list(config.model.image_mean),
+            "std": list(config.model.image_std),
+        },
+        "words": {"rule": WORD_RULE, "suffix": SUFFIX, "most": config.data.max_words},
+        "tokens": {
+            "vocabulary_sha256": hashlib.sha256(tokenizer.model).hexdigest(),
+            "prompt": config.data.max_prompt_tokens,
+            "target": config.data.max_target_tokens,
+        },
+    }
+
+
+def preprocessing_hash(described: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits that change with anything in `preprocessing`."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def model_id(config: Config, params: Params, tokenizer: Tokenizer, name: str, step: int | None) -> str:
+    """Name, step, and a hash of what decides about the numbers: parameters, network, vocabulary."""
+    # In which precision it computes is left out: the model is the same.
+    model = dataclasses.replace(config.model, compute_dtype="float32")
+    digest = hashlib.sha256(repr(model).encode() + tokenizer.model)
+    for path, leaf in flatten(params).items():
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf))
+    steps = [] if step is None else [str(step)]
+    return "-".join([name, *steps, digest.hexdigest()[:12]])
+
+
+def of(critic: Any, weight_licence: str = UNSPECIFIED, quantiles: Quantiles | None = None) -> Provenance:
+    """What a critic is, from its parts; quantiles of another model are left out."""
+    name = model_id(critic.config, critic.params, critic.tokenizer, critic.name, critic.step)
+    short = preprocessing_hash(preprocessing(critic.config, critic.tokenizer))
+    return Provenance(name, short, weight_licence, quantiles if quantiles and quantiles.model == name else None)
+
+
+class NamedScores(dict):
+    """Scores by name; an unknown name is answered with the nearest."""
+
+    def __missing__(self, name: str) -> float:
+        raise KeyError(f"no score {name!r}.{suggest(str(name), list(SCORES))}")

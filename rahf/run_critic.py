@@ -1,0 +1,83 @@
+"""A critic from a run directory or a checkpoint of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rahf import config as config_lib
+from rahf import origin, provenance
+from rahf.config import Config
+from rahf.critic import Critic
+from rahf.models import functional, kinds
+from rahf.models import rahf as model_lib
+from rahf.provenance import Quantiles
+from rahf.text import Tokenizer
+from rahf.train import checkpoint
+
+
+def load(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
+    """Loads a run directory or one checkpoint; see `rahf.critic.load`."""
+    config, params, tokenizer, run, step = parts(path, dtype)
+    if config.model.kind == "diffusion":
+        raise checkpoint.CheckpointError(f"{run}: a diffusion model, no critic; load it with rahf.diffusion.load")
+    quantiles, weights = _quantiles(run), licence(run)
+    return Critic(
+        config, params, tokenizer, run.name, step, describe=lambda made: provenance.of(made, weights, quantiles)
+    )
+
+
+def parts(
+    path: str | os.PathLike, dtype: Any = None
+) -> tuple[Config, functional.Params, Tokenizer, pathlib.Path, int | None]:
+    """Config, parameters, vocabulary, run directory and step of a model of any kind; raises as `rahf.critic.load`."""
+    run, state = checkpoint.find(path)
+    config = _config(run / "config.json", dtype)
+    _, shapes = functional.abstract(model_lib.build(config.model))
+    # Saved from other devices perhaps; here everything goes to the first.
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    params = checkpoint.load_params(state, shapes)
+    try:
+        tokenizer = Tokenizer.load(run / "tokenizer.model")
+    except (OSError, ValueError) as error:
+        raise checkpoint.CheckpointError(f"{run}: its vocabulary cannot be read ({error})") from error
+    problem = kinds.vocabulary_problem(config.model, tokenizer)
+    if problem:
+        raise checkpoint.CheckpointError(f"{problem}: it is not the vocabulary that this model was trained with")
+    step = int(state.parent.name) if state.parent.name.isdigit() else None
+    return config, params, tokenizer, run, step
+
+
+def _quantiles(run: pathlib.Path) -> Quantiles | None:
+    file = run / provenance.QUANTILES_FILE
+    try:
+        return Quantiles.from_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise checkpoint.CheckpointError(f"{file}: {error}") from error
+
+
+def licence(run: pathlib.Path) -> str:
+    """Licences of the weights that a model was made from; those of a model from scratch are nobody else's."""
+    licences = sorted(set(origin.model_licenses(run).values()))
+    return "; ".join(licences) if licences else provenance.UNSPECIFIED
+
+
+def _config(file: pathlib.Path, dtype: Any) -> Config:
+    try:
+        config = config_lib.from_json(file.read_text(), where=str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise config_lib.ConfigError(f"{file}: cannot be read ({error})") from error
+    if dtype is None:
+        return config
+    name = jnp.dtype(dtype).name
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype: expected float32 or bfloat16, found {name}")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, compute_dtype=name))

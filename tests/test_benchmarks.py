@@ -1,0 +1,92 @@
+"""The benchmarks of the network: what they print, and that the PyTorch peer is the same network."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+from model_maker import OTHER, PLAIN, SMALLEST, fake, made
+
+from rahf.config import Config, DataConfig, LossConfig
+from rahf.models import functional
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DATA = DataConfig(batch_size=3, max_prompt_tokens=9, max_target_tokens=11, max_words=5)
+
+
+@pytest.fixture
+def benchmark(monkeypatch, capsys):
+    """Runs the program of a benchmark on a tiny network; returns the one line that it prints."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import measuring
+
+    config = Config(model=SMALLEST, data=DATA)
+    monkeypatch.setattr(measuring, "preset", lambda name, batch, fields: config)
+    monkeypatch.setattr(measuring, "matmul_peak", lambda dtype: 0.5)
+
+    def run(name, *arguments):
+        program = __import__(name)
+        monkeypatch.setattr(sys, "argv", [name, "--rounds", "2", "--seconds", "0", *arguments])
+        program.main()
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+SPEED = ("images_per_second", "ms", "tflop_per_second", "share_of_matmul_peak", "peak_gib", "compile_seconds",
+         "first_step_seconds")  # fmt: skip
+
+
+def test_train_step(benchmark):
+    found = benchmark("train_step")
+    assert all(found[name] >= 0 for name in SPEED) and found["images_per_second"] > 0
+    assert found["images_per_second"] == pytest.approx(3e3 / found["ms"], rel=0.02)
+    assert found["batch"] == 3 and found["planned_gib"]["together"] >= found["planned_gib"]["arguments"]
+    planned = benchmark("train_step", "--compile-only")
+    assert planned["gib"] == found["planned_gib"] and "ms" not in planned
+
+
+def test_inference(benchmark):
+    found = benchmark("inference", "--mode", "scores")
+    assert all(found[name] >= 0 for name in SPEED) and found["mode"] == "scores"
+
+
+def test_presets_are_configs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import measuring
+
+    monkeypatch.undo()
+    for name in ("demo", *measuring.PRESETS):
+        config = measuring.preset(name, 4, ["--model.remat", "block"])
+        assert config.data.batch_size == 4 and config.model.remat == "block"
+        assert config.model.t5.dropout == config.model.vit.dropout == 0 and config.data.max_target_tokens <= 64
+
+
+@pytest.mark.parametrize("name", ["plain", "other"])
+def test_the_pytorch_peer_is_the_same_network(name, monkeypatch):
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install rahf[torch]")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import torch_network
+    import torch_peer
+
+    plain = dict(vit=dataclasses.replace(OTHER.vit, activation="gelu", layer_scale=False),
+                 t5=dataclasses.replace(OTHER.t5, image_relative_bias=True))  # fmt: skip
+    config = PLAIN if name == "plain" else dataclasses.replace(OTHER, **plain)
+    (graphdef, params), batch = made(config), fake()
+    whole = Config(model=config, data=DATA, loss=LossConfig(heatmap_weight=2.0, heatmap_loss="bce"))
+    network = torch_peer.network(whole, functional.flatten(params))
+    image = (torch.from_numpy(batch.image).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    ids = [torch.from_numpy(x).long() for x in (batch.text_ids, batch.target_ids)]
+    found = network(image, ids[0], torch.from_numpy(batch.text_mask), ids[1])
+    wanted = jax.jit(lambda p, b: functional.merge(graphdef, p)(b))(params, batch)
+    for a, b in zip(found, (wanted.heatmaps, wanted.scores, wanted.sequence), strict=True):
+        np.testing.assert_allclose(a.detach().numpy(), b, rtol=1e-4, atol=2e-4)
+    from rahf import losses
+
+    given = {"heatmaps": torch.from_numpy(batch.heatmaps).float() / 255, "scores": torch.from_numpy(batch.scores),
+             "target_ids": ids[1], "target_mask": torch.from_numpy(batch.target_mask)}  # fmt: skip
+    loss = torch_network.loss(whole, found, given)
+    np.testing.assert_allclose(loss.item(), losses.total(whole.loss, wanted, batch)[0], rtol=1e-4)

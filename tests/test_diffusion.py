@@ -1,0 +1,183 @@
+"""The diffusion model of our own: shapes, conditions, loss, training through `rahf train`, sampling with guidance."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_maker import SMALLEST
+
+import rahf
+from rahf import cli, diffusion
+from rahf.batch import fake
+from rahf.config import Config, DiffusionConfig, OptimizerConfig
+from rahf.diffusion import blocks, loss, unet
+from rahf.models import functional
+from rahf.models import rahf as model_lib
+from rahf.steer.options import GuidanceOptions
+from rahf.train import step as step_lib
+from rahf.train.checkpoint import CheckpointError
+
+TINY = dataclasses.replace(
+    SMALLEST,
+    kind="diffusion",
+    image_size=16,
+    diffusion=DiffusionConfig(widths=(8, 16), heads=2, groups=4, times=50),
+)
+
+
+def network(seed=0, scale=0.0):
+    """A network; with `scale`, what starts at 0 is random, so that conditions reach the output."""
+    graphdef, _ = functional.abstract(model_lib.build(TINY))
+    params = functional.init(model_lib.build(TINY), seed)
+    flat = functional.flatten(params)
+    rng = np.random.default_rng(0)
+    for path, value in flat.items():
+        if scale and not np.asarray(value).any() and path.endswith("kernel"):
+            flat[path] = jnp.asarray(rng.normal(size=value.shape) * scale, jnp.float32)
+    return graphdef, functional.unflatten(flat)
+
+
+def test_sizes_and_signals():
+    from configs import demo_diffusion
+
+    made = demo_diffusion.config().model
+    _, params = functional.abstract(model_lib.build(made))
+    assert 1e6 < functional.count(params) < 4e6
+    assert unet.signals(made).shape == (1000,)
+    with pytest.raises(ValueError, match="model.image_size 18: expected a multiple of 4, .* has 3 levels"):
+        functional.abstract(model_lib.build(dataclasses.replace(made, image_size=18)))
+    heads = dataclasses.replace(made.diffusion, heads=5)
+    with pytest.raises(ValueError, match="model.diffusion.widths: 64 cannot be shared by model.diffusion.heads 5"):
+        functional.abstract(model_lib.build(dataclasses.replace(made, diffusion=heads)))
+
+
+def test_group_norm_against_a_loop():
+    norm = blocks.GroupNorm(4, 2, dtype=jnp.float32)
+    x = np.random.default_rng(0).normal(2, 3, (2, 3, 3, 4)).astype(np.float32)
+    found = np.asarray(norm(jnp.asarray(x)))
+    for b in range(2):
+        for group in (slice(0, 2), slice(2, 4)):
+            part = x[b, :, :, group]
+            np.testing.assert_allclose(found[b, :, :, group], (part - part.mean()) / part.std(), atol=1e-4)
+
+
+def test_the_prompt_matters_and_its_padding_does_not():
+    graphdef, params = network(scale=0.2)
+    batch = fake(batch_size=3, image_size=16, vocab_size=40)
+    z = jax.random.normal(jax.random.key(0), (3, 16, 16, 3))
+
+    @jax.jit
+    def run(ids, mask, t):
+        model = functional.merge(graphdef, params)
+        return model(z, t, model.encode(ids, mask))
+
+    t = jnp.array([0, 20, 49])
+    said = run(batch.text_ids, batch.text_mask, t)
+    assert said.shape == z.shape and said.dtype == jnp.float32 and np.isfinite(said).all()
+    garbage = np.where(batch.text_mask, batch.text_ids, 17)
+    np.testing.assert_allclose(run(garbage, batch.text_mask, t), said, atol=1e-5)
+    other = np.where(batch.text_mask, 7, batch.text_ids)
+    assert np.abs(run(other, batch.text_mask, t) - said).max() > 1e-3
+    none = run(batch.text_ids, np.zeros_like(batch.text_mask), t)  # the empty prompt
+    assert np.isfinite(none).all() and np.abs(none - said).max() > 1e-3
+    np.testing.assert_allclose(run(other, np.zeros_like(batch.text_mask), t), none, atol=1e-6)
+    assert np.abs(run(batch.text_ids, batch.text_mask, t[::-1]) - said).max() > 1e-3
+
+
+@pytest.mark.parametrize("predicts", ["v", "eps"])
+def test_the_loss_by_hand(predicts):
+    config = dataclasses.replace(TINY, diffusion=dataclasses.replace(TINY.diffusion, predicts=predicts))
+    batch = fake(batch_size=2, image_size=16, vocab_size=40)
+    t, noise = jnp.array([3, 40]), jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    seen = {}
+
+    class Network:  # that always says 0.5
+        encode = staticmethod(lambda ids, mask: seen.update(mask=mask))
+
+        def __call__(self, z, t, prompt):
+            seen.update(z=z)
+            return jnp.full(z.shape, 0.5)
+
+    dropped = jnp.array([True, False])
+    found = loss.per_example(config, Network(), batch, t, noise, dropped)
+    a = unet.signals(config)[np.asarray(t)][:, None, None, None]
+    x0 = np.asarray(batch.image) / 127.5 - 1
+    wanted = np.asarray(noise) if predicts == "eps" else a**0.5 * noise - (1 - a) ** 0.5 * x0
+    np.testing.assert_allclose(found, ((0.5 - wanted) ** 2).mean((1, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(seen["z"], a**0.5 * x0 + (1 - a) ** 0.5 * noise, atol=1e-5)
+    np.testing.assert_array_equal(seen["mask"], np.stack([np.zeros(12, bool), batch.text_mask[1]]))
+
+
+def test_filling_examples_count_nothing_and_parts_add_up():
+    graphdef, params = network(scale=0.2)
+    config = Config(model=TINY, optimizer=OptimizerConfig())
+    batch = fake(batch_size=4, image_size=16, vocab_size=40)
+    batch = batch._replace(example_mask=np.array([True, True, True, False]))
+
+    @jax.jit
+    def run(batch, step):
+        return step_lib.loss_and_gradients(graphdef, config, params, batch, None, step)
+
+    (total, parts), gradients = run(batch, jnp.int32(3))
+    changed = batch.image.copy()
+    changed[3] = 0
+    (same, _), same_gradients = run(batch._replace(image=changed), jnp.int32(3))
+    assert float(total) == float(same) > 0 and all(float(part) == 0 for part in parts)
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(same_gradients)):
+        np.testing.assert_array_equal(a, b)
+    assert float(run(batch, jnp.int32(4))[0][0]) != float(total)  # other times and noise
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory):
+    """A run directory of a few steps, made by the command."""
+    folder = tmp_path_factory.mktemp("diffusion")
+    config = folder / "config.py"
+    config.write_text(
+        "import dataclasses\nfrom rahf.config import *\nfrom configs import demo_diffusion\n\n"
+        "def config():\n"
+        "    whole = demo_diffusion.config()\n"
+        "    t5 = dataclasses.replace(whole.model.t5, width=16, heads=2, head_width=8, mlp_width=16, encoder_layers=1)\n"
+        "    made = DiffusionConfig(widths=(8, 16), heads=2, groups=4, times=100)\n"
+        "    model = dataclasses.replace(whole.model, image_size=16, t5=t5, diffusion=made)\n"
+        f"    data = dataclasses.replace(whole.data, path={str(tiny_data)!r}, batch_size=16, eval_batch_size=8)\n"
+        "    train = dataclasses.replace(whole.train, steps=24, log_every=8, eval_every=12, eval_examples=8,\n"
+        "                                checkpoint_every=12)\n"
+        "    optimizer = dataclasses.replace(whole.optimizer, warmup_steps=2, learning_rate=5e-3, ema_decay=0.5)\n"
+        "    return dataclasses.replace(whole, model=model, data=data, train=train, optimizer=optimizer)\n"
+    )
+    assert cli.main(["train", str(config), "--workdir", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_training_through_the_command(trained):
+    import train_maker
+
+    rows = train_maker.rows(trained)
+    losses = [row["loss/total"] for row in rows if "loss/total" in row]
+    evaluated = [row["eval/loss/total"] for row in rows if "eval/loss/total" in row]
+    assert len(losses) == 3 and losses[-1] < losses[0] and len(evaluated) == 2
+    assert not any("keyword" in name for row in rows for name in row)
+    with pytest.raises(CheckpointError, match="a diffusion model, no critic; load it with rahf.diffusion.load"):
+        rahf.load(trained)
+
+
+def test_pictures_depend_on_prompt_and_seed_alone(trained, tiny_run):
+    generator = diffusion.load(trained)
+    made = generator(["a red circle", "a blue cross"], seeds=[3, 4], steps=4)
+    assert made.images.shape == (2, 16, 16, 3) and made.uint8.dtype == np.uint8 and made.energy is None
+    assert float(made.images.min()) >= 0 and float(made.images.max()) <= 1
+    swapped = generator(["a blue cross", "a red circle"], seeds=[4, 3], steps=4)
+    np.testing.assert_allclose(swapped.images, made.images[::-1], atol=1e-4)
+    dark = lambda pixels: pixels.mean((1, 2, 3))  # noqa: E731
+    guided = generator("a red circle", [3, 4], steps=4, energy=dark, options=GuidanceOptions(scale=1.0))
+    plain = generator("a red circle", [3, 4], steps=4, energy=dark, options=GuidanceOptions(scale=0.0))
+    np.testing.assert_allclose(plain.images[0], made.images[0], atol=1e-4)
+    assert (guided.energy < plain.energy).all()
+    np.testing.assert_allclose(guided.energy, dark(guided.images), rtol=1e-5)
+    with pytest.raises(ValueError, match="2 prompts but 3 seeds"):
+        generator(["a", "b"], [1, 2, 3])
+    with pytest.raises(CheckpointError, match="a critic, no diffusion model; load it with rahf.load"):
+        diffusion.load(tiny_run)

@@ -1,0 +1,223 @@
+"""Energies: hand-computed values, composition, gradients through a critic, and schedules of samplers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rahf.batch import SCORES
+from rahf.steer import energy, schedules, universal
+from rahf.steer.options import GuidanceOptions
+
+
+class Colours:
+    """A critic of colours: scores are mean red, green, blue and their mean; heatmaps the red and the blue channel at
+    half the size; all times a parameter."""
+
+    params = {"gain": jnp.float32(1.0)}
+
+    def tokens(self, prompts):
+        count = 1 if isinstance(prompts, str) else len(prompts)
+        return np.ones((count, 3), np.int32), np.ones((count, 3), np.bool_)
+
+    def scores(self, pixels, text_ids, text_mask, params=None):
+        params = self.params if params is None else params
+        mean = pixels.mean((1, 2))
+        return params["gain"] * jnp.concatenate([mean, mean.mean(-1, keepdims=True)], -1)
+
+    def heatmaps(self, pixels, text_ids, text_mask, params=None):
+        b, h, w, _ = pixels.shape
+        return pixels[..., jnp.array([0, 2])].reshape(b, h // 2, 2, w // 2, 2, 2).mean((2, 4))
+
+
+def pictures():
+    """Two pictures of 4 x 4 pixels: one plain, one whose right half is redder."""
+    values = np.zeros((2, 4, 4, 3), np.float32)
+    values[0] = [0.2, 0.4, 0.6]
+    values[1, :, 2:, 0] = 0.8
+    return jnp.asarray(values)
+
+
+def test_scores_as_energies():
+    critic = Colours()
+    np.testing.assert_allclose(energy.score(critic, "a", "plausibility")(pictures()), [0.8, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(energy.score(critic, "a")(pictures()), [0.6, 1 - 0.4 / 3], rtol=1e-6)
+    weighted = energy.score(critic, ["a", "b"], {"plausibility": 2.0, "alignment": -0.5})
+    np.testing.assert_allclose(weighted(pictures()), [2 * 0.8 - 0.5 * 0.6, 2 * 0.6 - 0.5], rtol=1e-6)
+    given = energy.score(critic, critic.tokens("a"), "plausibility", params={"gain": jnp.float32(0.5)})
+    np.testing.assert_allclose(given(pictures()), [0.9, 0.8], rtol=1e-6)
+
+
+def test_heatmap_mass_and_masks():
+    critic = Colours()
+    np.testing.assert_allclose(energy.heatmap(critic, "a")(pictures()), [0.2, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(energy.heatmap(critic, "a", "misalignment")(pictures()), [0.6, 0], rtol=1e-6)
+    right = np.zeros((2, 2), bool)
+    right[:, 1] = True
+    inside = energy.heatmap(critic, "a", mask=right)
+    np.testing.assert_allclose(inside(pictures()), [0.2, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(energy.heatmap(critic, "a", mask=~right)(pictures()), [0.2, 0.0], atol=1e-6)
+    # Of another size, with weights, one per picture: the means over cells of 2 x 2 are 0.5 and 1 in the columns.
+    wide = np.tile(np.float32([0.5, 0.5, 1.0, 1.0]), (2, 4, 1))
+    found = energy.heatmap(critic, "a", mask=wide)(pictures())
+    small = np.asarray(jax.image.resize(wide, (2, 2, 2), "linear", antialias=True))
+    expected = [0.2, (small[1, :, 1] * 0.8).sum() / small[1].sum()]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    gradient = jax.grad(lambda x: inside(x).sum())(pictures())
+    assert (gradient[:, :, :2] == 0).all() and (gradient[:, :, 2:, 0] > 0).all()  # only inside, only red
+
+
+def test_sums_of_energies_are_energies():
+    critic = Colours()
+    total = energy.score(critic, "a", "plausibility") + 0.5 * energy.heatmap(critic, "a") * 2
+    dark = energy.function(lambda x, level: jnp.square(x - level).mean((1, 2, 3)), jnp.float32(0.0), name="dark")
+    total = total + 3 * dark
+    squares = [(0.04 + 0.16 + 0.36) / 3, 0.64 / 6]
+    np.testing.assert_allclose(total(pictures()), [1.0 + 3 * squares[0], 1.0 + 3 * squares[1]], rtol=1e-6)
+    parts = total.parts(pictures())
+    assert list(parts) == ["1 - plausibility", "implausibility", "dark"]
+    np.testing.assert_allclose(parts["dark"], squares, rtol=1e-6)
+    assert list((dark + dark).parts(pictures())) == ["dark", "dark #1"]
+    for wrong in (lambda: dark * dark, lambda: dark + 1, lambda: dark * np.ones(2)):
+        with pytest.raises(TypeError):
+            wrong()
+
+
+def test_energies_are_float32_whatever_they_are_made_of():
+    critic = Colours()
+    half = energy.function(lambda x: x.mean((1, 2, 3)).astype(jnp.bfloat16))
+    total = energy.score(critic, "a") + half
+    assert total(pictures().astype(jnp.bfloat16)).dtype == jnp.float32
+    seen = []
+    energy.function(lambda x: seen.append(x.dtype) or x.mean((1, 2, 3)))(pictures().astype(jnp.bfloat16))
+    assert seen == [jnp.float32]
+
+
+def test_other_weights_prompts_and_masks_compile_nothing():
+    critic, count = Colours(), []
+
+    @jax.jit
+    def run(total, pixels):
+        count.append(1)
+        return total(pixels)
+
+    for weight, score, mask in ((1.0, "overall", np.eye(2)), (2.0, "overall", np.ones((2, 2)))):
+        total = weight * energy.score(critic, "a b", score) + energy.heatmap(critic, "c", mask=mask)
+        np.testing.assert_allclose(run(total, pictures()), total(pictures()), rtol=1e-6)
+    assert len(count) == 1
+    # Parameters are arguments, not constants.
+    leaves = jax.tree.leaves(energy.score(critic, "a"))
+    assert any(leaf is critic.params["gain"] for leaf in leaves)
+
+
+def test_unknown_names_and_bad_masks():
+    critic = Colours()
+    with pytest.raises(ValueError, match="no score 'plausability'. Did you mean 'plausibility'?"):
+        energy.score(critic, "a", "plausability")
+    with pytest.raises(ValueError, match="no heatmap is called 'implausable'. Did you mean 'implausibility'?"):
+        energy.heatmap(critic, "a", "implausable")
+    with pytest.raises(ValueError, match=r"mask of shape \(2, 2, 2, 1\): expected \[h,w\]"):
+        energy.heatmap(critic, "a", mask=np.ones((2, 2, 2, 1)))
+    with pytest.raises(ValueError, match="mask: expected bool, or weights in .0,1.; divide by 255"):
+        energy.heatmap(critic, "a", mask=np.full((2, 2), 255))
+    with pytest.raises(ValueError, match="mask: nothing is inside it"):
+        energy.heatmap(critic, "a", mask=np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=r"energy 'flat': expected one number per picture, shape \(2,\), found \(\)"):
+        energy.function(lambda x: x.mean(), name="flat")(pictures())
+
+
+def test_a_real_critic_guides(tiny_critic):
+    """Guidance of pixels by the scores and a masked heatmap of a network that reads prompts."""
+    prompts = ["a red cat", "two dogs"]
+    mask = np.zeros((32, 32), bool)
+    mask[8:24, 8:24] = True
+    total = energy.score(tiny_critic, prompts, {"overall": 1.0, "plausibility": 0.5}) + energy.heatmap(
+        tiny_critic, prompts, mask=mask
+    )
+    pixels = _smooth()
+    missing = 1 - tiny_critic.scores(pixels, *tiny_critic.tokens(prompts))
+    inside = tiny_critic.heatmaps(pixels, *tiny_critic.tokens(prompts))[:, 8:24, 8:24, 0].mean((1, 2))
+    expected = missing[:, SCORES.index("overall")] + 0.5 * missing[:, SCORES.index("plausibility")] + inside
+    np.testing.assert_allclose(total(pixels), expected, rtol=1e-5)
+
+    @jax.jit
+    def run(total, options):
+        start = universal.noise(jax.random.key(0), 2, (32, 32, 3))
+        steps = schedules.ddim(schedules.cosine(100), 6)
+        known = jnp.asarray(schedules.cosine(100), jnp.float32)
+
+        def denoiser(z, t, cond):  # of pictures that are grey noise of standard deviation 0.3
+            a = known[t][:, None, None, None]
+            return jnp.sqrt(1 - a) * z / (a * 0.09 + 1 - a)
+
+        decode = universal.unit_pixels
+        return universal.sample(denoiser, steps, start, energy=total, decode=decode, options=options)
+
+    # One compilation for both.
+    guided, plain = (run(total, GuidanceOptions(scale=jnp.float32(scale))) for scale in (0.5, 0.0))
+    assert (guided.energy < plain.energy).all() and not guided.trace.guarded.any()
+    np.testing.assert_allclose(guided.energy, total(universal.unit_pixels(guided.sample)), rtol=1e-4)
+
+
+def _smooth():
+    return jax.image.resize(jax.random.uniform(jax.random.key(0), (2, 4, 4, 3)), (2, 32, 32, 3), "linear")
+
+
+def test_signals_of_published_schedules():
+    # Products of 1 - beta by hand: linear over 2 times, beta 1e-4 and 0.02.
+    np.testing.assert_allclose(schedules.linear(2), [0.9999, 0.9999 * 0.98])
+    np.testing.assert_allclose(schedules.scaled_linear(2), [1 - 0.00085, (1 - 0.00085) * (1 - 0.012)])
+    assert schedules.scaled_linear()[-1] == pytest.approx(0.0046599, rel=1e-4)  # Stable Diffusion's last abar
+    cosine = schedules.cosine(1000)
+    exact = np.cos((np.array([1, 500]) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(cosine[[0, 499]], exact)
+    assert cosine[-1] > 0 and (np.diff(cosine) < 0).all()
+
+
+def test_times_that_are_visited():
+    signals = schedules.linear(1000)
+    times = lambda *a, **k: schedules.ddim(signals, *a, **k).timesteps.tolist()  # noqa: E731
+    assert times(4) == [999, 749, 499, 249]
+    assert times(4, spacing="leading") == [750, 500, 250, 0]
+    assert times(4, spacing="leading", offset=1) == [751, 501, 251, 1]
+    assert times(4, spacing="linspace") == [999, 666, 333, 0]
+    assert times(3) == [999, 666, 332]
+    steps = schedules.ddim(signals, 4)
+    np.testing.assert_allclose(steps.signal, signals[[999, 749, 499, 249]], rtol=1e-6)
+    np.testing.assert_allclose(steps.following, [*signals[[749, 499, 249]], 1.0], rtol=1e-6)
+    np.testing.assert_allclose(steps.direction, np.sqrt(1 - steps.following), atol=1e-4)
+    assert not steps.stochastic and (steps.spread == 0).all()
+
+
+def test_ancestral_sampling_is_ddim_with_eta_1():
+    signals = schedules.linear(1000)
+    for found, expected in zip(schedules.ddpm(signals, 7), schedules.ddim(signals, 7, eta=1.0)):
+        np.testing.assert_array_equal(found, expected)
+    half, whole, large = schedules.ddim(signals, 7, 0.5), schedules.ddpm(signals, 7), schedules.ddpm(signals, 7, "large")
+    np.testing.assert_allclose(half.spread, 0.5 * whole.spread)
+    np.testing.assert_array_equal(large.direction, whole.direction)
+    assert (large.spread[:-1] > whole.spread[:-1]).all() and large.spread[-1] == whole.spread[-1] == 0
+    # All times: beta itself, and variance and direction together make the noise that is left.
+    full = schedules.ddpm(signals, 1000, "large")
+    np.testing.assert_allclose(full.spread[:-1] ** 2, np.linspace(1e-4, 0.02, 1000)[::-1][:-1], rtol=1e-4)
+    np.testing.assert_allclose(whole.direction**2 + whole.spread**2, 1 - whole.following, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(steps=0), "steps: expected 1 to 1000, the number of times, found 0"),
+        (dict(steps=1001), "steps: expected 1 to 1000"),
+        (dict(eta=1.5), "eta: expected 0 .deterministic. to 1"),
+        (dict(spacing="even"), "spacing: expected 'trailing', 'leading' or 'linspace', found 'even'"),
+        (dict(spacing="leading", offset=300), "offset: 300 leads to time 1050, beyond the last one, 999"),
+        (dict(signals=np.linspace(0.9, 0.0, 10), steps=2), "a schedule that ends without any signal"),
+        (dict(signals=np.full(10, 0.5), steps=2), "signals: expected to fall"),
+    ],
+)
+def test_schedules_that_cannot_be(change, message):
+    arguments = dict(signals=schedules.linear(1000), steps=4) | change
+    with pytest.raises(ValueError, match=message):
+        schedules.ddim(**arguments)
+    with pytest.raises(ValueError, match="variance: expected 'small' or 'large', found 'learned'"):
+        schedules.ddpm(schedules.linear(10), 2, "learned")

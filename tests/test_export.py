@@ -1,0 +1,330 @@
+"""`rahf export`: the file gives the checkpoint's numbers and gradients, in environments that have almost nothing."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_images import encode, smooth
+
+import rahf
+from rahf import cli, export, exported, tree
+from rahf import config as config_lib
+from rahf.batch import Prediction
+from rahf.exported.archive import ExportError
+from rahf.images import ImageError
+from rahf.models import functional
+from rahf.models import rahf as model_lib
+from rahf.provenance import ModelMismatch, Quantiles
+from rahf.train.checkpoint import Checkpointer
+
+PROMPTS = ["a red cat on a blue mat", "two dogs", "one green bird and two cats."]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("exports")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, folder) -> pathlib.Path:
+    """A run directory with a network that compiles fast."""
+    made = shutil.copytree(tiny_run, folder / "small", ignore=shutil.ignore_patterns("checkpoints"))
+    config = config_lib.from_json((made / "config.json").read_text())
+    t5 = dataclasses.replace(config.model.t5, encoder_layers=1)
+    heads = dict(
+        heatmap_head=dataclasses.replace(config.model.heatmap_head, conv_widths=(), up_widths=(8,)),
+        score_head=dataclasses.replace(config.model.score_head, conv_widths=()),
+    )
+    vit = dataclasses.replace(config.model.vit, depth=1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vit=vit, t5=t5, **heads))
+    (made / "config.json").write_text(config_lib.to_json(config))
+    params = functional.init(model_lib.build(config.model), seed=0)
+    for name, part in params.items():  # the heads start with almost constant outputs
+        if name.startswith(("heatmap_", "score_")):
+            part["out"]["kernel"] = part["out"]["kernel"] * 20
+    saver = Checkpointer(made, keep=1)
+    saver.save_best(7, params, {})
+    saver.close()
+    return made
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run):
+    return rahf.load(run)
+
+
+@pytest.fixture(scope="module")
+def full(checkpoint, folder) -> pathlib.Path:
+    return export.export(checkpoint, folder / "full.rahf").file
+
+
+@pytest.fixture(scope="module")
+def critic(full):
+    return rahf.load(full)
+
+
+@pytest.fixture(scope="module")
+def small(checkpoint, folder) -> pathlib.Path:
+    """Scores only, weights in 16 bits."""
+    return export.export(checkpoint, folder / "small.rahf", scores_only=True, bf16=True).file
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    return [smooth(h, w, seed) for seed, (h, w) in enumerate([(40, 60), (32, 32), (90, 33)])]
+
+
+def test_it_gives_the_checkpoints_numbers(critic, checkpoint, pictures):
+    found, expected = critic(pictures, PROMPTS), checkpoint(pictures, PROMPTS)
+    for name, a, b in zip(Prediction._fields, found, expected):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=0, err_msg=name)
+        assert a.dtype == np.float32
+    assert found.provenance == expected.provenance and critic.model_id == checkpoint.model_id
+    floats = [p.astype(np.float32) / 255 for p in pictures]
+    np.testing.assert_allclose(critic(floats, PROMPTS).scores, checkpoint(floats, PROMPTS).scores, atol=1e-5)
+    ours, theirs = (c.feedback(pictures[0], PROMPTS[0])[0].to_json() for c in (critic, checkpoint))
+    assert ours.keys() == theirs.keys() and ours["model"] == theirs["model"]
+    assert [w["word"] for w in ours["words"]] == [w["word"] for w in theirs["words"]]
+    assert repr(critic).startswith("Critic('small', step 7, ")
+
+
+def test_last_batch_compiles_nothing(critic, pictures):
+    before = critic._forward._cache_size()
+    for count in (3, 2, 1):
+        critic(pictures[:count], PROMPTS[:count], batch_size=2)
+    assert critic._forward._cache_size() - before <= 1
+
+
+def test_gradients_equal_the_checkpoints(critic, checkpoint):
+    """At another size than the network's, under jit and vmap."""
+    weights = jnp.array([1.0, -2.0, 3.0, 0.5])
+    pixels = jnp.asarray(np.stack([smooth(40, 60, 1), smooth(40, 60, 2)]), jnp.float32) / 255
+    ids, mask = critic.tokens(PROMPTS[:2])
+
+    def energy(which, x, ids, mask):
+        return which.scores(x, ids, mask) @ weights
+
+    expected = jax.jit(jax.grad(lambda x: energy(checkpoint, x, ids, mask).sum()))(pixels)
+    assert np.abs(expected).max() > 1e-3
+    found = jax.jit(jax.vmap(jax.grad(lambda x, i, m: energy(critic, x, i, m))))(pixels, ids, mask)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    many = jax.tree.map(lambda p: jnp.stack([p, 0 * p]), critic.params)
+    apart = jax.vmap(lambda p: critic.scores(pixels, ids, mask, p))(many)
+    np.testing.assert_allclose(apart, [critic.scores(pixels, ids, mask), np.full((2, 4), 0.5)], atol=1e-5)
+    with pytest.raises(TypeError, match="differentiable in its pixels, not in its parameters; train the run directory"):
+        jax.grad(lambda p: critic.scores(pixels, ids, mask, p).sum())(critic.params)
+
+
+def test_gradient_is_finite_for_constant_and_saturated_images(critic):
+    ids, mask = critic.tokens("a red cat")
+    gradient = jax.jit(jax.grad(lambda x: critic.scores(x, ids, mask).sum()))
+    for value in (0.0, 0.5, 1.0):
+        assert np.isfinite(gradient(jnp.full((1, 32, 32, 3), value))).all()
+
+
+def test_rewards(critic, pictures):
+    ids, mask = critic.tokens(PROMPTS[0])
+    scores = critic.scores(pictures[1], ids, mask)
+    reward = jax.jit(critic.reward({"overall": 0.5, "alignment": 0.5}))(pictures[1], ids, mask)
+    np.testing.assert_allclose(reward, 0.5 * (scores[3] + scores[1]), atol=1e-6)
+    assert critic.reward()(pictures[1][None], ids, mask).shape == (1,)
+    with pytest.raises(ValueError, match="no score 'overal'. Did you mean 'overall'?"):
+        critic.reward("overal")
+
+
+def test_bad_input_is_named_as_by_a_checkpoint(critic, full):
+    ids, mask = critic.tokens("a cat")
+    with pytest.raises(ImageError, match=r"channels first \(CHW\)"):
+        critic.scores(np.zeros((2, 3, 40, 40), np.float32), ids, mask)
+    with pytest.raises(ImageError, match="pixels in 0..255 given as float"):
+        critic.scores(np.full((1, 40, 40, 3), 255.0, np.float32), ids, mask)
+    with pytest.raises(ImageError, match="there are none; give at least one image"):
+        critic.scores(np.zeros((0, 40, 40, 3), np.float32), ids, mask)
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        critic(np.zeros((4, 4, 3), np.uint8), " ")
+    with pytest.raises(ValueError, match="cannot generate|constrained scoring only"):
+        critic.feedback(np.zeros((4, 4, 3), np.uint8), "a cat", generate=True)
+    with pytest.raises(ValueError, match="computes in float32, asked for bfloat16"):
+        rahf.load(full, dtype="bfloat16")
+
+
+def test_scores_only_in_16_bits(small, full, checkpoint, pictures):
+    critic = rahf.load(small)
+    manifest = json.loads(zipfile.ZipFile(small).read("manifest.json"))
+    assert list(manifest["functions"]) == ["scores"] and manifest["weights"]["dtype"] == "bfloat16"
+    names = set(tree.flatten(critic.params))
+    assert not any(name.startswith(("decoder", "heatmap_", "output")) for name in names)
+    assert {"embedding", "score_overall/out/kernel"} <= names and len(names) > 30
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(critic.params))
+    assert small.stat().st_size < 0.6 * full.stat().st_size
+    found, expected = critic(pictures, PROMPTS), checkpoint(pictures, PROMPTS)
+    assert found.heatmaps is None and found.word_probabilities is None
+    with pytest.warns(ModelMismatch):  # other weights, other model
+        difference = np.abs(found.scores - expected.scores)
+    assert 1e-6 < difference.max() < 0.1 and critic.model_id == f"{checkpoint.model_id}-bf16"
+    ids, mask = critic.tokens("a cat")
+    with pytest.raises(ValueError, match="exported with --scores-only: it has no heatmaps"):
+        critic.heatmaps(pictures[0], ids, mask)
+    with pytest.raises(ValueError, match="exported with --scores-only"):
+        critic.feedback(pictures, PROMPTS)
+
+
+def test_an_export_for_other_devices_is_refused(checkpoint, folder):
+    made = export.export(checkpoint, folder / "cuda.rahf", scores_only=True, platforms=("cuda",))
+    assert made.difference != made.difference  # could not be run here
+    with pytest.raises(ExportError, match="cuda.rahf: exported for cuda, but JAX runs on cpu here; export it again"):
+        rahf.load(made.file)
+    with pytest.raises(ValueError, match="platforms: expected some of cpu, cuda, tpu, found abacus"):
+        export.export(checkpoint, folder / "x.rahf", platforms=("abacus",))
+
+
+def test_what_is_in_the_file(full, checkpoint):
+    with zipfile.ZipFile(full) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(parts["manifest.json"])
+    assert manifest["platforms"] == ["cpu", "cuda", "tpu"] and manifest["vjp_order"] == 1
+    assert set(manifest["parts"]) == set(parts) - {"manifest.json"}
+    assert json.loads(parts["preprocessing.json"])["words"]["rule"] == r'[^,.?!":; ]+'
+    config = json.loads(parts["config.json"])
+    assert "/" not in config["workdir"] and "/" not in config["data"]["path"]
+    card, licences = parts["README.md"].decode(), parts["LICENSES.md"].decode()
+    assert checkpoint.model_id in card and "## Intended use" in card and "Not evaluated" in card
+    assert "Apache-2.0" in licences and "not specified" in licences
+    size = tree.count(checkpoint.params) * 4
+    assert len(parts["weights.safetensors"]) > size  # weights are here …
+    assert sum(len(parts[f]) for f in manifest["functions"].values()) < 3 * size  # … and not in the functions
+    for name, file in manifest["functions"].items():
+        function = jax.export.deserialize(bytearray(parts[file]))
+        assert function.platforms == ("cpu", "cuda", "tpu") and function.has_vjp(), name
+        shapes = jax.tree.leaves(function.in_avals)
+        assert str(shapes[len(jax.tree.leaves(checkpoint.params))].shape) == "(b, 32, 32, 3)"
+
+
+def test_difference_is_checked_before_anything_is_written(checkpoint, folder, monkeypatch):
+    taken = folder / "taken.rahf"
+    taken.write_bytes(b"before")
+
+    class Lying:
+        def __call__(self, *_):
+            return Prediction(None, np.zeros((3, 4), np.float32), None)
+
+    monkeypatch.setattr(exported, "load", lambda *_: Lying())
+    with pytest.raises(ExportError, match="other numbers than the model .*nothing was written"):
+        export.export(checkpoint, taken, scores_only=True, platforms=("cpu",))
+    assert taken.read_bytes() == b"before"
+    assert not [p for p in folder.iterdir() if p.name.startswith(".taken")]
+
+
+def test_commands_take_the_file(run, checkpoint, full, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "export", lambda critic, file, **options: remembered.update(options) or _done(file))
+    remembered: dict = {}
+    (tmp_path / "picture.png").write_bytes(encode(smooth(40, 60)))
+    assert cli.main(["export", str(run), str(full), "--bf16", "--license", "CC0-1.0"]) == 0
+    assert remembered == {"metrics": None, "scores_only": False, "bf16": True, "weight_licence": "CC0-1.0"}
+    assert "no reference quantiles" in capsys.readouterr().out
+    arguments = ["predict", str(full), str(tmp_path / "picture.png"), "--prompt", "a red cat"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert found["model"] == checkpoint.model_id
+    expected = checkpoint(tmp_path / "picture.png", "a red cat").scores[0]
+    np.testing.assert_allclose(list(found["images"][0]["scores"].values()), expected, atol=1e-5)
+    changed = tmp_path / "changed.rahf"
+    data = full.read_bytes()
+    changed.write_bytes(data[:5000] + b"?" + data[5001:])
+    assert cli.main(["predict", str(changed), *arguments[2:]]) == 1
+    assert capsys.readouterr().err.startswith(f"rahf: {changed}: ")
+
+
+def _done(file) -> export.Exported:
+    return export.Exported(pathlib.Path(file), 1, 0.0)
+
+
+def test_an_exported_file_cannot_be_exported(critic, tmp_path):
+    with pytest.raises(ValueError, match="an exported file already; give the run directory"):
+        export.export(critic, tmp_path / "x.rahf")
+
+
+_READER = """
+import sys, time
+ALLOWED = set(sys.stdlib_module_names) | {
+    "rahf", "jax", "jaxlib", "numpy", "sentencepiece", "safetensors", "PIL",
+    "scipy", "ml_dtypes", "opt_einsum",  # these three jax itself needs
+    "_sentencepiece",
+}
+class Only:
+    # A finder that finds nothing but what is allowed.
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        if top in ALLOWED or top.startswith("_sysconfigdata"):
+            return self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Only(finder) for finder in sys.meta_path]
+file, pictures, out = sys.argv[1:]
+started = time.process_time()
+import rahf
+critic = rahf.load(file)
+took = time.process_time() - started
+import numpy as np, jax
+data = np.load(pictures)
+prompts = [str(p) for p in data["prompts"]]
+images = [data["first"], data["second"]]
+found = critic(images, prompts, batch_size=2, progress=True)
+feedback = critic.feedback(images, prompts, batch_size=2)
+feedback[0].show(), feedback[0].to_json(), feedback[0]._repr_html_()
+ids, mask = critic.tokens(prompts[0])
+pixels = data["first"].astype(np.float32) / 255
+gradient = jax.grad(lambda x: critic.scores(x, ids, mask).sum())(pixels)
+np.savez(out, **found._asdict(), gradient=gradient, took=took)
+absent = {"flax", "orbax", "tensorflow_datasets", "grain", "transformers", "jaxtyping", "rich", "simplejpeg"}
+assert not absent & set(sys.modules) and "flatbuffers" not in sys.modules
+"""
+
+
+def test_reader_needs_jax_numpy_sentencepiece_safetensors_and_pillow_alone(full, checkpoint, pictures, tmp_path):
+    given, out = tmp_path / "given.npz", tmp_path / "out.npz"
+    np.savez(given, first=pictures[0], second=pictures[2], prompts=PROMPTS[:2])
+    (tmp_path / "reader.py").write_text(_READER)
+    root = str(pathlib.Path(rahf.__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "reader.py"), str(full), str(given), str(out)],
+        capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found, expected = np.load(out), checkpoint([pictures[0], pictures[2]], PROMPTS[:2])
+    for name, values in zip(Prediction._fields, expected):
+        np.testing.assert_allclose(found[name], values, atol=1e-5, rtol=0, err_msg=name)
+    ids, mask = checkpoint.tokens(PROMPTS[0])
+    pixels = jnp.asarray(pictures[0], jnp.float32) / 255
+    gradient = jax.grad(lambda x: checkpoint.scores(x, ids, mask).sum())(pixels)
+    np.testing.assert_allclose(found["gradient"], gradient, atol=1e-5)
+    assert found["took"] < 5  # seconds of processor time, importing JAX included
+
+
+def test_quantiles_travel_with_the_model(run, checkpoint, tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(export, "_difference", lambda *_: 0.0)  # tested elsewhere
+    copied = shutil.copytree(run, tmp_path / "small")
+    scores = np.random.default_rng(0).random((50, 4))
+    quantiles = Quantiles.of(scores, checkpoint.model_id, "fifty pictures")
+    (copied / "quantiles.json").write_text(quantiles.to_json())
+    critic = rahf.load(copied)
+    assert critic.provenance.quantiles == quantiles
+    made = export.export(critic, tmp_path / "with.rahf", scores_only=True, platforms=("cpu",), weight_licence="MIT")
+    again = rahf.load(made.file)
+    assert again.provenance.quantiles == quantiles and again.provenance.weight_licence == "MIT"
+    found = again(pictures[0], "a cat")
+    np.testing.assert_allclose(found.percentiles, quantiles.percentiles(np.asarray(found.scores)))
+    assert "fifty pictures" in zipfile.ZipFile(made.file).read("README.md").decode()
+    (copied / "quantiles.json").write_text(quantiles.to_json().replace(checkpoint.model_id, "another"))
+    assert rahf.load(copied).provenance.quantiles is None

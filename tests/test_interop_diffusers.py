@@ -1,0 +1,158 @@
+"""The critic inside stock diffusers pipelines of random networks: latents move, energy falls, types stay."""
+
+import numpy as np
+import pytest
+from test_images import smooth
+
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install rahf[torch]")
+pytest.importorskip("diffusers", reason="needs diffusers: pip install rahf[torch]")
+
+import diffusers_maker as maker  # noqa: E402
+from diffusers import EulerDiscreteScheduler  # noqa: E402
+
+from rahf.interop.diffusers import Guidance, decode, inpaint_best_of, inpainter  # noqa: E402
+from rahf.steer.masks import MaskOptions  # noqa: E402
+
+PROMPTS = ["a red cat", "two dogs"]
+
+
+def run(pipe, guidance=None, steps=6, prompts=PROMPTS, output="latent"):
+    """Latents (or pictures) of fixed noise."""
+    extra = {}
+    if guidance is not None:
+        extra = dict(callback_on_step_end=guidance, callback_on_step_end_tensor_inputs=guidance.tensor_inputs)
+    return pipe(
+        prompts, height=16, width=16, num_inference_steps=steps, output_type=output,
+        generator=torch.Generator().manual_seed(0), **extra,
+    ).images  # fmt: skip
+
+
+def energy(critic, pipe, latents, prompts=PROMPTS, score="overall"):
+    """1 - score of what latents are decoded to, by JAX alone."""
+    with torch.no_grad():
+        pictures = decode(pipe, latents).movedim(1, -1).numpy()
+    ids, mask = critic.tokens(prompts)
+    return 1 - np.asarray(critic.reward(score)(pictures, ids, mask))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return maker.pipeline()
+
+
+@pytest.fixture(scope="module")
+def plain(pipe):
+    return run(pipe)
+
+
+def test_guidance_lowers_the_energy(tiny_critic, pipe, plain):
+    guidance = Guidance(tiny_critic, PROMPTS, scale=0.5, window=(0.0, 1.0), repeats=2)
+    guided = run(pipe, guidance)
+    assert guided.shape == plain.shape and guided.dtype == plain.dtype and guided.device == plain.device
+    assert torch.isfinite(guided).all() and (guided - plain).abs().amax((1, 2, 3)).min() > 1e-3
+    before, after = energy(tiny_critic, pipe, plain), energy(tiny_critic, pipe, guided)
+    assert (after < before - 1e-3).all()  # of each sample
+    assert len(guidance.energies) == 2 * 5 + 1 and guidance.energies[0].shape == (2,)
+    np.testing.assert_allclose(guidance.energies[-1], after, atol=1e-5)
+    worse = run(pipe, Guidance(tiny_critic, PROMPTS, {"overall": -1.0}, scale=0.5, window=(0.0, 1.0), repeats=2))
+    assert (energy(tiny_critic, pipe, worse) > before).all()
+
+
+def test_no_strength_changes_nothing(tiny_critic, pipe, plain):
+    guidance = Guidance(tiny_critic, PROMPTS, scale=0.0, window=(0.0, 1.0))
+    np.testing.assert_array_equal(run(pipe, guidance), plain)
+    outside = Guidance(tiny_critic, PROMPTS, scale=1.0, window=(0.0, 1e-9))  # no step has so little signal
+    np.testing.assert_array_equal(run(pipe, outside), plain)
+    assert outside.energies == []
+
+
+def test_each_sample_is_guided_for_itself(tiny_critic, pipe):
+    """A sample whose gradient is unusable stays, the other moves as if alone."""
+    guidance = Guidance(tiny_critic, PROMPTS, scale=0.5, window=(0.0, 1.0))
+    both = run(pipe, guidance, steps=2)
+    reward = guidance.reward
+
+    class Half(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return torch.where(torch.arange(len(g))[:, None, None, None] == 0, torch.nan, g)
+
+    guidance.reward = lambda images, prompts: reward(Half.apply(images), prompts)
+    half, plain = run(pipe, guidance, steps=2), run(pipe, steps=2)
+    np.testing.assert_array_equal(half[0], plain[0])
+    np.testing.assert_allclose(half[1], both[1], atol=1e-6)
+    assert (both[0] - plain[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_whatever_the_denoiser_says(tiny_critic, prediction):
+    """The predicted picture follows from the prediction type: an exact denoiser gives the picture itself."""
+    pipe = maker.pipeline(prediction=prediction)
+    guidance = Guidance(tiny_critic, PROMPTS, scale=0.5, window=(0.0, 1.0), through_denoiser=True)
+    guided, plain = run(pipe, guidance, steps=3), run(pipe, steps=3)
+    assert guided.dtype == plain.dtype and torch.isfinite(guided).all()
+    assert (energy(tiny_critic, pipe, guided) < energy(tiny_critic, pipe, plain)).all()
+
+
+def test_predicted_picture_is_exact_for_an_exact_denoiser(tiny_critic, pipe):
+    from rahf.interop.diffusers import _noise
+
+    stream = torch.Generator().manual_seed(1)
+    clean, noise = torch.randn(2, 4, 8, 8, generator=stream), torch.randn(2, 4, 8, 8, generator=stream)
+    signal = 0.3
+    noisy = signal**0.5 * clean + 0.7**0.5 * noise
+    said = {"epsilon": noise, "v_prediction": signal**0.5 * noise - 0.7**0.5 * clean, "sample": clean}
+    for kind, value in said.items():
+        scheduler = maker.pipeline(prediction=kind).scheduler
+        np.testing.assert_allclose(_noise(scheduler, value, noisy, signal), noise, atol=1e-5)
+
+
+def test_half_precision_stays_half(tiny_critic):
+    pipe = maker.pipeline(dtype=torch.bfloat16)
+    try:
+        guidance = Guidance(tiny_critic, PROMPTS[0], scale=0.3, window=(0.0, 1.0))
+        guided = run(pipe, guidance, steps=2, prompts=PROMPTS[0])
+        assert guided.dtype == torch.bfloat16 and torch.isfinite(guided).all()
+        assert guidance.energies[0].dtype == np.float32
+    finally:
+        pipe.to(dtype=torch.float32)  # the networks are shared
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers itself
+def test_pipelines_that_cannot_be_guided_are_named(tiny_critic, pipe):
+    guidance = Guidance(tiny_critic, PROMPTS)
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler does not keep the variance of latents.*use DDIM"):
+        run(maker.pipeline(kind=EulerDiscreteScheduler), guidance, steps=2)
+    with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs=guidance.tensor_inputs"):
+        pipe(PROMPTS, height=16, width=16, num_inference_steps=2, callback_on_step_end=Guidance(
+            tiny_critic, PROMPTS, window=(0.0, 1.0)))  # fmt: skip
+    with pytest.raises(ValueError, match="Did you mean 'overall'"):
+        Guidance(tiny_critic, PROMPTS, "overal")
+    with pytest.raises(ValueError, match="expected scale >= 0, repeats >= 1"):
+        Guidance(tiny_critic, PROMPTS, repeats=0)
+
+
+def test_inpainting_keeps_the_best(tiny_critic):
+    pipe = maker.pipeline(inpaint=True)
+    picture = smooth(18, 26, 3)  # no multiple of the latent cells
+    options = dict(num_inference_steps=2, guidance_scale=1.0)
+    generate = inpainter(pipe, **options)
+    mask = np.zeros((18, 26), bool)
+    mask[4:12, 6:20] = True
+    first, again, other = (generate(picture, mask, "a red cat", seed) for seed in (0, 0, 1))
+    assert first.shape == picture.shape and first.dtype == np.uint8
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first.astype(int) - other).max() > 0
+    found = inpaint_best_of(
+        pipe, tiny_critic, picture, "a red cat", 3, pipe_options=options,
+        options=MaskOptions(threshold=0.2, warn_above=1.0),
+    )  # fmt: skip
+    assert len(found.candidates) == 4 and found.seeds == [0, 1, 2]
+    assert found.scores[found.chosen, 0] == found.scores[:, 0].max()
+    scored = tiny_critic([found.image, picture], "a red cat").scores[:, 0]
+    assert scored[0] >= scored[1]
+    np.testing.assert_array_equal(found.candidates[0], picture)

@@ -1,0 +1,55 @@
+"""Twenty kills at random moments of one training run change nothing of what it ends with."""
+
+import random
+import signal
+
+import train_maker
+
+KILLS = 20
+STEPS = 160
+#: Checkpoints come about as fast as they are written, evaluations fall between them. Without dropout, which
+#: test_resume has, a run starts sooner.
+FIELDS = (
+    *("--train.steps", str(STEPS), "--train.checkpoint-every", "3", "--train.eval-every", "25"),
+    *("--train.log-every", "5"),
+    *("--model.vit.dropout", "0", "--model.t5.dropout", "0"),
+)
+
+
+def moments(seed: int) -> list[str]:
+    """When to kill, in the words of `ended_run`: soon after a batch, while saving, or before the first step."""
+    chance = random.Random(seed)
+    made = []
+    for _ in range(KILLS):
+        kind = chance.choices(("batch", "saving", "start"), (7, 2, 1))[0]
+        batch, delay = chance.randint(1, 8), round(chance.uniform(0, 0.05), 3)
+        named = {"batch": f"SIGKILL:{batch}:{delay}", "saving": f"saving:{chance.randint(1, 2)}"}
+        made.append(named.get(kind) or f"start:{round(chance.uniform(0.1, 1.5), 3)}")
+    return made
+
+
+def test_twenty_kills_change_nothing(tiny_config, tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    print("seed", seed)  # shown if the test fails
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+
+    def run(folder, log, stop=""):
+        arguments = ["train", str(tiny_config), "--workdir", str(folder), *FIELDS]
+        return {"arguments": arguments, "stop": stop, "log": tmp_path / log}
+
+    with train_maker.Forked() as forked:
+        assert forked.run(run(calm, "calm.log")) == [0], (tmp_path / "calm.log").read_text()
+        codes = [forked.run(run(killed, "killed.log", stop))[0] for stop in moments(seed)]
+        said = (tmp_path / "killed.log").read_text()
+        assert codes == [-signal.SIGKILL] * KILLS, said
+        assert "warning" not in said  # no checkpoint was found damaged
+        assert forked.run(run(killed, "last.log")) == [0], (tmp_path / "last.log").read_text()
+    assert "resuming at step" in (tmp_path / "last.log").read_text()
+    for kind in ("latest", "best"):
+        step, found = train_maker.stored(killed, kind)
+        expected_step, expected = train_maker.stored(calm, kind)
+        assert step == expected_step and (kind == "best" or step == STEPS)
+        train_maker.assert_same(found, expected)
+    position = f"checkpoints/latest/{STEPS}/data/metadata"
+    assert (killed / position).read_text() == (calm / position).read_text()
+    assert train_maker.rows(killed) == train_maker.rows(calm)

@@ -1,0 +1,105 @@
+"""What predictions carry: model, preprocessing, licence, percentiles; and the warning when models are mixed."""
+
+import dataclasses
+import json
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+
+from rahf import provenance
+from rahf.batch import Prediction
+from rahf.provenance import KnownPrediction, ModelMismatch, NamedScores, Provenance, Quantiles, ScoreArray
+
+SCORES = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]], np.float32)
+ONE, OTHER = Provenance("one-7-abc", "p1"), Provenance("other-9-def", "p1")
+
+
+def test_quantiles_by_hand():
+    # 0, 0.01, …, 1: the quantiles are the values themselves, so the percentile is 100 times the score.
+    scores = np.repeat(np.linspace(0, 1, 101)[:, None], 4, 1)
+    scores[:, 1] = scores[:, 1] ** 2
+    quantiles = Quantiles.of(scores, "m", "a test set")
+    assert quantiles.count == 101
+    found = quantiles.percentiles(np.array([[0.25, 0.25, 0.0, 1.0], [-1.0, 2.0, 0.505, 0.5]]))
+    np.testing.assert_allclose(found, [[25, 50, 0, 100], [0, 100, 50.5, 50]], atol=1e-3)
+    assert found.dtype == np.float32
+    again = Quantiles.from_json(quantiles.to_json())
+    assert again == quantiles and again.reference == "a test set"
+    for broken in ("{}", "[", '{"scores": 3}', quantiles.to_json().replace("0.5", '"x"', 1)):
+        with pytest.raises(ValueError, match="reference quantiles are damaged.*evaluate the model again"):
+            Quantiles.from_json(broken)
+    falling = json.loads(quantiles.to_json())
+    falling["scores"]["overall"].reverse()
+    with pytest.raises(ValueError, match="damaged"):
+        Quantiles.from_json(json.dumps(falling))
+
+
+def test_scores_of_different_models_warn_when_they_meet():
+    mine, same, foreign = ScoreArray(SCORES, ONE), ScoreArray(SCORES * 2, ONE), ScoreArray(SCORES, OTHER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        difference = mine - same
+        assert isinstance(difference, ScoreArray) and difference.provenance == ONE
+        np.testing.assert_array_equal(np.asarray(difference), -SCORES)
+        assert type(mine > 0.3) is np.ndarray and (mine > 0.3).sum() == 5
+        assert np.argmax(mine[:, 3]) == 1 and mine[0].provenance == ONE
+        mine += 0  # in place
+        assert mine.provenance == ONE
+        assert np.concatenate([mine, same]).shape == (4, 4)
+        pickle.loads(pickle.dumps(mine)) - foreign  # of unknown origin by now: nothing to say
+    for meet in (
+        lambda: mine > foreign,
+        lambda: mine - foreign,
+        lambda: foreign[0, 0:1] == mine[0, 0:1],
+        lambda: np.maximum(mine, foreign),
+        lambda: mine - ScoreArray(SCORES, dataclasses.replace(ONE, preprocessing_hash="p2")),
+    ):
+        with pytest.warns(ModelMismatch, match="scores of different models are compared: one-7-abc .*no common scale"):
+            meet()
+
+
+def test_predictions_know_their_model():
+    quantiles = Quantiles.of(np.repeat(np.linspace(0, 1, 11)[:, None], 4, 1), "one-7-abc", "tests")
+    known = dataclasses.replace(ONE, weight_licence="MIT", quantiles=quantiles)
+    made = KnownPrediction(np.zeros((2, 4, 4, 2)), SCORES, np.zeros((2, 3)), known)
+    assert isinstance(made, Prediction) and len(tuple(made)) == 3
+    assert (made.model_id, made.preprocessing_hash, made.weight_licence) == ("one-7-abc", "p1", "MIT")
+    np.testing.assert_allclose(made.percentiles, SCORES * 100, atol=1e-4)
+    assert KnownPrediction(None, SCORES, None, ONE).percentiles is None
+    with pytest.warns(ModelMismatch):
+        made.scores < KnownPrediction(None, SCORES, None, OTHER).scores
+
+
+def test_unknown_scores_are_answered_with_the_nearest():
+    np.testing.assert_array_equal(provenance.weights("overall"), [0, 0, 0, 1])
+    np.testing.assert_array_equal(provenance.weights({"alignment": 2, "plausibility": -0.5}), [-0.5, 2, 0, 0])
+    with pytest.raises(ValueError, match="no score 'plausability'. Did you mean 'plausibility'?"):
+        provenance.weights("plausability")
+    with pytest.raises(ValueError, match="no score 'x'. Known: aesthetics, alignment, overall, plausibility."):
+        provenance.weights({"x": 1.0})
+    with pytest.raises(ValueError, match="expected a name or finite weights"):
+        provenance.weights({"overall": np.nan})
+    with pytest.raises(ValueError, match="expected a name or finite weights"):
+        provenance.weights({})
+    with pytest.raises(KeyError, match="no score 'overal'. Did you mean 'overall'?"):
+        NamedScores(overall=0.5)["overal"]
+    assert NamedScores(overall=0.5) == {"overall": 0.5} and json.dumps(NamedScores(overall=0.5)) == '{"overall": 0.5}'
+
+
+def test_preprocessing_hash_follows_all_that_happens_before_the_network(tiny_critic):
+    config, tokenizer = tiny_critic.config, tiny_critic.tokenizer
+    described = provenance.preprocessing(config, tokenizer)
+    first = provenance.preprocessing_hash(described)
+    assert first == tiny_critic.provenance.preprocessing_hash and len(first) == 12
+    others = [
+        dataclasses.replace(config, model=dataclasses.replace(config.model, image_size=64)),
+        dataclasses.replace(config, model=dataclasses.replace(config.model, image_mean=(0.4, 0.5, 0.5))),
+        dataclasses.replace(config, data=dataclasses.replace(config.data, max_prompt_tokens=25)),
+        dataclasses.replace(config, data=dataclasses.replace(config.data, max_words=9)),
+    ]
+    hashes = {provenance.preprocessing_hash(provenance.preprocessing(other, tokenizer)) for other in others}
+    assert len(hashes | {first}) == 5
+    moved = dataclasses.replace(config, workdir="elsewhere", data=dataclasses.replace(config.data, path="other"))
+    assert provenance.preprocessing_hash(provenance.preprocessing(moved, tokenizer)) == first

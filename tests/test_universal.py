@@ -1,0 +1,430 @@
+"""Universal guidance against closed forms: Gaussian data, whose best denoiser is known, and quadratic energies."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rahf.steer import denoisers, displace, schedules, universal
+from rahf.steer.options import GuidanceOptions
+
+SIGNALS = schedules.scaled_linear()
+MEAN, TARGET = jnp.array([0.5, -1.0, 2.0, 0.0]), jnp.array([1.0, 1.0, -1.0, 0.5])
+ALWAYS = dict(window=(0.0, 1.0))
+
+
+def gaussian(std=1.0, signals=SIGNALS):
+    """The exact eps of data N(MEAN, std² I): z_t ~ N(sqrt(abar) MEAN, (abar std² + 1 - abar) I)."""
+    known = jnp.asarray(signals, jnp.float32)
+
+    def eps(z, t, cond):
+        a = known[t][:, None].astype(z.dtype)
+        return jnp.sqrt(1 - a) * (z - jnp.sqrt(a) * MEAN.astype(z.dtype)) / (a * std**2 + 1 - a)
+
+    return eps
+
+
+def quadratic(x0):
+    return 0.5 * jnp.square(x0 - TARGET).sum(-1)
+
+
+def start(batch=3, seed=0):
+    return universal.noise(jax.random.key(seed), batch, (4,))
+
+
+def one_step(signal, following=0.5):
+    """A schedule of one step, as if cut out of a long one."""
+    values = [np.float32([x]) for x in (signal, following, (1 - following) ** 0.5, 0.0)]
+    return schedules.Schedule(np.int32([int(np.argmin(np.abs(SIGNALS - signal)))]), *values)
+
+
+@pytest.mark.parametrize("through", [True, False])
+@pytest.mark.parametrize("normalise", ["none", "unit", "eps"])
+def test_one_forward_step_has_the_closed_form(through, normalise):
+    # eps = sqrt(1-a) (z - sqrt(a) m); x0 = sqrt(a) z + (1-a) m; dE/dz = sqrt(a) (x0 - y), or (x0 - y) / sqrt(a) with
+    # eps held constant.
+    t = 400
+    a, b = float(SIGNALS[t]), 0.5
+    z = np.asarray(start(), np.float64)
+    m, y = np.asarray(MEAN, np.float64), np.asarray(TARGET, np.float64)
+    eps = (1 - a) ** 0.5 * (z - a**0.5 * m)
+    x0 = a**0.5 * z + (1 - a) * m
+    g = (x0 - y) * (a**0.5 if through else a**-0.5)
+    length = np.linalg.norm(g, axis=1, keepdims=True)
+    factor = {"none": 1.0, "unit": 1 / length, "eps": np.linalg.norm(eps, axis=1, keepdims=True) / length}[normalise]
+    guided = eps + 0.7 * (1 - a) ** 0.5 * g * factor
+    expected = b**0.5 * (z - (1 - a) ** 0.5 * guided) / a**0.5 + (1 - b) ** 0.5 * guided
+    options = GuidanceOptions(scale=0.7, normalise=normalise, through_denoiser=through, **ALWAYS)
+    row = one_step(a)._replace(timesteps=np.int32([t]))
+    found = universal.sample(gaussian(), row, start(), energy=quadratic, options=options)
+    np.testing.assert_allclose(found.sample, expected, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(found.trace.energy[0], 0.5 * ((x0 - y) ** 2).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(found.trace.gradient_norm[0], length[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(found.energy, 0.5 * ((expected - y) ** 2).sum(1), rtol=1e-4)
+    assert found.trace.guarded_steps.tolist() == [0, 0, 0]
+
+
+def test_longest_gradient():
+    options = GuidanceOptions(scale=0.7, normalise="none", **ALWAYS)
+    run = lambda o: universal.sample(gaussian(), one_step(0.4, 0.7), start(), energy=quadratic, options=o)  # noqa: E731
+    plain = run(dataclasses.replace(options, scale=0.0)).sample
+    free, short = run(options), run(dataclasses.replace(options, max_norm=0.5))
+    np.testing.assert_array_equal(free.trace.gradient_norm, short.trace.gradient_norm)
+    shortened = (short.sample - plain) / (free.sample - plain)
+    np.testing.assert_allclose(shortened.T, np.tile(0.5 / free.trace.gradient_norm[0], (4, 1)), rtol=1e-3)
+
+
+def test_after_backward_guidance_the_clean_estimate_is_displaced():
+    # Adam's first step has the length of its rate, against the sign of the gradient x0 - y.
+    for a in (0.05, 0.5, 0.99):
+        z = start()
+        t = int(np.argmin(np.abs(SIGNALS - a)))
+        a = float(np.float32(SIGNALS[t]))
+        x0 = a**0.5 * z + (1 - a) * MEAN
+        moved = -0.05 * jnp.sign(x0 - TARGET)
+        options = GuidanceOptions(scale=0.0, backward_steps=1, backward_rate=0.05, **ALWAYS)
+        row = one_step(a, 1.0)._replace(direction=np.float32([0.0]))  # what follows is the clean estimate itself
+        found = universal.sample(gaussian(), row, z, energy=quadratic, options=options)
+        np.testing.assert_allclose(found.sample, x0 + moved, atol=3e-6)
+        np.testing.assert_allclose(found.trace.displacement[0], 0.05 * 2, rtol=1e-5)
+
+
+def test_the_shifted_noise_implies_the_displaced_estimate_to_1e_6():
+    rng = np.random.default_rng(0)
+    z, eps, moved = (jnp.asarray(rng.normal(size=(5, 4)), jnp.float32) for _ in range(3))
+    for a in jnp.float32(jnp.array([0.3, 0.7, 0.999])):
+        shifted = eps - jnp.sqrt(a / (1 - a)) * moved
+        np.testing.assert_allclose(schedules.clean(z, shifted, a), schedules.clean(z, eps, a) + moved, atol=1e-6)
+
+
+def test_backward_guidance_stops_when_the_energy_is_low_enough():
+    x0 = jnp.stack([TARGET, TARGET + 1.0, TARGET + 3.0])
+    options = GuidanceOptions(backward_steps=20, backward_rate=0.1, backward_tolerance=0.02)
+    moved, failed = displace.descend(quadratic, x0, options)
+    assert not failed.any()
+    np.testing.assert_array_equal(moved[0], 0)  # already there
+    assert 0 < float(quadratic(x0 + moved)[1]) < 0.02
+    assert float(quadratic(x0 + moved)[2]) > 0.02  # 20 steps of about 0.1 do not lead that far
+    assert float(quadratic(x0 + moved)[2]) < float(quadratic(x0)[2])
+    alone, _ = displace.descend(quadratic, x0[1:2], options)
+    np.testing.assert_allclose(alone[0], moved[1], atol=1e-6)  # a sample does not depend on the others
+
+
+def test_total_variation_smooths_displacements():
+    x = jnp.arange(12.0).reshape(1, 3, 4, 1)
+    np.testing.assert_allclose(displace.total_variation(x), [4.0 + 1.0])  # rows differ by 4, columns by 1
+    np.testing.assert_allclose(displace.total_variation(jnp.ones((2, 1, 1, 3))), [0, 0])
+    rough = jax.random.normal(jax.random.key(0), (1, 6, 6, 1))
+    near = lambda x: jnp.square(x - rough).mean((1, 2, 3))  # noqa: E731
+    size = {}
+    for weight in (0.0, 1.0):
+        options = GuidanceOptions(backward_steps=30, backward_rate=0.05, total_variation=weight)
+        moved, _ = displace.descend(near, jnp.zeros_like(rough), options)
+        size[weight] = float(displace.total_variation(moved)[0])
+    assert size[1.0] < 0.5 * size[0.0]
+
+
+@pytest.mark.parametrize("sampler", [schedules.ddim, schedules.ddpm])
+def test_zero_scale_is_the_plain_sampler_bit_for_bit(sampler):
+    schedule, key = sampler(SIGNALS, 12), jax.random.key(3)
+    weights = jax.random.normal(jax.random.key(9), (4, 4))
+
+    def network(z, t, cond):
+        return jnp.tanh(z @ weights + t[:, None] / 1000)
+
+    def run(energy, **options):
+        return universal.sample(
+            network, schedule, start(), energy=energy, options=GuidanceOptions(**options), key=key
+        )
+
+    plain = run(None)
+    zero = run(quadratic, scale=0.0)
+    traced = jax.jit(lambda scale: run(quadratic, scale=scale))(0.0)
+    np.testing.assert_array_equal(zero.sample, plain.sample)
+    np.testing.assert_allclose(traced.sample, plain.sample, rtol=1e-5, atol=1e-5)
+    assert np.abs(run(quadratic, scale=0.1).sample - plain.sample).max() > 0.01
+    # And the plain sampler is the textbook's: one step after the other, from x0 and eps.
+    z = np.asarray(start(), np.float64)
+    if sampler is schedules.ddim:
+        for t, a, b in zip(schedule.timesteps, schedule.signal.astype(float), schedule.following.astype(float)):
+            eps = np.tanh(z @ np.asarray(weights, float) + t / 1000)
+            z = b**0.5 * (z - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
+        np.testing.assert_allclose(plain.sample, z, atol=2e-4)
+    assert plain.energy is None and not plain.trace.guided.any() and np.isnan(plain.trace.energy).all()
+    inside = (schedule.signal >= 0.1) & (schedule.signal <= 1)
+    np.testing.assert_array_equal(zero.trace.guided, inside)
+    np.testing.assert_array_equal(np.isfinite(zero.trace.energy).all(1), inside)
+
+
+def test_plain_sampling_draws_the_data():
+    # DDIM's limit maps noise to data without drawing: for N(m, s² I) a straight scaling of each z.
+    end = float(SIGNALS[-1])
+    many = start(4000, seed=1)
+    found = universal.sample(gaussian(0.5), schedules.ddim(SIGNALS, 250), many)
+    exact = MEAN + 0.5 * (many - end**0.5 * MEAN) / (end * 0.25 + 1 - end) ** 0.5
+    np.testing.assert_allclose(found.sample, exact, atol=0.05)
+    drawn = universal.sample(gaussian(0.5), schedules.ddpm(SIGNALS, 250), many, key=jax.random.key(0))
+    np.testing.assert_allclose(drawn.sample.mean(0), MEAN, atol=0.03)
+    np.testing.assert_allclose(drawn.sample.std(0), 0.5, atol=0.02)
+
+
+def test_ddpm_draws_the_variance_of_the_posterior():
+    # q(z'|z,x0) with beta = 1 - a/b: mean sqrt(b) beta/(1-a) x0 + sqrt(1-beta) (1-b)/(1-a) z, variance
+    # beta (1-b)/(1-a) (Ho et al. 2020, equation 7).
+    many = jnp.tile(jnp.array([[0.3, -0.2, 1.0, 0.0]]), (20_000, 1))
+    for variance in ("small", "large"):
+        whole = schedules.ddpm(SIGNALS, 10, variance)
+        row = schedules.Schedule(*(x[4:5] for x in whole))
+        a, b = float(row.signal[0]), float(row.following[0])
+        beta = 1 - a / b
+        eps = 0.25 * jnp.ones(4)
+        found = universal.sample(lambda z, t, c: jnp.tile(eps, (len(z), 1)), row, many, key=jax.random.key(5)).sample
+        x0 = (np.asarray(many[0]) - (1 - a) ** 0.5 * 0.25) / a**0.5
+        mean = b**0.5 * beta / (1 - a) * x0 + (1 - beta) ** 0.5 * (1 - b) / (1 - a) * np.asarray(many[0])
+        expected = beta * (1 - b) / (1 - a) if variance == "small" else beta
+        np.testing.assert_allclose(found.mean(0), mean, atol=0.02)
+        np.testing.assert_allclose(found.var(0), expected, rtol=0.03)
+
+
+def test_energy_falls_with_the_scale_and_recurrences():
+    schedule, many = schedules.ddim(SIGNALS, 20), start(512)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(scale, recurrences=1):
+        options = GuidanceOptions(scale=scale, window=(0.02, 1.0), recurrences=recurrences)
+        key = jax.random.key(0)
+        return universal.sample(gaussian(), schedule, many, energy=quadratic, options=options, key=key).energy
+
+    plain, weak, strong = (run(scale) for scale in (0.0, 0.2, 0.5))
+    assert (weak < plain).all() and (strong < weak).mean() > 0.9  # a push of fixed length may overshoot
+    assert float(strong.mean()) < 0.75 * float(plain.mean())
+    assert float(run(0.2, 3).mean()) < float(weak.mean()) - 0.3  # the standard error is about 0.1
+    options = GuidanceOptions(scale=0.0, backward_steps=5, backward_rate=0.2, window=(0.02, 1.0))
+    backward = universal.sample(gaussian(), schedule, many, energy=quadratic, options=options)
+    assert (backward.energy < plain).all()
+
+
+def test_recurrence_puts_noise_back():
+    # Two visits of one step with eps = 0: z' = sqrt(b/a) z, then z = sqrt(a/b) z' + sqrt(1 - a/b) n = z + ..., then z' again.
+    a, b = 0.4, 0.6
+    row = one_step(a, b)
+    options = GuidanceOptions(scale=0.0, recurrences=2, **ALWAYS)
+    many = jnp.ones((20_000, 4))
+    found = universal.sample(
+        lambda z, t, c: jnp.zeros_like(z), row, many, energy=quadratic, options=options, key=jax.random.key(1)
+    )
+    np.testing.assert_allclose(found.sample.mean(0), (b / a) ** 0.5, atol=0.02)
+    np.testing.assert_allclose(found.sample.var(0), b / a * (1 - a / b), rtol=0.03)
+    assert found.trace.step.tolist() == [0, 0]
+
+
+def test_window_decides_where_energies_are_asked():
+    schedule = schedules.ddim(SIGNALS, 10)
+    inside = (schedule.signal >= 0.2) & (schedule.signal <= 0.8)
+    options = GuidanceOptions(scale=0.3, window=(0.2, 0.8), recurrences=2)
+    found = universal.sample(
+        gaussian(), schedule, start(), energy=quadratic, options=options, key=jax.random.key(0)
+    )
+    trace = found.trace
+    assert 0 < inside.sum() < 10
+    assert trace.step.tolist() == np.repeat(np.arange(10), np.where(inside, 2, 1)).tolist()
+    np.testing.assert_array_equal(trace.guided, inside[trace.step])
+    np.testing.assert_array_equal(np.isfinite(trace.energy), np.tile(np.array(trace.guided)[:, None], (1, 3)))
+    np.testing.assert_array_equal(trace.gradient_norm > 0, np.isfinite(trace.energy))
+    nowhere = GuidanceOptions(scale=0.3, window=(0.9999, 1.0))
+    quiet = universal.sample(gaussian(), schedule, start(), energy=quadratic, options=nowhere)
+    np.testing.assert_array_equal(quiet.sample, universal.sample(gaussian(), schedule, start()).sample)
+
+
+@pytest.mark.parametrize("backward", [0, 2])
+def test_a_sample_that_is_not_finite_goes_on_alone(backward):
+    schedule = schedules.ddim(SIGNALS, 8)
+    options = GuidanceOptions(scale=0.3, backward_steps=backward, **ALWAYS)
+
+    def broken(x0):  # the energy of sample 1 is NaN; that of sample 2 is not, but its gradient is (a root at 0)
+        return quadratic(x0).at[1].add(jnp.nan).at[2].add(jnp.sqrt(0.0 * x0[2, 0]))
+
+    run = lambda energy: universal.sample(gaussian(), schedule, start(4), energy=energy, options=options)  # noqa: E731
+    found, sound, plain = run(broken), run(quadratic), run(None)
+    assert np.isfinite(found.sample).all()
+    assert found.trace.guarded_steps.tolist() == [0, 8, 8, 0]
+    np.testing.assert_allclose(found.sample[jnp.array([0, 3])], sound.sample[jnp.array([0, 3])], atol=1e-6)
+    np.testing.assert_allclose(found.sample[jnp.array([1, 2])], plain.sample[jnp.array([1, 2])], atol=1e-6)
+
+
+def test_flat_energy_does_nothing_and_is_no_failure():
+    schedule = schedules.ddim(SIGNALS, 5)
+    flat = lambda x0: jnp.ones(len(x0))  # noqa: E731
+    options = GuidanceOptions(scale=0.3, **ALWAYS)
+    found = universal.sample(gaussian(), schedule, start(), energy=flat, options=options)
+    plain = universal.sample(gaussian(), schedule, start())
+    np.testing.assert_allclose(found.sample, plain.sample, atol=1e-6)
+    assert not found.trace.guarded.any() and np.isfinite(found.sample).all()
+
+
+def test_energies_stay_float32_under_a_bfloat16_denoiser():
+    seen = {}
+
+    def network(z, t, cond):
+        seen["denoiser"] = z.dtype
+        return gaussian()(z, t, cond)
+
+    def energy(x0):
+        seen["energy"] = x0.dtype
+        return quadratic(x0).astype(jnp.bfloat16)
+
+    options = GuidanceOptions(scale=0.3, backward_steps=1)
+    found = universal.sample(
+        network,
+        schedules.ddim(SIGNALS, 6),
+        start().astype(jnp.bfloat16),
+        energy=energy,
+        decode=lambda x0: x0.astype(jnp.bfloat16),
+        options=options,
+    )
+    assert seen == {"denoiser": jnp.bfloat16, "energy": jnp.float32}
+    assert {x.dtype for x in (found.sample, found.energy, *found.trace[3:6])} == {jnp.dtype("float32")}
+    exact = universal.sample(
+        gaussian(), schedules.ddim(SIGNALS, 6), start(), energy=quadratic, options=options
+    )
+    np.testing.assert_allclose(found.sample, exact.sample, atol=0.2)
+
+
+def test_the_trajectory_is_one_scan():
+    def scans(jaxpr):
+        count = 0
+        for equation in jaxpr.eqns:
+            count += equation.primitive.name == "scan"
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+                inner = getattr(inner, "jaxpr", inner)
+                count += scans(inner) if hasattr(inner, "eqns") else 0
+        return count
+
+    options = GuidanceOptions(scale=0.3, recurrences=3, backward_steps=2)
+    run = lambda steps: jax.make_jaxpr(  # noqa: E731
+        lambda key: universal.sample(
+            gaussian(), schedules.ddpm(SIGNALS, steps), start(), energy=quadratic, options=options, key=key
+        )
+    )(jax.random.key(0))
+    assert scans(run(5).jaxpr) == 1
+    assert str(run(5)).count("\n") == str(run(9)).count("\n")  # the program does not grow with the steps
+
+
+def test_keys_decide_and_seeds_can_be_mapped():
+    schedule = schedules.ddpm(SIGNALS, 6)
+    options = GuidanceOptions(scale=0.3, recurrences=2)
+
+    @jax.jit
+    def run(key):
+        first = universal.noise(key, 2, (4,))
+        return universal.sample(gaussian(), schedule, first, energy=quadratic, options=options, key=key).sample
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    mapped = jax.vmap(run)(keys)
+    np.testing.assert_array_equal(run(keys[1]), run(keys[1]))
+    np.testing.assert_allclose(mapped, jnp.stack([run(key) for key in keys]), atol=1e-5)
+    assert np.abs(mapped[0] - mapped[1]).max() > 0.1
+    # A sample does not depend on how many others are drawn with it; nor on who they are.
+    many = universal.sample(
+        gaussian(), schedule, universal.noise(keys[0], 5, (4,)), energy=quadratic, options=options, key=keys[0]
+    )
+    np.testing.assert_allclose(many.sample[:2], mapped[0], atol=1e-5)
+    own = jax.random.split(jax.random.key(8), 3)
+    together, alone = universal.noise(own, 3, (4,)), universal.noise(own[2:], 1, (4,))
+    np.testing.assert_array_equal(together[2:], alone)
+
+
+def test_other_numbers_compile_nothing():
+    schedule, count = schedules.ddim(SIGNALS, 4), []
+
+    @jax.jit
+    def run(options):
+        count.append(1)
+        return universal.sample(gaussian(), schedule, start(), energy=quadratic, options=options).sample
+
+    found = [run(GuidanceOptions(scale=scale, max_norm=5.0)) for scale in (0.1, 0.2, 0.4)]
+    assert len(count) == 1 and not np.allclose(found[0], found[2])
+    each = run(GuidanceOptions(scale=jnp.array([0.1, 0.4, 0.2])))  # one per sample
+    np.testing.assert_allclose(each[1], found[2][1], atol=1e-6)
+
+
+def test_rematerialisation_bounds_memory():
+    layers = 12
+    weights = jax.random.normal(jax.random.key(0), (layers, 32, 32)) / 6
+
+    def deep(x):
+        for weight in weights:
+            x = jnp.tanh(x @ weight)
+        return x
+
+    schedule = schedules.ddim(SIGNALS, 30)
+
+    def final(first, remat):  # the gradient of the end of a trajectory in its beginning
+        options = GuidanceOptions(scale=0.1, through_denoiser=False, remat=remat, **ALWAYS)
+        network = lambda z, t, c: deep(z)  # noqa: E731
+        return universal.sample(network, schedule, first, energy=lambda x: deep(x).sum(-1), options=options).energy.sum()
+
+    first = jax.random.normal(jax.random.key(1), (64, 32))
+    memory, gradients = {}, {}
+    for remat in (True, False):
+        compiled = jax.jit(jax.grad(lambda x, remat=remat: final(x, remat))).lower(first).compile()
+        memory[remat], gradients[remat] = compiled.memory_analysis().temp_size_in_bytes, compiled(first)
+    assert memory[True] < 0.4 * memory[False]
+    np.testing.assert_allclose(gradients[True], gradients[False], rtol=1e-3, atol=1e-5)
+
+
+def test_clean_range():
+    row = one_step(0.5, 1.0)._replace(direction=np.float32([0.0]))
+    options = GuidanceOptions(clean_range=(-0.4, 0.6))
+    found = universal.sample(gaussian(), row, 3 * start(), options=options).sample
+    free = universal.sample(gaussian(), row, 3 * start()).sample
+    np.testing.assert_allclose(found, np.clip(free, -0.4, 0.6), atol=1e-6)
+    np.testing.assert_allclose(universal.unit_pixels(jnp.array([-2.0, -1, 0, 0.5, 3])), [0, 0, 0.5, 0.75, 1])
+
+
+def test_classifier_free_guidance():
+    cond = (jnp.ones((2, 1)), jnp.zeros((2, 1)))
+    run = denoisers.classifier_free(lambda z, t, c: z + t[:, None] + 10 * c, 3.0)
+    z, t = jnp.ones((2, 4)), jnp.array([1, 2])
+    np.testing.assert_allclose(run(z, t, cond), jnp.tile(jnp.array([[2.0], [3.0]]), (1, 4)) + 30)
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+def test_networks_that_predict_something_else(kind):
+    x0, n = (jax.random.normal(jax.random.key(i), (2, 3, 3, 1)) for i in range(2))
+    t = jnp.array([100, 700])
+    a = jnp.asarray(SIGNALS, jnp.float32)[t][:, None, None, None]
+    z = schedules.noisy(x0, n, a)
+    said = {"eps": n, "v": jnp.sqrt(a) * n - jnp.sqrt(1 - a) * x0, "x0": x0}[kind]
+    found = denoisers.epsilon(lambda z, t, c: said, SIGNALS, kind)(z, t, None)
+    np.testing.assert_allclose(found, n, atol=2e-5)
+    with pytest.raises(ValueError, match="expected 'eps', 'v' or 'x0', found 'noise'"):
+        denoisers.epsilon(lambda z, t, c: said, SIGNALS, "noise")
+
+
+def test_bad_input():
+    schedule = schedules.ddpm(SIGNALS, 3)
+    with pytest.raises(ValueError, match=r"key: this schedule .* draw noise; give jax.random.key"):
+        universal.sample(gaussian(), schedule, start())
+    with pytest.raises(ValueError, match="key: expected jax.random.key"):
+        universal.sample(gaussian(), schedule, start(), key=jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"one key, or 3, one per sample; found shape \(2,\)"):
+        universal.sample(gaussian(), schedule, start(), key=jax.random.split(jax.random.key(0)))
+    plain = schedules.ddim(SIGNALS, 3)
+    with pytest.raises(ValueError, match=r"energy: expected one number per sample, shape \(3,\), found \(\)"):
+        universal.sample(gaussian(), plain, start(), energy=lambda x: x.sum())
+    for options, message in (
+        (dict(scale=-1), "scale: expected a finite number of at least 0, found -1"),
+        (dict(scale=float("nan")), "scale: expected"),
+        (dict(normalise="l2"), "normalise: expected 'none', 'unit' or 'eps', found 'l2'"),
+        (dict(recurrences=0), "recurrences: expected a whole number of at least 1, found 0"),
+        (dict(backward_steps=1.5), "backward_steps: expected a whole number"),
+        (dict(window=(0.5, 0.2)), "window: expected"),
+        (dict(window=(0.5, 1.2)), "window: expected shares of signal"),
+        (dict(clean_range=(1, -1)), "clean_range: expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GuidanceOptions(**options)
