@@ -1,4 +1,5 @@
-"""A generator to be criticised and guided: a small text-to-image diffusion model from scratch on synthetic scenes.
+"""A generator to be criticised and guided: a small text-to-image diffusion model from scratch on synthetic
+scenes.
 
 Command:   rahf train configs/demo_diffusion.py     (after rahf prepare synthetic --out data/demo)
 Hardware:  any; on CPU cores a long night, on one GPU minutes

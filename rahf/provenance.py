@@ -213,12 +213,21 @@ def model_id(config: Config, params: Params, tokenizer: Tokenizer, name: str, st
     """Name, step, and a hash of what decides about the numbers: parameters, network, vocabulary."""
     # In which precision it computes is left out: the model is the same.
     model = dataclasses.replace(config.model, compute_dtype="float32")
-    digest = hashlib.sha256(repr(model).encode() + tokenizer.model)
+    digest = hashlib.sha256(json.dumps(_chosen(model), sort_keys=True).encode() + tokenizer.model)
     for path, leaf in flatten(params).items():
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(leaf))
     steps = [] if step is None else [str(step)]
     return "-".join([name, *steps, digest.hexdigest()[:12]])
+
+
+def _chosen(config: Any) -> Any:
+    """The fields that are not at their defaults: a field that a later version adds does not make another model."""
+    if not dataclasses.is_dataclass(config):
+        return config
+    pairs = [(field, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    found = {field.name: _chosen(value) for field, value in pairs if value != field.default}
+    return {name: value for name, value in found.items() if value != {}}
 
 
 def of(critic: Any, weight_licence: str = UNSPECIFIED, quantiles: Quantiles | None = None) -> Provenance:

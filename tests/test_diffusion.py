@@ -1,4 +1,5 @@
-"""The diffusion model of our own: shapes, conditions, loss, training through `rahf train`, sampling with guidance."""
+"""The diffusion model of our own: shapes, conditions, loss, training through `rahf train`, sampling with
+guidance."""
 
 import dataclasses
 
@@ -11,12 +12,11 @@ from model_maker import SMALLEST
 import rahf
 from rahf import cli, diffusion
 from rahf.batch import fake
-from rahf.config import Config, DiffusionConfig, OptimizerConfig
+from rahf.config import DiffusionConfig
 from rahf.diffusion import blocks, loss, unet
 from rahf.models import functional
 from rahf.models import rahf as model_lib
 from rahf.steer.options import GuidanceOptions
-from rahf.train import step as step_lib
 from rahf.train.checkpoint import CheckpointError
 
 TINY = dataclasses.replace(
@@ -110,24 +110,27 @@ def test_the_loss_by_hand(predicts):
     np.testing.assert_array_equal(seen["mask"], np.stack([np.zeros(12, bool), batch.text_mask[1]]))
 
 
-def test_filling_examples_count_nothing_and_parts_add_up():
+def test_filling_examples_count_nothing():
     graphdef, params = network(scale=0.2)
-    config = Config(model=TINY, optimizer=OptimizerConfig())
     batch = fake(batch_size=4, image_size=16, vocab_size=40)
-    batch = batch._replace(example_mask=np.array([True, True, True, False]))
+    batch = batch._replace(example_mask=np.array([True, True, True, False]), index=np.array([5, 6, 7, -1]))
 
     @jax.jit
-    def run(batch, step):
-        return step_lib.loss_and_gradients(graphdef, config, params, batch, None, step)
+    def run(batch, key):
+        model = functional.merge(graphdef, params)
+        return loss.drawn(TINY, model, batch, key, jnp.float32(3)), loss.repeatable(TINY, model, batch)
 
-    (total, parts), gradients = run(batch, jnp.int32(3))
+    total, each = run(batch, jax.random.key(3))
     changed = batch.image.copy()
     changed[3] = 0
-    (same, _), same_gradients = run(batch._replace(image=changed), jnp.int32(3))
-    assert float(total) == float(same) > 0 and all(float(part) == 0 for part in parts)
-    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(same_gradients)):
-        np.testing.assert_array_equal(a, b)
-    assert float(run(batch, jnp.int32(4))[0][0]) != float(total)  # other times and noise
+    same, _ = run(batch._replace(image=changed), jax.random.key(3))
+    assert float(total) == float(same) > 0
+    other, again = run(batch, jax.random.key(4))
+    assert float(other) != float(total)  # other times and noise
+    np.testing.assert_array_equal(again, each)
+    # Time and noise of the evaluation belong to the example, wherever it stands in a batch.
+    turned = type(batch)(*(np.asarray(field)[[1, 0, 2, 3]] for field in batch))
+    np.testing.assert_allclose(run(turned, jax.random.key(3))[1][:3], np.asarray(each)[[1, 0, 2]], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ def trained(tiny_data, tmp_path_factory):
         "def config():\n"
         "    whole = demo_diffusion.config()\n"
         "    t5 = dataclasses.replace(whole.model.t5, width=16, heads=2, head_width=8, mlp_width=16, encoder_layers=1)\n"
-        "    made = DiffusionConfig(widths=(8, 16), heads=2, groups=4, times=100)\n"
+        "    made = DiffusionConfig(widths=(8,), heads=2, groups=4, times=100)\n"
         "    model = dataclasses.replace(whole.model, image_size=16, t5=t5, diffusion=made)\n"
         f"    data = dataclasses.replace(whole.data, path={str(tiny_data)!r}, batch_size=16, eval_batch_size=8)\n"
         "    train = dataclasses.replace(whole.train, steps=24, log_every=8, eval_every=12, eval_examples=8,\n"
@@ -158,7 +161,8 @@ def test_training_through_the_command(trained):
     rows = train_maker.rows(trained)
     losses = [row["loss/total"] for row in rows if "loss/total" in row]
     evaluated = [row["eval/loss/total"] for row in rows if "eval/loss/total" in row]
-    assert len(losses) == 3 and losses[-1] < losses[0] and len(evaluated) == 2
+    assert len(losses) == 4 and losses[-1] < losses[0]  # at steps 8, 12 (before evaluating), 16, 24
+    assert len(evaluated) == 2
     assert not any("keyword" in name for row in rows for name in row)
     with pytest.raises(CheckpointError, match="a diffusion model, no critic; load it with rahf.diffusion.load"):
         rahf.load(trained)
@@ -172,8 +176,10 @@ def test_pictures_depend_on_prompt_and_seed_alone(trained, tiny_run):
     swapped = generator(["a blue cross", "a red circle"], seeds=[4, 3], steps=4)
     np.testing.assert_allclose(swapped.images, made.images[::-1], atol=1e-4)
     dark = lambda pixels: pixels.mean((1, 2, 3))  # noqa: E731
-    guided = generator("a red circle", [3, 4], steps=4, energy=dark, options=GuidanceOptions(scale=1.0))
-    plain = generator("a red circle", [3, 4], steps=4, energy=dark, options=GuidanceOptions(scale=0.0))
+    guided, plain = (  # one compilation
+        generator("a red circle", [3, 4], steps=4, energy=dark, options=GuidanceOptions(scale=jnp.float32(scale)))
+        for scale in (1.0, 0.0)
+    )
     np.testing.assert_allclose(plain.images[0], made.images[0], atol=1e-4)
     assert (guided.energy < plain.energy).all()
     np.testing.assert_allclose(guided.energy, dark(guided.images), rtol=1e-5)

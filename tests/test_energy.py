@@ -11,8 +11,8 @@ from rahf.steer.options import GuidanceOptions
 
 
 class Colours:
-    """A critic of colours: scores are mean red, green, blue and their mean; heatmaps the red and the blue channel at
-    half the size; all times a parameter."""
+    """A critic of colours: scores are mean red, green, blue and their mean; heatmaps the red and the blue
+    channel at half the size; all times a parameter."""
 
     params = {"gain": jnp.float32(1.0)}
 

@@ -88,6 +88,21 @@ def test_unknown_scores_are_answered_with_the_nearest():
     assert NamedScores(overall=0.5) == {"overall": 0.5} and json.dumps(NamedScores(overall=0.5)) == '{"overall": 0.5}'
 
 
+def test_model_id_outlives_new_fields_of_the_config(tiny_critic):
+    """Only what was chosen counts; an added field with a default is nobody's choice."""
+    config = tiny_critic.config
+    named = (tiny_critic.params, tiny_critic.tokenizer, "x", None)
+    first = provenance.model_id(config, *named)
+    extended = dataclasses.make_dataclass("Model", [("later", int, 3)], bases=(type(config.model),), frozen=True)
+    fields = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(config.model)}
+    assert provenance.model_id(dataclasses.replace(config, model=extended(**fields)), *named) == first
+    assert provenance.model_id(dataclasses.replace(config, model=extended(**fields, later=4)), *named) != first
+    other = dataclasses.replace(config.model, vit=dataclasses.replace(config.model.vit, activation="gelu-tanh"))
+    assert provenance.model_id(dataclasses.replace(config, model=other), *named) != first
+    half = dataclasses.replace(config.model, compute_dtype="bfloat16")
+    assert provenance.model_id(dataclasses.replace(config, model=half), *named) == first
+
+
 def test_preprocessing_hash_follows_all_that_happens_before_the_network(tiny_critic):
     config, tokenizer = tiny_critic.config, tiny_critic.tokenizer
     described = provenance.preprocessing(config, tokenizer)

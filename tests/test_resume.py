@@ -49,11 +49,12 @@ def test_a_killed_run_ends_bit_identically(tiny_config, finished_run, tmp_path):
     killed = train_maker.in_process("train", str(tiny_config), "--workdir", str(run), stop=f"SIGKILL:{step}")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = (step - 1) // 4 * 4
-    assert max([0, *saved(run)]) == before  # as far as it was saved
+    reached = max([0, *saved(run)])
+    assert reached in (before, max(before - 4, 0))  # the last one may still have been on its way to the disk
 
     killed = train_maker.in_process("train", str(tiny_config), "--workdir", str(run), stop="saving:1")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert f"killed beside {before + 4}" in killed.stdout
+    assert f"killed beside {reached + 4}" in killed.stdout
 
     assert train(tiny_config, run) == 0
     assert_same_end(run, finished_run)

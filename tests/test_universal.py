@@ -1,4 +1,5 @@
-"""Universal guidance against closed forms: Gaussian data, whose best denoiser is known, and quadratic energies."""
+"""Universal guidance against closed forms: Gaussian data, whose best denoiser is known, and quadratic
+energies."""
 
 import dataclasses
 import functools
