@@ -13,9 +13,9 @@ READY := $(VENV)/.installed
 demo: $(READY)
 	$(VENV)/bin/rahf demo
 
-# The tests of a file share what they compile, so a file stays in one process.
+# The tests of a file share what they compile, so a file stays in one process; conftest.py puts long files first.
 test: $(READY)
-	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("rahf needs Python 3.11 or newer, $(PYTHON) is " + v + "; name another one: make PYTHON=python3.12")'

@@ -2,7 +2,7 @@
 scenes.
 
 Command:   rahf train configs/demo_diffusion.py     (after rahf prepare synthetic --out data/demo)
-Hardware:  any; on CPU cores a long night, on one GPU minutes
+Hardware:  one GPU, or CPU cores and patience; not measured yet
 Use:       rahf.diffusion.load("runs/demo_diffusion"); docs/using.md
 
 It learns the scenes as they are, damaged and mismatched ones, too: so there is something to criticise.

@@ -13,6 +13,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
+#: Files of few and long tests. At the end they would keep one process busy while the others wait.
+LONG = ("test_many_kills.py", "test_distributed.py", "test_resume.py", "test_sharding.py", "test_baselines_run.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, all else in its order."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder of reference data beside the repository; a user's clone does not have it."""

@@ -15,10 +15,13 @@ from typing import Callable
 
 
 def at_batch(number: int, act: Callable[[], None]) -> None:
-    """Calls `act` before this process takes a training batch for the given time, 1 for the first."""
-    from data_pipelines.loader import TrainLoader
+    """Calls `act` before this process takes a training batch for the given time, 1 for the first.
 
-    take, taken = TrainLoader.__next__, []
+    Taken for a step, that is: it was loaded while the step before was running.
+    """
+    from rahf.train.prefetch import Prefetch
+
+    take, taken = Prefetch.take, []
 
     def counted(self):
         taken.append(1)
@@ -26,7 +29,7 @@ def at_batch(number: int, act: Callable[[], None]) -> None:
             act()
         return take(self)
 
-    TrainLoader.__next__ = counted
+    Prefetch.take = counted
 
 
 def while_saving(number: int) -> None:

@@ -322,8 +322,7 @@ def test_what_is_saved_is_what_was_there_when_it_was_called(opened):
     run = opened()
     run.save(saved, {})
     after = overwrite(saved)
-    jax.block_until_ready(after)
-    assert saved.params["tower"]["kernel"].is_deleted()
+    jax.block_until_ready(after)  # a backend that cannot take the memory over yet makes a copy
     run.wait()
     assert_equal(run.restore(shapes(wanted))[0], wanted)
 

@@ -61,6 +61,17 @@ def labels_of(feedback, by: str, slots: int = 20) -> np.ndarray:
     return values
 
 
+def test_percentiles_refer_to_the_evaluated_split(evaluated, said, finished_run):
+    """A whole split's scores become the reference of later predictions; a part of one does not."""
+    quantiles = rahf.load(finished_run).provenance.quantiles
+    scores = np.array([[one.scores[name] for name in SCORES] for one in said[1]])
+    assert quantiles.reference == "tiny, split test" and quantiles.count == 10
+    np.testing.assert_allclose(quantiles.values, np.quantile(scores, np.linspace(0, 1, 101), axis=0).T, atol=1e-4)
+    # The worst of the split is at 0%, the best at 100%, and the median is in the middle.
+    for rank, share in ((scores.min(0), 0), (np.median(scores, 0), 50), (scores.max(0) + 1, 100)):
+        np.testing.assert_allclose(quantiles.percentiles(rank), np.full(4, share), atol=3)
+
+
 def test_the_numbers_are_those_of_the_outputs(evaluated, said):
     evaluation, (records, feedback) = evaluated[0], said
     index = np.arange(10)
@@ -233,23 +244,13 @@ def test_outputs_that_are_not_finite_are_named(field, row):
         evaluate._check_finite(kinds.Outputs(), batch, found, rows)
 
 
-def test_percentiles_refer_to_the_evaluated_split(evaluated, said, finished_run):
-    """A whole split's scores become the reference of later predictions; a part of one does not."""
-    quantiles = rahf.load(finished_run).provenance.quantiles
-    scores = np.array([[one.scores[name] for name in SCORES] for one in said[1]])
-    assert quantiles.reference == "tiny, split test" and quantiles.count == 10
-    np.testing.assert_allclose(quantiles.values, np.quantile(scores, np.linspace(0, 1, 101), axis=0).T, atol=1e-4)
-    # The worst of the split is at 0%, the best at 100%, and the median is in the middle.
-    for rank, share in ((scores.min(0), 0), (np.median(scores, 0), 50), (scores.max(0) + 1, 100)):
-        np.testing.assert_allclose(quantiles.percentiles(rank), np.full(4, share), atol=3)
-
-
 def test_an_exported_file_is_evaluated(evaluated, finished_run, tmp_path):
     from rahf import export
 
     critic = rahf.load(finished_run)
     file = export.export(critic, tmp_path / "tiny.rahf", platforms=("cpu",)).file
-    found = evaluation_report.run(str(file), split="test")
+    data = json.loads((finished_run / "config.json").read_text())["data"]["path"]
+    found = evaluation_report.run(str(file), data=data, split="test")
     expected = evaluated[0]
     assert found.count == 10 and (tmp_path / "tiny-report" / "test" / "index.html").is_file()
     assert set(expected.metrics) - set(found.metrics) == {
@@ -259,4 +260,4 @@ def test_an_exported_file_is_evaluated(evaluated, finished_run, tmp_path):
         np.testing.assert_allclose(value, expected.metrics[name], atol=1e-4, err_msg=name)
     small = export.export(critic, tmp_path / "scores.rahf", platforms=("cpu",), scores_only=True).file
     with pytest.raises(ValueError, match="exported with --scores-only; evaluate needs heatmaps"):
-        evaluation_report.run(str(small), split="test")
+        evaluation_report.run(str(small), data=data, split="test")

@@ -168,13 +168,14 @@ def test_make_does_what_the_readme_promises(tmp_path):
         command = [make, "--no-print-directory", "-n", target]  # `make test` itself runs these tests
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
-    for target, last in (("demo", ".venv/bin/rahf demo"), ("test", ".venv/bin/python -m pytest")):
+    tests = ".venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder"
+    for target, last in (("demo", ".venv/bin/rahf demo"), ("test", tests)):
         plan = planned(target)
         assert plan.splitlines()[-1] == last
         assert '-m pip install' in plan and '-c constraints.txt -e ".[test]"' in plan
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/.installed").touch()
-    assert planned("test") == ".venv/bin/python -m pytest\n"  # once is enough
+    assert planned("test") == tests + "\n"  # once is enough
     assert planned("demo") == ".venv/bin/rahf demo\n"
     old = subprocess.run(
         [make, "-B", ".venv/.installed", "PYTHON=false #"], cwd=tmp_path, capture_output=True, text=True

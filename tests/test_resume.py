@@ -10,10 +10,10 @@ import pytest
 import train_maker
 from ended_run import at_batch
 
-from data_pipelines.loader import TrainLoader
 from rahf import cli
 from rahf.train import checkpoint
 from rahf.train.loop import Interrupt
+from rahf.train.prefetch import Prefetch
 
 STEPS = 12
 
@@ -69,7 +69,7 @@ def test_signals_save_and_say_so(tiny_config, finished_run, tmp_path, monkeypatc
     assert saved(run) == [2]
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainLoader, "__next__", TrainLoader.__next__)  # at_batch replaces it
+        patch.setattr(Prefetch, "take", Prefetch.take)  # at_batch replaces it
         at_batch(6, lambda: signal.raise_signal(signal.SIGINT))
         assert train(tiny_config, run) == 128 + signal.SIGINT
     said = capsys.readouterr().out.splitlines()

@@ -194,8 +194,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path, monkeypa
 def test_bad_parameters_leave_no_checkpoint(tiny_config, tmp_path, monkeypatch, capsys):
     run, create = tmp_path / "run", state_lib.create
 
-    def infinite(config, made):
-        state = create(config, made)
+    def infinite(config, made, given):
+        state = create(config, made, given)
         last = state.params["heatmap_misalignment"]["out"]
         last["bias"] = jax.device_put(last["bias"] + np.inf, last["bias"].sharding)
         return state

@@ -202,7 +202,9 @@ def test_energy_falls_with_the_scale_and_recurrences():
     plain, weak, strong = (run(scale) for scale in (0.0, 0.2, 0.5))
     assert (weak < plain).all() and (strong < weak).mean() > 0.9  # a push of fixed length may overshoot
     assert float(strong.mean()) < 0.75 * float(plain.mean())
-    assert float(run(0.2, 3).mean()) < float(weak.mean()) - 0.3  # the standard error is about 0.1
+    # Recurrences mix pushes with the model's own noise: less of each push is left, more of the data's distribution.
+    again = float(run(0.2, 3).mean())
+    assert float(weak.mean()) + 0.3 < again < float(plain.mean()) - 0.5  # the standard error is about 0.1
     options = GuidanceOptions(scale=0.0, backward_steps=5, backward_rate=0.2, window=(0.02, 1.0))
     backward = universal.sample(gaussian(), schedule, many, energy=quadratic, options=options)
     assert (backward.energy < plain).all()

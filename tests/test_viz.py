@@ -133,4 +133,4 @@ def test_score_bars():
     assert [row.split()[0] for row in rows] == list(SCORES)
     assert [row.count("━") for row in rows] == [0, 5, 10, 0]
     assert [row.count("─") for row in rows] == [10, 5, 0, 10]
-    assert "(rated 0.25)" in rows[0] and "rated" not in rows[1] and "nan" in rows[3]
+    assert "(rated 0.25)" in rows[0] and "rated" not in rows[1] and " -    (rated 0.00)" in rows[3]

@@ -22,11 +22,11 @@ class GuidanceOptions:
     """Universal guidance (Bansal et al. 2023): how strongly, how, and when the energy steers.
 
     Start with forward guidance alone: ``scale`` 0.05, 0.1, 0.2, 0.5 with ``normalise="eps"``, which makes
-    scales mean the same for every energy and every step. If pictures follow the prompt but not the energy,
-    add `recurrences` (2 to 4) before raising the scale; if they turn into patterns that only this critic
-    likes, the scale is too high: judge with another critic than the one that guides. Backward guidance helps
-    where the energy's gradient says little about the noise (masks, detectors); it costs `backward_steps`
-    gradients of the energy but none of the denoiser.
+    scales mean the same for every energy and every step. Pictures that no longer look like the model's own,
+    or patterns that only this critic likes, mean that the scale is too high; `recurrences` (2 to 4) let a
+    high scale go with pictures that the model finds likely. Judge with another critic than the one that
+    guides. Backward guidance helps where the energy's gradient says little about the noise (masks,
+    detectors); it costs `backward_steps` gradients of the energy but none of the denoiser.
 
     A pytree: the numbers `scale`, `max_norm`, `backward_rate`, `backward_tolerance` and `total_variation` are
     leaves and may be traced, so trying other ones under `jax.jit` compiles nothing; all else is static.
@@ -42,8 +42,9 @@ class GuidanceOptions:
       window: guide only while `abar`, the share of signal in the latents, is in this closed range. Before,
         the clean estimate is a blur unlike anything that a critic was trained on.
       recurrences: k, how often each step inside the window is made, with fresh noise put back in between
-        (self-recurrence);
-        1: once. The cost grows by as much.
+        (self-recurrence); 1: once. The noise lets the model mend what a push has broken, and undoes some of
+        the
+        push: at the same scale the energy falls less. The cost grows by as much.
       through_denoiser: let the gradient flow from the clean estimate back through eps (exact; about twice the
         time, and the denoiser's activations); False: treat eps as a constant.
       backward_steps: m, at most so many steps of Adam on a displacement of the clean estimate; 0: no backward
