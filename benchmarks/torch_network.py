@@ -116,7 +116,9 @@ class Block(nn.Module):
             self.cross, self.norm3 = Attention(c), RMSNorm(c.width)
         self.crosses = cross
 
-    def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None = None, cross_bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, bias: Tensor, memory: Tensor | None = None, cross_bias: Tensor | None = None
+    ) -> Tensor:
         y = self.norm1(x)
         x = x + self.attention(y, y, bias)
         if not self.crosses:

@@ -72,7 +72,7 @@ def arrange(how: str) -> None:
         while_saving(int(when[0]))
     else:
         number, delay = signal.Signals[what], [float(seconds) for seconds in when[1:]]
-        at_batch(int(when[0]), lambda: after(delay[0], number) if delay else os.kill(os.getpid(), number))
+        at_batch(int(when[0]), lambda: after(delay[0], number) if delay else signal.raise_signal(number))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def uneven():
     target[0, 2:] = False
     words = batch.word_mask.copy()
     words[3] = False
-    return batch._replace(score_mask=scores, heatmap_mask=heatmaps, target_mask=target, word_mask=words, example_mask=example)
+    masks = dict(score_mask=scores, heatmap_mask=heatmaps, target_mask=target, word_mask=words)
+    return batch._replace(example_mask=example, **masks)
 
 
 def test_parts_equal_the_whole():
@@ -52,7 +53,8 @@ def test_parts_equal_the_whole():
         np.testing.assert_allclose([found, *found_losses], [loss, *losses], rtol=1e-5)
         wanted = functional.flatten(gradients)
         for path, leaf in functional.flatten(found_gradients).items():
-            np.testing.assert_allclose(leaf, wanted[path], rtol=1e-5, atol=1e-5 * np.abs(wanted[path]).max() + 1e-7, err_msg=path)
+            least = 1e-5 * np.abs(wanted[path]).max() + 1e-7
+            np.testing.assert_allclose(leaf, wanted[path], rtol=1e-5, atol=least, err_msg=path)
     assert min(losses) > 0.01
 
 
@@ -76,9 +78,11 @@ def test_parts_draw_different_dropout():
     one, two = (dataclasses.replace(config(parts, parts), model=model) for parts in (1, 2))
     twice = jax.tree.map(lambda x: np.stack([x[0], x[0]]), fake(1))
     key = jax.random.key(5)
-    loss = lambda settings, size: jax.jit(  # noqa: E731
-        lambda key: step.loss_and_gradients(graphdef, settings, params, jax.tree.map(lambda x: x[:size], twice), key)[0][0]
-    )
+
+    def loss(settings, size):
+        batch = jax.tree.map(lambda x: x[:size], twice)
+        return jax.jit(lambda key: step.loss_and_gradients(graphdef, settings, params, batch, key)[0][0])
+
     alone = [float(loss(one, 1)(jax.random.fold_in(key, number))) for number in (0, 1)]
     assert abs(alone[0] - alone[1]) > 1e-3
     np.testing.assert_allclose(loss(two, 2)(key), np.mean(alone), rtol=1e-5)

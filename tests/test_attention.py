@@ -31,7 +31,10 @@ def given(queries, keys, causal=False):
     return heads(queries, 1), heads(keys, 2), heads(keys, 3), None if causal else jnp.asarray(mask), bias
 
 
-@pytest.mark.parametrize(("queries", "keys", "causal"), [(13, 13, False), (5, 19, False), (11, 11, True), (8, 16, False)])
+SIZES = [(13, 13, False), (5, 19, False), (11, 11, True), (8, 16, False)]
+
+
+@pytest.mark.parametrize(("queries", "keys", "causal"), SIZES)
 def test_padding_to_a_legal_length_changes_nothing(queries, keys, causal):
     """The path of the fused kernel with XLA in its place: same values, same gradients, also of the bias."""
     q, k, v, mask, bias = given(queries, keys, causal)

