@@ -6,7 +6,9 @@ import contextlib
 import json
 import logging
 import pathlib
+import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,10 +29,15 @@ class Damaged(CheckpointError):
     """The files of a checkpoint are not what was written."""
 
 
+#: How Python names the writes that Orbax gives up, unstarted, when another one of the same save has failed.
+ABANDONED = r"coroutine '\S*async_serialize\S*' was never awaited"
+
+
 class Silence:
     """Keeps Orbax from complaining beside us, from `begin` to `end`, in all threads.
 
     It warns about every checkpoint that it reads, and logs errors that it raises as well, and that we report.
+    Whatever it abandons in a failed save is named by Python at any later time, when it collects its garbage.
     """
 
     def __init__(self) -> None:
@@ -41,6 +48,7 @@ class Silence:
         """Starts to keep quiet."""
         self._hook = sys.unraisablehook
         sys.unraisablehook = self._unraisable
+        warnings.filterwarnings("ignore", ABANDONED, RuntimeWarning)
         for logger in self._loggers:
             logger.addFilter(self._wanted)
         return self
@@ -54,7 +62,8 @@ class Silence:
             logger.removeFilter(self._wanted)
 
     def _unraisable(self, unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        said = str(unraisable.exc_value)  # a warning comes here where warnings are errors
+        if said != "Event loop is closed" and not re.match(ABANDONED, said):
             self._hook(unraisable)
 
     def _wanted(self, record: logging.LogRecord) -> bool:  # of each instance: they may be nested
