@@ -14,48 +14,27 @@ decoder sees the picture, too, as in the paper. The recipe (rate, length, averag
 tuned on RichHF-18K.
 """
 
-from rahf.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    HeatmapHeadConfig,
-    LossConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScoreHeadConfig,
-    StartConfig,
-    T5Config,
-    TrainConfig,
-    ViTConfig,
-)
+import dataclasses
+import pathlib
+
+from rahf import config as config_lib
+from rahf.config import AugmentConfig, OptimizerConfig, TrainConfig
 
 
-def config() -> Config:
-    """ViT-L/16 at 384 pixels, T5-base, quarter heads, bfloat16."""
-    return Config(
+def config() -> config_lib.Config:
+    """As `richhf18k_vitl.py`, but for quarter heads, bfloat16, a decoder that sees the picture, and the recipe."""
+    port = config_lib.load(str(pathlib.Path(__file__).with_name("richhf18k_vitl.py")))
+    replace = dataclasses.replace
+    return replace(
+        port,
         workdir="runs/richhf18k_fast",
-        data=DataConfig(
-            path="data/richhf18k",
-            batch_size=64,
-            eval_batch_size=64,
-            max_prompt_tokens=64,
-            max_target_tokens=64,
-            tokenizer="start",
-            augment=AugmentConfig(),
-        ),
-        model=ModelConfig(
-            image_size=384,
-            vit=ViTConfig(width=1024, depth=24, heads=16, mlp_width=4096, class_token=True, layer_norm_eps=1e-12),
-            t5=T5Config(mlp_width=3072, ff="relu", tie_embeddings=True, dropout=0.1),
-            heatmap_head=HeatmapHeadConfig(kind="quarter", norm="rms", residual=True, relu_before_norm=True),
-            score_head=ScoreHeadConfig(
-                conv_widths=(768, 384, 192, 96, 48, 12), kernel_size=3, dense_widths=(512, 128), norm="rms"
-            ),
+        data=replace(port.data, batch_size=64, eval_batch_size=64, max_target_tokens=64, augment=AugmentConfig()),
+        model=replace(
+            port.model,
+            heatmap_head=replace(port.model.heatmap_head, kind="quarter"),
             decoder_sees="all",
             compute_dtype="bfloat16",
         ),
-        loss=LossConfig(heatmap_weight=2.0, score_weight=4.0, keyword_weight=1.0),
         optimizer=OptimizerConfig(learning_rate=5e-5, schedule="cosine", warmup_steps=500, ema_decay=0.999),
-        start=StartConfig(vision="google/vit-large-patch16-384", text="google-t5/t5-base"),
         train=TrainConfig(steps=5_000, eval_every=500, checkpoint_every=500),
     )

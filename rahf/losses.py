@@ -88,7 +88,14 @@ class Counts(NamedTuple):
 
 
 def counts(config: LossConfig, batch: Batch, suffix_id: int | None = None, tags: int | None = None) -> Counts:
-    """Of a batch, `tags` being the size of the tag head's vocabulary if there is one; losses of its parts, divided by these, sum to the loss of the whole, whatever labels each has."""
+    """What the losses of a batch are divided by; those of its parts then sum to that of the whole.
+
+    Args:
+      config: weights of the losses.
+      batch: the whole; its parts may have different labels.
+      suffix_id: the piece that counts `suffix_weight` times, None if there is none.
+      tags: size of the tag head's vocabulary, None without one.
+    """
     tokens = _token_weights(config, batch, suffix_id).sum()
     vocabulary = None if tags is None else tags_lib.vocabulary(tags_lib.targets(batch, tags))
     return Counts(batch.heatmap_mask.sum(0), batch.score_mask.sum(0), tokens, vocabulary, batch.word_mask.any(1).sum())
