@@ -148,6 +148,7 @@ class DiffusionConfig:
 
     widths: tuple[int, ...] = (64, 128, 256)  # of the levels; each but the first halves the side
     blocks: int = 1  # residual blocks per level on the way down; one more on the way up
+    patch: int = 1  # side of the squares of pixels that are one cell of the first level: 2 costs a quarter
     attention_from: int = 1  # levels from this one on attend to pixels and words; the bottom always does
     heads: int = 4  # of this attention
     groups: int = 8  # of the norms

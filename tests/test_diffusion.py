@@ -46,11 +46,20 @@ def test_sizes_and_signals():
     _, params = functional.abstract(model_lib.build(made))
     assert 1e6 < functional.count(params) < 4e6
     assert unet.signals(made).shape == (1000,)
-    with pytest.raises(ValueError, match="model.image_size 18: expected a multiple of 4, .* has 3 levels"):
+    with pytest.raises(ValueError, match="model.image_size 18: expected a multiple of 8, .* is 4 .* has 2 levels"):
         functional.abstract(model_lib.build(dataclasses.replace(made, image_size=18)))
     heads = dataclasses.replace(made.diffusion, heads=5)
-    with pytest.raises(ValueError, match="model.diffusion.widths: 64 cannot be shared by model.diffusion.heads 5"):
+    with pytest.raises(ValueError, match="model.diffusion.widths: 128 cannot be shared by model.diffusion.heads 5"):
         functional.abstract(model_lib.build(dataclasses.replace(made, diffusion=heads)))
+
+
+def test_cells_are_squares_of_pixels():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 4, 3)), jnp.float32)
+    found = unet.cells(x, 2)
+    assert found.shape == (2, 3, 2, 12)
+    np.testing.assert_array_equal(found[1, 2, 1].reshape(2, 2, 3), x[1, 4:6, 2:4])
+    np.testing.assert_array_equal(unet.pixels(found, 2), x)
+    np.testing.assert_array_equal(unet.cells(x, 1), x)
 
 
 def test_group_norm_against_a_loop():

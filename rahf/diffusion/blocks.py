@@ -38,7 +38,7 @@ class ResidualBlock(nnx.Module):
         self.norm2 = GroupNorm(outputs, groups, dtype=dtype)
         self.conv2 = layers.Conv3x3(outputs, outputs, dtype=dtype, gain=0.0)
         if inputs != outputs:
-            self.skip = layers.Conv3x3(inputs, outputs, size=1, dtype=dtype, gain=0.5**0.5)
+            self.skip = layers.Linear(inputs, outputs, bias=True, std=inputs**-0.5, dtype=dtype)
         self.same = inputs == outputs
 
     def __call__(self, x: Float[Array, "b h w c"], condition: Float[Array, "b d"]) -> Float[Array, "b h w o"]:

@@ -1,5 +1,7 @@
-"""The denoiser: a U-Net over pixels that reads the prompt (after Rombach et al. 2022, in pixels and
-small)."""
+"""The denoiser: a U-Net over pixels that reads the prompt (after Rombach et al. 2022, in pixels and small).
+
+Squares of `patch` pixels may be the cells that it works on (Hoogeboom et al. 2023, "simple diffusion").
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ class TextToImage(nnx.Module):
         look = lambda width: TextAttention(  # noqa: E731
             width, text, made.heads, made.groups, dtype=dtype, implementation=config.attention
         )
-        self.first = layers.Conv3x3(3, made.widths[0], dtype=dtype)
+        self.first = layers.Conv3x3(3 * made.patch**2, made.widths[0], dtype=dtype)
         width, kept = made.widths[0], [made.widths[0]]
         for level, outputs in enumerate(made.widths):
             for number in range(made.blocks):
@@ -62,7 +64,7 @@ class TextToImage(nnx.Module):
                     setattr(self, f"down_attention_{level}_{number}", look(width))
                 kept.append(width)
             if level + 1 < self.levels:
-                setattr(self, f"shrink_{level}", layers.Conv3x3(width, width, stride=2, dtype=dtype))
+                setattr(self, f"shrink_{level}", linear(4 * width, width))
                 kept.append(width)
         self.middle1, self.middle_attention, self.middle2 = block(width, width), look(width), block(width, width)
         for level, outputs in reversed(list(enumerate(made.widths))):
@@ -72,9 +74,10 @@ class TextToImage(nnx.Module):
                 if level >= made.attention_from:
                     setattr(self, f"up_attention_{level}_{number}", look(width))
             if level:
-                setattr(self, f"grow_{level}", layers.Conv3x3(width, width, dtype=dtype))
+                setattr(self, f"grow_{level}", linear(width, 4 * made.widths[level - 1]))
+                width = made.widths[level - 1]
         self.last_norm = GroupNorm(width, made.groups, dtype=dtype)
-        self.last = layers.Conv3x3(width, 3, dtype=jnp.dtype("float32"), gain=0.0)
+        self.last = layers.Conv3x3(width, 3 * made.patch**2, dtype=jnp.dtype("float32"), gain=0.0)
 
     def encode(self, text_ids: Int[Array, "b l"], text_mask: Bool[Array, "b l"]) -> Prompt:
         """Reads prompts; once for all steps of a sampler."""
@@ -92,14 +95,14 @@ class TextToImage(nnx.Module):
         pooled = (words.astype(jnp.float32) * weights).sum(1) / weights.sum(1)
         times = time_features(t.astype(jnp.float32) / made.times, made.widths[0])
         condition = self.time2(jax.nn.silu(self.time1(times))) + self.pooled(pooled)
-        x = self.first(z)
+        x = self.first(cells(z, made.patch))
         kept = [x]
         for level in range(self.levels):
             for number in range(made.blocks):
                 x = self._block("down", level, number, x, condition, prompt)
                 kept.append(x)
             if level + 1 < self.levels:
-                x = getattr(self, f"shrink_{level}")(x)
+                x = getattr(self, f"shrink_{level}")(cells(x, 2))
                 kept.append(x)
         x = self.middle2(self.middle_attention(self.middle1(x, condition), words, mask), condition)
         for level in reversed(range(self.levels)):
@@ -107,14 +110,28 @@ class TextToImage(nnx.Module):
                 x = jnp.concatenate([x, kept.pop()], -1)
                 x = self._block("up", level, number, x, condition, prompt)
             if level:
-                x = getattr(self, f"grow_{level}")(x.repeat(2, 1).repeat(2, 2))
-        return self.last(jax.nn.silu(self.last_norm(x)))
+                x = pixels(getattr(self, f"grow_{level}")(x), 2)
+        return pixels(self.last(jax.nn.silu(self.last_norm(x))), made.patch)
 
     def _block(self, way: str, level: int, number: int, x: Array, condition: Array, prompt: Prompt) -> Array:
         x = getattr(self, f"{way}_{level}_{number}")(x, condition)
         if level < self.config.diffusion.attention_from:
             return x
         return getattr(self, f"{way}_attention_{level}_{number}")(x, *prompt)
+
+
+def cells(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
+    """Squares of `side` pixels as channels of one cell."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // side, side, w // side, side, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // side, w // side, side * side * c)
+
+
+def pixels(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
+    """The inverse of `cells`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, side, side, c // side**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * side, w * side, c // side**2)
 
 
 def signals(config: ModelConfig) -> Float[np.ndarray, " t"]:
@@ -125,11 +142,13 @@ def signals(config: ModelConfig) -> Float[np.ndarray, " t"]:
 
 def _check(config: ModelConfig) -> None:
     made = config.diffusion
-    cells = 2 ** (len(made.widths) - 1)
-    if config.image_size % cells:
+    if made.patch < 1:
+        raise ValueError(f"model.diffusion.patch: expected at least 1, found {made.patch}")
+    coarsest = made.patch * 2 ** (len(made.widths) - 1)
+    if config.image_size % coarsest:
         raise ValueError(
-            f"model.image_size {config.image_size}: expected a multiple of {cells}, because model.diffusion.widths has "
-            f"{len(made.widths)} levels; each but the first halves the side"
+            f"model.image_size {config.image_size}: expected a multiple of {coarsest}, because model.diffusion.patch is "
+            f"{made.patch} and model.diffusion.widths has {len(made.widths)} levels; each but the first halves the side"
         )
     for width in made.widths[made.attention_from :]:
         if width % made.heads:
