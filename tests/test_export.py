@@ -24,6 +24,9 @@ from rahf.images import ImageError
 from rahf.models import functional
 from rahf.models import rahf as model_lib
 from rahf.provenance import ModelMismatch, Quantiles
+from rahf.steer import energy as energy_lib
+from rahf.steer import schedules, universal
+from rahf.steer.options import GuidanceOptions
 from rahf.train.checkpoint import Checkpointer
 
 PROMPTS = ["a red cat on a blue mat", "two dogs", "one green bird and two cats."]
@@ -129,6 +132,32 @@ def test_gradient_is_finite_for_constant_and_saturated_images(critic):
     gradient = jax.jit(jax.grad(lambda x: critic.scores(x, ids, mask).sum()))
     for value in (0.0, 0.5, 1.0):
         assert np.isfinite(gradient(jnp.full((1, 32, 32, 3), value))).all()
+
+
+def test_guides_a_sampler_as_the_checkpoint_does(critic, checkpoint):
+    """Forwards through the denoiser, backwards, repeated, recomputed for the gradient; in one compiled scan."""
+    schedule = schedules.ddim(schedules.cosine(50), 3)
+    options = GuidanceOptions(scale=0.5, backward_steps=2, recurrences=2, clean_range=(-1.0, 1.0))
+    start = universal.noise(jax.random.key(0), 2, (24, 40, 3))
+    made = {}
+    for name, one in {"file": critic, "run": checkpoint}.items():
+        steer = jax.jit(
+            lambda z, energy: universal.sample(
+                lambda z, t, cond: 0.1 * z,
+                schedule,
+                z,
+                energy=energy,
+                decode=universal.unit_pixels,
+                options=options,
+                key=jax.random.key(1),
+            )
+        )
+        made[name] = steer(start, energy_lib.score(one, PROMPTS[:2], {"plausibility": 1.0, "overall": 2.0}))
+    assert made["file"].trace.guided[1:].all()  # all but the first step, of pure noise
+    np.testing.assert_allclose(made["file"].energy, made["run"].energy, atol=1e-5)
+    np.testing.assert_allclose(made["file"].sample, made["run"].sample, atol=1e-4)
+    plain = universal.sample(lambda z, t, cond: 0.1 * z, schedule, start, key=jax.random.key(1))
+    assert np.abs(plain.sample - made["file"].sample).max() > 0.1
 
 
 def test_rewards(critic, pictures):
