@@ -151,9 +151,7 @@ def timed(parts: dict[str, tuple[Any, str]]) -> Iterator[collections.Counter]:
             setattr(owner, name, function)
 
 
-def shares(
-    options: Options, config: DataConfig, tokenizer: Tokenizer, source: loader.Source
-) -> dict[str, Any]:
+def shares(options: Options, config: DataConfig, tokenizer: Tokenizer, source: loader.Source) -> dict[str, Any]:
     """Where the time of one image goes, in one thread: milliseconds and share of each part."""
     count = min(256, len(source))
     parts = {

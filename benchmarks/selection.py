@@ -2,7 +2,7 @@
 
     python benchmarks/selection.py [--candidates 100000] [--size 256] [--pictures 256] [--batch 16]
 
-Draws JPEG pictures, writes a list that refers to them in turn, and selects with a stand-in critic that takes mean colours,
+Draws JPEG pictures, writes a list that refers to them in turn, and selects with a stand-in critic of mean colours,
 so that reading, decoding, parquet parts, choice and manifest are all that is measured.
 """
 
@@ -71,7 +71,12 @@ def main() -> None:
         )
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    result = {"candidates": done.candidates, "selected": done.selected, "wall_s": round(wall, 1), "cpu_s": round(cpu, 1)}
+    result = {
+        "candidates": done.candidates,
+        "selected": done.selected,
+        "wall_s": round(wall, 1),
+        "cpu_s": round(cpu, 1),
+    }
     print(json.dumps(result | {"peak_mb": round(peak)}))
 
 

@@ -71,10 +71,13 @@ def config() -> Config:
             tag_rest=0.05,
             heatmap_loss="bce",
         ),
-        optimizer=OptimizerConfig(
-            learning_rate=1e-3, schedule="cosine", warmup_steps=50, b2=0.98, clip_norm=1.0
-        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=50, b2=0.98, clip_norm=1.0),
         train=TrainConfig(
-            steps=1700, log_every=50, eval_every=600, eval_examples=256, checkpoint_every=600, best_metric="scores/mean/plcc"
+            steps=1700,
+            log_every=50,
+            eval_every=600,
+            eval_examples=256,
+            checkpoint_every=600,
+            best_metric="scores/mean/plcc",
         ),
     )

@@ -36,9 +36,7 @@ def config() -> Config:
         model=ModelConfig(
             kind="diffusion",
             image_size=64,
-            t5=T5Config(
-                vocab_size=1024, width=128, head_width=32, heads=4, mlp_width=512, encoder_layers=2, ff="relu"
-            ),
+            t5=T5Config(vocab_size=1024, width=128, head_width=32, heads=4, mlp_width=512, encoder_layers=2, ff="relu"),
             diffusion=DiffusionConfig(widths=(64, 128), patch=4),
         ),
         optimizer=OptimizerConfig(

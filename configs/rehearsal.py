@@ -68,6 +68,11 @@ def config() -> Config:
             learning_rate=1e-3, schedule="cosine", warmup_steps=100, b2=0.98, weight_decay=0.05, ema_decay=0.998
         ),
         train=TrainConfig(
-            steps=1000, log_every=50, eval_every=500, eval_examples=250, checkpoint_every=500, best_metric="scores/mean/plcc"
+            steps=1000,
+            log_every=50,
+            eval_every=500,
+            eval_examples=250,
+            checkpoint_every=500,
+            best_metric="scores/mean/plcc",
         ),
     )

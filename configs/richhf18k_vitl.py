@@ -11,7 +11,7 @@ Time:      13 hours on an A100 is an estimate, not measured: 6.20 TFLOP for each
 Metrics:   docs/results.md, beside the port's own
 
 The network is the published checkpoint's to the digit, so a run may also start from it: --start.vision "" --start.text
-"" --start.model models/richhf. The recipe is the port's defaults: AdamW with weight decay 0.002, 8 pictures on each GPU,
+"" --start.model models/richhf. The recipe is the port's defaults: AdamW with weight decay 0.002, 8 pictures per GPU,
 30 epochs, 2e-5 falling to 1e-5 by a cosine, every loss with weight 1 and summed over the heads. Different or uncertain:
  * How many GPUs its results took is not said; the batch here is that of one. With N, give --data.batch-size 8N and
    --train.steps 59288/N.

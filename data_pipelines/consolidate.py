@@ -64,9 +64,7 @@ class Consolidated(NamedTuple):
     annotators: int
 
 
-def draw_discs(
-    points: Sequence[Point], width: int, height: int, map_size: int | None = None
-) -> np.ndarray:
+def draw_discs(points: Sequence[Point], width: int, height: int, map_size: int | None = None) -> np.ndarray:
     """Binary map of one annotator's clicks: the union of their discs, clipped at the borders.
 
     A pixel belongs to a disc if its centre does, border included. On a map of another size the disc is
@@ -107,9 +105,7 @@ def _range(centre: float, radius: float, size: int) -> tuple[int, int]:
     return max(0, math.floor(centre - radius - 1)), min(size, math.ceil(centre + radius + 1))
 
 
-def vote_heatmap(
-    clicks: Sequence[Sequence[Point]], width: int, height: int, map_size: int | None = None
-) -> np.ndarray:
+def vote_heatmap(clicks: Sequence[Sequence[Point]], width: int, height: int, map_size: int | None = None) -> np.ndarray:
     """Mean of the annotators' binary maps.
 
     Args:

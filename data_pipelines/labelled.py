@@ -38,7 +38,9 @@ class Labels:
     def __getitem__(self, index: int) -> Truth:
         record = self.source[int(index)]
         given = (record.implausibility, record.misalignment)
-        maps = [None if d is None else images.load_grey(d, what=f"{record.uid}: {n} map") for d, n in zip(given, HEATMAPS)]
+        maps = [
+            None if d is None else images.load_grey(d, what=f"{record.uid}: {n} map") for d, n in zip(given, HEATMAPS)
+        ]
         shape = next((m.shape for m in maps if m is not None), (1, 1))
         for kind, values in enumerate(maps):
             if values is not None and values.shape != shape:
@@ -59,9 +61,7 @@ def training_mean(labels: Labels, size: int = 256, limit: int = 2000) -> Trainin
     mean = TrainingMean()
     for index in np.unique(np.linspace(0, len(labels) - 1, min(limit, len(labels))).astype(int)):
         truth = labels[index]
-        maps = [
-            resize(truth.heatmaps[..., k].astype(np.float32) / 255.0, (size, size)) for k in range(len(HEATMAPS))
-        ]
+        maps = [resize(truth.heatmaps[..., k].astype(np.float32) / 255.0, (size, size)) for k in range(len(HEATMAPS))]
         scores = np.asarray(truth.record.scores, np.float32)
         known = np.isfinite(scores)
         mean.update(np.stack(maps, -1)[None], truth.heatmap_mask[None], np.where(known, scores, 0)[None], known[None])

@@ -278,9 +278,7 @@ class _EvalPart:
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch size {batch_size}: expected a multiple of the number of processes, {process_count}"
-        )
+        raise ValueError(f"batch size {batch_size}: expected a multiple of the number of processes, {process_count}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process {process_index} of {process_count}: no such process")
     return batch_size // process_count

@@ -190,9 +190,7 @@ def _fingerprint(folder: pathlib.Path, split: str) -> str:
 
 def splits(path: str | os.PathLike) -> dict[str, int]:
     """Number of records of each split of a prepared dataset. Raises DatasetError as `open_split`."""
-    return {
-        name: sum(count for _, count in files) for name, files in _split_infos(pathlib.Path(path)).items()
-    }
+    return {name: sum(count for _, count in files) for name, files in _split_infos(pathlib.Path(path)).items()}
 
 
 def tokenizer_path(path: str | os.PathLike) -> pathlib.Path:
@@ -200,9 +198,7 @@ def tokenizer_path(path: str | os.PathLike) -> pathlib.Path:
     _split_infos(pathlib.Path(path))
     file = pathlib.Path(path) / TOKENIZER_FILE
     if not file.is_file():
-        raise DatasetError(
-            f"{path} has no {TOKENIZER_FILE}; prepare the data again, or name a vocabulary file"
-        )
+        raise DatasetError(f"{path} has no {TOKENIZER_FILE}; prepare the data again, or name a vocabulary file")
     return file
 
 
@@ -214,20 +210,14 @@ def _split_infos(folder: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
         raise DatasetError(f"{folder} is {'a file' if folder.exists() else 'not there'}; "
                            f"expected a prepared dataset directory: {remedy}")  # fmt: skip
     if not file.is_file():
-        raise DatasetError(
-            f"{folder} is not a prepared dataset: no {INFO_FILE}, {contents(folder)}; {remedy}"
-        )
+        raise DatasetError(f"{folder} is not a prepared dataset: no {INFO_FILE}, {contents(folder)}; {remedy}")
     try:
         info = json.loads(file.read_text())
         if info["fileFormat"] != "array_record":
-            raise DatasetError(
-                f"{file}: the records are {info['fileFormat']!r}, expected 'array_record'; {remedy}"
-            )
+            raise DatasetError(f"{file}: the records are {info['fileFormat']!r}, expected 'array_record'; {remedy}")
         return {split["name"]: _files(folder, info, split) for split in info["splits"]}
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"{file} is not the description of a TFDS dataset ({error!r}); {remedy}"
-        ) from error
+        raise DatasetError(f"{file} is not the description of a TFDS dataset ({error!r}); {remedy}") from error
 
 
 def _files(folder: pathlib.Path, info: dict, split: dict) -> list[tuple[str, int]]:

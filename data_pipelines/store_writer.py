@@ -68,9 +68,7 @@ def _replace(new: pathlib.Path, target: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_records(
-    folder: pathlib.Path, splits: Mapping[str, Iterable[Record]], description: str
-) -> dict[str, int]:
+def _write_records(folder: pathlib.Path, splits: Mapping[str, Iterable[Record]], description: str) -> dict[str, int]:
     import tensorflow_datasets as tfds
 
     digests = tfds.core.MetadataDict()  # written to metadata.json: what the data are, whatever their sizes
@@ -116,9 +114,7 @@ def _write_split(folder: pathlib.Path, split: str, examples: "_Serialized"):
         path = template.sharded_filepath(shard_index=len(lengths), num_shards=None)
         writer.write(os.fspath(path), examples.shard())
         lengths.append(examples.count - before)
-    return tfds.core.SplitInfo(
-        name=split, shard_lengths=lengths, num_bytes=examples.bytes, filename_template=template
-    )
+    return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=examples.bytes, filename_template=template)
 
 
 class _Serialized:
@@ -201,12 +197,8 @@ def _check(record: Record, where: str, seen: set[str]) -> None:
         raise store.DatasetError(f"{where}: this uid was written before; uids are unique in a dataset")
     seen.add(record.uid)
     if record.word_labels is not None and len(record.word_labels) != len(record.words):
-        raise store.DatasetError(
-            f"{where}: {len(record.words)} words but {len(record.word_labels)} word labels"
-        )
+        raise store.DatasetError(f"{where}: {len(record.words)} words but {len(record.word_labels)} word labels")
     if np.shape(record.scores) != (len(SCORES),):
-        raise store.DatasetError(
-            f"{where}: scores have shape {np.shape(record.scores)}, expected ({len(SCORES)},)"
-        )
+        raise store.DatasetError(f"{where}: scores have shape {np.shape(record.scores)}, expected ({len(SCORES)},)")
     if not record.image:
         raise store.DatasetError(f"{where}: the image is empty")

@@ -108,9 +108,7 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
 
 
 def _bytes_list(data: bytes, start: int, end: int) -> list[bytes]:
-    return [
-        data[at:stop] for number, wire, at, stop in _fields(data, start, end) if (number, wire) == (1, _BYTES)
-    ]
+    return [data[at:stop] for number, wire, at, stop in _fields(data, start, end) if (number, wire) == (1, _BYTES)]
 
 
 def _float_list(data: bytes, start: int, end: int) -> list[float]:
@@ -118,9 +116,7 @@ def _float_list(data: bytes, start: int, end: int) -> list[float]:
     for number, wire, at, stop in _fields(data, start, end):
         if number == 1 and wire in (_BYTES, _FIXED32):
             if (stop - at) % 4:
-                raise ExampleError(
-                    f"a list of floats at byte {at} has {stop - at} bytes, not a multiple of 4"
-                )
+                raise ExampleError(f"a list of floats at byte {at} has {stop - at} bytes, not a multiple of 4")
             values += struct.unpack(f"<{(stop - at) // 4}f", data[at:stop])
     return values
 

@@ -27,9 +27,7 @@ _CROP_TRIES = 10  # of boxes that keep enough of a heatmap, before the whole ima
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 
-def random_box(
-    config: AugmentConfig, rng: np.random.Generator, maps: Sequence[UInt8[np.ndarray, "_ _"]] = ()
-) -> Box:
+def random_box(config: AugmentConfig, rng: np.random.Generator, maps: Sequence[UInt8[np.ndarray, "_ _"]] = ()) -> Box:
     """Draws the part of the image to keep: with `crop_probability` a crop, else everything.
 
     Share of width and share of height are drawn separately from `crop_keep`, then the place. With
@@ -130,9 +128,7 @@ def check(config: AugmentConfig) -> None:
     for name, (least, most) in limits.items():
         low, high = getattr(config, name)
         if not least <= low <= high <= most:
-            raise ValueError(
-                f"augment.{name}: expected two rising values within {least}..{most}, found {low}, {high}"
-            )
+            raise ValueError(f"augment.{name}: expected two rising values within {least}..{most}, found {low}, {high}")
     for name, most in (("brightness", 1), ("hue", 0.5)):
         if not 0 <= getattr(config, name) <= most:
             raise ValueError(f"augment.{name}: expected 0..{most}, found {getattr(config, name)}")

@@ -93,9 +93,7 @@ def fake(
     rng = np.random.default_rng(seed)
     fields = {
         name: np.zeros(shape, dtype)
-        for name, (shape, dtype) in spec(
-            batch_size, image_size, text_length, target_length, max_words
-        ).items()
+        for name, (shape, dtype) in spec(batch_size, image_size, text_length, target_length, max_words).items()
     }
     fields["image"] = rng.integers(0, 256, fields["image"].shape, dtype=np.uint8)
     fields["heatmaps"] = rng.choice(

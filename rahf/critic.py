@@ -1,11 +1,11 @@
 """A trained model, ready for use: any images and prompts in, feedback out, differentiable in the pixels.
 
-    critic = rahf.load("runs/demo")
-    prediction = critic(["cat.png", "dog.jpg"], "a photo of a pet")   # arrays
-    for feedback in critic.feedback(paths, prompts):                  # one object per image
-        print(feedback.scores, feedback.misaligned_words)
-    ids, mask = critic.tokens("a photo of a pet")
-    gradient = jax.grad(lambda x: critic.scores(x, ids, mask)[:, 3].sum())(pixels)
+critic = rahf.load("runs/demo")
+prediction = critic(["cat.png", "dog.jpg"], "a photo of a pet")   # arrays
+for feedback in critic.feedback(paths, prompts):                  # one object per image
+    print(feedback.scores, feedback.misaligned_words)
+ids, mask = critic.tokens("a photo of a pet")
+gradient = jax.grad(lambda x: critic.scores(x, ids, mask)[:, 3].sum())(pixels)
 """
 
 from __future__ import annotations

@@ -117,7 +117,6 @@ class Evaluator:
             time.perf_counter() - started,
         )
 
-
     def _measured(self, values: dict[str, Any]) -> dict[str, Any]:
         """Without the metrics of what the network does not predict."""
         return {name: value for name, value in values.items() if self.outputs.covers(name)}

@@ -197,9 +197,7 @@ class Feedback:
         return f"Feedback({self.name!r}: {scores}; misaligned: {', '.join(self.misaligned_words) or 'none'})"
 
 
-def make(
-    text: Text, picture: Picture, found: Prediction, generated: str | None, known: Provenance
-) -> Feedback:
+def make(text: Text, picture: Picture, found: Prediction, generated: str | None, known: Provenance) -> Feedback:
     """Puts together what is known of one image.
 
     Args:

@@ -161,9 +161,7 @@ def load_grey(data: bytes, max_pixels: int = MAX_PIXELS, what: str = "map") -> U
         return np.asarray(image if image.mode == "L" else _eight_bit(image, what).convert("L"))
 
 
-def resize_grey(
-    values: UInt8[np.ndarray, "h w"], size: int, box: Box | None = None
-) -> UInt8[np.ndarray, "size size"]:
+def resize_grey(values: UInt8[np.ndarray, "h w"], size: int, box: Box | None = None) -> UInt8[np.ndarray, "size size"]:
     """Heatmap → square of side `size`, bilinear (antialiased where it shrinks), or only the part `box`."""
     if values.max() == 0:  # half of all maps are empty
         return np.zeros((size, size), np.uint8)

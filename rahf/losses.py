@@ -101,9 +101,7 @@ def counts(config: LossConfig, batch: Batch, suffix_id: int | None = None, tags:
     return Counts(batch.heatmap_mask.sum(0), batch.score_mask.sum(0), tokens, vocabulary, batch.word_mask.any(1).sum())
 
 
-def _mean_of_labels(
-    values: Float[Array, "b n"], mask: Bool[Array, "b n"], count: Int[Array, " n"]
-) -> Float[Array, ""]:
+def _mean_of_labels(values: Float[Array, "b n"], mask: Bool[Array, "b n"], count: Int[Array, " n"]) -> Float[Array, ""]:
     """Each label's mean over the examples that have it, then the mean over labels that any example has."""
     each = jnp.where(mask, values, 0.0).sum(0) / jnp.maximum(count, 1)
     return masked_mean(each, count > 0)

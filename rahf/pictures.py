@@ -95,9 +95,7 @@ def _from_bytes(data: bytes, side: int, name: str, keep: bool) -> tuple[np.ndarr
 def _array(source: Any, name: str) -> np.ndarray:
     """An array as uint8 [h,w,3] or float32 [h,w,3] in [0,1]."""
     if not hasattr(source, "__array__"):
-        raise ImageError(
-            f"{name}: expected a path, bytes, a Pillow image or an array, found {type(source).__name__}"
-        )
+        raise ImageError(f"{name}: expected a path, bytes, a Pillow image or an array, found {type(source).__name__}")
     array = np.asarray(source)
     if is_floating(array):
         array = np.asarray(array, np.float32)

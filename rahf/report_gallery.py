@@ -146,8 +146,7 @@ def _prompts(example: ReportExample) -> str:
         marked = prompt_html(example.prompt, example.words, classes, titles)
         count = sum(1 for c in classes if c)
         lines.append(
-            f'<p class="prompt"><span class="who">{heading} <b>{count}</b></span>'
-            f'<bdi dir="auto">{marked}</bdi></p>'
+            f'<p class="prompt"><span class="who">{heading} <b>{count}</b></span><bdi dir="auto">{marked}</bdi></p>'
         )
     return "".join(lines)
 

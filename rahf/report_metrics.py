@@ -62,9 +62,7 @@ class Group(NamedTuple):
     rows: list[Row]
 
 
-def groups(
-    metrics: Values, intervals: Intervals | None = None, baselines: Values | None = None
-) -> list[Group]:
+def groups(metrics: Values, intervals: Intervals | None = None, baselines: Values | None = None) -> list[Group]:
     """Sorts metrics into headings. Every metric is in exactly one row or count; unknown ones come last."""
     intervals, baselines = intervals or {}, baselines or {}
     left = dict(metrics)

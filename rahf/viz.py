@@ -45,9 +45,7 @@ def colours(heatmap: Real[np.ndarray, "h w"], palette: str) -> UInt8[np.ndarray,
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def heatmap_rgba(
-    heatmap: Real[np.ndarray, "h w"], palette: str, strength: float = 0.85
-) -> UInt8[np.ndarray, "h w 4"]:
+def heatmap_rgba(heatmap: Real[np.ndarray, "h w"], palette: str, strength: float = 0.85) -> UInt8[np.ndarray, "h w 4"]:
     """A heatmap as a layer to lay over its picture: colour by value, opacity growing with the value.
 
     Args:
@@ -108,9 +106,7 @@ def _outline(inside: np.ndarray) -> np.ndarray:
     return inside & ~core
 
 
-def panel(
-    pictures: Sequence[tuple[str, np.ndarray]], height: int = 384, columns: int | None = None
-) -> Image.Image:
+def panel(pictures: Sequence[tuple[str, np.ndarray]], height: int = 384, columns: int | None = None) -> Image.Image:
     """Pictures side by side on white, a caption over each.
 
     Args:
@@ -256,9 +252,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def prompt_html(
-    prompt: str, words: Sequence[str], classes: Sequence[str], titles: Sequence[str] | None = None
-) -> str:
+def prompt_html(prompt: str, words: Sequence[str], classes: Sequence[str], titles: Sequence[str] | None = None) -> str:
     """A prompt as HTML, everything escaped; words with a class become ``<mark class="...">``.
 
     Args:

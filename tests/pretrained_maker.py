@@ -142,9 +142,7 @@ def save(folder: pathlib.Path, config: dict, state: dict[str, np.ndarray], parts
         mine = names[number::parts]
         save_file({name: state[name] for name in mine}, folder / file)
         weight_map.update({name: file for name in mine})
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
 
 

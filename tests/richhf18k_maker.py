@@ -91,9 +91,7 @@ def make_small(tmp_path):
         dev=[example("b0"), example("b1")],
         test=[example("c0"), example("c1")],
     )
-    write_shard(
-        tmp_path / "pick/0.parquet", [row("a0", "x"), row("y", "a1"), row("z0", "z1"), row("b0", "c0")]
-    )
+    write_shard(tmp_path / "pick/0.parquet", [row("a0", "x"), row("y", "a1"), row("z0", "z1"), row("b0", "c0")])
     write_shard(tmp_path / "pick/1.parquet", [row("a2", "a3"), row("a4", "q")])
     write_shard(tmp_path / "pick/2.parquet", [row("q0", "q1"), row("q2", "b1"), row("c1", "q3")])
     return labels, [tmp_path / "pick"], tmp_path / "out"

@@ -68,7 +68,7 @@ def test_a_mean_of_means_would_be_another_loss():
 
 
 def test_which_examples_go_together():
-    found = jax.jit(lambda x: accumulate.summed(lambda part, number: (part[:, 0] * 10**number), x, 3))
+    found = jax.jit(lambda x: accumulate.summed(lambda part, number: part[:, 0] * 10**number, x, 3))
     np.testing.assert_array_equal(found(jnp.arange(6.0)[:, None]), [0 + 10 + 200, 3 + 40 + 500])
 
 

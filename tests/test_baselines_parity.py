@@ -199,9 +199,7 @@ def test_resnet_of_torchvision(tmp_path, monkeypatch):
     torch.save(state, file)
     found = resnet_files.published(file)
     assert found.resnet == ResNetConfig(8, (16, 32, 64), (2, 1, 2))
-    ours, same = (
-        functional.flatten(resnet_files.load(p, found.resnet)) for p in (file, tmp_path / "folder")
-    )
+    ours, same = (functional.flatten(resnet_files.load(p, found.resnet)) for p in (file, tmp_path / "folder"))
     assert ours.keys() == same.keys()
     for path in ours:
         np.testing.assert_array_equal(ours[path], same[path])

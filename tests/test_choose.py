@@ -22,7 +22,6 @@ def no_waiting_for_disks(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
-
 @pytest.fixture
 def folder(tmp_path):
     """Six candidates of two prompts, in a folder of their own."""
@@ -171,7 +170,9 @@ def test_scores_of_other_candidates_or_another_model_are_not_mixed(folder):
     run(folder)
     lines = (folder / "candidates.jsonl").read_text()
     (folder / "candidates.jsonl").write_text(lines.replace("a rose", "a tree"))
-    with pytest.raises(ScoreError, match="another job .the inputs or the block size differ.; give another folder, or --restart"):
+    with pytest.raises(
+        ScoreError, match="another job .the inputs or the block size differ.; give another folder, or --restart"
+    ):
         run(folder)
     run(folder, restart=True)
     assert manifest(folder)[4]["prompt"] == "a tree"
@@ -180,7 +181,9 @@ def test_scores_of_other_candidates_or_another_model_are_not_mixed(folder):
     class Other(ColourCritic):
         model_id = "colours-2"
 
-    with pytest.raises(ScoreError, match="begun with the model colours-1, but this is colours-2; their scores do not compare"):
+    with pytest.raises(
+        ScoreError, match="begun with the model colours-1, but this is colours-2; their scores do not compare"
+    ):
         run(folder, load=lambda path: Other())
 
 
@@ -246,7 +249,10 @@ def test_the_command(folder, tiny_run, capsys):
         assert cli.main(["select", str(tiny_run), str(folder / "candidates.jsonl"), *arguments]) == 0
     printed = capsys.readouterr().out.splitlines()
     threshold = json.loads((folder / "one.summary.json").read_text())["threshold"]
-    assert printed[0] == f"1 of 6 candidates chosen from 2 groups, plausibility at least {threshold:.4f}: {folder}/one.jsonl"
+    assert (
+        printed[0]
+        == f"1 of 6 candidates chosen from 2 groups, plausibility at least {threshold:.4f}: {folder}/one.jsonl"
+    )
     assert written(folder, "one") == written(folder, "two")
     entries = manifest(folder, "one.jsonl")
     assert len({tuple(one["scores"].values()) for one in entries}) == 6

@@ -13,7 +13,9 @@ from rahf import cli
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["predict", "--help"], ["--version"], ["predict"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["predict", "--help"], ["--version"], ["predict"]]
+)
 def test_asking_for_help_imports_nothing_heavy(arguments):
     """Only the standard library and rahf itself: help comes at once."""
     code = (
@@ -25,9 +27,7 @@ def test_asking_for_help_imports_nothing_heavy(arguments):
         "print('LOADED', sorted(r for r in roots if not r.startswith(('_', 'rahf'))))\n"
     )
     # -S leaves out site-packages' start-up files, which may import what they like.
-    found = subprocess.run(
-        [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=600
-    )
+    found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert found.stdout.splitlines()[-1] == "LOADED []", found.stderr
 
 
@@ -155,7 +155,14 @@ def test_every_field_is_an_option(capsys):
         cli.main(["train", "demo.py", "--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    for field in ("--train.steps", "--model.vit.width", "--data.path", "--optimizer.ema-decay", "--mesh.fsdp", "--workdir"):
+    for field in (
+        "--train.steps",
+        "--model.vit.width",
+        "--data.path",
+        "--optimizer.ema-decay",
+        "--mesh.fsdp",
+        "--workdir",
+    ):
         assert field in out
 
 

@@ -43,9 +43,7 @@ def test_a_pixel_whose_centre_lies_on_the_border_belongs():
     assert marked[50 + 4, 50 + 3] and marked[50, 55] and not marked[50, 56]
 
 
-@pytest.mark.parametrize(
-    "width, height, map_size", [(40, 40, None), (70, 44, None), (48, 60, 32), (60, 30, 50)]
-)
+@pytest.mark.parametrize("width, height, map_size", [(40, 40, None), (70, 44, None), (48, 60, 32), (60, 30, 50)])
 def test_discs_agree_with_a_slow_reference(width, height, map_size):
     rng = np.random.default_rng(width)
     # Some points lie outside; none is a simple fraction, so rounding cannot decide about a border pixel.
@@ -82,9 +80,7 @@ def test_any_number_of_annotators(count, levels):
 
 
 def test_scores_are_averaged_and_standardised():
-    result = consolidate(
-        [annotation(scores=s) for s in ((1, 5, 3, 2), (1, 5, 4, 2), (2, 5, 5, 5))], 32, 32, ()
-    )
+    result = consolidate([annotation(scores=s) for s in ((1, 5, 3, 2), (1, 5, 4, 2), (2, 5, 5, 5))], 32, 32, ())
     # Means 4/3, 5, 4, 3 minus one, over four.
     np.testing.assert_allclose(result.scores, [1 / 12, 1, 0.75, 0.5], rtol=1e-6)
     np.testing.assert_array_equal(result.maxdiff, np.float32([0.25, 0, 0.5, 0.75]))

@@ -65,9 +65,7 @@ def test_iterate_goes_on_after_bad_images(critic, pictures, tmp_path):
     assert failed[0][1].startswith(f"{bad}: not an image") and failed[1][1] == "image 2: the file is empty"
     for at, one in found.items():
         assert one.prompt == prompts[at]
-        np.testing.assert_allclose(
-            list(one.scores.values()), critic(images[at], prompts[at]).scores[0], atol=1e-5
-        )
+        np.testing.assert_allclose(list(one.scores.values()), critic(images[at], prompts[at]).scores[0], atol=1e-5)
     with pytest.raises(ImageError, match="bad.png: not an image"):
         list(critic.iterate(images, prompts))
 

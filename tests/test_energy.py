@@ -169,7 +169,9 @@ def test_signals_of_published_schedules():
     np.testing.assert_allclose(schedules.scaled_linear(2), [1 - 0.00085, (1 - 0.00085) * (1 - 0.012)])
     assert schedules.scaled_linear()[-1] == pytest.approx(0.0046599, rel=1e-4)  # Stable Diffusion's last abar
     cosine = schedules.cosine(1000)
-    exact = np.cos((np.array([1, 500]) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    exact = (
+        np.cos((np.array([1, 500]) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    )
     np.testing.assert_allclose(cosine[[0, 499]], exact)
     assert cosine[-1] > 0 and (np.diff(cosine) < 0).all()
 
@@ -193,7 +195,11 @@ def test_ancestral_sampling_is_ddim_with_eta_1():
     signals = schedules.linear(1000)
     for found, expected in zip(schedules.ddpm(signals, 7), schedules.ddim(signals, 7, eta=1.0)):
         np.testing.assert_array_equal(found, expected)
-    half, whole, large = schedules.ddim(signals, 7, 0.5), schedules.ddpm(signals, 7), schedules.ddpm(signals, 7, "large")
+    half, whole, large = (
+        schedules.ddim(signals, 7, 0.5),
+        schedules.ddpm(signals, 7),
+        schedules.ddpm(signals, 7, "large"),
+    )
     np.testing.assert_allclose(half.spread, 0.5 * whole.spread)
     np.testing.assert_array_equal(large.direction, whole.direction)
     assert (large.spread[:-1] > whole.spread[:-1]).all() and large.spread[-1] == whole.spread[-1] == 0

@@ -69,7 +69,9 @@ def labels_of(feedback, by: str, slots: int = 20) -> np.ndarray:
 
 def test_percentiles_refer_to_the_evaluated_split(reference, said, finished_run, monkeypatch):
     """A whole split's scores become the reference of later predictions."""
-    monkeypatch.setattr(provenance.Quantiles, "from_json", lambda _, made=provenance.Quantiles.from_json: made(reference))
+    monkeypatch.setattr(
+        provenance.Quantiles, "from_json", lambda _, made=provenance.Quantiles.from_json: made(reference)
+    )
     quantiles = rahf.load(finished_run).provenance.quantiles
     scores = np.array([[one.scores[name] for name in SCORES] for one in said[1]])
     assert quantiles.reference == "tiny, split test" and quantiles.count == 10

@@ -433,7 +433,8 @@ def alive(pid: int) -> bool:
 def test_script_without_guard_and_workers_end_with_their_parent(tokenizer, tmp_path):
     """The script runs once, not again in its worker; killed, it leaves no worker behind."""
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent("""
+    script.write_text(
+        textwrap.dedent("""
         import os, pathlib, signal, sys
         import jax  # as every training script does
         sys.path.insert(0, sys.argv[1])
@@ -447,7 +448,8 @@ def test_script_without_guard_and_workers_end_with_their_parent(tokenizer, tmp_p
         batches = test_loader.make(source, tokenizer, workers=1)
         next(batches)
         os.kill(os.getpid(), signal.SIGKILL)
-    """))
+    """)
+    )
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.model)
     here = pathlib.Path(__file__).parent
     command = [sys.executable, str(script), str(here), str(tmp_path)]

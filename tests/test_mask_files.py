@@ -92,7 +92,10 @@ def test_many_pictures_into_a_folder(folder, colours, capsys):
     ]
     lines = err.splitlines()
     assert lines[0] == "good.png: nothing to repair: no value reaches the threshold 0.3; the highest is 0.04"
-    assert lines[1].startswith("error: rubbish.png: not an image") and lines[2] == "error: nowhere.png: No such file or directory"
+    assert (
+        lines[1].startswith("error: rubbish.png: not an image")
+        and lines[2] == "error: nowhere.png: No such file or directory"
+    )
 
 
 def test_much_coverage_is_said(folder, colours, capsys):
@@ -120,7 +123,10 @@ def test_prompts_from_beside_and_exif(folder, colours):
         (["bad.png", "--out", "bad.png"], "bad.png: would be overwritten; give another --out"),
         (["bad.png", "--out", "m.png", "--json", "bad.png"], "bad.png: would be overwritten; give another --out"),
         (["bad.png", "--out", "m.png", "--threshold", "3"], "threshold: expected above 0 and at most 1, found 3.0"),
-        (["bad.png", "--out", "m.png", "--latent-grid", "0"], "latent grid: expected at least 1 pixel per cell, found 0"),
+        (
+            ["bad.png", "--out", "m.png", "--latent-grid", "0"],
+            "latent grid: expected at least 1 pixel per cell, found 0",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_before_anything_is_loaded(folder, capsys, arguments, error):

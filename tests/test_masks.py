@@ -196,7 +196,11 @@ def test_heatmap_is_resized_before_it_is_decided():
     [
         (np.zeros((8, 8)), MaskOptions(), "no value reaches the threshold 0.3; the highest is 0.00"),
         (np.full((8, 8), 0.2), MaskOptions(), "no value reaches the threshold 0.3; the highest is 0.20"),
-        (np.full((8, 8), 0.4), MaskOptions(seeds=0.5), "no value reaches 0.5, from which regions grow; the highest is 0.40"),
+        (
+            np.full((8, 8), 0.4),
+            MaskOptions(seeds=0.5),
+            "no value reaches 0.5, from which regions grow; the highest is 0.40",
+        ),
         (np.eye(8) == 9, MaskOptions(), "no value reaches the threshold 0.3"),
         (np.pad([[1.0]], 20), MaskOptions(), "no marked region is as large as 0.10% of the picture"),
     ],
@@ -285,15 +289,23 @@ def slow(heatmap: np.ndarray, o: MaskOptions) -> tuple[np.ndarray, np.ndarray]:
     kept = np.zeros_like(marked)
     for start in zip(*np.nonzero(marked)):
         component = flood(marked, start, True)
-        if len(component) >= o.min_area * marked.size and (o.seeds is None or max(heatmap[p] for p in component) >= o.seeds):
+        if len(component) >= o.min_area * marked.size and (
+            o.seeds is None or max(heatmap[p] for p in component) >= o.seeds
+        ):
             kept[start] = True
     nearest = lambda mask: np.array(  # noqa: E731
-        [[min((np.hypot(y - b, x - a) for b, a in zip(*np.nonzero(mask))), default=9e9) for x in range(width)] for y in range(height)]
+        [
+            [min((np.hypot(y - b, x - a) for b, a in zip(*np.nonzero(mask))), default=9e9) for x in range(width)]
+            for y in range(height)
+        ]
     )
     solid = nearest(kept) <= o.dilation * height + 1e-9
     for start in zip(*np.nonzero(~solid)):
         hole = flood(~solid, start, False)
-        if not any(y in (0, height - 1) or x in (0, width - 1) for y, x in hole) and len(hole) <= o.max_hole * marked.size:
+        if (
+            not any(y in (0, height - 1) or x in (0, width - 1) for y, x in hole)
+            and len(hole) <= o.max_hole * marked.size
+        ):
             solid[tuple(np.array(sorted(hole)).T)] = True
     if not o.feather:
         return solid, solid.astype(np.float32)

@@ -195,9 +195,7 @@ def test_training_mean_counts_existing_labels_only():
     maps = np.concatenate([b.heatmaps for b in some]) / 255
     keep = np.concatenate([b.heatmap_mask for b in some])
     for kind in range(2):
-        np.testing.assert_allclose(
-            mean.heatmaps()[:, :, kind], maps[keep[:, kind], :, :, kind].mean(0), rtol=1e-6
-        )
+        np.testing.assert_allclose(mean.heatmaps()[:, :, kind], maps[keep[:, kind], :, :, kind].mean(0), rtol=1e-6)
     scores, known = (np.concatenate([getattr(b, n) for b in some]) for n in ("scores", "score_mask"))
     expected = [scores[known[:, i], i].mean() for i in range(4)]
     np.testing.assert_allclose(mean.scores(), expected, rtol=1e-6)

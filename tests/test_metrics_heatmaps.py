@@ -234,10 +234,7 @@ def test_accumulator_splits_empty_from_marked():
     result = metrics.compute()
     assert len(result) == 2 * (len(PER_MAP) + 1 + 3)
     for kind, name in enumerate(HEATMAPS):
-        each = [
-            map_metrics([prediction[i, :, :, kind]], [truth[i, :, :, kind]])[0]
-            for i in index[mask[:, kind]]
-        ]
+        each = [map_metrics([prediction[i, :, :, kind]], [truth[i, :, :, kind]])[0] for i in index[mask[:, kind]]]
         blank = np.array([not truth[i, :, :, kind].any() for i in index[mask[:, kind]]])
         each = np.array(each)
         assert result[f"heatmaps/{name}/count"] == len(each)

@@ -125,7 +125,9 @@ def test_adafactor_by_hand():
     )
     stream = np.random.default_rng(0)
     params = {"a/kernel": stream.standard_normal((130, 128)), "b/bias": stream.standard_normal(5)}
-    draw = lambda: {k: stream.standard_normal(v.shape) * 10 ** stream.uniform(-2, 1, v.shape) for k, v in params.items()}
+    draw = lambda: {
+        k: stream.standard_normal(v.shape) * 10 ** stream.uniform(-2, 1, v.shape) for k, v in params.items()
+    }
     gradients = [draw() for _ in range(3)]
     make = optimizer.make(config, PLAIN, 3)
     found = functional.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in params.items()})

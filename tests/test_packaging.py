@@ -67,7 +67,9 @@ def test_its_metadata(wheel):
     assert metadata["Name"] == "rahf" and licence == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     assert set(metadata.get_all("Provides-Extra")) == {"gpu", "notebook", "ray", "test", "torch", "tpu"}
-    asked = {re.split(r"[<>=!;\[ ]", line)[0].lower() for line in metadata.get_all("Requires-Dist") if "extra" not in line}
+    asked = {
+        re.split(r"[<>=!;\[ ]", line)[0].lower() for line in metadata.get_all("Requires-Dist") if "extra" not in line
+    }
     assert {name.replace("_", "-") for name in asked} == required("options", "install_requires")
     assert "rahf = rahf.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
     assert archive.read(f"{info}/licenses/LICENSE").decode() == (ROOT / "LICENSE").read_text()
@@ -96,9 +98,7 @@ def test_the_command_runs_without_the_clone(elsewhere):
     helped = run("from rahf import cli; print(cli.__file__); cli.main(['--help'])")
     assert helped.returncode == 0, helped.stderr
     assert helped.stdout.startswith(f"{unpacked}/rahf/cli.py\nusage: rahf ")
-    found = run(
-        "from rahf import config; print(config.find('configs/demo.py')); print(config.load('demo.py').workdir)"
-    )
+    found = run("from rahf import config; print(config.find('configs/demo.py')); print(config.load('demo.py').workdir)")
     assert found.stdout.splitlines() == [f"{unpacked}/rahf/configs/demo.py", "runs/demo"], found.stderr
 
 
@@ -135,7 +135,9 @@ def third_party(*folders: str) -> set[str]:
 def test_everything_imported_is_asked_for():
     distributions = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"}
     asked = required("options", "install_requires")
-    imported = {distributions.get(name, name).lower().replace("_", "-") for name in third_party("rahf", "data_pipelines")}
+    imported = {
+        distributions.get(name, name).lower().replace("_", "-") for name in third_party("rahf", "data_pipelines")
+    }
     assert imported - asked == {"torch", "ray"}  # in functions which say how to install them
     assert "torch" in required("options.extras_require", "torch") and "ray" in required("options.extras_require", "ray")
     assert not {"tensorflow", "torch", "tensorflow-cpu"} & asked
@@ -172,7 +174,7 @@ def test_make_does_what_the_readme_promises(tmp_path):
     for target, last in (("demo", ".venv/bin/rahf demo"), ("test", tests)):
         plan = planned(target)
         assert plan.splitlines()[-1] == last
-        assert '-m pip install' in plan and '-c constraints.txt -e ".[test]"' in plan
+        assert "-m pip install" in plan and '-c constraints.txt -e ".[test]"' in plan
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/.installed").touch()
     assert planned("test") == tests + "\n"  # once is enough

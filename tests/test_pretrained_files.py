@@ -71,18 +71,14 @@ def test_a_missing_part_is_named(tmp_path):
 def test_parts_without_an_index(tmp_path):
     maker.save(tmp_path, {}, STATE, parts=2)
     (tmp_path / "model.safetensors.index.json").unlink()
-    with pytest.raises(
-        PretrainedError, match="model-00001-of-00002.safetensors is one part of several, and the index"
-    ):
+    with pytest.raises(PretrainedError, match="model-00001-of-00002.safetensors is one part of several, and the index"):
         read(tmp_path)
 
 
 def test_a_part_that_lacks_a_promised_tensor(tmp_path):
     maker.save(tmp_path, {}, STATE, parts=2)
     save_file({"c": STATE["c"]}, tmp_path / "model-00001-of-00002.safetensors")
-    with pytest.raises(
-        PretrainedError, match="model-00001-of-00002.safetensors: lacks 1 tensors .* promises: a"
-    ):
+    with pytest.raises(PretrainedError, match="model-00001-of-00002.safetensors: lacks 1 tensors .* promises: a"):
         read(tmp_path)
 
 
@@ -97,9 +93,7 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
     save_file(STATE, tmp_path / "secret.safetensors")
     inner = tmp_path / "inner"
     inner.mkdir()
-    (inner / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"a": "../secret.safetensors"}})
-    )
+    (inner / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
     with pytest.raises(PretrainedError, match="not a file of the same folder"):
         read(inner)
 
@@ -107,9 +101,7 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
 def test_a_truncated_download(tmp_path):
     file = maker.save(tmp_path, {}, STATE) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(
-        PretrainedError, match="model.safetensors: not a complete safetensors file .*download it again"
-    ):
+    with pytest.raises(PretrainedError, match="model.safetensors: not a complete safetensors file .*download it again"):
         read(tmp_path)
 
 

@@ -41,9 +41,7 @@ def test_vit(tmp_path, monkeypatch, variant):
 def test_vit_at_another_size(tmp_path, monkeypatch, size):
     config = configuration_vit.ViTConfig(**SMALL, intermediate_size=80)
     classifier = disturb(modeling_vit.ViTForImageClassification(config))
-    classifier.save_pretrained(
-        tmp_path
-    )  # the layout of google/vit-large-patch16-384: a prefix, and a classifier
+    classifier.save_pretrained(tmp_path)  # the layout of google/vit-large-patch16-384: a prefix, and a classifier
     found = vit_files.published(tmp_path)
     params = vit_files.load(tmp_path, found.vit, size)
     compare_tower(classifier.vit, found.vit, size, params, monkeypatch, interpolate_pos_encoding=True)
@@ -54,16 +52,12 @@ def test_vit_at_another_size(tmp_path, monkeypatch, size):
 def test_siglip(tmp_path, monkeypatch, whole, size):
     tower = dict(SMALL, intermediate_size=80)
     if whole:
-        text = dict(
-            hidden_size=48, num_hidden_layers=1, num_attention_heads=3, intermediate_size=80, vocab_size=49500
-        )
+        text = dict(hidden_size=48, num_hidden_layers=1, num_attention_heads=3, intermediate_size=80, vocab_size=49500)
         config = configuration_siglip.SiglipConfig(vision_config=tower, text_config=text)
         saved = disturb(modeling_siglip.SiglipModel(config))
         module = saved.vision_model
     else:
-        saved = module = disturb(
-            modeling_siglip.SiglipVisionModel(configuration_siglip.SiglipVisionConfig(**tower))
-        )
+        saved = module = disturb(modeling_siglip.SiglipVisionModel(configuration_siglip.SiglipVisionConfig(**tower)))
     saved.save_pretrained(tmp_path)
     found = siglip.published(tmp_path)
     assert found.vit.activation == "gelu-tanh" and not found.vit.class_token
@@ -85,9 +79,7 @@ def test_any_family_is_found_by_its_config(tmp_path):
     module = modeling_dinov2.Dinov2Model(configuration_dinov2.Dinov2Config(**SMALL))
     module.save_pretrained(tmp_path)
     found = pretrained.published_vision(tmp_path)
-    network = ModelConfig(
-        image_size=32, vit=found.vit, image_mean=found.image_mean, image_std=found.image_std
-    )
+    network = ModelConfig(image_size=32, vit=found.vit, image_mean=found.image_mean, image_std=found.image_std)
     params = pretrained.load_vision(tmp_path, network)
     np.testing.assert_array_equal(params["norm"]["scale"], module.layernorm.weight.detach().numpy())
     with pytest.raises(pretrained.PretrainedError, match="image_mean"):
@@ -159,17 +151,13 @@ def test_relative_buckets_to_the_digit(bidirectional, distance):
         num_buckets=32,
         max_distance=distance,
     )
-    ours = t5.relative_buckets(
-        positions, positions, bidirectional=bidirectional, buckets=32, max_distance=distance
-    )
+    ours = t5.relative_buckets(positions, positions, bidirectional=bidirectional, buckets=32, max_distance=distance)
     np.testing.assert_array_equal(ours, theirs.numpy())
 
 
 def test_towers_start_a_network(tmp_path):
     """Both towers go into fresh parameters of a whole network; heads stay as they were initialised."""
-    modeling_vit.ViTModel(configuration_vit.ViTConfig(**SMALL, intermediate_size=80)).save_pretrained(
-        tmp_path / "vit"
-    )
+    modeling_vit.ViTModel(configuration_vit.ViTConfig(**SMALL, intermediate_size=80)).save_pretrained(tmp_path / "vit")
     make_t5(tmp_path / "t5", V1_0, False)
     found = vit_files.published(tmp_path / "vit")
     config = ModelConfig(
@@ -189,8 +177,6 @@ def test_towers_start_a_network(tmp_path):
     assert record["vision"]["positions"] is None and record["text"]["license"] == "unknown"
     before, after = functional.flatten(fresh), functional.flatten(params)
     kept = {path for path in before if np.array_equal(before[path], after[path])}
-    assert kept == {
-        path for path in before if not path.startswith(("vit/", "encoder/", "decoder/", "embedding"))
-    }
+    assert kept == {path for path in before if not path.startswith(("vit/", "encoder/", "decoder/", "embedding"))}
     assert kept == set(record["random"]) and set(before) - kept == set(record["taken"])
     assert (fresh["embedding"] == 0.5).all()  # the given parameters are not changed

@@ -28,9 +28,7 @@ def test_bin_equals_safetensors(tmp_path, zipped):
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(maker.VIT))
-    torch.save(
-        tensors(maker.vit_state()), folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped
-    )
+    torch.save(tensors(maker.vit_state()), folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     found = load(folder)
     np.testing.assert_array_equal(found["embed"]["kernel"], expected["embed"]["kernel"])
     np.testing.assert_array_equal(found["layer_1"]["wo"]["kernel"], expected["layer_1"]["wo"]["kernel"])
@@ -64,18 +62,14 @@ class Payload:
 def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, zipped):
     file, mark = tmp_path / "evil.pt", tmp_path / "ran"
     torch.save({"a": torch.zeros(1), "b": Payload(str(mark))}, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(
-        PretrainedError, match="evil.pt: refused by the weights-only reader, nothing in it was run"
-    ):
+    with pytest.raises(PretrainedError, match="evil.pt: refused by the weights-only reader, nothing in it was run"):
         files.open_torch(file)
     assert not mark.exists()
     torch.load(file, weights_only=False)  # the payload does work, so the refusal above means something
     assert mark.exists()
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}]
-)
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_wrapped_state_dicts(tmp_path, wrap, prefix):
     file = tmp_path / "x.pt"

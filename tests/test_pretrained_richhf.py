@@ -65,9 +65,7 @@ def test_missing_and_broken_tensors_are_named(name):
 
 
 def test_extra_tensors_are_named():
-    state = maker.richhf_state() | {
-        "score_predictor.beauty.linear_layers.0.weight": np.zeros((1, 1), np.float32)
-    }
+    state = maker.richhf_state() | {"score_predictor.beauty.linear_layers.0.weight": np.zeros((1, 1), np.float32)}
     with pytest.raises(PretrainedError, match="score_predictor.beauty.* not part of this network"):
         richhf_torch.convert(state, vit_heads=2)
 
@@ -81,9 +79,7 @@ def test_another_kind_of_network_is_refused():
 def vocabulary(tmp_path_factory):
     """A SentencePiece file and its number of pieces."""
     file = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
-    file.write_bytes(
-        text.train_tokenizer(["a yellow cat sits on a red mat", "two dogs run in the snow"], 320)
-    )
+    file.write_bytes(text.train_tokenizer(["a yellow cat sits on a red mat", "two dogs run in the snow"], 320))
     return file, text.Tokenizer.load(file).vocab_size
 
 
@@ -134,9 +130,7 @@ def test_a_model_directory_loads_and_says_its_licence(tmp_path, vocabulary, capl
 
 def test_import_makes_a_model_directory(tmp_path, published, vocabulary):
     out = tmp_path / "models" / "richhf"
-    made = richhf_torch.import_checkpoint(
-        published, out, license="CC BY-NC 4.0", tokenizer=vocabulary[0], vit_heads=2
-    )
+    made = richhf_torch.import_checkpoint(published, out, license="CC BY-NC 4.0", tokenizer=vocabulary[0], vit_heads=2)
     assert made == out
     config, stored = stored_params(out)
     model, converted = richhf_torch.convert(maker.richhf_state(vocabulary[1]), vit_heads=2)
@@ -180,8 +174,6 @@ def test_a_foreign_vocabulary_is_refused(tmp_path, vocabulary):
     state = maker.richhf_state(40)
     torch.save({name: torch.from_numpy(value) for name, value in state.items()}, tmp_path / "x.pt")
     with pytest.raises(PretrainedError, match=f"has {vocabulary[1]} pieces, the network's embedding 40 rows"):
-        richhf_torch.import_checkpoint(
-            tmp_path / "x.pt", tmp_path / "out", tokenizer=vocabulary[0], vit_heads=2
-        )
+        richhf_torch.import_checkpoint(tmp_path / "x.pt", tmp_path / "out", tokenizer=vocabulary[0], vit_heads=2)
     with pytest.raises(PretrainedError, match="absent.pt: no such file"):
         richhf_torch.import_checkpoint(tmp_path / "absent.pt", tmp_path / "out", tokenizer=vocabulary[0])

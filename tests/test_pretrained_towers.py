@@ -58,9 +58,7 @@ def test_a_missing_tensor_is_named(tmp_path, kind):
     shape = state.pop(name).shape
     with pytest.raises(PretrainedError) as caught:
         load(maker.save(tmp_path, config, state))
-    assert f"{name}: missing, expected shape {shape}" in str(caught.value) and str(tmp_path) in str(
-        caught.value
-    )
+    assert f"{name}: missing, expected shape {shape}" in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
 def test_an_extra_tensor_is_named(tmp_path, kind):
@@ -201,18 +199,14 @@ def test_t5_copies_of_the_embedding_must_be_equal(tmp_path):
     state = maker.t5_state()
     state["encoder.embed_tokens.weight"] = state["shared.weight"].copy()
     state["lm_head.weight"] = state["shared.weight"] + 1
-    with pytest.raises(
-        PretrainedError, match="lm_head.weight: differs from the tensor that it is said to share"
-    ):
+    with pytest.raises(PretrainedError, match="lm_head.weight: differs from the tensor that it is said to share"):
         load_t5(maker.save(tmp_path, maker.T5, state))
 
 
 def test_t5_embedding_under_its_other_name_and_a_tensor_nobody_uses(tmp_path):
     state = maker.t5_state()
     table = state["encoder.embed_tokens.weight"] = state.pop("shared.weight")
-    state["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = np.zeros(
-        (32, 2), np.float32
-    )
+    state["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = np.zeros((32, 2), np.float32)
     np.testing.assert_array_equal(load_t5(maker.save(tmp_path, maker.T5, state))["embedding"], table)
 
 

@@ -36,7 +36,9 @@ def painting(reds: dict[int, int], asked: list | None = None):
 def test_the_best_of_n_inside_the_mask_only(damaged):
     asked = []
     before = damaged.copy()
-    result = repair(painting({0: 90, 1: 10, 2: 50}, asked), damaged, "a leaf", 3, critic=ColourCritic(), options=OPTIONS)
+    result = repair(
+        painting({0: 90, 1: 10, 2: 50}, asked), damaged, "a leaf", 3, critic=ColourCritic(), options=OPTIONS
+    )
     assert (result.chosen, result.seeds) == (2, [0, 1, 2]) and len(result.candidates) == 4
     np.testing.assert_array_equal(damaged, before)
     expected = before.copy()
@@ -102,7 +104,9 @@ def test_nothing_to_repair_generates_nothing():
     result = repair(generate, clean, "a leaf", critic=ColourCritic())
     np.testing.assert_array_equal(result.image, clean)
     assert result.chosen == 0 and result.mask.empty and result.seeds == [] and result.scores.shape == (1, 4)
-    assert result.reason.startswith("unchanged: nothing to repair, no value reaches the threshold 0.3; the highest is 0.08")
+    assert result.reason.startswith(
+        "unchanged: nothing to repair, no value reaches the threshold 0.3; the highest is 0.08"
+    )
 
 
 def test_other_heatmap_other_score(damaged):

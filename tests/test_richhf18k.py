@@ -279,14 +279,10 @@ def test_pictures_are_read_only_where_a_wanted_one_is(tmp_path, monkeypatch):
 def test_a_shard_is_never_whole_in_memory(tmp_path):
     padding = np.random.default_rng(0).bytes(100_000)
     rows = [(f"u{i}", photo(f"u{i}") + padding, "x", photo("x"), CAPTION) for i in range(200)]
-    path = write_shard(
-        tmp_path / "s.parquet", rows, row_group_size=200, write_batch_size=4, compression="none"
-    )
+    path = write_shard(tmp_path / "s.parquet", rows, row_group_size=200, write_batch_size=4, compression="none")
     assert path.stat().st_size > 20_000_000
     before, most = pa.total_allocated_bytes(), []
     wanted = {f"u{i}" for i in range(200)}
-    found = join.extract(
-        join.Unit(str(path), ()), wanted, set(), lambda *_: most.append(pa.total_allocated_bytes())
-    )
+    found = join.extract(join.Unit(str(path), ()), wanted, set(), lambda *_: most.append(pa.total_allocated_bytes()))
     assert len(found.captions) == 200
     assert max(most) - before < 8_000_000

@@ -26,12 +26,7 @@ def slow_masked_crc(data):
 
 def frame(payload):
     length = struct.pack("<Q", len(payload))
-    return (
-        length
-        + struct.pack("<I", slow_masked_crc(length))
-        + payload
-        + struct.pack("<I", slow_masked_crc(payload))
-    )
+    return length + struct.pack("<I", slow_masked_crc(length)) + payload + struct.pack("<I", slow_masked_crc(payload))
 
 
 PAYLOADS = [tf_example.serialize({"filename": [f"train/u{i}.jpg".encode()], "n": [i]}) for i in range(4)]
@@ -51,10 +46,7 @@ def damage(path, place):
 
 
 def test_crc_of_the_check_string():
-    assert (
-        slow_masked_crc(b"123456789")
-        == (((0xE3069283 >> 15 | 0xE3069283 << 17) & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
-    )
+    assert slow_masked_crc(b"123456789") == (((0xE3069283 >> 15 | 0xE3069283 << 17) & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
     rng = np.random.default_rng(0)
     for size in (0, 1, 7, 8, 1000):
         data = rng.bytes(size)
@@ -184,9 +176,7 @@ def test_names_and_polarity():
 
 
 def test_snapping_by_hand():
-    values = np.array(
-        [[0, 20, 21, 42, 43, 64, 65, 85, 105, 106, 127, 128, 212, 213, 234, 235, 255]], np.uint8
-    )
+    values = np.array([[0, 20, 21, 42, 43, 64, 65, 85, 105, 106, 127, 128, 212, 213, 234, 235, 255]], np.uint8)
     snapped, far = labels.snap(values)
     expected = [0, 0, 0, 0, 85, 85, 85, 85, 85, 85, 85, 170, 170, 255, 255, 255, 255]
     np.testing.assert_array_equal(snapped[0], expected)

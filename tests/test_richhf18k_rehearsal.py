@@ -42,10 +42,7 @@ def test_reference_records_follow_from_the_annotations(rehearsal):
             raw = annotations[record.uid]
             assert record.prompt == raw["prompt"]
             raters = raw["annotators"]
-            ratings = [
-                [r["scores"][n] for n in ("plausibility", "alignment", "aesthetics", "overall")]
-                for r in raters
-            ]
+            ratings = [[r["scores"][n] for n in ("plausibility", "alignment", "aesthetics", "overall")] for r in raters]
             np.testing.assert_allclose(record.scores, (np.mean(ratings, 0) - 1) / 4, atol=1e-6)
             votes = np.sum([r["word_labels"] for r in raters], 0)
             assert record.word_labels == tuple((votes >= 2).astype(int))

@@ -20,11 +20,7 @@ def rebuild(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
     state = {}
     for name, shape in shapes.items():
         value = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-        if (
-            name.endswith(".scale")
-            or "layer_norm.weight" in name
-            or ("layernorm" in name and name.endswith("weight"))
-        ):
+        if name.endswith(".scale") or "layer_norm.weight" in name or ("layernorm" in name and name.endswith("weight")):
             value = 1 + np.float32(0.1) * value
         elif len(shape) > 1:
             value = value / np.float32(np.sqrt(np.prod(shape[1:])))

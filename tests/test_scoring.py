@@ -28,7 +28,6 @@ def no_waiting_for_disks(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
-
 def picture(red) -> bytes:
     return encode(plain(red, 100, 60))
 
@@ -41,7 +40,11 @@ def run(inputs, out, **options):
 def table(out) -> list[dict]:
     """All rows of a job, in order."""
     names = [name for name in files.listing(str(out)) if name.startswith("part-")]
-    return [row for name in names for row in pq.read_table(io.BytesIO(files.read(files.join(str(out), name), 10**7))).to_pylist()]
+    return [
+        row
+        for name in names
+        for row in pq.read_table(io.BytesIO(files.read(files.join(str(out), name), 10**7))).to_pylist()
+    ]
 
 
 def scores_of(rows) -> list[float]:
@@ -125,7 +128,12 @@ def test_every_kind_of_input_gives_the_same_scores(tmp_path, kind):
         assert row["alignment"] == pytest.approx(100 / 255, abs=1e-6) and row["error"] is None
     assert (summary.blocks, summary.rows, summary.scored, summary.refused) == (blocks, 5, 5, 0)
     assert rows[0]["group"] == ("0" if kind == "jsonl" else "number 0")
-    assert rows[4]["key"] == {"jsonl": "4.png", "folder": "more/4.png", "parquet of paths": "4.png", "webdataset": "004"}.get(kind, "row 4")
+    assert rows[4]["key"] == {
+        "jsonl": "4.png",
+        "folder": "more/4.png",
+        "parquet of paths": "4.png",
+        "webdataset": "004",
+    }.get(kind, "row 4")
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["model"] == "colours-1"
 
 
@@ -301,7 +309,9 @@ def test_mixed_models_are_noticed_at_the_end(tmp_path):
         critic = Changing()
         critic.calls = [0] * 2 * block.number
         job.score(critic, block)
-    with pytest.raises(ScoreError, match=r"different models, colours-0 \(from part 0 on\) and colours-1 \(from part 1 on\)"):
+    with pytest.raises(
+        ScoreError, match=r"different models, colours-0 \(from part 0 on\) and colours-1 \(from part 1 on\)"
+    ):
         job.finish(3)
 
 
@@ -330,7 +340,11 @@ def test_bad_inputs(tmp_path, name, error):
 
 @pytest.mark.parametrize(
     "options, error",
-    [(dict(runner="slurm"), "expected local or ray, found 'slurm'"), (dict(batch_size=0), "batch size"), (dict(block_size=0), "block size")],
+    [
+        (dict(runner="slurm"), "expected local or ray, found 'slurm'"),
+        (dict(batch_size=0), "batch size"),
+        (dict(block_size=0), "block size"),
+    ],
 )
 def test_bad_options(tmp_path, options, error):
     with pytest.raises(ScoreError, match=error):

@@ -52,7 +52,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def run(inputs, out, runner="ray", load=None, **options):
     load = load or (lambda path: ColourCritic())
-    return score("model", [str(one) for one in inputs], str(out), runner=runner, batch_size=2, block_size=1, load=load, **options)
+    return score(
+        "model", [str(one) for one in inputs], str(out), runner=runner, batch_size=2, block_size=1, load=load, **options
+    )
 
 
 def written(folder) -> dict[str, bytes]:

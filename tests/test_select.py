@@ -107,9 +107,18 @@ def test_what_is_not_scored_is_never_kept():
         (dict(threshold=float("nan")), "threshold: expected a number, found nan"),
         (dict(groups=None), "groups: needed to find the best of each; give one name per candidate, or best_of=False"),
         (dict(groups=[1]), "groups: expected one per candidate (2), found 1"),
-        (dict(best_of=False, min_gap=0.1), "min_gap: expected 0 or more, and the best of each group to be chosen; found 0.1"),
-        (dict(require=["alignment=0.6"]), "constraint 'alignment=0.6': expected a score, >= <= > or <, and a number, as in 'alignment>=0.6'"),
-        (dict(require=["alignment>=high"]), "constraint 'alignment>=high': expected a score, >= <= > or <, and a number, as in 'alignment>=0.6'"),
+        (
+            dict(best_of=False, min_gap=0.1),
+            "min_gap: expected 0 or more, and the best of each group to be chosen; found 0.1",
+        ),
+        (
+            dict(require=["alignment=0.6"]),
+            "constraint 'alignment=0.6': expected a score, >= <= > or <, and a number, as in 'alignment>=0.6'",
+        ),
+        (
+            dict(require=["alignment>=high"]),
+            "constraint 'alignment>=high': expected a score, >= <= > or <, and a number, as in 'alignment>=0.6'",
+        ),
         (dict(require=["alinment>=0.6"]), "no score is called 'alinment'. Did you mean 'alignment'?"),
     ],
 )

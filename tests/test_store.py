@@ -279,9 +279,7 @@ def test_a_record_with_a_missing_field(dataset, tmp_path, monkeypatch):
     folder = copy(dataset, tmp_path)
     source = store.open_split(folder, "train")
     parse = store.tf_example.parse
-    monkeypatch.setattr(
-        store.tf_example, "parse", lambda data: {k: v for k, v in parse(data).items() if k != "prompt"}
-    )
+    monkeypatch.setattr(store.tf_example, "parse", lambda data: {k: v for k, v in parse(data).items() if k != "prompt"})
     with pytest.raises(store.DatasetError, match="record 4 .*no field 'prompt'.*prepare the data again"):
         source[4]
 

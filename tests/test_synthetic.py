@@ -61,9 +61,7 @@ def test_what_is_said_does_not_depend_on_the_size():
     assert prompt(0, "train", 11) == small.prompt
 
 
-@pytest.mark.parametrize(
-    "arguments", [(0, "training", 0), (-1, "train", 0), (0, "train", -1), (0, "train", 0, 8)]
-)
+@pytest.mark.parametrize("arguments", [(0, "training", 0), (-1, "train", 0), (0, "train", -1), (0, "train", 0, 8)])
 def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="expected"):
         scene(*arguments)

@@ -132,9 +132,7 @@ def test_a_word_cut_in_its_middle_is_lost(t5):
     assert t5.encode_prompt("a photorealistic cat", len(pieces) + 1).words_lost == ["cat"]
 
 
-@pytest.mark.parametrize(
-    "prompt", ["a red cat", "  ﬁne…  été\n\n猫, (dogs) \t!! b", "猫犬 猫 ½ 'x' ... _0 a\u200bb"]
-)
+@pytest.mark.parametrize("prompt", ["a red cat", "  ﬁne…  été\n\n猫, (dogs) \t!! b", "猫犬 猫 ½ 'x' ... _0 a\u200bb"])
 def test_words_lost_at_every_length(tokenizer, prompt):
     words, ids = split_words(prompt), tokenizer.encode(prompt)
     lost = [tokenizer.encode_prompt(prompt, n).words_lost for n in range(1, len(ids) + 3)]

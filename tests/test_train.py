@@ -209,9 +209,19 @@ def test_bad_parameters_leave_no_checkpoint(tiny_config, tmp_path, monkeypatch, 
 
 
 def measured(**changes) -> StepMetrics:
-    values = {"heatmap": 0.1, "score": 0.2, "keyword": 3.0, "tag": 0.0, "total": 3.3, "gradient": 1.0, "parameters": 50.0} | changes
+    values = {
+        "heatmap": 0.1,
+        "score": 0.2,
+        "keyword": 3.0,
+        "tag": 0.0,
+        "total": 3.3,
+        "gradient": 1.0,
+        "parameters": 50.0,
+    } | changes
     parts = Parts(*(np.float32(values[n]) for n in Parts._fields))
-    return StepMetrics(np.float32(values["total"]), parts, np.float32(values["gradient"]), np.float32(values["parameters"]))
+    return StepMetrics(
+        np.float32(values["total"]), parts, np.float32(values["gradient"]), np.float32(values["parameters"])
+    )
 
 
 class Kept:
@@ -245,7 +255,9 @@ def test_what_is_not_finite_is_named(changes, named, kept):
     run = object.__new__(loop._Run)
     run.checkpoints = Kept(4, 8)
     run.check(9, measured())
-    with pytest.raises(TrainError, match=rf"^step 9: {named} is not finite \(.*\); last good checkpoint: step {kept[-1]}, "):
+    with pytest.raises(
+        TrainError, match=rf"^step 9: {named} is not finite \(.*\); last good checkpoint: step {kept[-1]}, "
+    ):
         run.check(9, measured(**changes))
     assert run.checkpoints.found == kept
 
@@ -332,7 +344,10 @@ def test_wrong_data(tiny_config, tiny_data, tmp_path, capsys):
     (emptied / "dataset_info.json").write_text(json.dumps(info))
     assert "split 'train' is empty" in refused(capsys, tiny_config, run, "--data.path", str(emptied))
     error = refused(capsys, tiny_config, run, "--data.tokenizer", "t5.model")
-    assert "data.tokenizer: no file t5.model; give a SentencePiece model, the folder of a T5, 'start' or 'dataset'" in error
+    assert (
+        "data.tokenizer: no file t5.model; give a SentencePiece model, the folder of a T5, 'start' or 'dataset'"
+        in error
+    )
     error = refused(capsys, tiny_config, run, "--model.t5.vocab-size", "100")
     assert re.search(r"has \d+ pieces, model.t5.vocab_size is only 100; set it to at least that", error)
 

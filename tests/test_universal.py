@@ -137,9 +137,7 @@ def test_zero_scale_is_the_plain_sampler_bit_for_bit(sampler):
         return jnp.tanh(z @ weights + t[:, None] / 1000)
 
     def run(energy, **options):
-        return universal.sample(
-            network, schedule, start(), energy=energy, options=GuidanceOptions(**options), key=key
-        )
+        return universal.sample(network, schedule, start(), energy=energy, options=GuidanceOptions(**options), key=key)
 
     plain = run(None)
     zero = run(quadratic, scale=0.0)
@@ -228,9 +226,7 @@ def test_window_decides_where_energies_are_asked():
     schedule = schedules.ddim(SIGNALS, 10)
     inside = (schedule.signal >= 0.2) & (schedule.signal <= 0.8)
     options = GuidanceOptions(scale=0.3, window=(0.2, 0.8), recurrences=2)
-    found = universal.sample(
-        gaussian(), schedule, start(), energy=quadratic, options=options, key=jax.random.key(0)
-    )
+    found = universal.sample(gaussian(), schedule, start(), energy=quadratic, options=options, key=jax.random.key(0))
     trace = found.trace
     assert 0 < inside.sum() < 10
     assert trace.step.tolist() == np.repeat(np.arange(10), np.where(inside, 2, 1)).tolist()
@@ -290,9 +286,7 @@ def test_energies_stay_float32_under_a_bfloat16_denoiser():
     )
     assert seen == {"denoiser": jnp.bfloat16, "energy": jnp.float32}
     assert {x.dtype for x in (found.sample, found.energy, *found.trace[3:6])} == {jnp.dtype("float32")}
-    exact = universal.sample(
-        gaussian(), schedules.ddim(SIGNALS, 6), start(), energy=quadratic, options=options
-    )
+    exact = universal.sample(gaussian(), schedules.ddim(SIGNALS, 6), start(), energy=quadratic, options=options)
     np.testing.assert_allclose(found.sample, exact.sample, atol=0.2)
 
 
@@ -368,7 +362,9 @@ def test_rematerialisation_bounds_memory():
     def final(first, remat):  # the gradient of the end of a trajectory in its beginning
         options = GuidanceOptions(scale=0.1, through_denoiser=False, remat=remat, **ALWAYS)
         network = lambda z, t, c: deep(z)  # noqa: E731
-        return universal.sample(network, schedule, first, energy=lambda x: deep(x).sum(-1), options=options).energy.sum()
+        return universal.sample(
+            network, schedule, first, energy=lambda x: deep(x).sum(-1), options=options
+        ).energy.sum()
 
     first = jax.random.normal(jax.random.key(1), (64, 32))
     memory, gradients = {}, {}

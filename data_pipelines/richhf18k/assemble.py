@@ -56,9 +56,7 @@ class Assembly:
             raise DatasetError(self._nothing_found())
         extra = {
             REFUSED_FILE: lambda: "".join(json.dumps(line) + "\n" for line in self.refused),
-            SUMMARY_FILE: lambda: (
-                json.dumps({"plan": plan, "summary": self.summary.to_dict()}, indent=2) + "\n"
-            ),
+            SUMMARY_FILE: lambda: json.dumps({"plan": plan, "summary": self.summary.to_dict()}, indent=2) + "\n",
         }
         splits = {split: self._records(split, advance) for split in self.files}
         try:
@@ -99,16 +97,12 @@ class Assembly:
         self.summary.count(split, why.kind)
         if entry.fatal:
             self.summary.cut_short.append(f"{file}: {why}")
-        self.refused.append(
-            {"file": file, "record": entry.number, "uid": uid, "kind": why.kind, "reason": str(why)}
-        )
+        self.refused.append({"file": file, "record": entry.number, "uid": uid, "kind": why.kind, "reason": str(why)})
 
     def _join(self, split: str, number: int, uid: str, features: Mapping[str, tf_example.Values]) -> Record:
         if self.owners[uid] != (split, number):
             owner_split, owner_number = self.owners[uid]
-            raise Refused(
-                "duplicates", f"{self.files[owner_split].name}, record {owner_number}, has the same picture"
-            )
+            raise Refused("duplicates", f"{self.files[owner_split].name}, record {owner_number}, has the same picture")
         image, prompt = self.pictures.find(uid)
         labels = labels_lib.read_labels(features)
         words = tuple(text.split_words(prompt))

@@ -49,8 +49,7 @@ def load(path: str | pathlib.Path, wanted: Collection[str]) -> dict[str, str]:
         caption_column = next((name for name in CAPTION_COLUMNS if name in row), None)
         if not uid_columns or caption_column is None:
             raise DatasetError(
-                f"{where}: expected a column 'uid' and a column 'caption', "
-                f"found {', '.join(map(str, row)) or 'none'}"
+                f"{where}: expected a column 'uid' and a column 'caption', found {', '.join(map(str, row)) or 'none'}"
             )
         caption = row[caption_column]
         for column in uid_columns:
@@ -70,9 +69,7 @@ def _jsonl(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             except json.JSONDecodeError as error:
                 raise DatasetError(f"{path}, line {number}: not JSON ({error})") from error
             if not isinstance(row, dict):
-                raise DatasetError(
-                    f"{path}, line {number}: expected an object like {{'uid': …, 'caption': …}}"
-                )
+                raise DatasetError(f"{path}, line {number}: expected an object like {{'uid': …, 'caption': …}}")
             yield f"{path}, line {number}", row
 
 

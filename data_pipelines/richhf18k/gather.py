@@ -75,9 +75,7 @@ class Pictures:
         return self._staging.get(uid), caption
 
 
-def caption_files(
-    captions: str | os.PathLike | None, images: Sequence[str | os.PathLike]
-) -> list[pathlib.Path]:
+def caption_files(captions: str | os.PathLike | None, images: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
     """The captions file that was named, or else those that lie in the folders of images.
 
     Raises:

@@ -77,9 +77,7 @@ def units(paths: Sequence[str | os.PathLike], wanted: Collection[str]) -> list[U
             listed += _units_of(path, wanted)
         else:
             state = "is neither a parquet shard nor a folder" if path.exists() else "does not exist"
-            raise DatasetError(
-                f"--images {path} {state}; give parquet shards or folders of <uid>.jpg|png|webp"
-            )
+            raise DatasetError(f"--images {path} {state}; give parquet shards or folders of <uid>.jpg|png|webp")
     for unit in listed:
         if not unit.files:
             check_not_lfs_pointer(pathlib.Path(unit.path))
@@ -160,9 +158,7 @@ def _from_shard(
             pairs, caption_column = _layout(path, file.schema_arrow.names)
             for group in range(file.num_row_groups):
                 hits = list(_hits(file, group, pairs, caption_column, wanted))
-                needed = {
-                    (row, side) for row, side, uid, _ in hits if uid not in have and uid not in found.captions
-                }
+                needed = {(row, side) for row, side, uid, _ in hits if uid not in have and uid not in found.captions}
                 pictures = _pictures(file, group, pairs, needed)
                 for row, side, uid, caption in hits:
                     yield uid, next(pictures) if (row, side) in needed else None, caption
@@ -186,9 +182,7 @@ def _layout(path: str, names: Iterable[str]) -> tuple[list[tuple[str, str]], str
     return pairs, next((name for name in captions_lib.CAPTION_COLUMNS if name in names), None)
 
 
-def _hits(
-    file, group: int, pairs, caption_column: str | None, wanted
-) -> Iterator[tuple[int, int, str, str | None]]:
+def _hits(file, group: int, pairs, caption_column: str | None, wanted) -> Iterator[tuple[int, int, str, str | None]]:
     """Row, side, uid and caption of every wanted picture of a row group, in order."""
     columns = [uid for uid, _ in pairs] + ([caption_column] if caption_column else [])
     start = 0

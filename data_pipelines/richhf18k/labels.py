@@ -67,9 +67,7 @@ def uid_of(features: Mapping[str, tf_example.Values]) -> str:
     name = values[0].decode(errors="replace") if values and isinstance(values[0], bytes) else ""
     uid = pathlib.PurePosixPath(name).stem
     if not uid:
-        raise Refused(
-            "missing field", f"no field 'filename', so no picture can be found; it has {_names(features)}"
-        )
+        raise Refused("missing field", f"no field 'filename', so no picture can be found; it has {_names(features)}")
     return uid
 
 
@@ -103,9 +101,7 @@ def read_labels(features: Mapping[str, tf_example.Values]) -> Labels:
 
 def missing_labels(labels: Labels) -> list[str]:
     """Names of the labels that a record lacks."""
-    named = {
-        name: None if math.isnan(score) else score for name, score in zip(SCORES, labels.scores, strict=True)
-    }
+    named = {name: None if math.isnan(score) else score for name, score in zip(SCORES, labels.scores, strict=True)}
     named |= {"implausibility": labels.implausibility, "misalignment": labels.misalignment}
     named["words"] = labels.word_labels
     return [name for name, value in named.items() if value is None]
@@ -145,9 +141,7 @@ def _word_labels(features: Mapping[str, tf_example.Values]) -> tuple[int, ...] |
         return None
     pieces = text.decode(errors="replace").split()
     if any(piece not in ("0", "1") for piece in pieces):
-        raise Refused(
-            "word/label mismatch", f"{WORD_FEATURE} is {' '.join(pieces)!r:.80}, expected zeros and ones"
-        )
+        raise Refused("word/label mismatch", f"{WORD_FEATURE} is {' '.join(pieces)!r:.80}, expected zeros and ones")
     return tuple(int(piece) for piece in pieces)
 
 

@@ -183,7 +183,5 @@ def _bars(console: rich.console.Console) -> Iterator[gather.Advance]:
 def _report(console: rich.console.Console, summary: Summary, target: pathlib.Path) -> None:
     console.print(summary.table())
     for line in summary.remarks():
-        console.print(
-            line, style="yellow" if line.startswith("warning") else None, markup=False, soft_wrap=True
-        )
+        console.print(line, style="yellow" if line.startswith("warning") else None, markup=False, soft_wrap=True)
     console.print(f"dataset {target}, refused records {target / REFUSED_FILE}", markup=False, soft_wrap=True)

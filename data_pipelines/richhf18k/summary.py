@@ -92,7 +92,5 @@ class Summary:
                 "the annotators' levels 0, 85, 170, 255 (maps stored as JPEG?); they were moved to the "
                 "nearest"
             )
-        lines += [
-            f"warning: {reason}; used what could be read" for reason in self.unreadable + self.cut_short
-        ]
+        lines += [f"warning: {reason}; used what could be read" for reason in self.unreadable + self.cut_short]
         return lines

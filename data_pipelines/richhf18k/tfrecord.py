@@ -77,9 +77,7 @@ def _next(file: BinaryIO, number: int, offset: int, size: int) -> tuple[Entry, i
         return bad(f"the file is cut off inside the frame of record {number}", True), size
     length, length_crc = _HEAD.unpack(head)
     if masked_crc(head[:8]) != length_crc:
-        hint = (
-            "; not a TFRecord file, or damaged from the start" if number == 0 else "; the rest is unreadable"
-        )
+        hint = "; not a TFRecord file, or damaged from the start" if number == 0 else "; the rest is unreadable"
         return bad(f"CRC error in the length of record {number}{hint},", True), size
     if length + _FOOT.size > size - offset - _HEAD.size:
         return bad(f"the file is cut off: record {number} has {length} bytes,", True), size

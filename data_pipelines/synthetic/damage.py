@@ -169,9 +169,7 @@ _CHANGES: dict[str, Callable[..., np.ndarray]] = {
 KINDS = tuple(_CHANGES)
 
 
-def plant_damage(
-    canvas: np.ndarray, rng: np.random.Generator, spots: list[Spot]
-) -> tuple[list[Damage], np.ndarray]:
+def plant_damage(canvas: np.ndarray, rng: np.random.Generator, spots: list[Spot]) -> tuple[list[Damage], np.ndarray]:
     """Damages up to two regions of a picture.
 
     Args:

@@ -73,9 +73,7 @@ def draw_object(
     canvas[y0:y1, x0:x1] = under + mask[here][..., None] * (colours[here] - under)
 
 
-def _shade(
-    tint: np.ndarray, soft: np.ndarray, diameter: float, light: tuple[float, float], gloss: float
-) -> np.ndarray:
+def _shade(tint: np.ndarray, soft: np.ndarray, diameter: float, light: tuple[float, float], gloss: float) -> np.ndarray:
     """Relief: the slope of the softened outline, lit from one side, like a thick sticker."""
     slope = np.zeros_like(soft)
     slope[1:-1] -= light[1] * (soft[2:] - soft[:-2])

@@ -114,6 +114,4 @@ def _spread(rater: Rater, rng: np.random.Generator, damage: Damage) -> list[tupl
 
 def _pixels(points: Sequence[tuple[float, float]], side: int) -> tuple[tuple[float, float], ...]:
     """Points in pixels, kept inside the picture, with one decimal like a mouse gives."""
-    return tuple(
-        (round(min(max(x, 0.0), 1.0) * side, 1), round(min(max(y, 0.0), 1.0) * side, 1)) for x, y in points
-    )
+    return tuple((round(min(max(x, 0.0), 1.0) * side, 1), round(min(max(y, 0.0), 1.0) * side, 1)) for x, y in points)

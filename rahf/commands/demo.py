@@ -19,7 +19,9 @@ def add(commands) -> None:
     parser.add_argument("--workdir", default="runs/demo", help="run directory")
     parser.add_argument("--data", default="data/demo", help="where the synthetic scenes go")
     parser.add_argument("--config", default="configs/demo.py", help="config file")
-    parser.add_argument("--train-scenes", type=int, default=None, help="number of training scenes (default: as the config needs)")
+    parser.add_argument(
+        "--train-scenes", type=int, default=None, help="number of training scenes (default: as the config needs)"
+    )
     parser.add_argument("--steps", type=int, default=None, help="training steps (default: as in the config)")
 
 

@@ -18,8 +18,12 @@ def add(commands) -> None:
     parser.add_argument("model", help="run directory, checkpoint directory or exported file")
     parser.add_argument("--data", default=None, help="prepared dataset (default: the one it was trained on)")
     parser.add_argument("--split", default="test", help="split to evaluate")
-    parser.add_argument("--report", default=None, metavar="DIR", help="where the report goes (default: RUN/report/SPLIT)")
-    parser.add_argument("--json", default=None, metavar="FILE", help="metrics as JSON (default: metrics.json in the report)")
+    parser.add_argument(
+        "--report", default=None, metavar="DIR", help="where the report goes (default: RUN/report/SPLIT)"
+    )
+    parser.add_argument(
+        "--json", default=None, metavar="FILE", help="metrics as JSON (default: metrics.json in the report)"
+    )
     parser.add_argument("--limit", type=int, default=None, help="only the first so many examples")
     parser.add_argument("--batch-size", type=int, default=None, help="default: as in the config")
     parser.add_argument("--no-generate", action="store_true", help="keywords by constrained scoring only")

@@ -9,7 +9,9 @@ from rahf.commands.parsing import Formatter, command
 
 def add(commands) -> None:
     """Adds the command to the parser."""
-    group = commands.add_parser("import", help="turn a published model into a model directory", formatter_class=Formatter)
+    group = commands.add_parser(
+        "import", help="turn a published model into a model directory", formatter_class=Formatter
+    )
     kinds = group.add_subparsers(title="kinds of models", metavar="KIND", required=True)
     parser = command(
         kinds,

@@ -23,7 +23,10 @@ def command(
       description: more, for the command's own ``--help``.
     """
     parser = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.\n\n{description}", formatter_class=Formatter
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.\n\n{description}",
+        formatter_class=Formatter,
     )
     parser.set_defaults(run=run)
     return parser

@@ -19,10 +19,16 @@ def add(commands) -> None:
     parser.add_argument("model", help="run directory, checkpoint directory or exported file")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, WebP, … of any size")
     given = parser.add_mutually_exclusive_group()
-    given.add_argument("--prompt", default=None, help="the prompt of all pictures (default: IMAGE's .txt file beside it)")
-    given.add_argument("--prompts", default=None, metavar="FILE", help="text file with one prompt per line, as many as pictures")
+    given.add_argument(
+        "--prompt", default=None, help="the prompt of all pictures (default: IMAGE's .txt file beside it)"
+    )
+    given.add_argument(
+        "--prompts", default=None, metavar="FILE", help="text file with one prompt per line, as many as pictures"
+    )
     parser.add_argument("--out", default="predictions", metavar="DIR", help="where overlays go")
-    parser.add_argument("--json", default=None, metavar="FILE", help="results as JSON (default: predictions.json in --out)")
+    parser.add_argument(
+        "--json", default=None, metavar="FILE", help="results as JSON (default: predictions.json in --out)"
+    )
     parser.add_argument("--generate", action="store_true", help="find keywords by generation, not constrained scoring")
 
 

@@ -38,7 +38,9 @@ def add(commands) -> None:
     parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="parquet shards or folders")
     parser.add_argument("--out", required=True, help="directory to make")
     parser.add_argument("--captions", default=None, help="file of prompts by uid, for folders of images")
-    parser.add_argument("--tokenizer", default=None, help="SentencePiece model to put beside the data (default: learn one)")
+    parser.add_argument(
+        "--tokenizer", default=None, help="SentencePiece model to put beside the data (default: learn one)"
+    )
 
 
 def synthetic(args: argparse.Namespace) -> int:

@@ -95,9 +95,7 @@ class Accumulator(abc.ABC):
         """
         expected = {"index", *self._empty()}
         if set(arrays) != expected:
-            raise ValueError(
-                f"{type(self).__name__}: expected arrays {sorted(expected)}, found {sorted(arrays)}"
-            )
+            raise ValueError(f"{type(self).__name__}: expected arrays {sorted(expected)}, found {sorted(arrays)}")
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"{type(self).__name__}: arrays of different lengths {lengths}")
@@ -149,9 +147,7 @@ def weighted_mean(
     return divide(weights @ np.where(keep, values, 0.0), total)
 
 
-def divide(
-    numerator: np.ndarray | float, denominator: np.ndarray | float, otherwise: float = np.nan
-) -> np.ndarray:
+def divide(numerator: np.ndarray | float, denominator: np.ndarray | float, otherwise: float = np.nan) -> np.ndarray:
     """Elementwise quotient; `otherwise` where the denominator is zero."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     result = np.full(numerator.shape, otherwise, np.float64)

@@ -75,9 +75,7 @@ class EvaluationMetrics:
         made.keywords_constrained.update(word, word, word > 0, np.zeros(1, int), np.zeros((1, 1)))  # with probabilities
         return [name for _, family in made._families() for name in family.compute()]
 
-    def intervals(
-        self, resamples: int = 1000, seed: int = 0, level: float = 0.95
-    ) -> dict[str, tuple[float, float]]:
+    def intervals(self, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> dict[str, tuple[float, float]]:
         """Bootstrap intervals of every metric; see `rahf.metrics.bootstrap.intervals`."""
         result: dict[str, tuple[float, float]] = {}
         for family in self._filled():
@@ -93,9 +91,7 @@ class EvaluationMetrics:
     def to_arrays(self, rows: int | None = None) -> dict[str, np.ndarray]:
         """The state as plain arrays named ``family.array``; `rows` pads each to equal length."""
         return {
-            f"{name}.{key}": array
-            for name, family in self._families()
-            for key, array in family.to_arrays(rows).items()
+            f"{name}.{key}": array for name, family in self._families() for key, array in family.to_arrays(rows).items()
         }
 
     def add_arrays(self, arrays: Mapping[str, np.ndarray]) -> "EvaluationMetrics":

@@ -211,9 +211,7 @@ def _cc_and_nss(
     return cc, z.mean(), (z * g).sum() / g.sum(), z[majority].mean() if majority.any() else np.nan
 
 
-def _kld_and_sim(
-    x: np.ndarray, where: np.ndarray, g: np.ndarray, options: HeatmapOptions
-) -> tuple[float, float]:
+def _kld_and_sim(x: np.ndarray, where: np.ndarray, g: np.ndarray, options: HeatmapOptions) -> tuple[float, float]:
     eps = options.eps
     p_share, g_share = x[where] / (x.sum() + eps), g / (g.sum() + eps)
     kld = float((g_share * np.log(eps + g_share / (eps + p_share))).sum())

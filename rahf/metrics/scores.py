@@ -125,9 +125,7 @@ def srcc(
     return _ratio(cov, var_x, var_y, _varies(x, weights), _varies(y, weights))
 
 
-def average_ranks(
-    values: Float[np.ndarray, "N"], weights: Float[np.ndarray, "R N"]
-) -> Float[np.ndarray, "R N"]:
+def average_ranks(values: Float[np.ndarray, "N"], weights: Float[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
     """Ranks from 1, ties sharing their average, when example n occurs `weights[r, n]` times."""
     _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")

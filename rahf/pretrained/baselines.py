@@ -147,9 +147,7 @@ def import_resnet(
     found = _source("resnet", name, revision)
     there = resnet.published(_weights(found))
     base = config_lib.load(config)
-    model = dataclasses.replace(
-        base.model, resnet=there.resnet, image_mean=there.image_mean, image_std=there.image_std
-    )
+    model = dataclasses.replace(base.model, resnet=there.resnet, image_mean=there.image_mean, image_std=there.image_std)
     params, _ = load(model, _weights(found))
     params = functional.init(model_lib.build(model), base.train.seed, given=params)
     vocabulary = Tokenizer(train_tokenizer(["the network reads no text"]))

@@ -34,9 +34,7 @@ _DEFAULTS = {
 
 def _read(tree: dict[str, Any], where: str) -> Published:
     if tree.get("use_swiglu_ffn"):
-        raise PretrainedError(
-            f"{where}: use_swiglu_ffn (DINOv2-giant) is not supported; use small, base or large"
-        )
+        raise PretrainedError(f"{where}: use_swiglu_ffn (DINOv2-giant) is not supported; use small, base or large")
     tree = {**_DEFAULTS, **tree}
     tree["intermediate_size"] = int(tree["hidden_size"] * tree["mlp_ratio"])
     found = towers.sizes(tree, where, {}, class_token=True, layer_scale=True)

@@ -46,28 +46,18 @@ def open_folder(source: Source) -> dict[str, Stored]:
             return opened(folder / single)
     parts = sorted(p.name for p in folder.glob("*-of-*.*"))
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-    why = (
-        f"{parts[0]} is one part of several, and the index that names them is missing"
-        if parts
-        else f"found {found}"
-    )
-    raise PretrainedError(
-        f"{folder}: no weights (model.safetensors or pytorch_model.bin, or an index of parts): {why}"
-    )
+    why = f"{parts[0]} is one part of several, and the index that names them is missing" if parts else f"found {found}"
+    raise PretrainedError(f"{folder}: no weights (model.safetensors or pytorch_model.bin, or an index of parts): {why}")
 
 
-def _open_parts(
-    index: pathlib.Path, opened: Callable[[pathlib.Path], dict[str, Stored]]
-) -> dict[str, Stored]:
+def _open_parts(index: pathlib.Path, opened: Callable[[pathlib.Path], dict[str, Stored]]) -> dict[str, Stored]:
     listed = source_lib.read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
         raise PretrainedError(f"{index}: has no weight_map from tensor names to file names")
     parts = sorted(set(listed.values()))
     foreign = [p for p in parts if pathlib.PurePath(p).name != p]
     if foreign:
-        raise PretrainedError(
-            f"{index}: names {foreign[0]!r}, which is not a file of the same folder; not opened"
-        )
+        raise PretrainedError(f"{index}: names {foreign[0]!r}, which is not a file of the same folder; not opened")
     absent = [p for p in parts if not (index.parent / p).is_file()]
     if absent:
         lost = sorted(name for name, part in listed.items() if part in absent)
@@ -82,8 +72,7 @@ def _open_parts(
         lost = sorted(name for name, home in listed.items() if home == part and name not in stored)
         if lost:
             raise PretrainedError(
-                f"{index.parent / part}: lacks {len(lost)} tensors that {index.name} promises: "
-                + source_lib.few(lost)
+                f"{index.parent / part}: lacks {len(lost)} tensors that {index.name} promises: " + source_lib.few(lost)
             )
         twice = sorted(set(found) & set(stored))
         if twice:
@@ -108,11 +97,7 @@ def open_safetensors(file: pathlib.Path) -> dict[str, Stored]:
     for name in handle.keys():
         piece = handle.get_slice(name)
         dtype = piece.get_dtype()
-        load = (
-            functools.partial(_bfloat16, file, name)
-            if dtype == "BF16"
-            else functools.partial(_loaded, handle, name)
-        )
+        load = functools.partial(_bfloat16, file, name) if dtype == "BF16" else functools.partial(_loaded, handle, name)
         found[name] = Stored(tuple(piece.get_shape()), dtype, file.name, load)
     return found
 
@@ -164,9 +149,7 @@ def _torch(file: pathlib.Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise PretrainedError(
-            f"{file}: reading PyTorch's format needs PyTorch: pip install rahf[torch]"
-        ) from error
+        raise PretrainedError(f"{file}: reading PyTorch's format needs PyTorch: pip install rahf[torch]") from error
     version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
     if version < (2, 6):  # CVE-2025-32434: older weights-only readers could be made to run code
         raise PretrainedError(f"{file}: PyTorch {torch.__version__} cannot read it safely; 2.6 or later can")
@@ -182,9 +165,7 @@ def _state_dict(tree: Any, file: pathlib.Path, torch: Any) -> dict[str, Any]:
     if len(inside) == 1:
         tree = tree[inside[0]]
     if not isinstance(tree, dict) or not tree:
-        raise PretrainedError(
-            f"{file}: expected a state dict (names to tensors), found {type(tree).__name__}"
-        )
+        raise PretrainedError(f"{file}: expected a state dict (names to tensors), found {type(tree).__name__}")
     foreign = [name for name, value in tree.items() if not isinstance(value, torch.Tensor)]
     if foreign:
         raise PretrainedError(f"{file}: not a state dict: {source_lib.few(foreign)} are not tensors")
@@ -197,10 +178,7 @@ def _from_torch(tensor: Any) -> np.ndarray:
 
 def from_arrays(arrays: Mapping[str, np.ndarray], where: str = "state dict") -> dict[str, Stored]:
     """The same view of tensors that are in memory already."""
-    return {
-        n: Stored(tuple(a.shape), str(a.dtype), where, functools.partial(_as_float, a))
-        for n, a in arrays.items()
-    }
+    return {n: Stored(tuple(a.shape), str(a.dtype), where, functools.partial(_as_float, a)) for n, a in arrays.items()}
 
 
 def _as_float(array: np.ndarray) -> np.ndarray:

@@ -48,9 +48,7 @@ def convert(
     Raises:
       PretrainedError: another kind of network; or tensors missing, extra, misshapen or not finite, by name.
     """
-    stored = {
-        n: v if isinstance(v, files.Stored) else files.from_arrays({n: v}, where)[n] for n, v in state.items()
-    }
+    stored = {n: v if isinstance(v, files.Stored) else files.from_arrays({n: v}, where)[n] for n, v in state.items()}
     taker = strict.Taker(stored, where)
     config = infer(taker, vit_heads)
     width = config.t5.width
@@ -61,14 +59,10 @@ def convert(
         **t5.convert(taker.under("t5."), config.t5),
     }
     for name in HEATMAPS:
-        params[f"heatmap_{name}"] = _heatmap_head(
-            taker.under(f"heatmap_predictor.{name}."), width, config.heatmap_head
-        )
+        params[f"heatmap_{name}"] = _heatmap_head(taker.under(f"heatmap_predictor.{name}."), width, config.heatmap_head)
     grid = config.image_size // config.vit.patch_size
     for name in SCORES:
-        params[f"score_{name}"] = _score_head(
-            taker.under(f"score_predictor.{name}."), width, grid, config.score_head
-        )
+        params[f"score_{name}"] = _score_head(taker.under(f"score_predictor.{name}."), width, grid, config.score_head)
     taker.drop("vit.pooler.*")
     taker.finish()
     strict.check_complete(params, functional.abstract(model_lib.build(config))[1], where)
@@ -97,9 +91,7 @@ def _infer_vit(taker: strict.Taker, heads: int | None) -> tuple[ViTConfig, int]:
     tokens = taker.shape(vit.NAMES.position, 3)[1]
     grid = math.isqrt(max(tokens - 1, 0))
     if heads is None and width % _HEAD_WIDTH:
-        raise PretrainedError(
-            f"vit: {width} channels are not heads of {_HEAD_WIDTH}; say how many heads it has"
-        )
+        raise PretrainedError(f"vit: {width} channels are not heads of {_HEAD_WIDTH}; say how many heads it has")
     config = ViTConfig(
         patch_size=patch,
         width=width,

@@ -31,9 +31,7 @@ _BESIDE = ("config.json", "preprocessor_config.json", "spiece.model", "README.md
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def locate(
-    name: str | os.PathLike | Source, revision: str | None = None, only: Iterable[str] | None = None
-) -> Source:
+def locate(name: str | os.PathLike | Source, revision: str | None = None, only: Iterable[str] | None = None) -> Source:
     """Finds a checkpoint: a local folder, or a repository of the hub (downloaded once, then from the cache).
 
     Args:
@@ -52,14 +50,10 @@ def locate(
     given, folder = os.fspath(name), pathlib.Path(name)
     if folder.is_dir():
         if revision is not None:
-            raise PretrainedError(
-                f"{given}: a revision ({revision}) has a meaning for hub ids only, not for folders"
-            )
+            raise PretrainedError(f"{given}: a revision ({revision}) has a meaning for hub ids only, not for folders")
         return Source(folder, given)
     if folder.exists() or folder.is_absolute() or not _HUB_ID.fullmatch(given):
-        raise PretrainedError(
-            f"{given}: expected a folder with config.json and weights, or a hub id like owner/name"
-        )
+        raise PretrainedError(f"{given}: expected a folder with config.json and weights, or a hub id like owner/name")
     snapshot = _download(given, revision, only or (*_BESIDE, *_SAFE))
     if only is None and not any(snapshot.glob("model*.safetensors*")):
         snapshot = _download(given, revision, _PICKLED)
@@ -70,9 +64,7 @@ def _download(repo: str, revision: str | None, patterns: Iterable[str]) -> pathl
     import huggingface_hub
 
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns))
-        )
+        return pathlib.Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's own errors, and any of its network library
         at = f" at revision {revision}" if revision else ""
         raise PretrainedError(

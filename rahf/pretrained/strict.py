@@ -144,9 +144,7 @@ def compare(found: Any, asked: Any, fields: tuple[str, ...], what: str, where: s
         if getattr(asked, name) != getattr(found, name)
     ]
     if lines:
-        raise PretrainedError(
-            f"{where}: belongs to another network than the configured one:\n  " + "\n  ".join(lines)
-        )
+        raise PretrainedError(f"{where}: belongs to another network than the configured one:\n  " + "\n  ".join(lines))
 
 
 def check_complete(found: functional.Params, expected: functional.Params, where: str) -> None:

@@ -186,10 +186,7 @@ def _relative_bias(taker: strict.Taker, config: T5Config) -> functional.Params:
 
 def _attention(taker: strict.Taker, config: T5Config) -> functional.Params:
     d, inner = config.width, config.heads * config.head_width
-    made = {
-        ours: taker.linear(n, d, inner, bias=False)
-        for ours, n in (("query", "q"), ("key", "k"), ("value", "v"))
-    }
+    made = {ours: taker.linear(n, d, inner, bias=False) for ours, n in (("query", "q"), ("key", "k"), ("value", "v"))}
     return {**made, "out": taker.linear("o", inner, d, bias=False)}
 
 
@@ -212,17 +209,11 @@ def tokenizer(name: str | Source, rows: int, *, revision: str | None = None) -> 
       PretrainedError: no such file, or a vocabulary that does not belong to the network.
     """
     given = None if isinstance(name, Source) else pathlib.Path(name)
-    file = (
-        given
-        if given is not None and given.is_file()
-        else source_lib.locate(name, revision).folder / "spiece.model"
-    )
+    file = given if given is not None and given.is_file() else source_lib.locate(name, revision).folder / "spiece.model"
     try:
         made = Tokenizer.load(file)
     except FileNotFoundError as error:
-        raise PretrainedError(
-            f"{file}: missing; T5 checkpoints have their SentencePiece vocabulary there"
-        ) from error
+        raise PretrainedError(f"{file}: missing; T5 checkpoints have their SentencePiece vocabulary there") from error
     except ValueError as error:
         raise PretrainedError(str(error)) from error
     check_vocabulary(made, rows)

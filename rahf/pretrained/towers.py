@@ -127,13 +127,9 @@ def load(
     stored = files.open_folder(source)
     taker = strict.Taker(stored, where)
     taker.drop(*family.unused)
-    params = convert(
-        taker.under(family.prefix(stored)), family.names, found, config, image_size, interpolation
-    )
+    params = convert(taker.under(family.prefix(stored)), family.names, found, config, image_size, interpolation)
     taker.finish()
-    _, expected = functional.abstract(
-        lambda: vit.ViT(config, image_size, dtype=jnp.dtype("float32"))
-    )
+    _, expected = functional.abstract(lambda: vit.ViT(config, image_size, dtype=jnp.dtype("float32")))
     strict.check_complete(params, expected, where)
     return params
 
@@ -178,9 +174,7 @@ def convert(
         token = taker.take(names.class_token, (width,) if found.vit.pre_norm else (1, 1, width)).reshape(width)
         params.update({"class_token": token} if config.class_token else {})
     for number in range(config.depth):
-        params[f"layer_{number}"] = block(
-            taker.under(names.layer.format(number)), names, config, found.qkv_bias
-        )
+        params[f"layer_{number}"] = block(taker.under(names.layer.format(number)), names, config, found.qkv_bias)
     return params
 
 
@@ -246,9 +240,7 @@ def square(value: Any, what: str, where: str) -> int:
 def activation(value: str, where: str) -> str:
     """A published activation in our words. Raises PretrainedError for one that the tower does not have."""
     if value not in _ACTIVATIONS:
-        raise PretrainedError(
-            f"{where}: hidden_act is {value!r}, expected one of {', '.join(map(repr, _ACTIVATIONS))}"
-        )
+        raise PretrainedError(f"{where}: hidden_act is {value!r}, expected one of {', '.join(map(repr, _ACTIVATIONS))}")
     return _ACTIVATIONS[value]
 
 
@@ -261,9 +253,7 @@ def sizes(tree: dict[str, Any], where: str, defaults: dict[str, Any], **ours: An
     """
     tree = {**defaults, **tree}
     if tree.get("num_channels", 3) != 3:
-        raise PretrainedError(
-            f"{where}: num_channels is {tree['num_channels']}, expected 3 (red, green, blue)"
-        )
+        raise PretrainedError(f"{where}: num_channels is {tree['num_channels']}, expected 3 (red, green, blue)")
     width, heads = tree["hidden_size"], tree["num_attention_heads"]
     if tree.get("head_dim", width // heads) != width // heads:
         raise PretrainedError(

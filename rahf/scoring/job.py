@@ -1,9 +1,9 @@
 """A folder of scored blocks: what it belongs to, which blocks are done, and how one is done.
 
-    job.json              inputs, blocks and options; another job is refused
-    part-00000.parquet    one block each, written under another name and then renamed
-    refused.jsonl         every record that could not be scored, with the reason
-    summary.json          counts and the model, when all is done
+job.json              inputs, blocks and options; another job is refused
+part-00000.parquet    one block each, written under another name and then renamed
+refused.jsonl         every record that could not be scored, with the reason
+summary.json          counts and the model, when all is done
 """
 
 from __future__ import annotations

@@ -55,9 +55,7 @@ def claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> list[s
                 "Choose another --workdir, or give the same configuration to resume."
             )
         if words.exists() and words.read_bytes() != tokenizer.model:
-            raise TrainError(
-                f"{words} differs from the data's vocabulary {tokenizer.source}; choose another --workdir"
-            )
+            raise TrainError(f"{words} differs from the data's vocabulary {tokenizer.source}; choose another --workdir")
     elif not file.exists() and workdir.exists() and any(p.name not in _REMAINS for p in workdir.iterdir()):
         raise TrainError(f"{workdir} is not empty and not a run directory; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)

@@ -38,9 +38,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def decay_mask(params: functional.Params) -> functional.Params:
     """True for kernels and matrices; False for biases, norms, embeddings and position tables."""
     flat = functional.flatten(params)
-    return functional.unflatten(
-        {p: v.ndim >= 2 and p.rsplit("/", 1)[-1] not in _NOT_DECAYED for p, v in flat.items()}
-    )
+    return functional.unflatten({p: v.ndim >= 2 and p.rsplit("/", 1)[-1] not in _NOT_DECAYED for p, v in flat.items()})
 
 
 def is_t5_query(params: functional.Params) -> functional.Params:

@@ -109,4 +109,5 @@ def describe(params: functional.Params, mesh: Mesh) -> str:
         shares += int(leaf.size) // math.prod(parts)
     sizes = " ".join(f"{axis} {mesh.shape[axis]}" for axis in AXES)
     held = "" if shares == functional.count(params) else f", {shares / 1e6:.2f} M on each device"
-    return f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind} ({sizes}), {functional.count(params) / 1e6:.2f} M parameters{held}"
+    devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind} ({sizes})"
+    return f"{devices}, {functional.count(params) / 1e6:.2f} M parameters{held}"

@@ -57,7 +57,9 @@ def loss_and_gradients(
             model = functional.merge(graphdef, whole(params))
             if config.model.kind == "diffusion":
                 key = _draw_key(config, step, number)
-                return diffusion_loss.drawn(config.model, model, batch, key, examples), losses.Parts(*[jnp.float32(0)] * 4)
+                return diffusion_loss.drawn(config.model, model, batch, key, examples), losses.Parts(
+                    *[jnp.float32(0)] * 4
+                )
             if config.model.variant == "augmented-prompt":
                 found = model.sample(batch, _draw_key(config, step, number), part_key)
                 return losses.sampled(config.loss, found, batch, step, suffix_id, counts)

@@ -164,9 +164,7 @@ def find(path: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     raise CheckpointError(f"{path}: no finished checkpoint yet; has the run saved one?")
 
 
-def load_params(
-    state_folder: pathlib.Path, expected: functional.Params, skip: Sequence[str] = ()
-) -> functional.Params:
+def load_params(state_folder: pathlib.Path, expected: functional.Params, skip: Sequence[str] = ()) -> functional.Params:
     """Reads only the parameters to evaluate (the average if there is one) of a checkpoint; says their licence.
 
     Args:
