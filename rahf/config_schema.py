@@ -154,7 +154,7 @@ class DiffusionConfig:
     groups: int = 8  # of the norms
     times: int = 1000  # of the noise schedule
     schedule: Literal["cosine", "linear"] = "cosine"
-    predicts: Literal["v", "eps"] = "v"
+    predicts: Literal["v", "eps", "x0"] = "v"  # x0, the clean picture, is learnt fastest where cells are large
     prompt_dropout: float = 0.1  # share of prompts left out in training, for classifier-free guidance
 
 

@@ -16,6 +16,7 @@ from rahf.config import DiffusionConfig
 from rahf.diffusion import blocks, loss, unet
 from rahf.models import functional
 from rahf.models import rahf as model_lib
+from rahf.steer import schedules
 from rahf.steer.options import GuidanceOptions
 from rahf.train.checkpoint import CheckpointError
 
@@ -45,7 +46,9 @@ def test_sizes_and_signals():
     made = demo_diffusion.config().model
     _, params = functional.abstract(model_lib.build(made))
     assert 1e6 < functional.count(params) < 4e6
-    assert unet.signals(made).shape == (1000,)
+    signals = unet.signals(made)
+    assert signals.shape == (1000,)
+    assert schedules.ddim(signals, 50).signal.shape == (50,)  # which refuses signals that cannot be sampled
     with pytest.raises(ValueError, match="model.image_size 18: expected a multiple of 8, .* is 4 .* has 2 levels"):
         functional.abstract(model_lib.build(dataclasses.replace(made, image_size=18)))
     heads = dataclasses.replace(made.diffusion, heads=5)
@@ -95,11 +98,11 @@ def test_the_prompt_matters_and_its_padding_does_not():
     assert np.abs(run(batch.text_ids, batch.text_mask, t[::-1]) - said).max() > 1e-3
 
 
-@pytest.mark.parametrize("predicts", ["v", "eps"])
+@pytest.mark.parametrize("predicts", ["v", "eps", "x0"])
 def test_the_loss_by_hand(predicts):
     config = dataclasses.replace(TINY, diffusion=dataclasses.replace(TINY.diffusion, predicts=predicts))
     batch = fake(batch_size=2, image_size=16, vocab_size=40)
-    t, noise = jnp.array([3, 40]), jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    t, noise = jnp.array([0, 40]), jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
     seen = {}
 
     class Network:  # that always says 0.5
@@ -113,8 +116,12 @@ def test_the_loss_by_hand(predicts):
     found = loss.per_example(config, Network(), batch, t, noise, dropped)
     a = unet.signals(config)[np.asarray(t)][:, None, None, None]
     x0 = np.asarray(batch.image) / 127.5 - 1
-    wanted = np.asarray(noise) if predicts == "eps" else a**0.5 * noise - (1 - a) ** 0.5 * x0
-    np.testing.assert_allclose(found, ((0.5 - wanted) ** 2).mean((1, 2, 3)), rtol=1e-4)
+    wanted = {"eps": np.asarray(noise), "v": a**0.5 * noise - (1 - a) ** 0.5 * x0, "x0": x0}[predicts]
+    expected = ((0.5 - wanted) ** 2).mean((1, 2, 3))
+    if predicts == "x0":  # as errors of v; of the first picture, almost without noise, as if it had 5% of it
+        assert a[0] > 0.99
+        expected /= [0.05, 1 - a[1].item()]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
     np.testing.assert_allclose(seen["z"], a**0.5 * x0 + (1 - a) ** 0.5 * noise, atol=1e-5)
     np.testing.assert_array_equal(seen["mask"], np.stack([np.zeros(12, bool), batch.text_mask[1]]))
 

@@ -1,4 +1,8 @@
-"""What the denoiser learns: to tell noise and picture apart (Ho et al. 2020; v: Salimans & Ho 2022)."""
+"""What the denoiser learns: to tell noise and picture apart (Ho et al. 2020; v: Salimans & Ho 2022).
+
+A network that gives the clean picture (x0) need not carry noise through its layers, which costs width where a cell
+has many pixels (Li & He 2025, "Back to basics"). Its error counts as that of the v it implies.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ from rahf.config import ModelConfig
 from rahf.diffusion import unet
 from rahf.steer import schedules
 
+#: Share of noise below which errors of the clean picture count no more than at it: v blows them up without bound.
+_LEAST_NOISE = 0.05
+
 
 def per_example(
     config: ModelConfig,
@@ -21,7 +28,7 @@ def per_example(
     noise: Float[Array, "b s s 3"],
     dropped: Array | None = None,
 ) -> Float[Array, " b"]:
-    """Mean squared error of the prediction over a picture's pixels and channels.
+    """Mean squared error of the prediction over a picture's pixels and channels; of x0, divided by ``1 - abar``.
 
     Args:
       batch: images and prompts; labels are not looked at.
@@ -36,9 +43,13 @@ def per_example(
     signal = jnp.asarray(unet.signals(config), jnp.float32)[t][:, None, None, None]
     z = schedules.noisy(x0, noise, signal)
     mask = batch.text_mask if dropped is None else batch.text_mask & ~dropped[:, None]
-    wanted = noise if config.diffusion.predicts == "eps" else jnp.sqrt(signal) * noise - jnp.sqrt(1 - signal) * x0
+    v = jnp.sqrt(signal) * noise - jnp.sqrt(1 - signal) * x0
+    wanted = {"eps": noise, "v": v, "x0": x0}[config.diffusion.predicts]
     found = model(z, t, model.encode(batch.text_ids, mask))
-    return jnp.square(found.astype(jnp.float32) - wanted).mean((1, 2, 3))
+    error = jnp.square(found.astype(jnp.float32) - wanted).mean((1, 2, 3))
+    if config.diffusion.predicts == "x0":
+        error = error / jnp.maximum(1 - signal[:, 0, 0, 0], _LEAST_NOISE)
+    return error
 
 
 def drawn(

@@ -28,7 +28,7 @@ class Prompt(NamedTuple):
 
 
 class TextToImage(nnx.Module):
-    """Noisy picture, time and prompt → "v" or the noise (`config.diffusion.predicts`).
+    """Noisy picture, time and prompt → v, the noise or the clean picture (`config.diffusion.predicts`).
 
     The prompt goes through a T5 encoder (`config.t5`). In front of its words stands a learned one that is
     there for the empty
@@ -135,9 +135,13 @@ def pixels(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
 
 
 def signals(config: ModelConfig) -> Float[np.ndarray, " t"]:
-    """``abar`` of each time that the configured network is trained with."""
+    """``abar`` of each time that the configured network is trained with.
+
+    A millionth of it is always signal: without any, the noise does not tell the picture (`steer.schedules`).
+    """
     made = config.diffusion
-    return {"cosine": schedules.cosine, "linear": schedules.linear}[made.schedule](made.times)
+    curve = {"cosine": schedules.cosine, "linear": schedules.linear}[made.schedule](made.times)
+    return 1e-6 + (1 - 1e-6) * curve
 
 
 def _check(config: ModelConfig) -> None:
