@@ -73,11 +73,11 @@ def config() -> Config:
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=50, b2=0.98, clip_norm=1.0),
         train=TrainConfig(
-            steps=1700,
+            steps=2100,
             log_every=50,
-            eval_every=600,
+            eval_every=700,
             eval_examples=256,
-            checkpoint_every=600,
+            checkpoint_every=700,
             best_metric="scores/mean/plcc",
         ),
     )

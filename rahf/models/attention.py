@@ -12,6 +12,8 @@ import jax.extend.backend
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rahf.models import gradients
+
 #: Padded lengths are multiples of it: legal, and rows of a bias stay aligned to 16 bytes.
 _MULTIPLE = 8
 _WIDEST_HEAD = 128  # that every supported GPU takes
@@ -57,6 +59,11 @@ def attention(
             raise ValueError(f"attention 'cudnn': {obstacle}; use 'auto' or 'xla'")
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
+    if gradients.on_cpu():
+        if causal:
+            earlier = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))
+            mask = earlier if mask is None else mask & earlier
+        return gradients.attention(query, key, value, bias, mask, query.shape[-1] ** -0.5 if scale is None else scale)
     return jax.nn.dot_product_attention(query, key, value, bias, mask, is_causal=causal, scale=scale)
 
 

@@ -14,9 +14,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_policies
 
 from rahf.config import ModelConfig
+from rahf.models import gradients
 
 #: block (a module), x, number of the block → x
 Apply = Callable[[Any, jax.Array, jax.Array | int], jax.Array]
+
+#: On a CPU: wider networks are not computed in halves, nor halves with fewer examples.
+_WIDE, _LEAST = 256, 8
 
 
 class Execution(NamedTuple):
@@ -77,6 +81,25 @@ def through(
         return run(x, *layer), None
 
     return jax.lax.scan(body, x, (stacked, jnp.arange(len(blocks))))[0]
+
+
+def in_parts(function: Callable[[Any], Any], batch: Any, width: int) -> Any:
+    """function(batch), on a CPU perhaps as two independent programs for half of the examples each.
+
+    Many steps of a narrow network are too small for two threads to share one, and in a chain of them the second
+    thread waits; two chains keep both busy, with half the memory to go through each. What the function gives
+    must not depend on other examples.
+
+    Args:
+      function: of a tree of arrays [B,…], gives another one.
+      batch: the tree.
+      width: of the network's tokens; threads share the steps of wide networks well, and compile them long.
+    """
+    examples = jax.tree.leaves(batch)[0].shape[0]
+    if not gradients.on_cpu() or jax.device_count() > 1 or width > _WIDE or examples % 2 or examples < 2 * _LEAST:
+        return function(batch)
+    halves = [jax.tree.map(lambda x, i=i: x[i : i + examples // 2], batch) for i in (0, examples // 2)]
+    return jax.tree.map(lambda *each: jnp.concatenate(each), *map(function, halves))
 
 
 def _kernel(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from rahf.models import gradients
+
 Key = jax.Array | None  # None: no dropout
 
 
@@ -25,7 +27,7 @@ class Linear(nnx.Module):
         self.use_bias, self.dtype = bias, dtype
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        y = gradients.product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return y + self.bias[...].astype(self.dtype) if self.use_bias else y
 
 

@@ -17,7 +17,7 @@ from rahf import pixels
 from rahf.batch import HEATMAPS, SCORES, Batch, Prediction
 from rahf.config import ModelConfig
 from rahf.models import execution as execution_lib
-from rahf.models import functional, heads, layers, t5, vit
+from rahf.models import functional, gradients, heads, layers, t5, vit
 from rahf.models import tags as tags_lib
 from rahf.text import EOS_ID, PAD_ID
 
@@ -116,7 +116,7 @@ class Rahf(nnx.Module):
             kernel = self.embedding[...].T
         else:
             kernel = self.output[...]
-        return jnp.dot(hidden, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        return gradients.product(hidden, kernel.astype(self.dtype), out=jnp.float32)
 
     def sequence_logits(
         self, fused: Fused, target_ids: Int[Array, "b t"], key: layers.Key = None
@@ -132,6 +132,11 @@ class Rahf(nnx.Module):
 
     def __call__(self, batch: Batch, key: layers.Key = None) -> "Logits":
         """All outputs of a batch, before the sigmoids. `key` switches dropout on."""
+        if key is None:
+            return execution_lib.in_parts(self._outputs, batch, self.config.t5.width)
+        return self._outputs(batch, key)
+
+    def _outputs(self, batch: Batch, key: layers.Key = None) -> "Logits":
         seen = self.see(batch.image, layers.subkey(key, 0))
         fused = self.fuse(self.projection(seen), batch.text_ids, batch.text_mask, layers.subkey(key, 1))
         return Logits(

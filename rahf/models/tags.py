@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rahf.batch import Batch
-from rahf.models import layers
+from rahf.models import gradients, layers
 
 #: Share of images that show a word, before training: about that of a word among those of a batch.
 _PRIOR_LOGIT = -3.0
@@ -36,7 +36,7 @@ class TagHead(nnx.Module):
 
     def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b v"]:
         """Logits that the image shows each piece, float32: log mean exp over the tokens."""
-        logits = jnp.dot(tokens, self.kernel[...].astype(self.dtype), preferred_element_type=jnp.float32)
+        logits = gradients.product(tokens, self.kernel[...].astype(self.dtype), out=jnp.float32)
         return jax.nn.logsumexp(logits, 1) - jnp.log(logits.shape[1]) + self.bias[...]
 
 

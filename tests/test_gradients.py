@@ -1,0 +1,137 @@
+"""What a CPU computes in another order gives the same values and gradients; other devices get JAX's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_maker import SMALLEST, fake
+
+from rahf import losses
+from rahf.config import LossConfig
+from rahf.models import execution, functional, gradients
+from rahf.models import rahf as model_lib
+from rahf.models.attention import attention
+
+rng = np.random.default_rng
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(rng(seed).standard_normal(shape, np.float32))
+
+
+def close(found, wanted, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(b).max())))
+
+
+def with_gradients(function, *inputs):
+    """Values, and gradients of a sum with random weights."""
+    weights = normal(*jax.eval_shape(function, *inputs).shape, seed=9)
+    value = lambda *x: (weights * function(*x)).sum()  # noqa: E731
+    return jax.jit(lambda *x: (function(*x), jax.grad(value, tuple(range(len(x))))(*x)))(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("leading", "inputs", "outputs"), [((5, 7), 3, 11), ((13,), 11, 3), ((2, 3, 5), 4, 4), ((1,), 1, 1)]
+)
+def test_products(leading, inputs, outputs):
+    x, kernel = normal(*leading, inputs), normal(inputs, outputs, seed=1)
+    close(with_gradients(gradients.product, x, kernel), with_gradients(jnp.dot, x, kernel))
+
+
+def test_a_gradient_by_hand():
+    """Two rows: dL/dW = Σ xᵀ · dL/dy, dL/dx = dL/dy · Wᵀ."""
+    x, kernel = jnp.asarray([[1.0, 2.0], [3.0, 4.0]]), jnp.asarray([[5.0], [6.0]])
+    of_x, of_kernel = jax.vjp(gradients.product, x, kernel)[1](jnp.asarray([[1.0], [10.0]]))
+    close((of_x, of_kernel), (np.array([[5.0, 6.0], [50.0, 60.0]]), np.array([[31.0], [42.0]])))
+
+
+def text_of_gradient(dtype=jnp.float32):
+    x, kernel = normal(6, 4).astype(dtype), normal(4, 3).astype(dtype)
+    loss = lambda x, kernel: gradients.product(x, kernel, out=jnp.float32).sum()  # noqa: E731
+    return jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
+
+
+def test_other_devices_and_dtypes_get_plain_products(monkeypatch):
+    assert "optimization_barrier" in text_of_gradient()
+    assert "optimization_barrier" not in text_of_gradient(jnp.bfloat16)
+    monkeypatch.setattr(gradients, "on_cpu", lambda: False)
+    assert "optimization_barrier" not in text_of_gradient()
+
+
+def heads(length, seed):
+    return normal(3, length, 2, 5, seed=seed)
+
+
+def padding(keys):
+    return jnp.asarray(np.arange(keys) < np.array([[keys], [max(1, keys - 4)], [1]]))
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "masked", "causal", "examples"),
+    [(7, 13, True, False, 1), (9, 9, False, True, 1), (6, 11, True, False, 3), (8, 8, False, False, 0)],
+)
+def test_attention_and_all_its_gradients(monkeypatch, queries, keys, masked, causal, examples):
+    """Against JAX's own; `examples` is the bias's batch, 0: there is none."""
+    given = [heads(queries, 1), heads(keys, 2), heads(keys, 3)]
+    given += [normal(examples, 2, queries, keys, seed=4)] if examples else []
+    options = dict(mask=padding(keys) if masked else None, causal=causal)
+    run = lambda q, k, v, bias=None: attention(q, k, v, bias=bias, **options)  # noqa: E731
+    found = with_gradients(run, *given)
+    monkeypatch.setattr(gradients, "on_cpu", lambda: False)
+    wanted = with_gradients(run, *given)
+    close(found, wanted)
+    assert all(np.abs(gradient).max() > 0.1 for gradient in wanted[1])
+
+
+def test_an_example_without_keys(monkeypatch):
+    """Its logits have no gradient; masks of other shapes."""
+    mask = jnp.asarray(rng(5).random((3, 1, 4, 6)) < 0.5).at[1].set(False)
+    given = heads(4, 1), heads(6, 2), heads(6, 3), normal(1, 2, 4, 6, seed=4)
+    run = lambda q, k, v, bias: attention(q, k, v, bias=bias, mask=mask, scale=1.0)  # noqa: E731
+    found = with_gradients(run, *given)
+    monkeypatch.setattr(gradients, "on_cpu", lambda: False)
+    close(found, with_gradients(run, *given))
+    np.testing.assert_array_equal(found[1][0][1], 0)
+
+
+def test_attention_in_bfloat16():
+    q, k, v = (heads(7, seed).astype(jnp.bfloat16) for seed in (1, 2, 3))
+    run = lambda q, k, v: attention(q, k, v).astype(jnp.float32)  # noqa: E731
+    found = with_gradients(run, q, k, v)
+    assert all(gradient.dtype == jnp.bfloat16 for gradient in found[1])
+    close(found[1], with_gradients(run, *(x.astype(jnp.float32) for x in (q, k, v)))[1], 3e-2)
+
+
+@pytest.mark.parametrize(
+    ("examples", "width", "calls"), [(16, 8, 2), (34, 256, 2), (17, 8, 1), (14, 8, 1), (16, 257, 1)]
+)
+def test_which_batches_are_computed_in_halves(examples, width, calls):
+    seen = []
+
+    def double(batch):
+        seen.append(len(batch["x"]))
+        return {"y": 2 * batch["x"], "none": None}
+
+    x = jnp.arange(3.0 * examples).reshape(examples, 3)
+    found = execution.in_parts(double, {"x": x}, width)
+    assert seen == [examples // calls] * calls and found["none"] is None
+    np.testing.assert_array_equal(found["y"], 2 * x)
+
+
+def test_the_network_in_halves(monkeypatch):
+    """Values and gradients of a batch of 16, with labels missing here and there."""
+    batch = fake(16)
+    batch = batch._replace(heatmap_mask=batch.heatmap_mask & (np.arange(16) != 3)[:, None])
+    graphdef, _ = functional.abstract(model_lib.build(SMALLEST))
+    params = functional.init(model_lib.build(SMALLEST), 0)
+
+    def loss(params):
+        return losses.total(LossConfig(), functional.merge(graphdef, params)(batch), batch)[0]
+
+    def run():
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    halves = run()
+    monkeypatch.setattr(gradients, "on_cpu", lambda: False)
+    close(halves, run(), 2e-5)
