@@ -1,5 +1,7 @@
 """What a CPU computes in another order gives the same values and gradients; other devices get JAX's own."""
 
+import contextvars
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,12 @@ from rahf.models import rahf as model_lib
 from rahf.models.attention import attention
 
 rng = np.random.default_rng
+
+
+@pytest.fixture(autouse=True)
+def in_a_training_step():
+    with gradients.of_training():
+        yield
 
 
 def normal(*shape, seed=0):
@@ -55,8 +63,30 @@ def text_of_gradient(dtype=jnp.float32):
 def test_other_devices_and_dtypes_get_plain_products(monkeypatch):
     assert "optimization_barrier" in text_of_gradient()
     assert "optimization_barrier" not in text_of_gradient(jnp.bfloat16)
-    monkeypatch.setattr(gradients, "on_cpu", lambda: False)
+    monkeypatch.setattr(gradients, "reordered", lambda: False)
     assert "optimization_barrier" not in text_of_gradient()
+
+
+def test_elsewhere_everything_is_jaxs_own():
+    """A critic can be differentiated forwards, and in both ways one after the other."""
+    graphdef, _ = functional.abstract(model_lib.build(SMALLEST))
+    params, batch = functional.init(model_lib.build(SMALLEST), 0), fake(2)
+
+    def score(pixels):
+        return functional.merge(graphdef, params)(batch._replace(image=pixels)).scores[:, 0].sum()
+
+    pixels = jnp.asarray(batch.image, jnp.float32) / 255
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(score, (pixels,), (jnp.ones_like(pixels),))
+
+    def outside():
+        forwards = jax.jvp(score, (pixels,), (jnp.ones_like(pixels),))[1]
+        curved = jax.jvp(jax.grad(score), (pixels,), (jnp.ones_like(pixels),))[1]
+        return forwards, jax.grad(score)(pixels).sum(), np.isfinite(curved).all()
+
+    forwards, backwards, finite = contextvars.Context().run(outside)
+    np.testing.assert_allclose(forwards, backwards, rtol=1e-3, atol=1e-4)
+    assert finite
 
 
 def heads(length, seed):
@@ -78,7 +108,7 @@ def test_attention_and_all_its_gradients(monkeypatch, queries, keys, masked, cau
     options = dict(mask=padding(keys) if masked else None, causal=causal)
     run = lambda q, k, v, bias=None: attention(q, k, v, bias=bias, **options)  # noqa: E731
     found = with_gradients(run, *given)
-    monkeypatch.setattr(gradients, "on_cpu", lambda: False)
+    monkeypatch.setattr(gradients, "reordered", lambda: False)
     wanted = with_gradients(run, *given)
     close(found, wanted)
     assert all(np.abs(gradient).max() > 0.1 for gradient in wanted[1])
@@ -90,7 +120,7 @@ def test_an_example_without_keys(monkeypatch):
     given = heads(4, 1), heads(6, 2), heads(6, 3), normal(1, 2, 4, 6, seed=4)
     run = lambda q, k, v, bias: attention(q, k, v, bias=bias, mask=mask, scale=1.0)  # noqa: E731
     found = with_gradients(run, *given)
-    monkeypatch.setattr(gradients, "on_cpu", lambda: False)
+    monkeypatch.setattr(gradients, "reordered", lambda: False)
     close(found, with_gradients(run, *given))
     np.testing.assert_array_equal(found[1][0][1], 0)
 
@@ -133,5 +163,5 @@ def test_the_network_in_halves(monkeypatch):
         return jax.jit(jax.value_and_grad(loss))(params)
 
     halves = run()
-    monkeypatch.setattr(gradients, "on_cpu", lambda: False)
+    monkeypatch.setattr(gradients, "reordered", lambda: False)
     close(halves, run(), 2e-5)

@@ -59,7 +59,7 @@ def attention(
             raise ValueError(f"attention 'cudnn': {obstacle}; use 'auto' or 'xla'")
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
-    if gradients.on_cpu():
+    if gradients.reordered():
         if causal:
             earlier = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))
             mask = earlier if mask is None else mask & earlier

@@ -96,7 +96,7 @@ def in_parts(function: Callable[[Any], Any], batch: Any, width: int) -> Any:
       width: of the network's tokens; threads share the steps of wide networks well, and compile them long.
     """
     examples = jax.tree.leaves(batch)[0].shape[0]
-    if not gradients.on_cpu() or jax.device_count() > 1 or width > _WIDE or examples % 2 or examples < 2 * _LEAST:
+    if not gradients.reordered() or jax.device_count() > 1 or width > _WIDE or examples % 2 or examples < 2 * _LEAST:
         return function(batch)
     halves = [jax.tree.map(lambda x, i=i: x[i : i + examples // 2], batch) for i in (0, examples // 2)]
     return jax.tree.map(lambda *each: jnp.concatenate(each), *map(function, halves))

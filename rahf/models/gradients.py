@@ -1,19 +1,37 @@
 """Gradients in the order of operations that XLA's CPU backend computes fast; elsewhere JAX's own.
 
 The values are those of automatic differentiation but for the order of summation. GPUs and TPUs multiply turned
-matrices as fast as others, so nothing is changed there.
+matrices as fast as others, so nothing is changed there; nor outside of training, where a critic must stay open to all
+of JAX's transformations (these gradients have no forward mode) and be exported for devices of other kinds.
 """
 
 from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def on_cpu() -> bool:
-    """Whether programs are for a CPU, as far as can be told while they are traced."""
-    return jax.default_backend() == "cpu"
+_training = contextvars.ContextVar("training", default=False)
+
+
+@contextlib.contextmanager
+def of_training() -> Iterator[None]:
+    """What is traced inside is a training step, differentiated once in reverse."""
+    token = _training.set(True)
+    try:
+        yield
+    finally:
+        _training.reset(token)
+
+
+def reordered() -> bool:
+    """Whether what is traced now is a training step for a CPU."""
+    return _training.get() and jax.default_backend() == "cpu"
 
 
 def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"], out: jnp.dtype | None = None) -> Float[Array, "*b o"]:
@@ -23,7 +41,7 @@ def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"], out: jnp.dtype
     routine that is up to three times slower than that for plain products; so the narrower factor is turned over
     first.
     """
-    if on_cpu() and x.dtype == kernel.dtype == jnp.float32:
+    if reordered() and x.dtype == kernel.dtype == jnp.float32:
         return _product(x, kernel)
     return jnp.dot(x, kernel, preferred_element_type=out)
 

@@ -12,7 +12,7 @@ from rahf import losses, tasks
 from rahf.batch import Batch, Prediction
 from rahf.config import Config
 from rahf.diffusion import loss as diffusion_loss
-from rahf.models import functional, kinds, layers
+from rahf.models import functional, gradients, kinds, layers
 from rahf.models import rahf as model_lib
 from rahf.train import accumulate, trainable
 from rahf.train.state import Setup, TrainState
@@ -65,7 +65,8 @@ def loss_and_gradients(
                 return losses.sampled(config.loss, found, batch, step, suffix_id, counts)
             return losses.total(config.loss, model(batch, part_key), batch, step, suffix_id, counts)
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        with gradients.of_training():
+            return jax.value_and_grad(loss, has_aux=True)(params)
 
     return one(batch, None) if parts == 1 else accumulate.summed(one, batch, parts)
 
