@@ -11,5 +11,6 @@ with.
 from __future__ import annotations
 
 from rahf.diffusion.generator import Generator, load
+from rahf.diffusion.painter import painter
 
-__all__ = ["Generator", "load"]
+__all__ = ["Generator", "load", "painter"]

@@ -22,6 +22,9 @@ from rahf.steer import energy as energy_lib
 from rahf.steer.options import GuidanceOptions
 from rahf.text import Tokenizer
 
+#: An energy that nothing can lower: with it, steps recur and nothing is guided.
+_NOTHING = energy_lib.function(lambda pixels: jnp.zeros(len(pixels)), name="nothing")
+
 
 class Made(NamedTuple):
     """What a generator made: `images` float32 [B,S,S,3] in [0,1], and how (`energy` [B] or None, `trace`)."""
@@ -105,27 +108,94 @@ class Generator:
         Raises:
           ValueError: numbers of prompts and seeds that do not fit, an empty prompt.
         """
+        return self._made(prompts, seeds, steps, eta, prompt_scale, energy, options)
+
+    def inpaint(
+        self,
+        images: Any,
+        masks: Any,
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] = 0,
+        steps: int = 50,
+        *,
+        eta: float = 1.0,
+        prompt_scale: float = 2.0,
+        energy: universal.EnergyFunction | None = None,
+        options: GuidanceOptions = GuidanceOptions(),
+    ) -> Made:
+        """Repaints a part of pictures so that it goes with the rest and the prompt (RePaint, Lugmayr et al. 2022).
+
+        The known pixels, with the noise of the step, take the place of what was painted at every step.
+        For `rahf.steer.repair.repair` see `rahf.diffusion.painter`.
+
+        Args:
+          images: [B,S,S,3] at the network's side S, uint8 or float in [0,1]; or one, [S,S,3].
+          masks: bool [B,S,S] or [S,S], True: repaint.
+          prompts, seeds: as in calling; one, or one per picture. One image may be painted with many seeds.
+          steps, eta, prompt_scale, energy: as in calling. Fresh noise (`eta` 1) lets what is painted settle
+            with its surroundings.
+          options: of guidance. `recurrences` are made without an energy, too: RePaint's resampling.
+
+        Returns:
+          The pictures; pixels outside of the mask are exactly those given.
+
+        Raises:
+          ValueError: shapes or ranges other than these, numbers that do not fit, an empty prompt.
+        """
+        known = self._known(images, masks)
+        unguided = energy is None
+        if unguided and options.recurrences > 1:  # steps recur where there is an energy
+            energy = _NOTHING
+            options = dataclasses.replace(options, scale=0, backward_steps=0, through_denoiser=False)
+        made = self._made(prompts, seeds, steps, eta, prompt_scale, energy, options, known)
+        return made._replace(energy=None) if unguided else made
+
+    def _made(self, prompts, seeds, steps, eta, prompt_scale, energy, options, known=None) -> Made:
         ids, mask = self.tokens(prompts)
         seeds = np.atleast_1d(np.asarray(seeds, np.uint32))
-        count = max(len(ids), len(seeds))
-        if len(ids) not in (1, count) or len(seeds) not in (1, count):
-            raise ValueError(f"{len(ids)} prompts but {len(seeds)} seeds: give one, or one per picture")
-        ids, mask, seeds = (np.repeat(x, count // len(x), 0) for x in (ids, mask, seeds))
+        rows = {"prompts": len(ids), "seeds": len(seeds)} | ({} if known is None else {"images": len(known[0])})
+        count = max(rows.values())
+        if not set(rows.values()) <= {1, count}:
+            found = " but ".join(f"{number} {name}" for name, number in rows.items())
+            raise ValueError(f"{found}: give one, or one per picture")
+        ids, mask, seeds, known = jax.tree.map(lambda x: np.repeat(x, count // len(x), 0), (ids, mask, seeds, known))
         if energy is not None and not isinstance(energy, energy_lib.Energy):
             energy = energy_lib.function(energy)
         if options.clean_range is None:
             options = dataclasses.replace(options, clean_range=(-1.0, 1.0))
-        return self._sample(int(steps), float(eta))(self.params, ids, mask, seeds, prompt_scale, energy, options)
+        sample = self._sample(int(steps), float(eta))
+        return sample(self.params, ids, mask, seeds, prompt_scale, energy, options, known)
+
+    def _known(self, images: Any, masks: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures float32 [B,S,S,3] in [0,1], and bool [B,S,S,1], as many of each."""
+        side, images, masks = self.config.model.image_size, np.asarray(images), np.asarray(masks)
+        images, masks = (x[None] if x.ndim == n else x for x, n in ((images, 3), (masks, 2)))
+        if images.shape[1:] != (side, side, 3) or masks.shape[1:] != (side, side) or masks.dtype != bool:
+            raise ValueError(
+                f"images of shape {images.shape} and masks of shape {masks.shape} ({masks.dtype}): expected "
+                f"[B,{side},{side},3] and bool [B,{side},{side}], the size that this generator paints"
+            )
+        count = max(len(images), len(masks))
+        if not {len(images), len(masks)} <= {1, count}:
+            raise ValueError(f"{len(images)} images but {len(masks)} masks: give one, or one per picture")
+        pictures = images.astype(np.float32) / (255.0 if images.dtype == np.uint8 else 1.0)
+        low, high = float(pictures.min(initial=0)), float(pictures.max(initial=0))
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise ValueError(f"images: expected uint8 or floats in 0..1, found {images.dtype} from {low:g} to {high:g}")
+        return tuple(np.repeat(x, count // len(x), 0) for x in (np.clip(pictures, 0, 1), masks[..., None]))
 
     def _compiled(self, steps: int, eta: float):
         schedule = schedules.ddim(self.signals, steps, eta)
         side = self.config.model.image_size
 
         @jax.jit
-        def sample(params, ids, mask, seeds, prompt_scale, energy, options):
+        def sample(params, ids, mask, seeds, prompt_scale, energy, options, known):
             keys = jax.vmap(jax.random.key)(seeds)
+            denoiser = self.denoiser(params, prompt_scale)
+            if known is not None:
+                denoiser = denoisers.inpainting(denoiser, self.signals, 2.0 * known[0] - 1.0, known[1])
             found = universal.sample(
-                self.denoiser(params, prompt_scale),
+                denoiser,
                 schedule,
                 universal.noise(keys, len(seeds), (side, side, 3)),
                 self.condition(ids, mask, params),
@@ -134,7 +204,10 @@ class Generator:
                 options=options,
                 key=keys,
             )
-            return Made(universal.unit_pixels(found.sample), found.energy, found.trace)
+            images = universal.unit_pixels(found.sample)
+            if known is not None:
+                images = jnp.where(known[1], images, known[0])
+            return Made(images, found.energy, found.trace)
 
         return sample
 

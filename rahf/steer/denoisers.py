@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 #: z [B,...], t int32 [B], cond (any pytree) → predicted noise, of z's shape.
 Denoiser = Callable[[Array, Array, Any], Array]
@@ -60,5 +60,34 @@ def epsilon(
         if predicts == "v":
             return jnp.sqrt(signal) * said + jnp.sqrt(1 - signal) * z
         return (z - jnp.sqrt(signal) * said) / jnp.sqrt(1 - signal)
+
+    return eps
+
+
+def inpainting(
+    denoiser: Denoiser,
+    signals: Float[np.ndarray, " t"],
+    known: Float[Array, "b ..."],
+    unknown: Bool[Array, "b ..."],
+) -> Denoiser:
+    """A denoiser that knows a part of the clean picture, and so paints the rest to fit.
+
+    Its clean estimate is that of `denoiser` where unknown, and `known` elsewhere: there, the latents of every step
+    are the known picture with the step's noise, which is what RePaint (Lugmayr et al. 2022, equation 8) puts in.
+    `universal.sample` with recurrences is its resampling. Guidance moves the known part a little until the next step;
+    lay the known picture over the final one.
+
+    Args:
+      signals: ``abar`` of each time, as trained.
+      known: [B,...] clean latents, or pixels in the range of the denoiser's.
+      unknown: of that shape or with axes of length 1; True: to be painted.
+    """
+    signals = np.asarray(signals, np.float32)
+
+    def eps(z: Array, t: Array, cond: Any) -> Array:
+        said = denoiser(z, t, cond).astype(jnp.float32)
+        signal = jnp.asarray(signals)[t].reshape(-1, *[1] * (z.ndim - 1))
+        z = z.astype(jnp.float32)
+        return jnp.where(unknown, said, (z - jnp.sqrt(signal) * known) / jnp.sqrt(1 - signal))
 
     return eps
