@@ -225,9 +225,19 @@ def place(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def quickly():
+    """Programs that run a few steps are not worth optimising: that took most of the time."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.filterwarnings("ignore::rahf.steer.masks.MaskWarning")  # an untrained critic marks everything
 @pytest.mark.parametrize("name", NAMES)
-def test_every_cell_runs(name, place, monkeypatch):
+def test_every_cell_runs(name, place, quickly, monkeypatch):
     monkeypatch.chdir(place)
     known = dict(CONFIG="critic.py", GENERATOR_CONFIG="generator.py", **EVERYWHERE, **SMALL[name])
     namespace = {"__name__": "__main__", "magic": lambda line: pytest.fail(f"nothing is to be installed: {line}")}
