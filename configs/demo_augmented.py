@@ -4,7 +4,7 @@ Command:   rahf prepare synthetic --out data/demo
            rahf train configs/demo_augmented.py
            rahf evaluate runs/demo_augmented
 Hardware:  2 CPU cores
-Time and result: docs/benchmarks.md
+Result: docs/benchmarks.md, "The demo's variants"
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ Command:   rahf prepare synthetic --out data/demo
            rahf evaluate runs/demo_quarter
            To compare: rahf train configs/demo_quarter.py --model.heatmap-head.kind full --workdir runs/demo_full
 Hardware:  2 CPU cores
-Time and result: docs/benchmarks.md
+Result: docs/benchmarks.md, "The demo's variants"
 """
 
 import dataclasses
