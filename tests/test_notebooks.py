@@ -40,12 +40,14 @@ PUBLIC = {
 #: Of others: what a default install brings, and PyTorch, which notebook 4 does without where it is missing.
 OTHERS = {"jax", "numpy", "PIL", "scipy", "torch"}
 
-#: Instead of the settings of the cell tagged "parameters", per notebook. CONFIG and GENERATOR_CONFIG are set below.
+#: Instead of the settings of the cell tagged "parameters", per notebook.
 SMALL = {
     "1_quick_start": {},
     "2_training": dict(MY_PICTURES=40, MY_STEPS=2),
     "3_masks_repair_selection": dict(REPAIRED=4, GROUPS=3),
-    "4_guidance_and_reward": dict(GENERATOR_STEPS=2, PROMPTS=2, SAMPLING_STEPS=3, SCALES=(0.1, 0.4), REWARD_STEPS=2),
+    "4_guidance_and_reward": dict(
+        GENERATOR_STEPS=2, PROMPTS=2, SAMPLING_STEPS=3, SCALES=(0.1, 0.4), REWARD_STEPS=2
+    ),
 }
 EVERYWHERE = dict(SCENES=48, HELD_OUT=12, STEPS=4)
 #: Pictures that each shows at least.
@@ -57,9 +59,10 @@ from model_maker import SMALLEST
 from rahf.config import *
 
 def config():
+    lengths = dict(max_prompt_tokens=24, max_target_tokens=28, max_words=20)
     return Config(
         workdir="",
-        data=DataConfig(batch_size=8, eval_batch_size=8, max_prompt_tokens=24, max_target_tokens=28, max_words=20, augment=None),
+        data=DataConfig(batch_size=8, eval_batch_size=8, augment=None, **lengths),
         model=dataclasses.replace(SMALLEST, t5=dataclasses.replace(SMALLEST.t5, vocab_size=1024)),
         train=TrainConfig(steps=4, eval_examples=8, best_metric="loss/total", best_mode="min"),
     )
@@ -121,7 +124,7 @@ def test_these_are_the_notebooks():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_are_clean(name):
-    """Version 4.5 without outputs, counts, or traces of the machine it was edited on; each cell has a lasting id."""
+    """Version 4.5 without outputs, counts, or traces of an editor; each cell has a lasting id."""
     notebook = read(name)
     assert set(notebook) == {"cells", "metadata", "nbformat", "nbformat_minor"}
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
@@ -214,7 +217,7 @@ def test_what_is_public_is_there():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> pathlib.Path:
-    """A working folder for all notebooks, as a user has one: a later one finds what an earlier one has made."""
+    """A working folder for all notebooks: a later one finds what an earlier one has made."""
     from data_pipelines.synthetic import prepare
 
     folder = tmp_path_factory.mktemp("notebooks")
@@ -240,7 +243,8 @@ def quickly():
 def test_every_cell_runs(name, place, quickly, monkeypatch):
     monkeypatch.chdir(place)
     known = dict(CONFIG="critic.py", GENERATOR_CONFIG="generator.py", **EVERYWHERE, **SMALL[name])
-    namespace = {"__name__": "__main__", "magic": lambda line: pytest.fail(f"nothing is to be installed: {line}")}
+    refuse = lambda line: pytest.fail(f"nothing is to be installed: {line}")  # noqa: E731
+    namespace = {"__name__": "__main__", "magic": refuse}
     shown: list = []
     for cell in code_cells(name):
         try:
@@ -260,13 +264,14 @@ def test_every_cell_runs(name, place, quickly, monkeypatch):
 
 
 def check_training(namespace, work):
-    """Of the made-up feedback every line is stored, what nobody said is missing, and prompts stay in one split."""
+    """Every line of feedback is stored, what nobody said is missing, and prompts stay in one split."""
     labels = namespace["store"].open_split(work / "mine/data", "train")
     counts = namespace["store"].splits(work / "mine/data")
     assert sum(counts.values()) == 40 and min(counts.values()) > 0
     overall_only = [record for record in labels if record.word_labels is None]
     assert overall_only and all(record.implausibility is None for record in overall_only)
-    assert all((record.scores == record.scores).tolist() == [False, False, False, True] for record in overall_only)
+    known = [(record.scores == record.scores).tolist() for record in overall_only]
+    assert known == [[False, False, False, True]] * len(overall_only)
     prompts = {name: {line["prompt"] for line in lines} for name, lines in namespace["splits"].items()}
     assert not prompts["train"] & prompts["test"] and not prompts["dev"] & prompts["test"]
     started = json.loads((work / "mine/run/start.json").read_text())
