@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,8 @@ def reordered() -> bool:
     return _training.get() and jax.default_backend() == "cpu"
 
 
-def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"], out: jnp.dtype | None = None) -> Float[Array, "*b o"]:
-    """x times a kernel, in their dtype or in `out`.
+def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"], out: Any = None) -> Float[Array, "*b o"]:
+    """x times a kernel, in their dtype or in the dtype `out`.
 
     The kernel's gradient contracts the rows of both of its factors. XLA's CPU backend hands such a product to a
     routine that is up to three times slower than that for plain products; so the narrower factor is turned over
