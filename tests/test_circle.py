@@ -23,6 +23,8 @@ from rahf.steer.options import GuidanceOptions
 from rahf.text import Tokenizer
 from rahf.train.checkpoint import Checkpointer
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 #: Cheap to compile.
 STRONG = GuidanceOptions(scale=2.0, window=(0, 1), through_denoiser=False, remat=False)
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -20,6 +20,8 @@ from rahf.steer import schedules
 from rahf.steer.options import GuidanceOptions
 from rahf.train.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 TINY = dataclasses.replace(
     SMALLEST,
     kind="diffusion",

@@ -45,9 +45,7 @@ SMALL = {
     "1_quick_start": {},
     "2_training": dict(MY_PICTURES=40, MY_STEPS=2),
     "3_masks_repair_selection": dict(REPAIRED=4, GROUPS=3),
-    "4_guidance_and_reward": dict(
-        GENERATOR_STEPS=2, PROMPTS=2, SAMPLING_STEPS=3, SCALES=(0.1, 0.4), REWARD_STEPS=2
-    ),
+    "4_guidance_and_reward": dict(GENERATOR_STEPS=2, PROMPTS=2, SAMPLING_STEPS=3, SCALES=(0.1, 0.4), REWARD_STEPS=2),
 }
 EVERYWHERE = dict(SCENES=48, HELD_OUT=12, STEPS=4)
 #: Pictures that each shows at least.
@@ -226,16 +224,6 @@ def place(tmp_path_factory) -> pathlib.Path:
     # What the command would draw, without starting processes for so few.
     prepare.prepare(folder / "rahf-notebooks/data", train=48, dev=12, test=12, progress=False)
     return folder
-
-
-@pytest.fixture(scope="module")
-def quickly():
-    """Programs that run a few steps are not worth optimising: that took most of the time."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.filterwarnings("ignore::rahf.steer.masks.MaskWarning")  # an untrained critic marks everything

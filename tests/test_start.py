@@ -26,6 +26,8 @@ from rahf.train import start as start_lib
 from rahf.train import state as state_lib
 from rahf.train.claim import TrainError
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 
 class Started(NamedTuple):
     run: pathlib.Path
