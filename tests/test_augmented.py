@@ -15,6 +15,8 @@ from rahf.models import augmented, functional
 from rahf.models import rahf as model_lib
 from rahf.train import step as step_lib
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 PREFIXES = AUGMENTED.task_ids
 TRAINED = dataclasses.replace(SMALLEST, variant="augmented-prompt", task_ids=PREFIXES)
 

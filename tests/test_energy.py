@@ -9,6 +9,8 @@ from rahf.batch import SCORES
 from rahf.steer import energy, schedules, universal
 from rahf.steer.options import GuidanceOptions
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 
 class Colours:
     """A critic of colours: scores are mean red, green, blue and their mean; heatmaps the red and the blue

@@ -15,6 +15,8 @@ from rahf.models import execution, functional, heads, t5, vit
 from rahf.models import rahf as model_lib
 from rahf.models.execution import Execution
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 F32 = jnp.dtype("float32")
 VIT = ViTConfig(patch_size=4, width=16, depth=4, heads=2, mlp_width=32, stem=(4,), dropout=0.2)
 T5 = T5Config(8, 16, head_width=8, heads=2, mlp_width=16, decoder_layers=3, dropout=0.2)
