@@ -10,31 +10,19 @@ Use:       rahf.diffusion.load("runs/demo_diffusion"); docs/using.md
 It learns the scenes as they are, damaged and mismatched ones, too: so there is something to criticise.
 """
 
-from rahf.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    DiffusionConfig,
-    ModelConfig,
-    OptimizerConfig,
-    T5Config,
-    TrainConfig,
-)
+import dataclasses
+import pathlib
+
+from rahf import config as config_lib
+from rahf.config import Config, DiffusionConfig, ModelConfig, OptimizerConfig, T5Config, TrainConfig
 
 
 def config() -> Config:
     """64-pixel pictures in cells of 4 x 4; the network gives the clean picture; averaged parameters."""
+    demo = config_lib.load(str(pathlib.Path(__file__).with_name("demo.py")))
     return Config(
         workdir="runs/demo_diffusion",
-        data=DataConfig(
-            path="data/demo",
-            batch_size=64,
-            eval_batch_size=64,
-            max_prompt_tokens=24,
-            max_target_tokens=28,
-            max_words=20,
-            augment=AugmentConfig(crop_probability=0.0, photometric_probability=0.0, grey_probability=0.0),
-        ),
+        data=dataclasses.replace(demo.data, batch_size=64),
         model=ModelConfig(
             kind="diffusion",
             image_size=64,

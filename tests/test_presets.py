@@ -233,15 +233,7 @@ def test_shrinking_keeps_the_structure(preset):
     assert len(stages) == (1 if preset.model.heatmap_head.kind == "quarter" else 2)
 
 
-@pytest.fixture
-def compiling_fast():
-    """Without most optimizations, since a program that runs once is compiled longer than it runs."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_a_step_of_each(preset, compiling_fast):
+def test_a_step_of_each(preset, quickly):
     config = preset_maker.shrink(preset)
     made = state_lib.setup(config, jax.devices()[:1])
     state = state_lib.create(config, made)
