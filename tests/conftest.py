@@ -1,7 +1,9 @@
 """Shared fixtures. Everything heavy is made once per test run."""
 
+import hashlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 
@@ -42,7 +44,7 @@ def shared() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory) -> pathlib.Path:
+def tiny_run(tmp_path_factory) -> Iterator[pathlib.Path]:
     """A run directory with an untrained network of 32 x 32 pixels whose outputs vary from input to input."""
     import jax
 
@@ -81,7 +83,7 @@ def tiny_run(tmp_path_factory) -> pathlib.Path:
     checkpointer = Checkpointer(folder, keep=1)
     checkpointer.save_best(7, params, {"scores/mean/plcc": 0.0})
     checkpointer.close()
-    return folder
+    yield from unchanged(folder)
 
 
 @pytest.fixture(scope="session")
@@ -93,13 +95,13 @@ def tiny_critic(tiny_run):
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory) -> pathlib.Path:
+def tiny_data(tmp_path_factory) -> Iterator[pathlib.Path]:
     """A prepared dataset of synthetic scenes, 64 x 64 pixels: train 48, dev 12, test 10."""
     from data_pipelines.synthetic.prepare import prepare
 
     folder = tmp_path_factory.mktemp("data") / "tiny"
     prepare(folder, train=48, dev=12, test=10, size=64, progress=False)
-    return folder
+    yield from unchanged(folder)
 
 
 @pytest.fixture(scope="session")
@@ -113,10 +115,24 @@ def tiny_config(tiny_data, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tiny_config, tmp_path_factory) -> pathlib.Path:
-    """The run directory of `tiny_config`, trained to its last step without a break. Tests must not change it."""
+def finished_run(tiny_config, tmp_path_factory) -> Iterator[pathlib.Path]:
+    """The run directory of `tiny_config`, trained to its last step without a break. A test that changes it fails."""
     from rahf import cli
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert cli.main(["train", str(tiny_config), "--workdir", str(folder)]) == 0
-    return folder
+    yield from unchanged(folder)
+
+
+def unchanged(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The folder; at the end of all tests an error if one of them has changed it, whatever their order was."""
+    before = sums(folder)
+    yield folder
+    after = sums(folder)
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    assert not changed, f"a test changed what others share and must take a copy of it: {changed} in {folder}"
+
+
+def sums(folder: pathlib.Path) -> dict[str, str]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -36,6 +36,12 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
+def finished_run(finished_run, tmp_path_factory):
+    """A copy: evaluations write into their run directory."""
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("evaluated") / "run")
+
+
+@pytest.fixture(scope="module")
 def evaluated(finished_run, tmp_path_factory):
     """The test split: 10 examples in batches of 8, so that the second is filled up with 6 that must not count."""
     folder = tmp_path_factory.mktemp("report")
