@@ -21,6 +21,7 @@ from PIL import Image
 from rahf import cli, origin, pretrained
 from rahf import config as config_lib
 from rahf.models import functional
+from rahf.pretrained import towers
 from rahf.text import train_tokenizer
 from rahf.train import start as start_lib
 from rahf.train import state as state_lib
@@ -210,6 +211,24 @@ def test_starting_from_a_model(started, caplog):
     assert record["licenses"] == {str(started.vision): "apache-2.0", str(started.text): "unknown"}
     assert origin.parts(begin.record["random"]) == ["heatmap_implausibility", "heatmap_misalignment", "score_overall"]
     assert len(origin.table(begin.record)) == 3
+
+
+def test_a_model_at_another_image_size(started):
+    """Of a grid of 6 x 6 patches to one of 8 x 8, as published towers are; and nothing else changes."""
+    config = changed(started.config, vision="", text="", model=str(started.run))
+    larger = dataclasses.replace(config, model=dataclasses.replace(config.model, image_size=64))
+    same, begin = (start_lib.load(one, state_lib.setup(one)) for one in (config, larger))
+    assert same.record["model"]["positions"] is None
+    moved = begin.record["model"]["positions"]
+    assert moved == {"from": [6, 6], "to": [8, 8], "interpolation": "bicubic"}
+    assert "6x6 to 8x8, bicubic" in origin.table(begin.record)[1]
+    before, after = functional.flatten(same.params), functional.flatten(begin.params)
+    expected = towers.resize_positions(np.asarray(before.pop("vit/position")), 6, 8, "bicubic")
+    np.testing.assert_array_equal(after.pop("vit/position"), expected)
+    assert expected.shape == (64, 16)
+    assert all(np.array_equal(before[path], after[path]) for path in before.keys() | after.keys())
+    state = state_lib.create(larger, state_lib.setup(larger), begin.params)
+    np.testing.assert_array_equal(jax.device_get(state.params["vit"]["position"]), expected)
 
 
 def test_a_model_of_another_network_is_refused(started):

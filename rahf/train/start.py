@@ -6,6 +6,9 @@ import dataclasses
 import pathlib
 from typing import Any, Callable, NamedTuple
 
+import jax
+import numpy as np
+
 from data_pipelines import store
 from rahf import config as config_lib
 from rahf import origin
@@ -19,6 +22,7 @@ from rahf.train.state import Setup
 _VOCABULARIES = ("spiece.model", "tokenizer.model")  # beside a T5; in a run directory
 #: Fields of a model's config that do not change what its parameters mean.
 _HARMLESS = (
+    "image_size",  # position embeddings are interpolated; whatever else depends on it has another shape
     "dropout", "prior", "compute_dtype", "attention", "remat", "scan_layers",
     "variant", "task_ids", "tasks_per_example",  # the names of the heads tell
 )  # fmt: skip
@@ -89,7 +93,12 @@ def _from_model(config: Config, shapes: functional.Params) -> tuple[functional.P
     there = config_lib.from_json((run / "config.json").read_text(), where=str(run / "config.json"))
     wanted = {name: part for name, part in shapes.items() if name not in left}
     _check_network(run, there.model, config.model, list(wanted))
+    grids = _grids(there.model, config.model) if "position" in wanted.get("vit", {}) else None
+    if grids:
+        wanted["vit"] = wanted["vit"] | {"position": _of_grid(wanted["vit"]["position"], *grids)}
     params = checkpoint.load_params(state, wanted, skip=config.start.fresh)
+    if grids:
+        params["vit"] = params["vit"] | {"position": _moved(np.asarray(params["vit"]["position"]), *grids)}
     licenses = origin.model_licenses(run)
     record = {
         "name": config.start.model,
@@ -98,8 +107,32 @@ def _from_model(config: Config, shapes: functional.Params) -> tuple[functional.P
         "licenses": licenses,
         "parts": sorted(params),
         "parameters": functional.count(params),
+        "positions": grids and {"from": [grids[0]] * 2, "to": [grids[1]] * 2, "interpolation": "bicubic"},
     }
     return params, {"model": record}
+
+
+def _grids(there: ModelConfig, ours: ModelConfig) -> tuple[int, int] | None:
+    """Sides of the two models' grids of patches; None if they are the same."""
+    sides = there.image_size // there.vit.patch_size, ours.image_size // ours.vit.patch_size
+    return None if sides[0] == sides[1] else sides
+
+
+def _of_grid(position: jax.ShapeDtypeStruct, there: int, ours: int) -> jax.ShapeDtypeStruct:
+    """Position embeddings as another grid has them, on each device all of them: their rows may not divide as ours do."""
+    place = position.sharding
+    if isinstance(place, jax.sharding.NamedSharding):
+        place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
+    rows = position.shape[0] + there**2 - ours**2
+    return jax.ShapeDtypeStruct((rows, position.shape[1]), position.dtype, sharding=place)
+
+
+def _moved(position: np.ndarray, there: int, ours: int) -> np.ndarray:
+    """Position embeddings [class token + there², D] interpolated to [class token + ours², D], float32."""
+    from rahf.pretrained.towers import resize_positions
+
+    first, rest = np.split(position, [len(position) - there**2])
+    return np.concatenate([first, resize_positions(rest, there, ours, "bicubic")])
 
 
 def _check_network(run: pathlib.Path, there: ModelConfig, ours: ModelConfig, wanted: list[str]) -> None:
