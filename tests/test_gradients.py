@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from model_maker import SMALLEST, fake
 
 from rahf import losses
 from rahf.config import LossConfig
-from rahf.models import execution, functional, gradients
+from rahf.models import execution, functional, gradients, layers
 from rahf.models import rahf as model_lib
 from rahf.models.attention import attention
 
@@ -110,6 +111,23 @@ def test_attention_and_all_its_gradients(monkeypatch, queries, keys, masked, cau
     found = with_gradients(run, *given)
     monkeypatch.setattr(gradients, "reordered", lambda: False)
     wanted = with_gradients(run, *given)
+    close(found, wanted)
+    assert all(np.abs(gradient).max() > 0.1 for gradient in wanted[1])
+
+
+@pytest.mark.parametrize("leading", [(5,), (2, 3, 4)])
+def test_layer_norm_and_all_its_gradients(monkeypatch, leading):
+    """Against JAX's own, for unlike channels; a constant row too."""
+    norm = layers.LayerNorm(6, eps=1e-3)
+    x, scale, bias = 3 * normal(*leading, 6, seed=1) + 1, normal(6, seed=2), normal(6, seed=3)
+    x = x.at[0].set(0.5)
+
+    def run(x, scale, bias):
+        return functional.merge(nnx.graphdef(norm), {"scale": scale, "bias": bias})(x)
+
+    found = with_gradients(run, x, scale, bias)
+    monkeypatch.setattr(gradients, "reordered", lambda: False)
+    wanted = with_gradients(run, x, scale, bias)
     close(found, wanted)
     assert all(np.abs(gradient).max() > 0.1 for gradient in wanted[1])
 
