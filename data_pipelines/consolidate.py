@@ -4,6 +4,9 @@ The rules are those of the RichHF-18K paper (Liang et al. 2024, section 3): a cl
 radius is 1/20 of the picture's height; an annotator's map is the union of the discs, the label is the
 mean of the annotators' binary maps; scores are averaged and standardised to 0..1; words are decided by
 majority. Real annotations, the synthetic scenes and the tests all pass through this one file.
+
+`consolidate` wants every label of every annotator. Where annotators gave only some, `vote_heatmap`, `mean_score` and
+`majority` take those who gave the label.
 """
 
 from __future__ import annotations
@@ -120,6 +123,27 @@ def vote_heatmap(clicks: Sequence[Sequence[Point]], width: int, height: int, map
     return level[votes]
 
 
+def mean_score(raw: np.ndarray) -> np.ndarray:
+    """Mean s of the annotators, standardised as (s - 1) / 4.
+
+    Args:
+      raw: [n] or [n,k], scores 1..5 of n annotators.
+
+    Returns:
+      float32 scalar or [k] in [0,1].
+    """
+    return ((np.asarray(raw, np.float64).mean(axis=0) - LOWEST) / (HIGHEST - LOWEST)).astype(np.float32)
+
+
+def majority(labels: np.ndarray) -> tuple[int, ...]:
+    """Word labels by majority; a tie is aligned.
+
+    Args:
+      labels: [n,k], 1 (aligned) or 0 (misaligned) of n annotators for k words.
+    """
+    return tuple(int(label) for label in 2 * np.asarray(labels).sum(axis=0).astype(np.int64) >= len(labels))
+
+
 def consolidate(
     annotations: Sequence[RawAnnotation],
     width: int,
@@ -155,8 +179,8 @@ def consolidate(
     step = HIGHEST - LOWEST
     return Consolidated(
         heatmaps=np.stack(maps, axis=-1),
-        scores=((raw.mean(axis=0) - LOWEST) / step).astype(np.float32),
-        word_labels=tuple(int(label) for label in 2 * votes >= len(annotations)),
+        scores=mean_score(raw),
+        word_labels=majority(labels),
         word_votes=(votes / len(annotations)).astype(np.float32),
         maxdiff=((raw.max(axis=0) - raw.min(axis=0)) / step).astype(np.float32),
         annotators=len(annotations),

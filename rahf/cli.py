@@ -19,6 +19,7 @@ misses, and how good it is.
 
   rahf demo                                            everything below on synthetic scenes, in a quarter of an hour
   rahf prepare synthetic --out data/demo               make data
+  rahf prepare feedback --annotations FILE --images DIR --out DIR  of your own pictures and ratings
   rahf train configs/demo.py                           train; Ctrl-C saves, the same command resumes
   rahf evaluate runs/demo --data data/demo             metrics, intervals, HTML report
   rahf predict runs/demo IMAGE... --prompt "a red cat" overlays, JSON, summary

@@ -260,7 +260,8 @@ def check_training(namespace, work):
     assert overall_only and all(record.implausibility is None for record in overall_only)
     known = [(record.scores == record.scores).tolist() for record in overall_only]
     assert known == [[False, False, False, True]] * len(overall_only)
-    prompts = {name: {line["prompt"] for line in lines} for name, lines in namespace["splits"].items()}
+    opened = {split: namespace["store"].open_split(work / "mine/data", split) for split in counts}
+    prompts = {split: {record.prompt for record in found} for split, found in opened.items()}
     assert not prompts["train"] & prompts["test"] and not prompts["dev"] & prompts["test"]
     started = json.loads((work / "mine/run/start.json").read_text())
     assert "demo" in json.dumps(started)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any, Iterator, Mapping
 
-from data_pipelines import store, tf_example
+from data_pipelines import preparation, store, tf_example
+from data_pipelines.preparation import Advance, Refused
 from data_pipelines.records import Record
 from data_pipelines.richhf18k import labels as labels_lib
 from data_pipelines.richhf18k import tfrecord
-from data_pipelines.richhf18k.gather import Advance, Pictures
-from data_pipelines.richhf18k.labels import Refused
+from data_pipelines.richhf18k.gather import Pictures
 from data_pipelines.richhf18k.summary import Summary
 from data_pipelines.store import DatasetError
 from rahf import text
 
-SUMMARY_FILE, REFUSED_FILE = "prepare.json", "refused.jsonl"
 VOCABULARY_SIZE = 4096  # of the vocabulary that is trained when none is given
 _DESCRIPTION = (
     "Rich human feedback on generated images (RichHF-18K, Liang et al. 2024), joined with pictures and "
@@ -54,10 +52,7 @@ class Assembly:
         """
         if not any(self.pictures.captions.values()):
             raise DatasetError(self._nothing_found())
-        extra = {
-            REFUSED_FILE: lambda: "".join(json.dumps(line) + "\n" for line in self.refused),
-            SUMMARY_FILE: lambda: json.dumps({"plan": plan, "summary": self.summary.to_dict()}, indent=2) + "\n",
-        }
+        extra = preparation.extra_files(plan, self.summary, self.refused)
         splits = {split: self._records(split, advance) for split in self.files}
         try:
             store.write_dataset(target, splits, _DESCRIPTION, vocabulary or self._vocabulary(), extra)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import Callable, Collection, Sequence
+from typing import Collection, Sequence
 
+from data_pipelines.preparation import Advance, Refused
 from data_pipelines.richhf18k import captions as captions_lib
 from data_pipelines.richhf18k import join
-from data_pipelines.richhf18k.labels import Refused
 from data_pipelines.richhf18k.staging import Staging
 from data_pipelines.store import DatasetError
-
-#: Called with the name of the work, how much is done, and how much there is.
-Advance = Callable[[str, int, int], None]
 
 
 class Pictures:

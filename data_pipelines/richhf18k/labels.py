@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines import tf_example
+from data_pipelines.preparation import Refused
+from data_pipelines.records import Record
 from rahf import images
 from rahf.batch import SCORES
 
@@ -36,14 +38,6 @@ _PNG, _GREY_8 = b"\x89PNG\r\n\x1a\n", b"\x08\x00"  # signature; bit depth and co
 
 _NEAREST = np.array([min(LEVELS, key=lambda level: abs(level - v)) for v in range(256)], np.uint8)
 _MOVED_FAR = np.abs(np.arange(256) - _NEAREST.astype(int)) > _FAR
-
-
-class Refused(Exception):
-    """A record cannot be used. `kind` is the reason's name in the table, the message says more."""
-
-    def __init__(self, kind: str, reason: str):
-        super().__init__(reason)
-        self.kind = kind
 
 
 class Labels(NamedTuple):
@@ -93,13 +87,13 @@ def read_labels(features: Mapping[str, tf_example.Values]) -> Labels:
             raise Refused("undecodable", str(error)) from error
         snapped, far = snap(grey)
         pixels, moved = pixels + grey.size, moved + far
-        kept = encoded[:26].startswith(_PNG) and encoded[24:26] == _GREY_8 and np.array_equal(snapped, grey)
+        kept = is_grey_png(encoded) and np.array_equal(snapped, grey)
         maps[name] = encoded if kept else encode_map(snapped)
     scores = np.array([_score(features, SCORE_FEATURES[name]) for name in SCORES], np.float32)
     return Labels(scores, **maps, word_labels=_word_labels(features), pixels=pixels, moved_far=moved)
 
 
-def missing_labels(labels: Labels) -> list[str]:
+def missing_labels(labels: Labels | Record) -> list[str]:
     """Names of the labels that a record lacks."""
     named = {name: None if math.isnan(score) else score for name, score in zip(SCORES, labels.scores, strict=True)}
     named |= {"implausibility": labels.implausibility, "misalignment": labels.misalignment}
@@ -117,6 +111,11 @@ def snap(grey: np.ndarray) -> tuple[np.ndarray, int]:
       uint8 [h,w] with values in LEVELS, and the number of pixels moved by more than 20 grey levels.
     """
     return _NEAREST[grey], int(np.count_nonzero(_MOVED_FAR[grey]))
+
+
+def is_grey_png(encoded: bytes) -> bool:
+    """Whether an encoded map can be stored as it is: a PNG of 8 bit grey."""
+    return encoded.startswith(_PNG) and encoded[24:26] == _GREY_8
 
 
 def encode_map(grey: np.ndarray) -> bytes:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import pathlib
-from typing import Iterator, Mapping, Sequence
+from typing import Mapping, Sequence
 
 import rich.console
-import rich.progress
 
-from data_pipelines import store, store_writer
+from data_pipelines import preparation, store, store_writer
+from data_pipelines.preparation import Refused
 from data_pipelines.richhf18k import gather, join, tfrecord
-from data_pipelines.richhf18k.assemble import REFUSED_FILE, SUMMARY_FILE, VOCABULARY_SIZE, Assembly
-from data_pipelines.richhf18k.labels import Refused, uid_of
+from data_pipelines.richhf18k.assemble import VOCABULARY_SIZE, Assembly
+from data_pipelines.richhf18k.labels import uid_of
 from data_pipelines.richhf18k.staging import Staging
 from data_pipelines.richhf18k.summary import Summary
 from data_pipelines.store import DatasetError
-from rahf import text
 
 SPLITS = ("train", "dev", "test")
 #: A picture labelled in two splits stays in the first of these, so that no test picture is trained on.
@@ -63,13 +61,13 @@ def prepare(
     images = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     console = rich.console.Console(quiet=not progress)
     files = label_files(labels)
-    vocabulary = _vocabulary(tokenizer)
+    vocabulary = preparation.vocabulary(tokenizer)
     owners = _owners(files)
     units = join.units(images, owners)
     caption_files = gather.caption_files(captions, images)
     plan = _digest(files, units, caption_files, vocabulary)
     working = target.with_name(target.name + ".partial")
-    summary = _stored_summary(target, plan)
+    summary = preparation.stored_counts(Summary, target, plan)
     if summary is not None:
         console.print(f"{target} is complete and its inputs have not changed")
         if working.exists():  # stopped between finishing and tidying
@@ -78,11 +76,11 @@ def prepare(
         staging = Staging(working, plan)
         if staging.continues:
             console.print(f"going on with the interrupted run in {working}")
-        with _bars(console) as advance:
+        with preparation.bars(console) as advance:
             pictures = gather.Pictures(staging, units, owners, caption_files, advance)
             summary = Assembly(files, owners, pictures).write(target, vocabulary, plan, advance)
         staging.remove()
-    _report(console, summary, target)
+    preparation.report(console, summary, target)
     return summary
 
 
@@ -106,17 +104,6 @@ def label_files(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
     for file in files.values():
         tfrecord.check_not_lfs_pointer(file)
     return files
-
-
-def _vocabulary(file: str | os.PathLike | None) -> bytes | None:
-    if file is None:
-        return None
-    if not pathlib.Path(file).is_file():
-        raise DatasetError(f"--tokenizer {file}: no such file; expected a SentencePiece model")
-    try:
-        return text.Tokenizer.load(file).model
-    except ValueError as error:
-        raise DatasetError(f"--tokenizer {error}") from error
 
 
 def _owners(files: Mapping[str, pathlib.Path]) -> dict[str, tuple[str, int]]:
@@ -153,35 +140,3 @@ def _digest(
         hashlib.sha256(vocabulary).hexdigest() if vocabulary else VOCABULARY_SIZE,
     ]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
-
-
-def _stored_summary(target: pathlib.Path, plan: str) -> Summary | None:
-    """The summary of a finished run with the same inputs."""
-    try:
-        stored = json.loads((target / SUMMARY_FILE).read_text())
-        return Summary(**stored["summary"]) if stored["plan"] == plan else None
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
-        return None
-
-
-@contextlib.contextmanager
-def _bars(console: rich.console.Console) -> Iterator[gather.Advance]:
-    """Progress bars, one per kind of work; nothing where the console is quiet."""
-    tasks: dict[str, rich.progress.TaskID] = {}
-    store.load_writer()
-    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
-    with rich.progress.Progress(*columns, console=console, disable=console.quiet) as bars:
-
-        def advance(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=total)
-            bars.update(tasks[name], completed=done, total=max(done, total))
-
-        yield advance
-
-
-def _report(console: rich.console.Console, summary: Summary, target: pathlib.Path) -> None:
-    console.print(summary.table())
-    for line in summary.remarks():
-        console.print(line, style="yellow" if line.startswith("warning") else None, markup=False, soft_wrap=True)
-    console.print(f"dataset {target}, refused records {target / REFUSED_FILE}", markup=False, soft_wrap=True)

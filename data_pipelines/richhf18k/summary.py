@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import Any
+from typing import ClassVar
 
-import rich.table
-
-#: Reasons for refusing a record, in the order of the table, after "records" and "joined".
-REFUSALS = (
-    "missing image",
-    "missing caption",
-    "word/label mismatch",
-    "undecodable",
-    "duplicates",
-    "CRC error or cut off",
-    "missing field",
-    "bad score",
-    "malformed",
-)
-#: Remarks on joined records.
-REMARKS = ("partial labels", "picture found again")
+from data_pipelines.preparation import Counts
 
 
 @dataclasses.dataclass
-class Summary:
+class Summary(Counts):
     """Counts of a preparation.
 
     Attributes:
-      splits: for each split, numbers by row name: "records", "joined", REFUSALS, REMARKS.
-        Records = joined + refused.
       map_pixels: pixels of all joined maps.
       map_pixels_moved: those that snapping to the annotators' levels moved by more than 20 grey levels.
       unreadable: shards that could not be read to their end, with reasons.
@@ -38,54 +20,32 @@ class Summary:
         in the counts.
     """
 
-    splits: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    title: ClassVar[str] = "RichHF-18K"
+    refusals: ClassVar[tuple[str, ...]] = (
+        "missing image",
+        "missing caption",
+        "word/label mismatch",
+        "undecodable",
+        "duplicates",
+        "CRC error or cut off",
+        "missing field",
+        "bad score",
+        "malformed",
+    )
+    notes: ClassVar[tuple[str, ...]] = ("partial labels", "picture found again")
     map_pixels: int = 0
     map_pixels_moved: int = 0
     unreadable: list[str] = dataclasses.field(default_factory=list)
     cut_short: list[str] = dataclasses.field(default_factory=list)
-
-    def count(self, split: str, row: str) -> None:
-        """Adds one to a cell."""
-        self.splits[split][row] += 1
-
-    def add_split(self, split: str) -> None:
-        """Makes an empty column."""
-        self.splits[split] = dict.fromkeys(("records", "joined", *REFUSALS, *REMARKS), 0)
-
-    def total(self, row: str) -> int:
-        """Sum of a row over the splits."""
-        return sum(counts[row] for counts in self.splits.values())
-
-    @property
-    def share(self) -> float:
-        """Joined records as a share of all, 0..1."""
-        return self.total("joined") / max(1, self.total("records"))
 
     @property
     def moved_share(self) -> float:
         """Share of map pixels that snapping moved by more than 20 grey levels, 0..1."""
         return self.map_pixels_moved / max(1, self.map_pixels)
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
-    def table(self) -> rich.table.Table:
-        """The counts as a table for the terminal."""
-        table = rich.table.Table(title="RichHF-18K")
-        table.add_column("")
-        for name in (*self.splits, "all"):
-            table.add_column(name, justify="right")
-        for row in ("records", "joined", *REFUSALS, *REMARKS):
-            cells = [str(counts[row]) for counts in self.splits.values()]
-            table.add_row(row, *cells, str(self.total(row)), end_section=row in ("joined", REFUSALS[-1]))
-        return table
-
     def remarks(self) -> list[str]:
         """Sentences below the table: the share used, and warnings."""
-        lines = [f"used {self.total('joined')} of {self.total('records')} records ({self.share:.1%})"]
+        lines = super().remarks()
         if self.map_pixels_moved:
             lines.append(
                 f"warning: {self.moved_share:.3%} of the map pixels were more than 20 grey levels away from "

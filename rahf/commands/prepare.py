@@ -41,6 +41,37 @@ def add(commands) -> None:
     parser.add_argument(
         "--tokenizer", default=None, help="SentencePiece model to put beside the data (default: learn one)"
     )
+    _add_feedback(kinds)
+
+
+def _add_feedback(kinds) -> None:
+    parser = command(
+        kinds,
+        "feedback",
+        feedback,
+        "take your own feedback: a JSONL file and a folder of pictures",
+        "A line per picture: its path, its prompt, and what people said, of which anything may be missing:\n"
+        '  {"image": "a.png", "prompt": "a red cat", "annotators": [{"points_implausible": [[31, 40]],\n'
+        '   "points_misaligned": [], "scores": {"overall": 3}, "word_labels": [1, 0, 1]}]}\n'
+        '  {"image": "b.png", "prompt": "two dogs", "scores": {"overall": 0.75}}\n'
+        "A line may name its split (train, dev, test). The others are split by a hash of the prompt, not of the\n"
+        "picture, so that no prompt of the test is trained on. docs/data.md describes the format.",
+    )
+    parser.add_argument("--annotations", required=True, metavar="FILE", help="JSONL file")
+    parser.add_argument(
+        "--images", required=True, metavar="DIR", help="folder that the paths start from; nothing outside it is read"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to make")
+    parser.add_argument(
+        "--tokenizer", default=None, help="SentencePiece model to put beside the data (default: learn one)"
+    )
+    parser.add_argument(
+        "--map-size", type=int, default=None, metavar="N", help="side of all heatmaps (default: the picture's size)"
+    )
+    for split in ("dev", "test"):
+        parser.add_argument(
+            f"--{split}", type=float, default=0.1, metavar="SHARE", help=f"share of the prompts that go to {split}"
+        )
 
 
 def synthetic(args: argparse.Namespace) -> int:
@@ -59,4 +90,20 @@ def richhf18k(args: argparse.Namespace) -> int:
     from data_pipelines.richhf18k import prepare
 
     prepare.prepare(args.labels, args.images, args.out, captions=args.captions, tokenizer=args.tokenizer)
+    return 0
+
+
+def feedback(args: argparse.Namespace) -> int:
+    """Runs it; the exit code."""
+    from data_pipelines.feedback import prepare
+
+    prepare.prepare(
+        args.annotations,
+        args.images,
+        args.out,
+        tokenizer=args.tokenizer,
+        map_size=args.map_size,
+        dev=args.dev,
+        test=args.test,
+    )
     return 0

@@ -1,0 +1,80 @@
+"""The folder of pictures: nothing outside it is read."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import stat
+
+from data_pipelines.preparation import Refused
+from data_pipelines.richhf18k.join import IMAGE_SUFFIXES
+from data_pipelines.store import DatasetError
+
+_MOST_BYTES = 1 << 29  # of an encoded file; no picture that is small enough to be decoded needs more
+_SUFFIXES = tuple(suffix for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper()))
+
+
+class Folder:
+    """Files below one directory, by relative path."""
+
+    def __init__(self, path: str | os.PathLike):
+        """Raises DatasetError if there is no such directory."""
+        if not os.path.isdir(path):
+            state = "is a file" if os.path.exists(path) else "does not exist"
+            raise DatasetError(f"--images {os.fspath(path)} {state}; expected the folder that the paths start from")
+        self.root = os.path.realpath(path)
+
+    def resolve(self, name: str) -> str:
+        """The real path that a relative path leads to, symbolic links followed. It need not exist.
+
+        Raises:
+          Refused: the path is absolute, or leads out of the folder by ``..`` or a link.
+        """
+        if os.path.isabs(name):
+            raise Refused("outside the folder", f"{name!r:.200} is absolute; expected a path relative to --images")
+        real = os.path.realpath(os.path.join(self.root, name))
+        if not pathlib.PurePath(real).is_relative_to(self.root):
+            raise Refused("outside the folder", f"{name!r:.200} leads out of --images; only files below it are read")
+        return real
+
+    def picture_of(self, uid: str) -> str:
+        """Relative path of the picture ``<uid>.jpg``, ``.jpeg``, ``.png`` or ``.webp``.
+
+        Raises:
+          Refused: there is none of them, or the uid leads out of the folder.
+        """
+        for name in (uid + suffix for suffix in _SUFFIXES):
+            if os.path.isfile(self.resolve(name)):
+                return name
+        raise Refused("missing image", f"no file {uid!r:.200} + {' | '.join(IMAGE_SUFFIXES)} below --images")
+
+    def stamp(self, name: str) -> list:
+        """Path, size and time of change of a file; changes whenever the file does."""
+        try:
+            status = os.stat(self.resolve(name))
+            return [name, status.st_size, status.st_mtime_ns]
+        except (OSError, ValueError, Refused) as error:  # ValueError: not a path at all
+            return [name, type(error).__name__]
+
+    def read(self, name: str, kind: str) -> bytes:
+        """The bytes of a file.
+
+        Args:
+          name: relative path.
+          kind: what it is, "image" or "map".
+
+        Raises:
+          Refused: outside the folder, not there, or not a readable file.
+        """
+        path = self.resolve(name)
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise Refused("undecodable", f"{name!r:.200} is not a file")
+            if status.st_size > _MOST_BYTES:
+                raise Refused("undecodable", f"{name!r:.200} has {status.st_size} bytes; make it smaller")
+            return pathlib.Path(path).read_bytes()
+        except FileNotFoundError:
+            raise Refused(f"missing {kind}", f"no file {name!r:.200} below --images") from None
+        except OSError as error:
+            raise Refused("undecodable", f"{name!r:.200} cannot be read ({error.strerror or error})") from error

@@ -1,0 +1,105 @@
+"""The lines of a feedback file, one at a time: which picture, which prompt, and the rest as parsed JSON."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
+
+from data_pipelines.feedback.splits import SPLITS
+from data_pipelines.preparation import Refused
+from data_pipelines.richhf18k.tfrecord import check_not_lfs_pointer
+from data_pipelines.store import DatasetError
+
+#: What a line may hold. Other fields are not read.
+FIELDS = (
+    "uid", "image", "prompt", "split", "width", "height", "annotators",
+    "scores", "word_labels", "implausibility", "misalignment",
+)  # fmt: skip
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Line(NamedTuple):
+    """One line whose picture and prompt are known."""
+
+    uid: str  # the field, or the path of the picture
+    image: str | None  # relative path; None: to be found by uid
+    prompt: str
+    split: str | None  # the field
+    tree: Mapping[str, Any]  # the whole line
+
+
+def open_file(path: pathlib.Path) -> BinaryIO:
+    """Opens a feedback file.
+
+    Raises:
+      DatasetError: no such file, an empty one, or a Git-LFS pointer.
+    """
+    if not path.is_file():
+        state = "is a folder" if path.exists() else "does not exist"
+        raise DatasetError(f"--annotations {path} {state}; expected a JSONL file, a line per picture")
+    if not path.stat().st_size:
+        raise DatasetError(f"--annotations {path} is empty; expected a line per picture")
+    check_not_lfs_pointer(path)
+    return open(path, "rb")
+
+
+def read(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """Number (from 1), byte offset and bytes of every line that is not blank."""
+    offset = 0
+    for number, raw in enumerate(file, 1):
+        if raw.removeprefix(_BYTE_ORDER_MARK).strip():
+            yield number, offset, raw
+        offset += len(raw)
+
+
+def parse(raw: bytes) -> Line:
+    """Parses a line and takes from it what identifies it.
+
+    Raises:
+      Refused: not a JSON object, no prompt, no picture, or an unknown split.
+    """
+    tree = _object(raw)
+    uid, image, prompt, split = tree.get("uid"), tree.get("image"), tree.get("prompt"), tree.get("split")
+    if isinstance(uid, int) and not isinstance(uid, bool):
+        uid = str(uid)
+    for name, value in (("uid", uid), ("image", image), ("prompt", prompt)):
+        if value is not None:
+            check_text(name, value)
+    if not prompt:
+        raise Refused("missing prompt", "no field 'prompt', or an empty one")
+    if not uid and not image:
+        raise Refused("missing field", f"neither 'image' nor 'uid', so no picture can be found; it has {_names(tree)}")
+    if split is not None and split not in SPLITS:
+        raise Refused("malformed", f"split {split!r:.80}, expected {', '.join(SPLITS)}, or no such field")
+    return Line(uid or image, image or None, prompt, split, tree)
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        tree = json.loads(raw.removeprefix(_BYTE_ORDER_MARK).decode().rstrip())
+    except json.JSONDecodeError as error:
+        raise Refused("malformed", f"not JSON: {error.msg} at character {error.pos + 1}: {error.doc!r:.60}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, deeply nested
+        raise Refused("malformed", f"not JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise Refused("malformed", f"expected an object in braces, found a {type(tree).__name__}")
+    return tree
+
+
+def check_text(name: str, value: Any) -> None:
+    """Raises Refused unless a field is text that can be stored and be part of a path."""
+    if not isinstance(value, str):
+        raise Refused("malformed", f"{name} is {value!r:.80}, expected text")
+    if name == "prompt" and not value.strip():
+        raise Refused("missing prompt", "no field 'prompt', or an empty one")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise Refused("malformed", f"{name} holds half of a character ({error.reason})") from error
+    if "\0" in value:
+        raise Refused("malformed", f"{name} holds a zero byte")
+
+
+def _names(tree: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(tree))[:200] or "no field at all"
