@@ -7,6 +7,7 @@ from typing import Any
 
 from rahf.batch import HEATMAPS, SCORES
 from rahf.config import Config
+from rahf.models import kinds
 from rahf.provenance import Provenance
 
 _METRICS = (
@@ -27,14 +28,16 @@ def card(config: Config, about: dict[str, Any], known: Provenance, metrics: dict
       metrics: `metrics.json` of an evaluation: `metrics`, `intervals` and `meta`; None: not evaluated.
     """
     full = "predict" in about["functions"]
-    gives = "four scores, two heatmaps, and a probability for each word" if full else "four scores"
+    said = kinds.outputs(config.model)
+    maps = said.heatmaps if full else ()
     side = config.model.image_size
     lines = [
         f"# {about['name']}: rich feedback on generated images",
         "",
-        f"Given a picture and the prompt it was made from, this model gives {gives}. Scores "
-        f"({', '.join(SCORES)}) are in [0, 1], high = good"
-        + (f"; heatmaps ({', '.join(HEATMAPS)}) are in [0, 1], high = bad." if full else "."),
+        f"Given a picture and the prompt it was made from, this model gives {_gives(said, maps, full)}. Scores "
+        f"({', '.join(said.scores)}) are in [0, 1], high = good"
+        + (f"; heatmaps ({', '.join(maps)}) are in [0, 1], high = bad." if maps else ".")
+        + _kind(config, said),
         "",
         "```python",
         "import rahf",
@@ -61,9 +64,7 @@ def card(config: Config, about: dict[str, Any], known: Provenance, metrics: dict
         "",
         "## Data",
         "",
-        f"Trained on `{_name(config.data.path)}`, split `{config.data.train_split}`, "
-        f"{about['step'] if about['step'] is not None else 'an unknown number of'} steps with batches of "
-        f"{config.data.batch_size}.",
+        _trained(config, about["step"]),
         *_reference(known),
         "",
         "## Metrics",
@@ -75,6 +76,39 @@ def card(config: Config, about: dict[str, Any], known: Provenance, metrics: dict
         f"Weights: {known.weight_licence}. Program: Apache-2.0. See LICENSES.md.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _gives(said: kinds.Outputs, maps: tuple[str, ...], full: bool) -> str:
+    parts = [_count(len(said.scores), "score")]
+    parts += [_count(len(maps), "heatmap")] if maps else []
+    parts += ["a probability for each word"] if full and said.keywords else []
+    if len(parts) == 1:
+        return parts[0]
+    return ", ".join(parts[:-1]) + (", and " if len(parts) > 2 else " and ") + parts[-1]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{('no', 'one', 'two', 'three', 'four')[number]} {what}{'s' if number != 1 else ''}"
+
+
+def _kind(config: Config, said: kinds.Outputs) -> str:
+    """What a reader must know of a baseline."""
+    if config.model.kind == "resnet":
+        return " It is a baseline that does not read the prompt and judges no words."
+    if config.model.kind == "clip":
+        lacking = [name for name in SCORES if name not in said.scores]
+        nan = f" What it does not predict ({', '.join(lacking)}) is NaN." if lacking else ""
+        return f" It is a CLIP, a baseline that judges no words.{nan}"
+    return ""
+
+
+def _trained(config: Config, step: int | None) -> str:
+    if step == 0:
+        heads = " Its heads are random, and say nothing before training." if config.model.kind == "resnet" else ""
+        return f"Published weights as they were imported: rahf did not train them.{heads}"
+    steps = "an unknown number of" if step is None else step
+    data = f"`{_name(config.data.path)}`, split `{config.data.train_split}`"
+    return f"Trained on {data}, {steps} steps with batches of {config.data.batch_size}."
 
 
 def _name(path: str) -> str:

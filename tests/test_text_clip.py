@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from rahf import text_clip
 from rahf.config import ClipConfig, ClipTextConfig, ModelConfig
 from rahf.models import kinds
 from rahf.text import Tokenizer, train_tokenizer
+from rahf.text_byte_pairs import BytePairs
 
 PROMPTS = (
     "a red star left of two blue rings",
@@ -121,3 +123,65 @@ def test_which_vocabulary_fits_which_network(tokenizer):
     )
     assert kinds.vocabulary_problem(ModelConfig(kind="resnet"), tokenizer) is None
     assert kinds.vocabulary_problem(ModelConfig(), sentences) is None
+
+
+def test_without_its_library(folder, tokenizer, monkeypatch):
+    """As in a reader of exported files: the same ids, by the rules of CLIP alone."""
+    transformers = pytest.importorskip("transformers")
+    transformers.CLIPTokenizer.from_pretrained(str(folder)).save_pretrained(folder / "again")
+    stream = np.random.default_rng(0)
+    letters = [*"redstarRINGblu'slvm 12!?,._-\t\n\x1c<|>", START, END]
+    letters += [*"\u00a0é\u0308ΣΟς\u0130☃日½²\u0939\u093f\U0001f600\u200d"]
+    texts = ["".join(stream.choice(letters, stream.integers(1, 25))) for _ in range(400)] + list(PROMPTS)
+    texts += ["red" * 2000, END.upper() + "!!", "x" + "".join(map(chr, range(1, 0x250))) + "'LL"]
+    for library in (tokenizer, text_clip.load(folder / "again")):
+        assert text_clip.standalone_problem(library) is None
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "tokenizers", None)
+            alone = text_clip.ClipTokenizer(library.model, "here")
+        assert isinstance(alone._tokenizer, BytePairs)
+        for name in ("vocab_size", "start_id", "eos_id"):
+            assert getattr(alone, name) == getattr(library, name)
+        for text in texts:
+            ids = library.encode(text)
+            assert alone.encode(text) == ids, text
+            assert alone.decode(ids[1:-1]) == library.decode(ids[1:-1]), text
+        prompt = "two red stars above a blue ring"
+        assert alone.encode_prompt(prompt, 9).words_lost == library.encode_prompt(prompt, 9).words_lost != []
+
+
+def test_byte_pairs_are_joined_by_rank(tokenizer):
+    """Not from left to right: in "abc" the pair "bc" comes first."""
+    tree = json.loads(tokenizer.model)
+    size = tokenizer.vocab_size
+    tree["model"]["merges"] = [["b", "c</w>"], ["a", "b"], ["a", "a"], ["aa", "aa"], ["a", "bc</w>"], ["ab", "ab"]]
+    made = ["".join(pair) for pair in tree["model"]["merges"]]
+    tree["model"]["vocab"] |= {piece: size + at for at, piece in enumerate(made)}
+    library = text_clip.ClipTokenizer(json.dumps(tree).encode(), "here")
+    alone, ids = BytePairs(library.model), tree["model"]["vocab"]
+    assert alone.encode("abc") == [ids["abc</w>"]] and alone.encode("abcc") == [ids["ab"], ids["c"], ids["c</w>"]]
+    assert alone.encode("aaaaa abab") == [ids["aaaa"], ids["a</w>"], ids["ab"], ids["a"], ids["b</w>"]]
+    stream = np.random.default_rng(0)
+    for _ in range(300):
+        text = "".join(stream.choice([*"abc"], stream.integers(1, 12)))
+        assert alone.encode(text) == library.encode(text), text
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda t: t["normalizer"]["normalizers"].pop(), "normalizes texts otherwise than CLIP"),
+        (lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="."), "into words otherwise"),
+        (lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "into words otherwise"),
+        (lambda t: t["model"].update(end_of_word_suffix=""), "not of byte pairs with words that end in </w>"),
+        (lambda t: t["model"]["merges"].append(["r", "z"]), "lacks 'rz'"),
+        (lambda t: t["added_tokens"][0].update(lstrip=True), "takes blanks or word borders into account"),
+        (lambda t: t.pop("pre_tokenizer"), "not the JSON of a byte-pair tokenizer"),
+    ],
+)
+def test_other_rules_need_the_library(tokenizer, monkeypatch, change, said):
+    tree = json.loads(tokenizer.model)
+    change(tree)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match=f"^here: .*{said}.*pip install tokenizers"):
+        text_clip.ClipTokenizer(json.dumps(tree).encode(), "here")

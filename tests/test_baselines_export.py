@@ -1,0 +1,198 @@
+"""Exported baselines: the checkpoint's numbers, NaN where it has none, and CLIP's vocabulary without its library."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rahf
+from baseline_maker import CLIP, RESNET, clip, clip_folder
+from rahf import cli, export, text_clip
+from rahf.batch import SCORES, Prediction
+from rahf.config import Config, DataConfig
+from rahf.critic import Critic
+from rahf.exported.archive import ExportError
+from rahf.models import functional, kinds
+from rahf.models import rahf as model_lib
+from rahf.pretrained import baselines
+from rahf.text import Tokenizer, train_tokenizer
+from test_export import _READER
+from test_images import encode, smooth
+
+pytestmark = pytest.mark.usefixtures("quickly")
+PROMPTS = ["a red star", "two blue rings", "one green star above"]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    return [smooth(40, 60, 1), smooth(32, 32, 2), smooth(20, 50, 3)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("baselines")
+
+
+@pytest.fixture(scope="module")
+def run(folder) -> pathlib.Path:
+    """A published CLIP as it is imported: alignment by cosine, misalignment by its gradient."""
+    return baselines.import_clip(clip_folder(folder / "hub"), folder / "clip")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run):
+    return rahf.load(run)
+
+
+@pytest.fixture(scope="module")
+def exported_clip(checkpoint, folder) -> pathlib.Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_difference", lambda *_: 0.0)  # the tests compare
+        return export.export(checkpoint, folder / "clip.rahf", platforms=("cpu",)).file
+
+
+def critic_of(model, tokenizer, name: str) -> Critic:
+    stream = np.random.default_rng(1)
+    flat = functional.flatten(functional.init(model_lib.build(model), 0))
+    noisy = {path: v + 0.1 * stream.standard_normal(v.shape, np.float32) for path, v in flat.items()}
+    data = DataConfig(max_prompt_tokens=20, max_target_tokens=24, max_words=8)
+    return Critic(Config(data=data, model=model), functional.unflatten(noisy), tokenizer, name, 7)
+
+
+def agree(found: Prediction, expected: Prediction, said: kinds.Outputs) -> None:
+    """The same numbers where something is predicted, and NaN in both elsewhere."""
+    for values, others, mask in (
+        (found.scores, expected.scores, said.score_mask),
+        (found.heatmaps, expected.heatmaps, said.heatmap_mask),
+    ):
+        if values is None:
+            continue
+        values, others = np.asarray(values), np.asarray(others)
+        np.testing.assert_allclose(values, others, atol=1e-5, rtol=0)
+        for column, known in enumerate(mask):
+            assert np.isfinite(values[..., column]).all() if known else np.isnan(values[..., column]).all()
+            assert not known or np.ptp(values[..., column]) > 1e-4
+    assert found.word_probabilities is None or np.isnan(found.word_probabilities).all()
+
+
+def card_of(file: pathlib.Path) -> str:
+    return zipfile.ZipFile(file).read("README.md").decode()
+
+
+def test_resnet(folder, pictures, monkeypatch):
+    monkeypatch.setattr(export, "_difference", lambda *_: 0.0)  # compared below
+    critic = critic_of(RESNET, Tokenizer(train_tokenizer(["the network reads no text"], 320)), "resnet")
+    again = rahf.load(export.export(critic, folder / "resnet.rahf", platforms=("cpu",)).file)
+    found = again(pictures, PROMPTS)
+    agree(found, critic(pictures, PROMPTS), kinds.outputs(RESNET))
+    assert found.provenance == critic.provenance
+    feedback = again.feedback(pictures, PROMPTS)[0]
+    assert feedback.decided_by == "nothing" and set(feedback.scores) == set(SCORES)
+    card = card_of(folder / "resnet.rahf")
+    assert "gives four scores and two heatmaps. Scores (plausibility" in card
+    assert "does not read the prompt and judges no words" in card and "7 steps" in card
+
+
+def test_trained_scores_of_clip(checkpoint, folder, pictures):
+    """Scores only, and compared by `export` itself, too."""
+    text = dataclasses.replace(CLIP.clip.text, vocab_size=checkpoint.tokenizer.vocab_size, positions=20, eos_token_id=2)
+    critic = critic_of(clip(scores="trained", text=text), checkpoint.tokenizer, "scores")
+    made = export.export(critic, folder / "scores.rahf", scores_only=True, platforms=("cpu",))
+    again = rahf.load(made.file)
+    agree(again(pictures, PROMPTS), critic(pictures, PROMPTS), kinds.outputs(critic.config.model))
+    assert made.difference <= 1e-5 and "score_out/kernel" in functional.flatten(again.params)
+    card = card_of(made.file)
+    assert "gives four scores. Scores (plausibility" in card and "a CLIP, a baseline that judges no words.\n" in card
+
+
+def test_clip_without_transformers_and_tokenizers(exported_clip, checkpoint, pictures, tmp_path):
+    """The reader has jax, numpy, sentencepiece, safetensors and Pillow; prompts, numbers and gradients are the same."""
+    given, out = tmp_path / "given.npz", tmp_path / "out.npz"
+    np.savez(given, first=pictures[0], second=pictures[1], prompts=PROMPTS[:2])
+    (tmp_path / "reader.py").write_text(_READER + "\nassert 'tokenizers' not in sys.modules\n")
+    root = str(pathlib.Path(rahf.__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "reader.py"), str(exported_clip), str(given), str(out)],
+        capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = np.load(out)
+    said = kinds.outputs(checkpoint.config.model)
+    assert said == (("alignment",), ("misalignment",), False)
+    agree(Prediction(*(found[name] for name in Prediction._fields)), checkpoint(pictures[:2], PROMPTS[:2], 4), said)
+    ids, mask = checkpoint.tokens(PROMPTS[0])
+    pixels = jnp.asarray(pictures[0], jnp.float32) / 255
+    gradient = jax.grad(lambda x: checkpoint.scores(x, ids, mask)[1])(pixels)
+    assert np.abs(gradient).max() > 1e-4
+    # That of the sum of all four: the three that are NaN add nothing to it.
+    np.testing.assert_allclose(found["gradient"], gradient, atol=1e-6)
+    card = card_of(exported_clip)
+    assert "gives one score and one heatmap. Scores (alignment)" in card and "heatmaps (misalignment)" in card
+    assert "(plausibility, aesthetics, overall) is NaN" in card and "rahf did not train them" in card
+
+
+def test_commands_take_an_exported_clip(exported_clip, run, checkpoint, tiny_data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rahf.critic, "load", functools.cache(rahf.critic.load))
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(encode(smooth(40, 60)))
+    arguments = ["predict", str(exported_clip), str(picture), "--prompt", PROMPTS[0], "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    one = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"][0]
+    expected = checkpoint(picture, PROMPTS[0], 4).scores[0]
+    assert one["scores"]["overall"] is None and set(one["files"]) == {"feedback", "misalignment"}
+    np.testing.assert_allclose(one["scores"]["alignment"], expected[1], atol=1e-5)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": "picture.png", "prompt": PROMPTS[0]}) + "\n")
+    arguments = ["score", str(exported_clip), str(tmp_path / "list.jsonl"), "--out", str(tmp_path / "scored")]
+    arguments += ["--batch-size", "1"]
+    assert cli.main(arguments) == 0
+    assert f"1 scored by {checkpoint.model_id}" in capsys.readouterr().out
+    metrics = []
+    for model in (exported_clip, run):
+        file = tmp_path / "metrics.json"
+        places = ["--json", str(file), "--report", str(tmp_path / "report")]
+        assert cli.main(["evaluate", str(model), "--data", str(tiny_data), "--split", "test", *places]) == 0
+        metrics.append(json.loads(file.read_text())["metrics"])
+    ours, theirs = ({n: v for n, v in m.items() if not n.startswith("loss/")} for m in metrics)
+    assert ours.keys() == theirs.keys() and {"scores/alignment/plcc", "heatmaps/misalignment/cc"} <= set(ours)
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, atol=1e-3, err_msg=name)
+
+
+def test_a_vocabulary_that_only_its_library_can_read_is_refused_before_any_work(checkpoint, tmp_path, monkeypatch):
+    tree = json.loads(checkpoint.tokenizer.model)
+    tree["normalizer"]["normalizers"].pop()  # tells upper from lower case
+    other = text_clip.ClipTokenizer(json.dumps(tree).encode(), "other/tokenizer.json")
+    critic = Critic(checkpoint.config, checkpoint.params, other, "other", 0)
+    monkeypatch.setattr(export.export_functions, "serialized", lambda *_: pytest.fail("worked before it refused"))
+    said = "other/tokenizer.json: it normalizes texts otherwise than CLIP .*vocab.json and merges.txt alone"
+    with pytest.raises(ExportError, match=said):
+        export.export(critic, tmp_path / "new" / "other.rahf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_are_not_finite_are_refused(checkpoint, tmp_path, monkeypatch):
+    """NaN stands for what a baseline does not predict; it must not hide damaged weights."""
+    damaged = functional.unflatten({k: v * np.nan for k, v in functional.flatten(checkpoint.params).items()})
+    critic = Critic(checkpoint.config, damaged, checkpoint.tokenizer, "damaged", 0, network=checkpoint.network)
+    monkeypatch.setattr(export.export_functions, "serialized", lambda *_: {"predict": b""})
+    monkeypatch.setattr(export.exported, "load", lambda _: critic)  # gives the same NaN
+    with pytest.raises(ExportError, match="the model's own (scores|heatmaps) are not finite; nothing was written"):
+        export.export(critic, tmp_path / "damaged.rahf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_baseline_without_all_scores_has_no_percentiles(run, tmp_path, capsys, monkeypatch):
+    written = export.Exported(tmp_path / "x.rahf", 1, 0.0)
+    monkeypatch.setattr(export, "export", lambda *_, **__: written)
+    monkeypatch.setattr(export.exported, "load", lambda _: rahf.load(run))
+    export.run(run, tmp_path / "x.rahf")
+    assert "no percentiles: this baseline does not predict all four scores" in capsys.readouterr().out
