@@ -26,6 +26,7 @@ from rahf.text import train_tokenizer
 from rahf.train import start as start_lib
 from rahf.train import state as state_lib
 from rahf.train.claim import TrainError
+from rahf.train.stored import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -229,6 +230,18 @@ def test_a_model_at_another_image_size(started):
     assert all(np.array_equal(before[path], after[path]) for path in before.keys() | after.keys())
     state = state_lib.create(larger, state_lib.setup(larger), begin.params)
     np.testing.assert_array_equal(jax.device_get(state.params["vit"]["position"]), expected)
+
+
+def test_a_model_with_another_vocabulary(started):
+    """What is read and written anew begins anew; the rest is taken."""
+    rows = started.config.model.t5.vocab_size
+    config = changed(started.config, vision="", text="", model=str(started.run))
+    t5 = dataclasses.replace(config.model.t5, vocab_size=rows + 8)
+    larger = dataclasses.replace(config, model=dataclasses.replace(config.model, t5=t5))
+    with pytest.raises(CheckpointError, match=rf"embedding: shape \({rows}, 16\), expected \({rows + 8}, 16\)"):
+        start_lib.load(larger, state_lib.setup(larger))
+    begin = start_lib.load(changed(larger, fresh=("embedding",)), state_lib.setup(larger))
+    assert "embedding" not in begin.params and {"encoder", "decoder", "vit"} <= begin.params.keys()
 
 
 def test_a_model_of_another_network_is_refused(started):

@@ -22,7 +22,8 @@ from rahf.train.state import Setup
 _VOCABULARIES = ("spiece.model", "tokenizer.model")  # beside a T5; in a run directory
 #: Fields of a model's config that do not change what its parameters mean.
 _HARMLESS = (
-    "image_size",  # position embeddings are interpolated; whatever else depends on it has another shape
+    "image_size",  # position embeddings are interpolated; whatever else depends on it has another shape, as of
+    "vocab_size",
     "dropout", "prior", "compute_dtype", "attention", "remat", "scan_layers",
     "variant", "task_ids", "tasks_per_example",  # the names of the heads tell
 )  # fmt: skip
