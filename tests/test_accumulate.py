@@ -12,6 +12,8 @@ from rahf.config import Config, ConfigError, DataConfig, LossConfig, MeshConfig,
 from rahf.models import functional
 from rahf.train import accumulate, step
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 LOSS = LossConfig(heatmap_weight=2.0, score_weight=3.0, keyword_weight=0.5, suffix_weight=2.5, tag_weight=1.5)
 TAGGED = dataclasses.replace(SMALLEST, tag_head=True)
 

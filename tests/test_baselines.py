@@ -15,6 +15,8 @@ from rahf.models import functional, kinds
 from rahf.models import rahf as model_lib
 from rahf.models.baselines import resnet
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 GRADIENT = clip(heatmap="gradient", cosine_scores=("alignment", "overall"))
 TRAINED = clip(scores="trained")
 

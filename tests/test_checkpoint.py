@@ -143,6 +143,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(opened, capfd, caplog):
     assert message.startswith(f"cannot save the checkpoint of step 2 under {run.folder}/latest: ")
     assert "File too large" in message and "step 1 is complete and usable. Free disk space" in message
     assert run.latest_step == 1
+    run.close()  # as at the end of its process: none of its threads goes on writing
     found, position = opened().restore(shapes(state(1, width=5000)))  # which also removes what is unfinished
     assert_equal(found, state(1, width=5000))
     assert position == {"examples": 8}

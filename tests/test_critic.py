@@ -25,6 +25,8 @@ from rahf.provenance import ModelMismatch
 from rahf.text import split_words, train_tokenizer
 from rahf.train.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 PROMPTS = ["a red cat on a blue mat", "two dogs", "one green bird and two cats.", "mat", "a blue bird, a dog"]
 
 

@@ -9,6 +9,8 @@ from test_images import smooth
 
 from rahf.images import ImageError
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 
 def test_scores_and_heatmaps_as_functions(critic, pictures):
     square = pictures[1].astype(np.float32) / 255

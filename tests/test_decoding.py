@@ -12,6 +12,8 @@ from model_maker import BOTH, fake, made
 from rahf.models import functional
 from rahf.text import EOS_ID, PAD_ID
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 LENGTH = 10
 
 

@@ -17,6 +17,8 @@ from rahf.feedback import Feedback
 from rahf.models import functional
 from rahf.text import split_words
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 
 def test_feedback_by_name(critic, pictures):
     found = critic.feedback(pictures, PROMPTS)

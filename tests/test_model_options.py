@@ -15,6 +15,8 @@ from rahf.config import LossConfig, ScoreHeadConfig
 from rahf.models import functional
 from rahf.models import rahf as model_lib
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 
 def model_of(config):
     graphdef, params = made(config)

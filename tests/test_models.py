@@ -11,6 +11,8 @@ from model_maker import BOTH, OTHER, PLAIN, compiled, fake, generating, made, pa
 from rahf.models import functional, t5
 from rahf.text import EOS_ID, PAD_ID
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 
 @pytest.fixture(params=list(BOTH))
 def config(request):

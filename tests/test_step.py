@@ -17,6 +17,8 @@ from rahf.models import rahf as model_lib
 from rahf.train import state as state_lib
 from rahf.train import step as step_lib
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 LOSS = LossConfig(heatmap_weight=2.0, score_weight=3.0, keyword_weight=0.5)
 CONFIG = Config(model=SMALLEST, loss=LOSS, optimizer=OptimizerConfig(ema_decay=0.15))
 

@@ -15,6 +15,8 @@ from rahf.config import Config, ConfigError, LossConfig
 from rahf.models import functional, tags
 from rahf.train import step as step_lib
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 TAGGED = dataclasses.replace(SMALLEST, tag_head=True)
 VOCABULARY = SMALLEST.t5.vocab_size
 

@@ -14,6 +14,8 @@ from rahf.train import checkpoint, sharding, trainable
 from rahf.train import state as state_lib
 from rahf.train import step as step_lib
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 PATHS = ["decoder/norm/scale", "heatmap_a/up_0/up/kernel", "heatmap_b/out/bias", "vit/layer_0/query/kernel"]
 LORA = LoraConfig(rank=2, alpha=6.0, patterns=("*/query/kernel",))
 
