@@ -190,9 +190,7 @@ def test_relative_buckets_backwards():
 
 
 def test_relative_bias():
-    config = T5Config(
-        width=8, heads=2, relative_buckets=8, relative_max_distance=16, image_relative_bias=False
-    )
+    config = T5Config(width=8, heads=2, relative_buckets=8, relative_max_distance=16, image_relative_bias=False)
     _, params = make(lambda: t5.RelativeBias(config, bidirectional=True))
     graphdef, _ = functional.abstract(lambda: t5.RelativeBias(config, bidirectional=True))
     module, table = functional.merge(graphdef, params), params["table"]  # 4 buckets a side, exact below 2

@@ -119,9 +119,7 @@ class ScoreHead(nnx.Module):
     ):
         width = inputs
         for number, out in enumerate(config.conv_widths):
-            conv = layers.Conv3x3(
-                width, out, size=config.kernel_size, padding=config.padding, dtype=dtype
-            )
+            conv = layers.Conv3x3(width, out, size=config.kernel_size, padding=config.padding, dtype=dtype)
             setattr(self, f"conv_{number}", conv)
             setattr(self, f"norm_{number}", layers.channel_norm(config.norm, out, dtype))
             width = out

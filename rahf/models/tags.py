@@ -58,9 +58,7 @@ def targets(batch: Batch, vocab_size: int) -> Tags:
     aligned = jnp.take_along_axis(batch.word_labels, word, 1) == 1
     examples = batch.prompt_ids.shape[0]
     rows, none = jnp.arange(examples)[:, None], jnp.zeros((examples, vocab_size), bool)
-    return Tags(
-        none.at[rows, batch.prompt_ids].max(known), none.at[rows, batch.prompt_ids].max(known & aligned)
-    )
+    return Tags(none.at[rows, batch.prompt_ids].max(known), none.at[rows, batch.prompt_ids].max(known & aligned))
 
 
 def values(logits: Float[Array, "b v"], tags: Tags) -> Float[Array, "b v"]:

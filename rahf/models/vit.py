@@ -36,9 +36,7 @@ class ViTBlock(nnx.Module):
         self.out = layers.Linear(d, d, std=std * (2 * config.depth) ** -0.5, **make)
         self.norm2 = layers.LayerNorm(d, eps=config.layer_norm_eps, dtype=dtype)
         self.wi = layers.Linear(d, config.mlp_width, std=std, **make)
-        self.wo = layers.Linear(
-            config.mlp_width, d, std=config.mlp_width**-0.5 * (2 * config.depth) ** -0.5, **make
-        )
+        self.wo = layers.Linear(config.mlp_width, d, std=config.mlp_width**-0.5 * (2 * config.depth) ** -0.5, **make)
         if config.layer_scale:  # starts near the identity (Touvron et al. 2021, CaiT)
             self.scale1, self.scale2 = layers.parameter(d, fill=1e-5), layers.parameter(d, fill=1e-5)
         self.config, self.execution = config, execution
@@ -89,9 +87,7 @@ class ViT(nnx.Module):
     convolutions help transformers see better"). `()` is the published network.
     """
 
-    def __init__(
-        self, config: ViTConfig, image_size: int, *, dtype: jnp.dtype, execution: Execution = Execution()
-    ):
+    def __init__(self, config: ViTConfig, image_size: int, *, dtype: jnp.dtype, execution: Execution = Execution()):
         if image_size % config.patch_size:
             raise ValueError(f"image_size {image_size} is not a multiple of patch_size {config.patch_size}")
         if config.patch_size % 2 ** len(config.stem):
