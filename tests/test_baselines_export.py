@@ -3,19 +3,18 @@
 import dataclasses
 import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import zipfile
 
+import bare_reader
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from baseline_maker import CLIP, RESNET, clip, clip_folder
+from test_images import encode, smooth
 
 import rahf
-from baseline_maker import CLIP, RESNET, clip, clip_folder
 from rahf import cli, export, text_clip
 from rahf.batch import SCORES, Prediction
 from rahf.config import Config, DataConfig
@@ -25,8 +24,6 @@ from rahf.models import functional, kinds
 from rahf.models import rahf as model_lib
 from rahf.pretrained import baselines
 from rahf.text import Tokenizer, train_tokenizer
-from test_export import _READER
-from test_images import encode, smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
 PROMPTS = ["a red star", "two blue rings", "one green star above"]
@@ -116,16 +113,7 @@ def test_trained_scores_of_clip(checkpoint, folder, pictures):
 
 def test_clip_without_transformers_and_tokenizers(exported_clip, checkpoint, pictures, tmp_path):
     """The reader has jax, numpy, sentencepiece, safetensors and Pillow; prompts, numbers and gradients are the same."""
-    given, out = tmp_path / "given.npz", tmp_path / "out.npz"
-    np.savez(given, first=pictures[0], second=pictures[1], prompts=PROMPTS[:2])
-    (tmp_path / "reader.py").write_text(_READER + "\nassert 'tokenizers' not in sys.modules\n")
-    root = str(pathlib.Path(rahf.__file__).resolve().parents[1])
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "reader.py"), str(exported_clip), str(given), str(out)],
-        capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = np.load(out)
+    found = bare_reader.read(exported_clip, pictures[:2], PROMPTS[:2], tmp_path)
     said = kinds.outputs(checkpoint.config.model)
     assert said == (("alignment",), ("misalignment",), False)
     agree(Prediction(*(found[name] for name in Prediction._fields)), checkpoint(pictures[:2], PROMPTS[:2], 4), said)

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import zipfile
 
+import bare_reader
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -282,56 +280,9 @@ def test_an_exported_file_cannot_be_exported(critic, tmp_path):
         export.export(critic, tmp_path / "x.rahf")
 
 
-_READER = """
-import sys, time
-ALLOWED = set(sys.stdlib_module_names) | {
-    "rahf", "jax", "jaxlib", "numpy", "sentencepiece", "safetensors", "PIL",
-    "scipy", "ml_dtypes", "opt_einsum",  # these three jax itself needs
-    "_sentencepiece",
-}
-class Only:
-    # A finder that finds nothing but what is allowed.
-    def __init__(self, finder):
-        self.finder = finder
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-    def find_spec(self, name, path=None, target=None):
-        top = name.split(".")[0]
-        if top in ALLOWED or top.startswith("_sysconfigdata"):
-            return self.finder.find_spec(name, path, target)
-sys.meta_path[:] = [Only(finder) for finder in sys.meta_path]
-file, pictures, out = sys.argv[1:]
-started = time.process_time()
-import rahf
-critic = rahf.load(file)
-took = time.process_time() - started
-import numpy as np, jax
-data = np.load(pictures)
-prompts = [str(p) for p in data["prompts"]]
-images = [data["first"], data["second"]]
-found = critic(images, prompts, batch_size=2, progress=True)
-feedback = critic.feedback(images, prompts, batch_size=2)
-feedback[0].show(), feedback[0].to_json(), feedback[0]._repr_html_()
-ids, mask = critic.tokens(prompts[0])
-pixels = data["first"].astype(np.float32) / 255
-gradient = jax.grad(lambda x: critic.scores(x, ids, mask).sum())(pixels)
-np.savez(out, **found._asdict(), gradient=gradient, took=took)
-absent = {"flax", "orbax", "tensorflow_datasets", "grain", "transformers", "jaxtyping", "rich", "simplejpeg"}
-assert not absent & set(sys.modules) and "flatbuffers" not in sys.modules
-"""
-
-
 def test_reader_needs_jax_numpy_sentencepiece_safetensors_and_pillow_alone(full, checkpoint, pictures, tmp_path):
-    given, out = tmp_path / "given.npz", tmp_path / "out.npz"
-    np.savez(given, first=pictures[0], second=pictures[2], prompts=PROMPTS[:2])
-    (tmp_path / "reader.py").write_text(_READER)
-    root = str(pathlib.Path(rahf.__file__).resolve().parents[1])
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "reader.py"), str(full), str(given), str(out)],
-        capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found, expected = np.load(out), checkpoint([pictures[0], pictures[2]], PROMPTS[:2])
+    found = bare_reader.read(full, [pictures[0], pictures[2]], PROMPTS[:2], tmp_path)
+    expected = checkpoint([pictures[0], pictures[2]], PROMPTS[:2])
     for name, values in zip(Prediction._fields, expected):
         np.testing.assert_allclose(found[name], values, atol=1e-5, rtol=0, err_msg=name)
     ids, mask = checkpoint.tokens(PROMPTS[0])

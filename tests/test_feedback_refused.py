@@ -44,6 +44,7 @@ REFUSED = [
     ("bad score", said(scores={"overall": True}), "overall is True"),
     ("no label", bad(scores={}), "say anything"),
     ("no label", bad(scores=None, annotators=[{}, {"points_implausible": None}]), "say anything"),
+    ("no label", bad(scores={"overal": 0.5}), "not known here: scores.overal"),
     ("malformed", bad(split="val"), "split 'val', expected train, dev, test"),
     ("malformed", bad(prompt=7), "prompt is 7, expected text"),
     ("malformed", bad(prompt="half \ud83d"), "half of a character"),

@@ -146,7 +146,10 @@ class _Assembly:
         words = tuple(text.split_words(line.prompt))
         said = opinions.read(line.tree, len(words))
         if said.missing():
-            raise Refused("no label", "neither annotators nor the line itself say anything of the picture")
+            unread = f"; not known here: {', '.join(said.unread)}" if said.unread else ""
+            raise Refused(
+                "no label", f"neither annotators nor the line itself say anything of the picture{unread:.200}"
+            )
         image, size = self._picture(line)
         shown = labels.shown_size(line.tree, size)
         maps = labels.heatmaps(said, shown, self.folder, self.map_size)
