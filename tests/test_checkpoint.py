@@ -98,6 +98,28 @@ def test_a_best_of_before_the_resumption_does_not_outlive_a_new_one(opened):
     assert run.best_metrics() == {"plcc": 0.7}
 
 
+def test_one_folder_is_written_at_a_time(opened, monkeypatch):
+    """Orbax's processes would take the end of one for the end of the other."""
+    checkpoints, writing = opened(), set()
+    for manager in (checkpoints._latest, checkpoints._best):
+
+        def save(*args, name=manager.directory.name, save=manager.save, **items):
+            assert not writing, f"{name} begins before {writing}"
+            save(*args, **items)  # waits itself, for its own folder
+            writing.add(name)
+
+        def wait(name=manager.directory.name, wait=manager.wait_until_finished):
+            wait()
+            writing.discard(name)
+
+        monkeypatch.setattr(manager, "save", save)
+        monkeypatch.setattr(manager, "wait_until_finished", wait)
+    for step in (1, 2):
+        checkpoints.save(state(step), {})
+        checkpoints.save_best(step, params(step), {})
+    assert writing == {"best"}
+
+
 def test_discarded_checkpoints_are_gone(opened):
     run = opened()
     run.save(state(2), {})

@@ -105,7 +105,7 @@ class Checkpointer:
 
     def save_best(self, step: int, params: functional.Params, metrics: dict[str, float]) -> None:
         """Begins to save the parameters of the best evaluation so far; when they are safe, the previous best goes."""
-        self._finish(self._best)
+        self.wait()  # for the other folder, too: Orbax's processes wait for each other under names that both would use
         if step in self._best.all_steps():
             # A resumed run has come here again, with another result. Only then there is no best one for a moment.
             self._best.delete(step)
