@@ -1,5 +1,8 @@
 """One batch ahead: what is taken when, what a checkpoint says of it, and that nothing waits between log points."""
 
+import contextlib
+import threading
+import time
 from types import SimpleNamespace
 
 import jax
@@ -29,27 +32,51 @@ class Loader:
         return {"examples": self.number}
 
 
+@contextlib.contextmanager
+def prefetched(loader, place=lambda x: x):
+    batches = Prefetch(loader, place)
+    try:
+        yield batches
+    finally:
+        batches.close()
+
+
 def test_the_position_is_that_of_the_last_batch_taken():
     loader = Loader()
-    batches = Prefetch(loader, lambda x: 10 * x)
-    assert batches.get_state() == {"examples": 0}
-    batches.fetch()
-    assert loader.number == 1 and batches.get_state() == {"examples": 0}
-    assert batches.take() == 10 and batches.get_state() == {"examples": 1}
-    batches.fetch()
-    batches.fetch()
-    assert loader.number == 2 and batches.get_state() == {"examples": 1}
-    assert [batches.take(), batches.take()] == [20, 30] and batches.get_state() == {"examples": 3}
+    with prefetched(loader, lambda x: 10 * x) as batches:
+        assert batches.get_state() == {"examples": 0}
+        batches.fetch()
+        batches.fetch()
+        assert batches.get_state() == {"examples": 0}
+        assert batches.take() == 10 and batches.get_state() == {"examples": 1}
+        batches.fetch()
+        batches.fetch()
+        assert batches.get_state() == {"examples": 1}
+        assert [batches.take(), batches.take()] == [20, 30] and batches.get_state() == {"examples": 3}
+
+
+def test_closing_waits_for_the_loader():
+    begun, log = threading.Event(), []
+
+    def place(number):
+        begun.set()
+        time.sleep(0.2)
+        log.append(number)
+
+    with prefetched(Loader(), place) as batches:
+        batches.fetch()
+        assert begun.wait(60)
+    assert log == [1] and batches.get_state() == {"examples": 0}
 
 
 def test_an_error_waits_for_its_turn():
-    batches = Prefetch(Loader(broken=2), lambda x: x)
-    assert batches.take() == 1
-    batches.fetch()
-    assert batches.get_state() == {"examples": 1}  # the step on batch 1 can still be saved
-    with pytest.raises(ValueError, match="record 2 is broken"):
-        batches.take()
-    assert batches.get_state() == {"examples": 1}
+    with prefetched(Loader(broken=2)) as batches:
+        assert batches.take() == 1
+        batches.fetch()
+        assert batches.get_state() == {"examples": 1}  # the step on batch 1 can still be saved
+        with pytest.raises(ValueError, match="record 2 is broken"):
+            batches.take()
+        assert batches.get_state() == {"examples": 1}
 
 
 class Pending:
@@ -63,37 +90,51 @@ class Pending:
         return np.asarray(1.0, dtype)
 
 
-def test_the_loop_reads_nothing_between_log_points():
-    """And the next batch is on its way to the devices before a log point waits."""
+def run_loop(place, compute, steps: int) -> list[str]:
+    """The training loop around a step that is not computed: when it was called, and when its results were read."""
     events = []
 
     class State:
         step = 0  # read once, before the first step
 
     def step_function(state, batch):
-        assert state is State and batch == f"batch {len([e for e in events if e.startswith('step')]) + 1}"
         number = int(batch.split()[1])
+        assert state is State and number == len([e for e in events if e.startswith("step")]) + 1
         events.append(f"step {number}")
+        compute(number)
         return State, StepMetrics(*[Pending(events, number)] * 1, Parts(*[Pending(events, number)] * 3),
                                   Pending(events, number), Pending(events, number))  # fmt: skip
 
-    def place(number):
-        events.append(f"place {number}")
-        return f"batch {number}"
-
     run = object.__new__(loop._Run)
-    train = config_lib.TrainConfig(steps=5, log_every=3, eval_every=0, checkpoint_every=100)
-    run.config = config_lib.Config(train=train)
-    run.batches, run.step_function, run.pending = Prefetch(Loader(), place), step_function, []
+    train = config_lib.TrainConfig(steps=steps, log_every=3, eval_every=0, checkpoint_every=100)
+    run.config, run.step_function, run.pending = config_lib.Config(train=train), step_function, []
     run.learning_rate, run.best = lambda step: 0.0, float("nan")
     run.reporter = SimpleNamespace(train=lambda *_: None, say=lambda *_: None, pause=lambda: None)
     run.evaluate, run.save = lambda *_: {}, lambda *_: None
-    run.steps(State, SimpleNamespace(at=lambda step: False, signal=None))
-    order = list(dict.fromkeys(events))
-    assert order == [
-        "place 1", "step 1", "place 2", "step 2", "place 3", "step 3", "place 4",
-        "read 1", "read 2", "read 3", "step 4", "place 5", "step 5", "read 4", "read 5",
+    with prefetched(Loader(), place) as run.batches:
+        run.steps(State, SimpleNamespace(at=lambda step: False, signal=None))
+    return list(dict.fromkeys(events))
+
+
+def test_the_loop_reads_nothing_between_log_points():
+    assert run_loop(lambda number: f"batch {number}", lambda number: None, steps=5) == [
+        "step 1", "step 2", "step 3", "read 1", "read 2", "read 3", "step 4", "step 5", "read 4", "read 5",
     ]  # fmt: skip
+
+
+def test_the_next_batch_is_placed_while_a_step_computes():
+    """Though the step only returns when it is done. After the last step there is no next batch."""
+    placed = [threading.Event() for _ in range(6)]
+
+    def place(number):
+        placed[number].set()
+        return f"batch {number}"
+
+    def compute(number):
+        assert number == 4 or placed[number + 1].wait(60), f"step {number} ends before batch {number + 1} is there"
+
+    run_loop(place, compute, steps=4)
+    assert not placed[5].is_set()
 
 
 def test_batches_are_committed_to_their_devices():
@@ -104,8 +145,8 @@ def test_batches_are_committed_to_their_devices():
     from rahf.train import sharding
 
     mesh = sharding.make_mesh(MeshConfig())
-    batches = Prefetch(_Stated(iter([fake()])), lambda batch: sharding.to_devices(batch, mesh))
-    taken = batches.take()
+    with prefetched(_Stated(iter([fake()])), lambda batch: sharding.to_devices(batch, mesh)) as batches:
+        taken = batches.take()
     assert all(isinstance(x, jax.Array) and x.committed for x in taken)
 
 

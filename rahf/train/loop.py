@@ -130,6 +130,7 @@ def train(config: Config) -> Finished:
         if begin is not None:
             begin.note(workdir, reporter.say if process == 0 else None)
         run = _Run(config, made, tokenizer, checkpoints, loader, reporter)
+        stack.callback(run.batches.close)
         if processes > 1:
             stack.push(lambda kind, error, trace: _fail(checkpoints, error))  # before anything is closed
         with Interrupt() as interrupt:
@@ -176,10 +177,11 @@ class _Run:
             self.reporter.say(f"the run is complete at step {step}; raise train.steps to go on")
             metrics = self.evaluate(step, state) if self.checkpoints.best_metrics() is None else {}
         while not (stopped := interrupt.at(step)) and step < train.steps:
-            state, measured = self.step_function(state, self.next_batch(step, state))
+            batch = self.next_batch(step, state)
             step += 1
             if step < train.steps:
                 self.batches.fetch()
+            state, measured = self.step_function(state, batch)
             self.pending.append(measured)
             last = step == train.steps
             if step % train.log_every == 0 or last:
