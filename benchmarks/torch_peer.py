@@ -5,15 +5,14 @@
 
 Variants: `eager` (float32 as PyTorch comes), `tuned` (bfloat16 autocast, channels-last, torch.compile, fused
 AdamW). Needs PyTorch beside rahf. On a CPU a busy machine disturbs both, so rounds alternate, and the ratios of
-neighbouring rounds are reported, by the clock and by the processor time used, and that of the fastest steps. Like
-`rahf train`, the program restarts itself with huge pages for glibc, which serve PyTorch, too.
+neighbouring rounds are reported, by the clock and by the processor time used, and that of the fastest steps. As in
+`rahf train`, memory stays with the program (`rahf.cpu`), for PyTorch, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ import measuring
 import torch
 import torch_network
 
+from rahf import cpu
 from rahf.config import Config
 from rahf.models import heads
 from rahf.train import sharding
@@ -108,16 +108,20 @@ def timed(step: Callable, count: int) -> list[tuple[float, float]]:
 
 
 def interleaved(config: Config, size: int, rounds: int, seconds: float) -> dict:
-    """Ours and eager PyTorch in turn, on the same cores: medians of rounds, and the least disturbed step of all."""
+    """Ours and eager PyTorch in turn, on the same cores: medians of rounds, and the least disturbed step of all.
+
+    A first round, in which both find their memory, is not counted.
+    """
     steps = {"ours": our_step(config, size), "eager": torch_step(config, size, tuned=False)}
     counts = {}
     for name, step in steps.items():
         step()
         counts[name] = max(1, round(seconds / timed(step, 1)[0][0]))
     found = {name: [] for name in steps}
-    for number in range(rounds):
+    for number in range(rounds + 1):
         for name in sorted(steps, reverse=number % 2 == 1):
-            found[name].append(timed(steps[name], counts[name]))
+            times = timed(steps[name], counts[name])
+            found[name] += [times] if number else []
     result = {"steps": {name: rounds * count for name, count in counts.items()}}
     for at, kind in enumerate(("", "processor_")):
         means = {name: [statistics.fmean(t[at] for t in times) for times in each] for name, each in found.items()}
@@ -171,6 +175,7 @@ def main() -> None:
     parser = measuring.arguments(__doc__.split("\n")[0])
     parser.add_argument("--variant", choices=VARIANTS[1:], help="only this one, in this process; for GPUs")
     args, fields = parser.parse_known_args()
+    cpu.dispatch_in_line()
     config = measuring.preset(args.preset, args.batch, fields)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, tag_head=False))  # ours alone
     size = config.data.batch_size
@@ -187,7 +192,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # read only when a program starts
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    cpu.restart()
     main()

@@ -15,6 +15,7 @@ import time
 import jax
 import measuring
 
+from rahf import cpu
 from rahf.models import functional
 from rahf.models.flops import count_flops
 from rahf.train import sharding, trainable
@@ -41,6 +42,7 @@ def main() -> None:
     parser = measuring.arguments(__doc__.split("\n")[0])
     parser.add_argument("--compile-only", action="store_true", help="only the compiler's plan of the memory")
     args, fields = parser.parse_known_args()
+    cpu.dispatch_in_line()
     config = measuring.preset(args.preset, args.batch, fields)
     size = config.data.batch_size
     made = state_lib.setup(config)
@@ -82,4 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    cpu.restart()
     main()

@@ -10,7 +10,7 @@ import sys
 from typing import Sequence
 
 from rahf import commands as commands_lib
-from rahf import compile_cache
+from rahf import compile_cache, cpu
 from rahf.commands.parsing import Formatter
 
 _DESCRIPTION = """\
@@ -63,8 +63,8 @@ def _expected() -> tuple[type[BaseException], ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (None: this program's own) and returns its exit code."""
-    if arguments is None:
-        _restart_with_huge_pages()
+    if arguments is None and sys.argv[1:2] in (["demo"], ["train"], ["evaluate"]):
+        cpu.restart()
     try:
         try:
             return _run(arguments)
@@ -73,18 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `rahf … | head`: whoever read the output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
         return 128 + signal.SIGPIPE
-
-
-def _restart_with_huge_pages() -> None:
-    """Lets glibc ask for huge pages, which it reads only when a program starts.
-
-    On a CPU, XLA allocates a step's buffers anew each time. With small pages their page faults took 0.10 of the
-    0.35 CPU seconds of a demo step (2 cores, 2026-11-20), with huge pages 0.03. A process id stays what it was.
-    """
-    heavy = sys.argv[1:2] in (["demo"], ["train"], ["evaluate"])
-    if heavy and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -10,6 +10,7 @@ import time
 from rich.console import Console
 
 from rahf import config as config_lib
+from rahf import cpu
 
 TRAIN_SCENES = 32_000
 _PICTURES = 4
@@ -43,6 +44,7 @@ def run(workdir: str, data: str, config_file: str, train_scenes: int | None = No
     console.print(f"{data}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
 
     console.rule("[bold]2  train")
+    cpu.dispatch_in_line()  # JAX only now: preparing forks
     from rahf.train import loop
 
     started = time.perf_counter()

@@ -44,14 +44,15 @@ def config():
 """
 
 
-def in_process(*arguments: str, stop: str = "", **environment: str) -> subprocess.CompletedProcess:
-    """Runs `rahf` in a process of its own; `stop` says how it ends early, see `ended_run`."""
+def in_process(*arguments: str, stop: str = "", **environment: str | None) -> subprocess.CompletedProcess:
+    """Runs `rahf` in a process of its own; `stop` says how it ends early, see `ended_run`. None unsets a variable."""
     program = [str(HERE / "ended_run.py"), stop] if stop else ["-c", _PROGRAM]
+    given = os.environ | {"GLIBC_TUNABLES": ""} | environment  # tunables, so that `rahf` does not start itself again
     return subprocess.run(
         [sys.executable, *program, *arguments],
         capture_output=True,
         text=True,
-        env=os.environ | {"GLIBC_TUNABLES": ""} | environment,  # given, so that `rahf` does not start itself again
+        env={name: value for name, value in given.items() if value is not None},
         timeout=900,
     )
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from rahf import cpu
 from rahf.train.claim import TrainError
 
 _EXPLICIT = ("RAHF_COORDINATOR", "RAHF_PROCESSES", "RAHF_PROCESS_ID")
@@ -76,11 +77,15 @@ def _explicit(environment: Mapping[str, str], given: list[str]) -> dict[str, obj
 def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Connects this process with the others of the run, if there are any; leaves together with them.
 
+    A process that is alone computes in its main thread where that is faster (`rahf.cpu`). One of several does not:
+    computed there, an operation over all processes that fails raises ValueError, as bad input does.
+
     Raises:
       TrainError: the others do not come, or one has gone.
     """
     arguments = how(environment)
     if arguments is None:
+        cpu.dispatch_in_line()
         yield
         return
     _connect(arguments, float(environment.get("RAHF_JOIN_SECONDS", "300")))

@@ -1,0 +1,72 @@
+"""Memory that stays with the program from step to step, and the thread that computes."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import train_maker
+
+from rahf import cpu
+
+#: Calls a computation with a buffer of 96 MB several times, with small pages on any system; prints what
+#: `started` returns.
+_PROGRAM = """
+import ctypes, os, resource, sys
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE
+from rahf import cpu
+if sys.argv[1] == "restart":
+    cpu.restart()
+cpu.dispatch_in_line()
+import jax, jax.numpy as jnp
+
+@jax.jit
+def buffers(x):
+    return jnp.sort(jnp.broadcast_to(x, (2, 12 << 20)), axis=0).sum()
+
+x, faults = jnp.ones((2, 1)), []
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    buffers(x).block_until_ready()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(os.getpid(), os.environ.get("GLIBC_TUNABLES", "none"), min(faults[2:]))
+"""
+
+
+def started(how: str) -> tuple[int, int, str, int]:
+    """Process ids when started and at the end, tunables, and the fewest page faults of a call but the first two."""
+    given = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS")}
+    command = [sys.executable, "-c", _PROGRAM, how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=given) as process:
+        pid, tunables, faults = process.communicate(timeout=300)[0].split()
+    return process.pid, int(pid), tunables, int(faults)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc and its tunables are Linux's")
+def test_buffers_of_a_computation_stay_with_a_restarted_program():
+    glibc = tuple(int(n) for n in os.confstr("CS_GNU_LIBC_VERSION").split()[1].split("."))
+    if glibc < (2, 35):
+        pytest.skip(f"glibc {glibc} maps large blocks whatever it is told")
+    pid, same, tunables, faults = started("restart")
+    assert pid == same and tunables == cpu.TUNABLES
+    pages = 96 * 2**20 // resource.getpagesize()
+    assert faults < pages / 10 and started("stay")[3] >= pages
+
+
+def test_tunables_of_a_users_own_are_kept(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    cpu.restart()  # else these tests would begin again
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
+
+
+def test_a_run_whose_main_thread_computes_is_the_same_to_the_last_bit(tiny_config, finished_run, tmp_path):
+    done = train_maker.in_process("train", str(tiny_config), "--workdir", str(tmp_path / "run"), GLIBC_TUNABLES=None)
+    assert done.returncode == 0, done.stderr
+    for kind in ("latest", "best"):
+        (step, found), (expected_step, expected) = (
+            train_maker.stored(r, kind) for r in (tmp_path / "run", finished_run)
+        )
+        assert step == expected_step
+        train_maker.assert_same(found, expected)
+    assert train_maker.rows(tmp_path / "run") == train_maker.rows(finished_run)
