@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from rahf.batch import SCORES
 
 
 class Record(NamedTuple):
@@ -18,3 +21,11 @@ class Record(NamedTuple):
     implausibility: bytes | None  # PNG, 8 bit grey, any size, 255 = every annotator; may be smaller than the image
     misalignment: bytes | None
     scores: np.ndarray  # float32 [4] in order rahf.batch.SCORES, NaN = missing
+
+
+def missing_labels(labels: Any) -> list[str]:
+    """Names of the labels that a `Record` lacks, or whatever else has its four label fields."""
+    named = {name: None if math.isnan(score) else score for name, score in zip(SCORES, labels.scores, strict=True)}
+    named |= {"implausibility": labels.implausibility, "misalignment": labels.misalignment}
+    named["words"] = labels.word_labels
+    return [name for name, value in named.items() if value is None]

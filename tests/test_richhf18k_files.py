@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines import tf_example
+from data_pipelines.records import missing_labels
 from data_pipelines.richhf18k import labels, tfrecord
 from data_pipelines.store import DatasetError
 
@@ -171,7 +172,7 @@ def test_names_and_polarity():
     np.testing.assert_array_equal(decoded(found.implausibility), disc_map())
     assert not decoded(found.misalignment).any()
     assert labels.uid_of(features()) == "abc-1"
-    assert labels.missing_labels(found) == []
+    assert missing_labels(found) == []
     assert (found.pixels, found.moved_far) == (128 * 128 + 64 * 64, 0)
 
 
@@ -220,7 +221,7 @@ def test_maps_of_other_kinds_become_8_bit_grey():
 )
 def test_any_label_may_be_missing(feature, name):
     found = labels.read_labels(features(**{feature: None}))
-    assert labels.missing_labels(found) == [name]
+    assert missing_labels(found) == [name]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import pathlib
 import stat
 
 from data_pipelines.preparation import Refused
-from data_pipelines.richhf18k.join import IMAGE_SUFFIXES
 from data_pipelines.store import DatasetError
+from data_pipelines.stored_images import SUFFIXES
 
 _MOST_BYTES = 1 << 29  # of an encoded file; no picture that is small enough to be decoded needs more
-_SUFFIXES = tuple(suffix for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper()))
+_IN_BOTH_CASES = tuple(suffix for lower in SUFFIXES for suffix in (lower, lower.upper()))
 
 
 class Folder:
@@ -43,10 +43,10 @@ class Folder:
         Raises:
           Refused: there is none of them, or the uid leads out of the folder.
         """
-        for name in (uid + suffix for suffix in _SUFFIXES):
+        for name in (uid + suffix for suffix in _IN_BOTH_CASES):
             if os.path.isfile(self.resolve(name)):
                 return name
-        raise Refused("missing image", f"no file {uid!r:.200} + {' | '.join(IMAGE_SUFFIXES)} below --images")
+        raise Refused("missing image", f"no file {uid!r:.200} + {' | '.join(SUFFIXES)} below --images")
 
     def stamp(self, name: str) -> list:
         """Path, size and time of change of a file; changes whenever the file does."""

@@ -12,7 +12,7 @@ from data_pipelines.consolidate import majority, mean_score, vote_heatmap
 from data_pipelines.feedback.folder import Folder
 from data_pipelines.feedback.opinions import Opinions
 from data_pipelines.preparation import Refused
-from data_pipelines.richhf18k.labels import encode_map, is_grey_png
+from data_pipelines.stored_images import encode_map, is_grey_png
 from rahf import images
 from rahf.batch import HEATMAPS, SCORES
 

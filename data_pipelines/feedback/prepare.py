@@ -16,10 +16,9 @@ from data_pipelines.feedback.folder import Folder
 from data_pipelines.feedback.index import Entry, Index
 from data_pipelines.feedback.summary import LABELS, NO_SPLIT, Summary
 from data_pipelines.preparation import Advance, Refused
-from data_pipelines.records import Record
-from data_pipelines.richhf18k.labels import missing_labels
-from data_pipelines.richhf18k.pictures import storable
+from data_pipelines.records import Record, missing_labels
 from data_pipelines.store import DatasetError
+from data_pipelines.stored_images import storable
 from rahf import images as images_lib
 from rahf import text
 

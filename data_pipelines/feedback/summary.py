@@ -8,7 +8,7 @@ from typing import ClassVar
 from data_pipelines.preparation import Counts
 from rahf.batch import HEATMAPS, SCORES
 
-#: The seven labels, as `data_pipelines.richhf18k.labels.missing_labels` names them.
+#: The seven labels, as `data_pipelines.records.missing_labels` names them.
 LABELS = (*SCORES, *HEATMAPS, "words")
 #: Column of the lines whose picture or prompt is not known, so that they belong to no split.
 NO_SPLIT = "no split"

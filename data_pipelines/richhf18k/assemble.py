@@ -7,7 +7,7 @@ from typing import Any, Iterator, Mapping
 
 from data_pipelines import preparation, store, tf_example
 from data_pipelines.preparation import Advance, Refused
-from data_pipelines.records import Record
+from data_pipelines.records import Record, missing_labels
 from data_pipelines.richhf18k import labels as labels_lib
 from data_pipelines.richhf18k import tfrecord
 from data_pipelines.richhf18k.gather import Pictures
@@ -122,7 +122,7 @@ class Assembly:
         self.summary.count(split, "joined")
         self.summary.map_pixels += labels.pixels
         self.summary.map_pixels_moved += labels.moved_far
-        if labels_lib.missing_labels(labels):
+        if missing_labels(labels):
             self.summary.count(split, "partial labels")
         if uid in self.pictures.again:
             self.summary.count(split, "picture found again")

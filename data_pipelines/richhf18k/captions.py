@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any, Collection, Iterator, Mapping
 
-from data_pipelines.richhf18k.tfrecord import check_not_lfs_pointer
+from data_pipelines import git_lfs
 from data_pipelines.store import DatasetError
 
 #: Names under which a captions file is found in a folder of images.
@@ -38,7 +38,7 @@ def load(path: str | pathlib.Path, wanted: Collection[str]) -> dict[str, str]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise DatasetError(f"{path}: no such captions file")
-    check_not_lfs_pointer(path)
+    git_lfs.check(path)
     kinds = {".jsonl": _jsonl, ".csv": _table, ".tsv": _table, ".parquet": _parquet}
     if path.suffix.lower() not in kinds:
         raise DatasetError(f"{path}: captions are read from {', '.join(kinds)}")

@@ -13,13 +13,12 @@ import os
 import pathlib
 from typing import Callable, Collection, Iterable, Iterator, NamedTuple, Sequence
 
+from data_pipelines import git_lfs
 from data_pipelines.richhf18k import captions as captions_lib
-from data_pipelines.richhf18k.pictures import storable
-from data_pipelines.richhf18k.tfrecord import check_not_lfs_pointer
 from data_pipelines.store import DatasetError, contents
+from data_pipelines.stored_images import SUFFIXES, storable
 from rahf.images import ImageError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FILES_PER_UNIT = 1000
 _UID_ROWS = 4096  # rows of short text read at a time
 _IMAGE_ROWS = 16  # rows with pictures read at a time
@@ -80,7 +79,7 @@ def units(paths: Sequence[str | os.PathLike], wanted: Collection[str]) -> list[U
             raise DatasetError(f"--images {path} {state}; give parquet shards or folders of <uid>.jpg|png|webp")
     for unit in listed:
         if not unit.files:
-            check_not_lfs_pointer(pathlib.Path(unit.path))
+            git_lfs.check(pathlib.Path(unit.path))
     return list(dict.fromkeys(listed))
 
 
@@ -92,7 +91,7 @@ def _units_of(folder: pathlib.Path, wanted: Collection[str]) -> list[Unit]:
             file = pathlib.Path(root, name)
             if file.suffix.lower() == ".parquet" and name not in captions_lib.FILE_NAMES:
                 shards.append(Unit(str(file), ()))
-            elif file.suffix.lower() in IMAGE_SUFFIXES:
+            elif file.suffix.lower() in SUFFIXES:
                 any_picture = True
                 if file.stem in wanted:
                     pictures.append(file.relative_to(folder).as_posix())

@@ -6,17 +6,15 @@ the picture is good. They are renamed here and nowhere else.
 
 from __future__ import annotations
 
-import io
 import math
 import pathlib
 from typing import Mapping, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines import tf_example
 from data_pipelines.preparation import Refused
-from data_pipelines.records import Record
+from data_pipelines.stored_images import encode_map, is_grey_png
 from rahf import images
 from rahf.batch import SCORES
 
@@ -34,7 +32,6 @@ WORD_FEATURE = "prompt_misalignment_label"
 LEVELS = (0, 85, 170, 255)
 _FAR = 20  # grey levels; a pixel that snapping moves further than that is counted
 _MOST_PIXELS = 4096 * 4096  # maps are 512x512; a much larger one is no map
-_PNG, _GREY_8 = b"\x89PNG\r\n\x1a\n", b"\x08\x00"  # signature; bit depth and colour type
 
 _NEAREST = np.array([min(LEVELS, key=lambda level: abs(level - v)) for v in range(256)], np.uint8)
 _MOVED_FAR = np.abs(np.arange(256) - _NEAREST.astype(int)) > _FAR
@@ -93,14 +90,6 @@ def read_labels(features: Mapping[str, tf_example.Values]) -> Labels:
     return Labels(scores, **maps, word_labels=_word_labels(features), pixels=pixels, moved_far=moved)
 
 
-def missing_labels(labels: Labels | Record) -> list[str]:
-    """Names of the labels that a record lacks."""
-    named = {name: None if math.isnan(score) else score for name, score in zip(SCORES, labels.scores, strict=True)}
-    named |= {"implausibility": labels.implausibility, "misalignment": labels.misalignment}
-    named["words"] = labels.word_labels
-    return [name for name, value in named.items() if value is None]
-
-
 def snap(grey: np.ndarray) -> tuple[np.ndarray, int]:
     """Moves every pixel to the nearest of LEVELS, undoing the ringing of JPEG.
 
@@ -111,18 +100,6 @@ def snap(grey: np.ndarray) -> tuple[np.ndarray, int]:
       uint8 [h,w] with values in LEVELS, and the number of pixels moved by more than 20 grey levels.
     """
     return _NEAREST[grey], int(np.count_nonzero(_MOVED_FAR[grey]))
-
-
-def is_grey_png(encoded: bytes) -> bool:
-    """Whether an encoded map can be stored as it is: a PNG of 8 bit grey."""
-    return encoded.startswith(_PNG) and encoded[24:26] == _GREY_8
-
-
-def encode_map(grey: np.ndarray) -> bytes:
-    """uint8 [h,w] → PNG of 8 bit grey."""
-    buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _score(features: Mapping[str, tf_example.Values], feature: str) -> float:

@@ -10,7 +10,7 @@ from typing import Mapping, Sequence
 
 import rich.console
 
-from data_pipelines import preparation, store, store_writer
+from data_pipelines import git_lfs, preparation, store, store_writer
 from data_pipelines.preparation import Refused
 from data_pipelines.richhf18k import gather, join, tfrecord
 from data_pipelines.richhf18k.assemble import VOCABULARY_SIZE, Assembly
@@ -102,7 +102,7 @@ def label_files(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
             f"{store.contents(folder)}; expected a clone of {_RELEASE}"
         )
     for file in files.values():
-        tfrecord.check_not_lfs_pointer(file)
+        git_lfs.check(file)
     return files
 
 

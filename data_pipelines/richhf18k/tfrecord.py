@@ -1,4 +1,4 @@
-"""TFRecord files without TensorFlow: framing, both checksums, Git-LFS pointers.
+"""TFRecord files without TensorFlow: framing and both checksums.
 
 A record is: length (u64, little endian), masked CRC32C of those 8 bytes (u32), payload, masked CRC32C of the
 payload (u32). A damaged payload costs one record, because the length is known to be right; a damaged length
@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 import struct
 from typing import BinaryIO, Iterable, Iterator, NamedTuple
 
 import google_crc32c
 
-from data_pipelines import tf_example
+from data_pipelines import git_lfs, tf_example
 from data_pipelines.store import DatasetError
 
-_LFS_START = b"version https://git-lfs"
 _HEAD = struct.Struct("<QI")
 _FOOT = struct.Struct("<I")
 
@@ -54,7 +52,7 @@ def read_examples(path: str | os.PathLike) -> Iterator[Entry]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; expected a TFRecord file of RichHF-18K")
-    check_not_lfs_pointer(path)
+    git_lfs.check(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         number = offset = 0
@@ -89,22 +87,6 @@ def _next(file: BinaryIO, number: int, offset: int, size: int) -> tuple[Entry, i
         return Entry(number, offset, tf_example.parse(payload), "", False), following
     except tf_example.ExampleError as error:
         return bad(f"record {number} is not a tf.train.Example ({error})", False), following
-
-
-def check_not_lfs_pointer(path: pathlib.Path) -> None:
-    """Raises DatasetError, with the remedy, if the file is a Git-LFS pointer instead of its content."""
-    with open(path, "rb") as file:
-        start = file.read(512)
-    if not start.startswith(_LFS_START):
-        return
-    text = start.decode(errors="replace")
-    size, oid = re.search(r"size (\d+)", text), re.search(r"oid (\S+)", text)
-    raise DatasetError(
-        f"{path} is a Git-LFS pointer, not the data: the real file has "
-        f"{size[1] if size else 'an unknown number of'} bytes ({oid[1] if oid else 'no oid given'}). "
-        "Get it with `git lfs install && git lfs pull` in the clone it comes from "
-        "(labels: https://github.com/google-research-datasets/richhf-18k)"
-    )
 
 
 def write(path: str | os.PathLike, payloads: Iterable[bytes]) -> None:

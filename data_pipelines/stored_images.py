@@ -1,18 +1,22 @@
-"""What is stored of a picture: its own bytes if every reader understands them, else a clean JPEG."""
+"""What is stored of a picture, its own bytes if every reader understands them, else a clean JPEG; and of a map, PNG."""
 
 from __future__ import annotations
 
 import io
 import warnings
 
+import numpy as np
 import simplejpeg
 from PIL import Image
 
 from rahf import images
 
+#: Of file names that are taken for pictures, in small letters.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _PLAIN_FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # EXIF tag
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif")
+_PNG, _GREY_8 = b"\x89PNG\r\n\x1a\n", b"\x08\x00"  # signature; bit depth and colour type
 
 
 def storable(data: bytes, what: str = "image") -> bytes:
@@ -33,6 +37,18 @@ def storable(data: bytes, what: str = "image") -> bytes:
     if _is_plain(data):
         return data
     return simplejpeg.encode_jpeg(rgb, quality=95, colorspace="RGB", colorsubsampling="444")
+
+
+def is_grey_png(encoded: bytes) -> bool:
+    """Whether an encoded map can be stored as it is: a PNG of 8 bit grey."""
+    return encoded.startswith(_PNG) and encoded[24:26] == _GREY_8
+
+
+def encode_map(grey: np.ndarray) -> bytes:
+    """uint8 [h,w] → PNG of 8 bit grey."""
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _is_plain(data: bytes) -> bool:
