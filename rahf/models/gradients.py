@@ -71,7 +71,6 @@ def _product_backward(kept, gradient):
 _product.defvjp(_product_forward, _product_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(
     x: Float[Array, "*b d"], scale: Float[Array, " d"], bias: Float[Array, " d"], eps: float
 ) -> Float[Array, "*b d"]:
@@ -80,6 +79,11 @@ def layer_norm(
     The two sums over channels in its gradient (Ba et al. 2016, appendix) are products with a vector, whose factors
     contain the scale: XLA's CPU backend would otherwise write the scale out at full size to add up many short rows.
     """
+    return _layer_norm(x, scale, bias, eps) if reordered() else _layer_norm_forward(x, scale, bias, eps)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm(x, scale, bias, eps):
     return _layer_norm_forward(x, scale, bias, eps)[0]
 
 
@@ -100,7 +104,7 @@ def _layer_norm_backward(eps, kept, gradient):
     return of_x, of_scale.sum(rows), gradient.sum(rows)
 
 
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 def attention(

@@ -65,12 +65,8 @@ class LayerNorm(nnx.Module):
         self.eps, self.dtype = eps, dtype
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        x = x.astype(jnp.float32)
-        if gradients.reordered():
-            return gradients.layer_norm(x, self.scale[...], self.bias[...], self.eps).astype(self.dtype)
-        x = x - jnp.mean(x, -1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
-        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+        normed = gradients.layer_norm(x.astype(jnp.float32), self.scale[...], self.bias[...], self.eps)
+        return normed.astype(self.dtype)
 
 
 def channel_norm(kind: str, width: int, dtype: jnp.dtype) -> nnx.Module:
