@@ -1,186 +1,32 @@
-"""The loader: fields by hand, order, sharding, exact resumption, workers without JAX, errors with names."""
+"""The loader: order, sharding, exact resumption, workers without JAX, errors with names."""
 
 import dataclasses
-import io
 import json
 import os
-import pathlib
-import sys
-import threading
 
 import numpy as np
 import pytest
-from PIL import Image
+from loader_maker import (
+    CONFIG,
+    SIZE,
+    Listed,
+    Watched,
+    alive,
+    assert_equal,
+    encode,
+    evaluate,
+    make,
+    order,
+    record,
+    source,
+    take,
+    tokenizer,
+)  # noqa: F401 - fixtures
 
 from data_pipelines import loader
-from data_pipelines.examples import DataError, example
-from data_pipelines.records import Record
-from rahf.batch import Batch, spec
-from rahf.config import AugmentConfig, DataConfig
-from rahf.text import Tokenizer, split_words, train_tokenizer
-
-SIZE = 24
-CONFIG = DataConfig(
-    path="data/tiny", batch_size=4, max_prompt_tokens=20, max_target_tokens=24, max_words=6, augment=None
-)
-PROMPTS = ("a yellow cat, sitting", "two red houses", "a dog left of a tree", "blue")
-
-
-def encode(values, format="PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, format, quality=95)
-    return buffer.getvalue()
-
-
-def record(number: int = 0, **changes) -> Record:
-    """Record `number`; its image is uniform in a colour that depends on the number."""
-    prompt = PROMPTS[number % len(PROMPTS)]
-    words = tuple(split_words(prompt))
-    heat = np.zeros((40, 40), np.uint8)
-    heat[:20] = 255
-    fields = {
-        "uid": f"u{number}",
-        "prompt": prompt,
-        "words": words,
-        "word_labels": tuple(i % 2 for i in range(len(words))),
-        "image": encode(np.full((32, 32, 3), 10 * number % 256, np.uint8), "JPEG"),
-        "implausibility": encode(heat),
-        "misalignment": encode(np.rot90(heat)),
-        "scores": np.array([0.25, 0.5, 0.75, number / 100], np.float32),
-    }
-    return Record(**{**fields, **changes})
-
-
-class Listed:
-    """Records in memory; picklable, as a source must be."""
-
-    def __init__(self, records):
-        self.records = records
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(train_tokenizer(PROMPTS))
-
-
-@pytest.fixture(scope="module")
-def source() -> Listed:
-    return Listed([record(i) for i in range(10)])
-
-
-def make(source, tokenizer, seed=0, process=(0, 1), **changes) -> loader.TrainLoader:
-    config = dataclasses.replace(CONFIG, **changes)
-    return loader.train_loader(config, SIZE, tokenizer, seed, *process, source=source)
-
-
-def take(iterator, count) -> list[Batch]:
-    return [next(iterator) for _ in range(count)]
-
-
-def order(batches) -> list[int]:
-    return [int(i) for batch in batches for i in batch.index]
-
-
-def assert_equal(a: list[Batch], b: list[Batch]):
-    assert len(a) == len(b)
-    for one, other in zip(a, b):
-        for name in Batch._fields:
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = pathlib.Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-
-
-# --- one example ------------------------------------------------------------------------------------------
-
-
-def test_fields_by_hand(tokenizer):
-    made = example(record(3 - 3), 7, CONFIG, SIZE, tokenizer)
-    lengths = (CONFIG.max_prompt_tokens, CONFIG.max_target_tokens, CONFIG.max_words)
-    for name, (shape, dtype) in spec(1, SIZE, *lengths).items():
-        value = np.asarray(getattr(made, name))
-        assert value.shape == shape[1:] and value.dtype == dtype, name
-    assert (made.image == 0).all() and made.index == 7 and made.example_mask
-    assert tokenizer.decode(made.text_ids) == "a yellow cat, sitting"
-    assert tokenizer.decode(made.target_ids) == "a_0 yellow cat_0 sitting"
-    assert tokenizer.decode(made.prompt_ids) == "a yellow cat sitting"
-    assert made.target_mask.sum() == np.count_nonzero(made.target_ids)
-    for place, words in zip(made.word_end[:4], ("a", "a yellow", "a yellow cat", "a yellow cat sitting")):
-        assert tokenizer.decode(made.prompt_ids[: place + 1]) == words
-    assert made.word_labels.tolist() == [0, 1, 0, 1, 0, 0]
-    assert made.word_mask.tolist() == [True] * 4 + [False] * 2 and (made.word_end[4:] == -1).all()
-    np.testing.assert_array_equal(made.heatmaps[:11, :, 0], 255)  # implausibility first: the upper half
-    np.testing.assert_array_equal(made.heatmaps[13:, :, 0], 0)
-    np.testing.assert_array_equal(made.heatmaps[:, :11, 1], 255)  # misalignment: the left half
-    np.testing.assert_array_equal(made.heatmaps[:, 13:, 1], 0)
-    np.testing.assert_allclose(made.scores, [0.25, 0.5, 0.75, 0.0])
-    assert made.heatmap_mask.all() and made.score_mask.all()
-
-
-def test_missing_labels_are_masked(tokenizer):
-    scores = np.array([np.nan, 0.5, np.nan, 1], np.float32)
-    bare = record(0, word_labels=None, misalignment=None, scores=scores)
-    made = example(bare, 0, CONFIG, SIZE, tokenizer)
-    assert not made.target_mask.any() and not made.word_mask.any() and not made.word_labels.any()
-    assert made.text_mask.any() and (made.word_end[:4] >= 0).all()  # words can still be scored
-    assert made.heatmap_mask.tolist() == [True, False] and not made.heatmaps[..., 1].any()
-    assert made.score_mask.tolist() == [False, True, False, True]
-    np.testing.assert_array_equal(made.scores, np.array([0, 0.5, 0, 1], np.float32))
-
-
-def test_words_that_do_not_fit(tokenizer):
-    full = example(record(2), 0, CONFIG, SIZE, tokenizer)  # six words
-    few = example(record(2), 0, dataclasses.replace(CONFIG, max_words=4), SIZE, tokenizer)
-    assert few.word_mask.tolist() == [True] * 4
-    np.testing.assert_array_equal(few.word_end, full.word_end[:4])
-    np.testing.assert_array_equal(few.target_ids, full.target_ids)
-    length = int(full.word_end[3]) + 2  # four words and the end of sequence, not a piece more
-    cut = example(record(2), 0, dataclasses.replace(CONFIG, max_target_tokens=length), SIZE, tokenizer)
-    np.testing.assert_array_equal(cut.word_end, [*full.word_end[:4], -1, -1])
-    assert cut.word_mask.all()  # they exist: metrics count them as not decoded
-    assert cut.word_labels.tolist() == full.word_labels.tolist()
-
-
-def test_label_count_must_fit(tokenizer):
-    with pytest.raises(ValueError, match="4 words but 2 labels"):
-        example(record(0, word_labels=(0, 1)), 0, CONFIG, SIZE, tokenizer)
-
-
-def test_augmented_example_stays_registered(tokenizer):
-    """A bright square in image and maps, off centre: after each crop all three lie in one place."""
-    square = np.zeros((64, 64), np.uint8)
-    square[24:36, 30:42] = 255
-    marked = record(0, image=encode(np.repeat(square[..., None], 3, -1)), implausibility=encode(square),
-                    misalignment=encode(np.asarray(Image.fromarray(square).resize((160, 96)))))  # fmt: skip
-    config = dataclasses.replace(CONFIG, augment=AugmentConfig(crop_probability=1.0))
-    places = set()
-    y, x = np.mgrid[:SIZE, :SIZE]
-    for seed in range(20):
-        made = example(marked, 0, config, SIZE, tokenizer, np.random.default_rng(seed))
-        layers = [made.image.astype(float).mean(-1), made.heatmaps[..., 0], made.heatmaps[..., 1]]
-        layers = [np.where(layer > 100, layer, 0.0) for layer in layers]
-        points = [np.array([(m * x).sum(), (m * y).sum()]) / m.sum() for m in layers]
-        np.testing.assert_allclose(points[1], points[0], atol=0.3)
-        np.testing.assert_allclose(points[2], points[0], atol=0.3)
-        places.add(tuple(points[0].round(1)))
-    assert len(places) > 10  # the crops did differ
-    plain = example(marked, 0, config, SIZE, tokenizer, None)
-    np.testing.assert_array_equal(plain.image, example(marked, 0, CONFIG, SIZE, tokenizer).image)
-
-
-# --- the training stream ----------------------------------------------------------------------------------
+from data_pipelines.examples import DataError
+from rahf.batch import Batch
+from rahf.config import AugmentConfig
 
 
 def test_every_epoch_is_another_permutation(source, tokenizer):
@@ -247,21 +93,6 @@ def test_state_goes_on_exactly(source, tokenizer):
         assert order(take(halved, 8)) == order(expected)
 
 
-class Watched(Listed):
-    """Writes down in which process it is read, and whether that process has JAX."""
-
-    def __init__(self, records, folder):
-        super().__init__(records)
-        self.folder = pathlib.Path(folder)
-
-    def __getitem__(self, index):
-        have = sorted({"jax", "jaxlib", "torch", "tensorflow"} & set(sys.modules))
-        note = self.folder / f".{os.getpid()}-{threading.get_ident()}"
-        note.write_text(json.dumps(have))
-        note.rename(self.folder / str(os.getpid()))  # whole or not at all: a test may kill this process
-        return super().__getitem__(index)
-
-
 def test_workers_give_the_same_without_jax(source, tokenizer, tmp_path):
     augment = AugmentConfig(photometric_probability=0.5)
     with make(source, tokenizer, augment=augment) as batches:
@@ -321,11 +152,6 @@ def test_impossible_configs(source, tokenizer):
 
 
 # --- evaluation -------------------------------------------------------------------------------------------
-
-
-def evaluate(source, tokenizer, batch_size=4, process=(0, 1), limit=None):
-    options = {"limit": limit, "source": source}
-    return loader.eval_loader(CONFIG, "dev", SIZE, tokenizer, batch_size, *process, **options)
 
 
 def test_evaluation_in_order_and_filled_up(source, tokenizer):

@@ -12,7 +12,7 @@ import textwrap
 import time
 
 import pytest
-from test_loader import Listed, alive, assert_equal, evaluate, make, record, source, take, tokenizer  # noqa: F401 - fixtures
+from loader_maker import Listed, alive, assert_equal, evaluate, make, record, source, take, tokenizer  # noqa: F401 - fixtures
 
 from data_pipelines import loader
 from data_pipelines.examples import DataError
@@ -87,14 +87,14 @@ def test_script_without_guard_and_workers_end_with_their_parent(tokenizer, tmp_p
         import os, pathlib, signal, sys
         import jax  # as every training script does
         sys.path.insert(0, sys.argv[1])
-        import test_loader
+        import loader_maker
         from rahf.text import Tokenizer
         folder = pathlib.Path(sys.argv[2])
         (folder / f"main-{os.getpid()}").touch()
         (folder / "readers").mkdir()
-        source = test_loader.Watched([test_loader.record(i) for i in range(8)], folder / "readers")
+        source = loader_maker.Watched([loader_maker.record(i) for i in range(8)], folder / "readers")
         tokenizer = Tokenizer((folder / "tokenizer.model").read_bytes())
-        batches = test_loader.make(source, tokenizer, workers=1)
+        batches = loader_maker.make(source, tokenizer, workers=1)
         next(batches)
         os.kill(os.getpid(), signal.SIGKILL)
     """)

@@ -1,0 +1,86 @@
+"""One example of a batch: its fields by hand, masks, words that do not fit, registered augmentations."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from loader_maker import CONFIG, SIZE, encode, record, tokenizer  # noqa: F401 - fixtures
+from PIL import Image
+
+from data_pipelines.examples import example
+from rahf.batch import spec
+from rahf.config import AugmentConfig
+
+
+def test_fields_by_hand(tokenizer):
+    made = example(record(3 - 3), 7, CONFIG, SIZE, tokenizer)
+    lengths = (CONFIG.max_prompt_tokens, CONFIG.max_target_tokens, CONFIG.max_words)
+    for name, (shape, dtype) in spec(1, SIZE, *lengths).items():
+        value = np.asarray(getattr(made, name))
+        assert value.shape == shape[1:] and value.dtype == dtype, name
+    assert (made.image == 0).all() and made.index == 7 and made.example_mask
+    assert tokenizer.decode(made.text_ids) == "a yellow cat, sitting"
+    assert tokenizer.decode(made.target_ids) == "a_0 yellow cat_0 sitting"
+    assert tokenizer.decode(made.prompt_ids) == "a yellow cat sitting"
+    assert made.target_mask.sum() == np.count_nonzero(made.target_ids)
+    for place, words in zip(made.word_end[:4], ("a", "a yellow", "a yellow cat", "a yellow cat sitting")):
+        assert tokenizer.decode(made.prompt_ids[: place + 1]) == words
+    assert made.word_labels.tolist() == [0, 1, 0, 1, 0, 0]
+    assert made.word_mask.tolist() == [True] * 4 + [False] * 2 and (made.word_end[4:] == -1).all()
+    np.testing.assert_array_equal(made.heatmaps[:11, :, 0], 255)  # implausibility first: the upper half
+    np.testing.assert_array_equal(made.heatmaps[13:, :, 0], 0)
+    np.testing.assert_array_equal(made.heatmaps[:, :11, 1], 255)  # misalignment: the left half
+    np.testing.assert_array_equal(made.heatmaps[:, 13:, 1], 0)
+    np.testing.assert_allclose(made.scores, [0.25, 0.5, 0.75, 0.0])
+    assert made.heatmap_mask.all() and made.score_mask.all()
+
+
+def test_missing_labels_are_masked(tokenizer):
+    scores = np.array([np.nan, 0.5, np.nan, 1], np.float32)
+    bare = record(0, word_labels=None, misalignment=None, scores=scores)
+    made = example(bare, 0, CONFIG, SIZE, tokenizer)
+    assert not made.target_mask.any() and not made.word_mask.any() and not made.word_labels.any()
+    assert made.text_mask.any() and (made.word_end[:4] >= 0).all()  # words can still be scored
+    assert made.heatmap_mask.tolist() == [True, False] and not made.heatmaps[..., 1].any()
+    assert made.score_mask.tolist() == [False, True, False, True]
+    np.testing.assert_array_equal(made.scores, np.array([0, 0.5, 0, 1], np.float32))
+
+
+def test_words_that_do_not_fit(tokenizer):
+    full = example(record(2), 0, CONFIG, SIZE, tokenizer)  # six words
+    few = example(record(2), 0, dataclasses.replace(CONFIG, max_words=4), SIZE, tokenizer)
+    assert few.word_mask.tolist() == [True] * 4
+    np.testing.assert_array_equal(few.word_end, full.word_end[:4])
+    np.testing.assert_array_equal(few.target_ids, full.target_ids)
+    length = int(full.word_end[3]) + 2  # four words and the end of sequence, not a piece more
+    cut = example(record(2), 0, dataclasses.replace(CONFIG, max_target_tokens=length), SIZE, tokenizer)
+    np.testing.assert_array_equal(cut.word_end, [*full.word_end[:4], -1, -1])
+    assert cut.word_mask.all()  # they exist: metrics count them as not decoded
+    assert cut.word_labels.tolist() == full.word_labels.tolist()
+
+
+def test_label_count_must_fit(tokenizer):
+    with pytest.raises(ValueError, match="4 words but 2 labels"):
+        example(record(0, word_labels=(0, 1)), 0, CONFIG, SIZE, tokenizer)
+
+
+def test_augmented_example_stays_registered(tokenizer):
+    """A bright square in image and maps, off centre: after each crop all three lie in one place."""
+    square = np.zeros((64, 64), np.uint8)
+    square[24:36, 30:42] = 255
+    marked = record(0, image=encode(np.repeat(square[..., None], 3, -1)), implausibility=encode(square),
+                    misalignment=encode(np.asarray(Image.fromarray(square).resize((160, 96)))))  # fmt: skip
+    config = dataclasses.replace(CONFIG, augment=AugmentConfig(crop_probability=1.0))
+    places = set()
+    y, x = np.mgrid[:SIZE, :SIZE]
+    for seed in range(20):
+        made = example(marked, 0, config, SIZE, tokenizer, np.random.default_rng(seed))
+        layers = [made.image.astype(float).mean(-1), made.heatmaps[..., 0], made.heatmaps[..., 1]]
+        layers = [np.where(layer > 100, layer, 0.0) for layer in layers]
+        points = [np.array([(m * x).sum(), (m * y).sum()]) / m.sum() for m in layers]
+        np.testing.assert_allclose(points[1], points[0], atol=0.3)
+        np.testing.assert_allclose(points[2], points[0], atol=0.3)
+        places.add(tuple(points[0].round(1)))
+    assert len(places) > 10  # the crops did differ
+    plain = example(marked, 0, config, SIZE, tokenizer, None)
+    np.testing.assert_array_equal(plain.image, example(marked, 0, CONFIG, SIZE, tokenizer).image)
