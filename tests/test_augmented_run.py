@@ -13,6 +13,8 @@ from rahf import config as config_lib
 from rahf.batch import HEATMAPS
 from rahf.text import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 FIELDS = (
     ["--model.variant", "augmented-prompt", "--model.tasks-per-example", "2"]
     + ["--model.heatmap-head.kind", "quarter", "--model.heatmap-head.up-widths", "16", "8"]

@@ -10,7 +10,7 @@ import train_maker
 
 from rahf import cpu
 
-#: Calls a computation with a buffer of 96 MB several times, with small pages on any system; prints what
+#: Calls a computation with a buffer of 72 MB several times, with small pages on any system; prints what
 #: `started` returns.
 _PROGRAM = """
 import ctypes, os, resource, sys
@@ -23,7 +23,7 @@ import jax, jax.numpy as jnp
 
 @jax.jit
 def buffers(x):
-    return jnp.sort(jnp.broadcast_to(x, (2, 12 << 20)), axis=0).sum()
+    return jnp.sort(jnp.broadcast_to(x, (2, 9 << 20)), axis=0).sum()
 
 x, faults = jnp.ones((2, 1)), []
 for _ in range(4):
@@ -50,7 +50,7 @@ def test_buffers_of_a_computation_stay_with_a_restarted_program():
         pytest.skip(f"glibc {glibc} maps large blocks whatever it is told")
     pid, same, tunables, faults = started("restart")
     assert pid == same and tunables == cpu.TUNABLES
-    pages = 96 * 2**20 // resource.getpagesize()
+    pages = 72 * 2**20 // resource.getpagesize()
     assert faults < pages / 10 and started("stay")[3] >= pages
 
 

@@ -27,6 +27,8 @@ from rahf.steer import schedules, universal
 from rahf.steer.options import GuidanceOptions
 from rahf.train.checkpoint import Checkpointer
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 PROMPTS = ["a red cat on a blue mat", "two dogs", "one green bird and two cats."]
 
 
