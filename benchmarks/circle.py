@@ -39,12 +39,12 @@ from rich.console import Console
 from rich.progress import track
 
 from data_pipelines import store
-from rahf import compile_cache
 from rahf import images as image_lib
-from rahf.batch import SCORES
-from rahf.provenance import ModelMismatch
+from rahf.core import compile_cache
+from rahf.core.batch import SCORES
+from rahf.core.errors import CheckpointError
+from rahf.critic.provenance import ModelMismatch
 from rahf.scoring import files
-from rahf.train.stored import CheckpointError
 
 CANDIDATES, REPAINTED = 8, 4
 
@@ -146,8 +146,8 @@ def _seeds(study: Study, prompts: int, number: int) -> np.ndarray:
 
 def guide(study: Study, prompts: list[str], unguided: np.ndarray) -> list[Comparison]:
     """The same prompts and noise with guidance."""
-    from rahf.steer import energy
-    from rahf.steer.options import GuidanceOptions
+    from rahf.critic import energy
+    from rahf.diffusion.sample.options import GuidanceOptions
 
     options = study.options
     names = ("scale", "window", "recurrences", "backward_steps", "through_denoiser")
@@ -216,7 +216,7 @@ def damaged(study: Study) -> Iterator[tuple[np.ndarray, str]]:
 
 def select(study: Study, prompts: list[str], pictures: np.ndarray) -> list[Comparison]:
     """The best of eight by the critic, against one of them drawn by lot, of which the mean is the expectation."""
-    from rahf.steer.select import select as choose
+    from rahf.steer.best_of_n import select as choose
 
     number = pictures.shape[1]
     texts = [prompt for prompt in prompts for _ in range(number)]

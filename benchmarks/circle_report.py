@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
 from rahf.metrics import bootstrap
 from rahf.metrics.accumulator import Accumulator, weighted_mean
 

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rahf.config import HeatmapHeadConfig, ModelConfig, ScoreHeadConfig, T5Config, ViTConfig
-from rahf.models import functional
-from rahf.models import rahf as model_lib
+from rahf.critic.networks import build, outputs
+from rahf.critic.networks import multi_head as model_lib
+from rahf.nn import functional
 from rahf.text import EOS_ID, PAD_ID
 
 #: Width, heads, width of the feed-forward layers, decoder layers, memory places.
@@ -43,7 +44,7 @@ def network(size: str, dtype: str) -> ModelConfig:
     )
 
 
-def rerun(model: model_lib.Rahf, fused: model_lib.Fused, length: int) -> jax.Array:
+def rerun(model: model_lib.Rahf, fused: outputs.Fused, length: int) -> jax.Array:
     """Greedy decoding without a cache: the whole decoder for every token."""
     batch = fused.memory.shape[0]
 
@@ -68,14 +69,14 @@ def rerun(model: model_lib.Rahf, fused: model_lib.Fused, length: int) -> jax.Arr
 def measure(size: str, tokens: int, batch: int, repeats: int, dtype: str) -> dict[str, object]:
     """Runs both ways in turn; the result as a dict for JSON."""
     config = network(size, dtype)
-    graphdef, _ = functional.abstract(model_lib.build(config))
-    params = functional.init(model_lib.build(config), seed=0)
+    graphdef, _ = functional.abstract(build.build(config))
+    params = functional.init(build.build(config), seed=0)
     params["output"] = params["output"].at[:, EOS_ID].set(0.0)  # never the highest: every sequence has full length
     places = SIZES[size][4]
     stream = np.random.default_rng(0)
     memory = jnp.asarray(stream.standard_normal((batch, places, config.t5.width), np.float32), jnp.dtype(dtype))
     mask = jnp.asarray(np.arange(places) < stream.integers(places // 2, places + 1, batch)[:, None])
-    fused = model_lib.Fused(memory[:, :4].reshape(batch, 2, 2, -1), memory, mask)
+    fused = outputs.Fused(memory[:, :4].reshape(batch, 2, 2, -1), memory, mask)
     ways = {
         "cached": jax.jit(lambda p, f: functional.merge(graphdef, p).generate(f, tokens)),
         "rerun": jax.jit(lambda p, f: rerun(functional.merge(graphdef, p), f, tokens)),

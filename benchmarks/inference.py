@@ -15,10 +15,10 @@ import time
 import jax
 import measuring
 
-from rahf import pure
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.models.flops import count_flops
+from rahf.critic import apply
+from rahf.critic.networks import build as build_lib
+from rahf.nn import functional
+from rahf.nn.flops import count_flops
 
 
 def main() -> None:
@@ -28,14 +28,14 @@ def main() -> None:
     args, fields = parser.parse_known_args()
     config = measuring.preset(args.preset, args.batch, fields)
     size, length = config.data.batch_size, config.data.max_target_tokens
-    build = model_lib.build(config.model)
+    build = build_lib.build(config.model)
     graphdef, _ = functional.abstract(build)
     host = measuring.fake(config, size)
     texts = [host.text_ids, host.text_mask]
     if args.mode in ("scores", "heatmaps"):
-        function = functools.partial(getattr(pure, args.mode), graphdef)
+        function = functools.partial(getattr(apply, args.mode), graphdef)
     else:
-        function = functools.partial(pure.forward, graphdef, 4, length, generate=args.mode == "generate")
+        function = functools.partial(apply.forward, graphdef, 4, length, generate=args.mode == "generate")
         texts += [host.prompt_ids, host.word_end]
     given = jax.device_put((functional.init(build, 0), host.image, *texts))
     result = {"benchmark": "inference", "mode": args.mode, "preset": args.preset, **measuring.described(config, size)}

@@ -9,6 +9,7 @@ warm; best and median of several runs, because other programs may use the machin
 
 from __future__ import annotations
 
+from rahf.text import load_tokenizer
 import collections
 import contextlib
 import dataclasses
@@ -27,8 +28,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines import examples, loader, store, transforms
-from data_pipelines.records import Record
+from data_pipelines import store
+from data_pipelines.loading import examples, loader, transforms
+from data_pipelines.store.records import Record
 from rahf import images
 from rahf.config import DataConfig
 from rahf.text import Tokenizer, split_words, train_tokenizer
@@ -210,7 +212,7 @@ def main(options: Options) -> None:
     config = config if options.augment else dataclasses.replace(config, augment=None)
     if options.data:
         source: loader.Source = store.open_split(options.data, options.split)
-        tokenizer = Tokenizer.load(store.tokenizer_path(options.data))
+        tokenizer = load_tokenizer(store.tokenizer_path(options.data))
     else:
         source = made_up(options.source_count, options.source_size)
         tokenizer = Tokenizer(train_tokenizer([record.prompt for record in source.records]))

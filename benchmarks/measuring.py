@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rahf import batch as batch_lib
 from rahf import config as config_lib
-from rahf.batch import Batch
 from rahf.config import Config
+from rahf.core import batch as batch_lib
+from rahf.core.batch import Batch
 
 #: Short names of config files.
 PRESETS = {"vitl": "richhf18k_vitl", "fast": "richhf18k_fast", "paper": "richhf18k_paper"}
@@ -39,7 +39,7 @@ def preset(name: str, batch: int | None, fields: list[str]) -> Config:
 
     On accelerators it computes in bfloat16 and keeps products only; fields given on the command line win.
     """
-    from rahf import overrides
+    from rahf.config import overrides
 
     file = f"configs/{PRESETS.get(name, name)}.py"
     config = config_lib.load(file)

@@ -18,8 +18,8 @@ import time
 import numpy as np
 from PIL import Image
 
-from rahf.batch import Prediction
-from rahf.steer.choose import Choice, choose
+from rahf.core.batch import Prediction
+from rahf.steer.best_of_n_files import Choice, choose
 
 
 class MeanColours:

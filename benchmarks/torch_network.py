@@ -1,4 +1,4 @@
-"""The network of `rahf.models` once more in plain PyTorch, written from the paper's description, to be compared with.
+"""The network of `rahf.nn` once more in plain PyTorch, written from the paper's description, to be compared with.
 
 Modules have the names of our parameters, so that `load` can copy them and a test can compare outputs.
 """
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from torch_heads import ChannelNorm, Conv, HeatmapHead, LayerNorm, RMSNorm, ScoreHead
+
 from rahf.config import Config, ModelConfig, T5Config, ViTConfig
 
 HEATMAPS = ("implausibility", "misalignment")
@@ -203,7 +203,7 @@ class Rahf(nn.Module):
 
 
 def loss(config: Config, outputs: tuple[Tensor, Tensor, Tensor], batch: dict[str, Tensor]) -> Tensor:
-    """The loss of `rahf.losses.total` behind every warm-up, for batches in which no label is missing."""
+    """The loss of `rahf.critic.losses.total` behind every warm-up, for batches in which no label is missing."""
     c, (heatmaps, scores, sequence) = config.loss, outputs
     kinds = {"bce": F.binary_cross_entropy_with_logits, "mse": lambda x, y: F.mse_loss(x.sigmoid(), y)}
     total = c.heatmap_weight * kinds[c.heatmap_loss](heatmaps, batch["heatmaps"])

@@ -6,7 +6,7 @@
 Variants: `eager` (float32 as PyTorch comes), `tuned` (bfloat16 autocast, channels-last, torch.compile, fused
 AdamW). Needs PyTorch beside rahf. On a CPU a busy machine disturbs both, so rounds alternate, and the ratios of
 neighbouring rounds are reported, by the clock and by the processor time used, and that of the fastest steps. As in
-`rahf train`, memory stays with the program (`rahf.cpu`), for PyTorch, too.
+`rahf train`, memory stays with the program (`rahf.core.process`), for PyTorch, too.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import measuring
 import torch
 import torch_network
 
-from rahf import cpu
 from rahf.config import Config
-from rahf.models import heads
-from rahf.train import sharding
-from rahf.train import state as state_lib
-from rahf.train.step import make_train_step
+from rahf.core import process
+from rahf.critic.networks import heads
+from rahf.training import sharding
+from rahf.training import state as state_lib
+from rahf.training.step import make_train_step
 
 VARIANTS = ("ours", "eager", "tuned")
 
@@ -175,7 +175,7 @@ def main() -> None:
     parser = measuring.arguments(__doc__.split("\n")[0])
     parser.add_argument("--variant", choices=VARIANTS[1:], help="only this one, in this process; for GPUs")
     args, fields = parser.parse_known_args()
-    cpu.dispatch_in_line()
+    process.dispatch_in_line()
     config = measuring.preset(args.preset, args.batch, fields)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, tag_head=False))  # ours alone
     size = config.data.batch_size
@@ -192,5 +192,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cpu.restart()
+    process.restart()
     main()

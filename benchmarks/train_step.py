@@ -15,12 +15,12 @@ import time
 import jax
 import measuring
 
-from rahf import cpu
-from rahf.models import functional
-from rahf.models.flops import count_flops
-from rahf.train import sharding, trainable
-from rahf.train import state as state_lib
-from rahf.train.step import loss_and_gradients, make_train_step
+from rahf.core import process
+from rahf.nn import functional
+from rahf.nn.flops import count_flops
+from rahf.training import sharding, trainable
+from rahf.training import state as state_lib
+from rahf.training.step import loss_and_gradients, make_train_step
 
 
 def flops(config, batch) -> int:
@@ -42,7 +42,7 @@ def main() -> None:
     parser = measuring.arguments(__doc__.split("\n")[0])
     parser.add_argument("--compile-only", action="store_true", help="only the compiler's plan of the memory")
     args, fields = parser.parse_known_args()
-    cpu.dispatch_in_line()
+    process.dispatch_in_line()
     config = measuring.preset(args.preset, args.batch, fields)
     size = config.data.batch_size
     made = state_lib.setup(config)
@@ -84,5 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cpu.restart()
+    process.restart()
     main()

@@ -3,11 +3,17 @@
 Where a picture is implausible or misses its prompt, which words it misses, and how good it is.
 """
 
-__version__ = "0.1.0"
+from rahf.core.lazy import attach
+from rahf.core.version import __version__
 
-
-def load(path, **options):
-    """Loads a run directory or checkpoint directory as a `rahf.critic.Critic`; see there."""
-    from rahf import critic
-
-    return critic.load(path, **options)
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "Config": "rahf.config.schema",
+        "Critic": "rahf.critic.critic",
+        "Feedback": "rahf.critic.feedback",
+        "RahfError": "rahf.core.errors",
+        "load": "rahf.critic.loading",
+    },
+)
+__all__ += ["__version__"]

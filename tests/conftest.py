@@ -7,12 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from rahf.critic.networks import build
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # One compilation cache for all tests and the processes they start; and one thread pool that fits.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs that tests start find this checkout and the helpers of tests.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 #: Files of few and long tests. At the end they would keep one process busy while the others wait.
@@ -46,13 +50,11 @@ def shared() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> Iterator[pathlib.Path]:
     """A run directory with an untrained network of 32 x 32 pixels whose outputs vary from input to input."""
-    import jax
 
     from rahf import config as config_lib
-    from rahf.models import functional
-    from rahf.models import rahf as model_lib
+    from rahf.nn import functional
     from rahf.text import Tokenizer, train_tokenizer
-    from rahf.train.checkpoint import Checkpointer
+    from rahf.training.checkpoint import Checkpointer
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     folder.mkdir()
@@ -76,7 +78,7 @@ def tiny_run(tmp_path_factory) -> Iterator[pathlib.Path]:
     data = config_lib.DataConfig(max_prompt_tokens=24, max_target_tokens=32, max_words=8)
     config = config_lib.Config(workdir=str(folder), data=data, model=model)
     (folder / "config.json").write_text(config_lib.to_json(config))
-    params = functional.init(model_lib.build(model), seed=0)
+    params = functional.init(build.build(model), seed=0)
     for name, part in params.items():  # the heads start with almost constant outputs
         if name.startswith(("heatmap_", "score_")):
             part["out"]["kernel"] = part["out"]["kernel"] * 20
@@ -107,7 +109,7 @@ def tiny_data(tmp_path_factory) -> Iterator[pathlib.Path]:
 @pytest.fixture(scope="session")
 def tiny_config(tiny_data, tmp_path_factory) -> pathlib.Path:
     """A config file of a training run on `tiny_data` that takes seconds."""
-    import train_maker
+    from tests.helpers import train_maker
 
     file = tmp_path_factory.mktemp("configs") / "tiny.py"
     file.write_text(train_maker.CONFIG.format(data=str(tiny_data)))
@@ -117,7 +119,7 @@ def tiny_config(tiny_data, tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def finished_run(tiny_config, tmp_path_factory) -> Iterator[pathlib.Path]:
     """The run directory of `tiny_config`, trained to its last step without a break. A test that changes it fails."""
-    from rahf import cli
+    from rahf.cli import main as cli
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert cli.main(["train", str(tiny_config), "--workdir", str(folder)]) == 0

@@ -1,6 +1,6 @@
 """Baseline of the paper's tables: CLIP fine-tuned, four scores from the embeddings of image and prompt.
 
-Command:   rahf train configs/baseline_clip_finetuned.py --data.path data/richhf18k
+Command:   rahf train configs/critic/baseline_clip_finetuned.py --data.path data/richhf18k
            rahf evaluate runs/baseline_clip_finetuned --split test
 Hardware:  one GPU with 24 GB or more
 Time:      not measured

@@ -1,6 +1,6 @@
 """Baseline of the paper's tables: ResNet-50 with the paper's heads on its feature map (heatmaps and scores, no words).
 
-Command:   rahf train configs/baseline_resnet50.py --data.path data/richhf18k
+Command:   rahf train configs/critic/baseline_resnet50.py --data.path data/richhf18k
            rahf evaluate runs/baseline_resnet50 --split test
 Hardware:  one GPU with 24 GB or more
 Time:      not measured

@@ -1,7 +1,7 @@
 """The demo in the paper's augmented-prompt variant: the prompt tells one heatmap head and one score head what to give.
 
 Command:   rahf prepare synthetic --out data/demo
-           rahf train configs/demo_augmented.py
+           rahf train configs/critic/demo_augmented.py
            rahf evaluate runs/demo_augmented
 Hardware:  2 CPU cores
 Result: docs/benchmarks.md, "The demo's variants"

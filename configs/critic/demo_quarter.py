@@ -1,9 +1,9 @@
 """The demo with heatmap heads that could go on to the full image side, and stop at a quarter of it.
 
 Command:   rahf prepare synthetic --out data/demo
-           rahf train configs/demo_quarter.py
+           rahf train configs/critic/demo_quarter.py
            rahf evaluate runs/demo_quarter
-           To compare: rahf train configs/demo_quarter.py --model.heatmap-head.kind full --workdir runs/demo_full
+           To compare: rahf train configs/critic/demo_quarter.py --model.heatmap-head.kind full --workdir runs/demo_full
 Hardware:  2 CPU cores
 Result: docs/benchmarks.md, "The demo's variants"
 """

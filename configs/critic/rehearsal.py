@@ -1,7 +1,7 @@
 """A small network from scratch on the rehearsal set: RichHF-18K's file formats over photographs with planted faults.
 
 Command:   rahf prepare richhf18k --labels REHEARSAL --images REHEARSAL/pickapic --out data/rehearsal
-           rahf train configs/rehearsal.py
+           rahf train configs/critic/rehearsal.py
            rahf evaluate runs/rehearsal
 Hardware:  2 CPU cores
 Time and result: docs/benchmarks.md

@@ -1,7 +1,7 @@
 """The demo's critic, fine-tuned on the rehearsal set: other pictures, four times as many pixels, its own vocabulary.
 
 Command:   rahf prepare richhf18k --labels REHEARSAL --images REHEARSAL/pickapic --out data/rehearsal
-           rahf train configs/rehearsal_finetune.py         # starts from runs/demo, which `rahf demo` makes
+           rahf train configs/critic/rehearsal_finetune.py         # starts from runs/demo, which `rahf demo` makes
            rahf evaluate runs/rehearsal_finetune
 Hardware:  2 CPU cores
 Time and result: docs/benchmarks.md

@@ -1,7 +1,7 @@
 """Ours, for speed: ViT-L/16 at 384 and T5-base with heatmap heads that stop at a quarter of the image side.
 
 Command:   rahf prepare richhf18k --labels richhf_18k --images pickapic/*.parquet --out data/richhf18k
-           rahf train configs/richhf18k_fast.py
+           rahf train configs/critic/richhf18k_fast.py
            rahf evaluate runs/richhf18k_fast --split test
 Hardware:  one accelerator of 80 GB with --train.accumulate 4 (memory estimated, not measured)
 Time:      2 hours on an A100 is an estimate, not measured: 2.67 TFLOP for each example (counted from the program;

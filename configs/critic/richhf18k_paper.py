@@ -1,7 +1,7 @@
 """The paper's network and recipe on RichHF-18K (Liang et al., CVPR 2024), with public towers.
 
 Command:   rahf prepare richhf18k --labels richhf_18k --images pickapic/*.parquet --out data/richhf18k
-           rahf train configs/richhf18k_paper.py
+           rahf train configs/critic/richhf18k_paper.py
            rahf evaluate runs/richhf18k_paper --split test
 Hardware:  8 accelerators of 80 GB with --mesh.fsdp 8 --train.accumulate 8 (memory estimated, not measured)
 Time:      14 hours on 8 A100 is an estimate, not measured: a training step takes 9.57 TFLOP for each example (matrix

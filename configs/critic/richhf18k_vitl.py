@@ -1,7 +1,7 @@
 """Network and recipe of the public PyTorch port of RichHF (youweiliang/RichHF): ViT-L/16 at 384, T5-base.
 
 Command:   rahf prepare richhf18k --labels richhf_18k --images pickapic/*.parquet --out data/richhf18k
-           rahf train configs/richhf18k_vitl.py
+           rahf train configs/critic/richhf18k_vitl.py
            rahf evaluate runs/richhf18k_vitl --split test
            or without training: rahf import richhf-torch rahf_model.pt models/richhf --license "CC BY-NC 4.0"
                                 rahf evaluate models/richhf --data data/richhf18k --split test

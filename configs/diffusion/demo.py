@@ -1,7 +1,7 @@
 """A generator to be criticised and guided: a small text-to-image diffusion model from scratch on synthetic scenes.
 
 Command:   rahf prepare synthetic --out data/demo --train 32000
-           rahf train configs/demo_diffusion.py
+           rahf train configs/diffusion/demo.py
 Hardware:  2 CPU cores
 Time:      half an hour at the 90 images/s of its last steps; beside other runs it took 67 minutes (2026-11-20)
 Result:    loss .038 on 256 dev scenes; what its pictures are good for: docs/results.md

@@ -6,9 +6,9 @@ import os
 import pathlib
 import stat
 
-from data_pipelines.preparation import Refused
-from data_pipelines.store import DatasetError
-from data_pipelines.stored_images import SUFFIXES
+from data_pipelines.prepare.counts import Refused
+from data_pipelines.prepare.stored_images import SUFFIXES
+from rahf.core.errors import DatasetError
 
 _MOST_BYTES = 1 << 29  # of an encoded file; no picture that is small enough to be decoded needs more
 _IN_BOTH_CASES = tuple(suffix for lower in SUFFIXES for suffix in (lower, lower.upper()))

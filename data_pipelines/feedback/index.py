@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from data_pipelines.feedback import lines, splits
 from data_pipelines.feedback.folder import Folder
 from data_pipelines.feedback.lines import Line
-from data_pipelines.preparation import Refused
-from rahf.batch import HEATMAPS
+from data_pipelines.prepare.counts import Refused
+from rahf.core.batch import HEATMAPS
 
 
 class Entry(NamedTuple):

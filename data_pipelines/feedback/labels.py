@@ -1,4 +1,4 @@
-"""Opinions and a picture → the seven labels, by the rules of `data_pipelines.consolidate`."""
+"""Opinions and a picture → the seven labels, by the rules of `data_pipelines.prepare.consolidate`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, Mapping
 import numpy as np
 from PIL import Image
 
-from data_pipelines.consolidate import majority, mean_score, vote_heatmap
 from data_pipelines.feedback.folder import Folder
 from data_pipelines.feedback.opinions import Opinions
-from data_pipelines.preparation import Refused
-from data_pipelines.stored_images import encode_map, is_grey_png
+from data_pipelines.prepare.consolidate import majority, mean_score, vote_heatmap
+from data_pipelines.prepare.counts import Refused
+from data_pipelines.prepare.stored_images import encode_map, is_grey_png
 from rahf import images
-from rahf.batch import HEATMAPS, SCORES
+from rahf.core.batch import HEATMAPS, SCORES
 
 _LEAST_ALIKE = 0.98  # sides of the picture and of what was shown, which was perhaps scaled to whole pixels
 

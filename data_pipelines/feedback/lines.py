@@ -6,10 +6,10 @@ import json
 import pathlib
 from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
 
-from data_pipelines import git_lfs
 from data_pipelines.feedback.splits import SPLITS
-from data_pipelines.preparation import Refused
-from data_pipelines.store import DatasetError
+from data_pipelines.prepare.counts import Refused
+from rahf.core.errors import DatasetError
+from rahf.core.files import check_not_lfs_pointer
 
 #: What a line may hold. Other fields are not read.
 FIELDS = (
@@ -40,7 +40,7 @@ def open_file(path: pathlib.Path) -> BinaryIO:
         raise DatasetError(f"--annotations {path} {state}; expected a JSONL file, a line per picture")
     if not path.stat().st_size:
         raise DatasetError(f"--annotations {path} is empty; expected a line per picture")
-    git_lfs.check(path)
+    check_not_lfs_pointer(path)
     return open(path, "rb")
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any, Mapping, NamedTuple
 
-from data_pipelines.consolidate import HIGHEST, LOWEST, Point, RawAnnotation
 from data_pipelines.feedback.lines import FIELDS, check_text
-from data_pipelines.preparation import Refused
-from rahf.batch import HEATMAPS, SCORES
+from data_pipelines.prepare.consolidate import HIGHEST, LOWEST, Point, RawAnnotation
+from data_pipelines.prepare.counts import Refused
+from rahf.core.batch import HEATMAPS, SCORES
 
 #: Heatmap → field of an annotator.
 POINT_FIELDS = {"implausibility": "points_implausible", "misalignment": "points_misaligned"}

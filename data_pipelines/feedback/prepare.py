@@ -10,17 +10,19 @@ from typing import Any, BinaryIO, Iterator
 
 import rich.console
 
-from data_pipelines import preparation, store, store_writer
+from data_pipelines import store
 from data_pipelines.feedback import labels, lines, opinions, splits
 from data_pipelines.feedback.folder import Folder
 from data_pipelines.feedback.index import Entry, Index
 from data_pipelines.feedback.summary import LABELS, NO_SPLIT, Summary
-from data_pipelines.preparation import Advance, Refused
-from data_pipelines.records import Record, missing_labels
-from data_pipelines.store import DatasetError
-from data_pipelines.stored_images import storable
+from data_pipelines.prepare import counts as preparation
+from data_pipelines.prepare.counts import Advance, Refused
+from data_pipelines.prepare.stored_images import storable
+from data_pipelines.store import write as store_writer
+from data_pipelines.store.records import Record, missing_labels
 from rahf import images as images_lib
 from rahf import text
+from rahf.core.errors import DatasetError
 
 _PLAN_VERSION = 1  # raise it when the same inputs come to give other bytes
 _MOST_MAP_SIZE = 4096  # pixels

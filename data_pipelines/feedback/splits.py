@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Sequence
 
-from data_pipelines.store import DatasetError
+from rahf.core.errors import DatasetError
 from rahf.text import split_words
 
 SPLITS = ("train", "dev", "test")

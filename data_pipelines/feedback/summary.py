@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from data_pipelines.preparation import Counts
-from rahf.batch import HEATMAPS, SCORES
+from data_pipelines.prepare.counts import Counts
+from rahf.core.batch import HEATMAPS, SCORES
 
-#: The seven labels, as `data_pipelines.records.missing_labels` names them.
+#: The seven labels, as `data_pipelines.store.records.missing_labels` names them.
 LABELS = (*SCORES, *HEATMAPS, "words")
 #: Column of the lines whose picture or prompt is not known, so that they belong to no split.
 NO_SPLIT = "no split"

@@ -7,16 +7,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from data_pipelines import transforms
-from data_pipelines.records import Record
+from data_pipelines.loading import transforms
+from data_pipelines.store.records import Record
 from rahf import images
-from rahf.batch import HEATMAPS, Batch, spec
 from rahf.config import DataConfig
+from rahf.core.batch import HEATMAPS, Batch, spec
+from rahf.core.errors import DataError
 from rahf.text import Tokenizer
-
-
-class DataError(ValueError):
-    """A record cannot become an example, or a loader's state does not fit its data; the message says so."""
 
 
 @runtime_checkable

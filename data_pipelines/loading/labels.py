@@ -6,12 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.examples import Source
-from data_pipelines.records import Record
+from data_pipelines.loading.examples import Source
+from data_pipelines.store.records import Record
 from rahf import images
-from rahf.batch import HEATMAPS
-from rahf.metrics.evaluation import TrainingMean
-from rahf.metrics.heatmaps import resize
+from rahf.core.batch import HEATMAPS
 
 
 class Truth(NamedTuple):
@@ -48,21 +46,3 @@ class Labels:
         empty = np.zeros(shape, np.uint8)
         stacked = np.stack([empty if m is None else m for m in maps], -1)
         return Truth(record, stacked, np.array([m is not None for m in maps]))
-
-
-def training_mean(labels: Labels, size: int = 256, limit: int = 2000) -> TrainingMean:
-    """Mean heatmaps and scores of a split, for the baseline that always predicts them.
-
-    Args:
-      labels: of the training split.
-      size: side in pixels at which maps are averaged; the mean is smooth.
-      limit: examples at equal steps through the split; more change the mean's third digit.
-    """
-    mean = TrainingMean()
-    for index in np.unique(np.linspace(0, len(labels) - 1, min(limit, len(labels))).astype(int)):
-        truth = labels[index]
-        maps = [resize(truth.heatmaps[..., k].astype(np.float32) / 255.0, (size, size)) for k in range(len(HEATMAPS))]
-        scores = np.asarray(truth.record.scores, np.float32)
-        known = np.isfinite(scores)
-        mean.update(np.stack(maps, -1)[None], truth.heatmap_mask[None], np.where(known, scores, 0)[None], known[None])
-    return mean

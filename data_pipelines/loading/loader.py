@@ -6,7 +6,7 @@ threads and the number of JAX processes only decide who computes it, so a positi
 checkpoint needs to go on exactly, also with other numbers of workers and processes.
 
 A worker that dies is reported with the record it was at, and started again at the same place; only if that happens
-again and again the run stops. Workers never import JAX (`data_pipelines.worker`).
+again and again the run stops. Workers never import JAX (`data_pipelines.loading.worker`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipelines import deaths, store, transforms, worker
-from data_pipelines.examples import DataError, ExampleMaker, Numbered, Source, filling, stack
-from data_pipelines.examples import example  # noqa: F401  (part of this module's face)
-from rahf.batch import Batch
+from data_pipelines import store
+from data_pipelines.loading import transforms, worker, worker_failures
+from data_pipelines.loading.examples import (
+    ExampleMaker,
+    Numbered,
+    Source,
+    example,  # noqa: F401  (part of this module's face)
+    filling,
+    stack,
+)
 from rahf.config import DataConfig
+from rahf.core.batch import Batch
+from rahf.core.errors import DataError
 from rahf.text import Tokenizer
 
 _WORKER_BUFFER = 2  # finished batches that a worker process holds
@@ -87,7 +95,7 @@ class TrainLoader:
         maker = ExampleMaker(config, image_size, tokenizer, where, seed, len(source))
         shuffle_seed = int(np.random.SeedSequence([seed % 2**32]).generate_state(1)[0])
         self._source, self._where = worker.Noted(Numbered(source)), where
-        self._diary: deaths.Diary | None = None
+        self._diary: worker_failures.Diary | None = None
         self.report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
         dataset = grain.MapDataset.source(self._source)
         self._stream = dataset.shuffle(shuffle_seed).repeat().map_with_index(maker)
@@ -103,10 +111,10 @@ class TrainLoader:
 
         Raises:
           DataError: a record cannot be decoded; the message names dataset, split, index and uid.
-          data_pipelines.deaths.WorkerDied: worker processes die as often as they are started again.
+          data_pipelines.loading.worker_failures.WorkerFailure: worker processes die as often as they are started again.
         """
         batch = None
-        for times in range(1, deaths.MOST + 1):
+        for times in range(1, worker_failures.MOST + 1):
             if self._iterator is None:
                 self._iterator = self._start()
             try:
@@ -122,7 +130,7 @@ class TrainLoader:
     def _mourn(self, error: RuntimeError, times: int) -> None:
         """Reports a dead worker; all are started again with the next attempt, where this one was."""
         try:
-            self.report(deaths.explain(error, times, self._diary, self._source.source.source, self._where))
+            self.report(worker_failures.explain(error, times, self._diary, self._source.source.source, self._where))
         finally:
             self.close()
 
@@ -135,7 +143,7 @@ class TrainLoader:
             return iter(batches.to_iter_dataset(_threads()))
         worker.check_shared_memory(self._batch_bytes * workers * (_WORKER_BUFFER + 1), workers)
         worker.install()
-        self._diary = deaths.Diary(workers)
+        self._diary = worker_failures.Diary(workers)
         self._source.diary = self._diary.path
         alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_WORKER_BUFFER)

@@ -24,10 +24,10 @@ import threading
 from multiprocessing import spawn
 from typing import Any
 
-_NAME = "data_pipelines.worker"
+_NAME = "data_pipelines.loading.worker"
 _PREFIX = "grain-process-prefetch"  # how Grain names its worker processes
 _HIDDEN = ("jax", "jaxlib")
-ENTRY = struct.Struct("<qq")  # of a worker's diary (`data_pipelines.deaths`): process id, record
+ENTRY = struct.Struct("<qq")  # of a worker's diary (`data_pipelines.loading.worker_failures`): process id, record
 _number: int | None = None  # of this worker process; None in all others
 _handle: int | None = None  # its diary, opened
 _SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share

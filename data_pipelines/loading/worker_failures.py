@@ -8,14 +8,11 @@ import signal
 import tempfile
 from typing import Any
 
-from data_pipelines.worker import ENTRY
+from data_pipelines.loading.worker import ENTRY
+from rahf.core.errors import WorkerFailure
 
 #: Deaths without a batch in between after which it is no use to start again.
 MOST = 3
-
-
-class WorkerDied(RuntimeError):
-    """A data worker process died, again and again; the message says why and at which record."""
 
 
 class Diary:
@@ -50,7 +47,7 @@ def explain(error: RuntimeError, times: int, diary: Diary | None, source: Any, w
       where: the dataset and split, for people.
 
     Raises:
-      WorkerDied: for the third time in a row.
+      WorkerFailure: for the third time in a row.
       RuntimeError: it was something else than the death of a worker.
     """
     if not _has_died(error):
@@ -59,7 +56,7 @@ def explain(error: RuntimeError, times: int, diary: Diary | None, source: Any, w
     which = [f"data worker {n + 1} of {diary.workers} died at {_named(record, source, where)}" for n, record in dead]
     what = f"{'; '.join(which) or 'a data worker process died'} ({_reason(error)})"
     if times == MOST:
-        raise WorkerDied(
+        raise WorkerFailure(
             f"{what}; {times} times at the same place. If it is memory, fewer data.workers, or 0, need less; "
             "if it is always the same record, prepare the data without it"
         ) from error

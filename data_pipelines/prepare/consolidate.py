@@ -16,7 +16,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
 
 #: A disc's radius as a share of the picture's height, also for pictures that are not square.
 RADIUS = 1 / 20
@@ -31,7 +31,7 @@ class RawAnnotation(NamedTuple):
 
     Points are (x, y) in pixels of the picture that was shown, origin at its upper left corner, so that the
     centre of the first pixel is (0.5, 0.5). `scores` holds integers 1..5 (high = good) by name of
-    `rahf.batch.SCORES`. `word_labels` has one 0 (misaligned) or 1 (aligned) per word of the prompt.
+    `rahf.core.batch.SCORES`. `word_labels` has one 0 (misaligned) or 1 (aligned) per word of the prompt.
     """
 
     points_implausible: Sequence[Point]
@@ -59,8 +59,8 @@ class RawAnnotation(NamedTuple):
 class Consolidated(NamedTuple):
     """One label per picture, made of several annotators."""
 
-    heatmaps: np.ndarray  # uint8 [h,w,2] order rahf.batch.HEATMAPS, round(255 * share of annotators)
-    scores: np.ndarray  # float32 [4] in [0,1], order rahf.batch.SCORES
+    heatmaps: np.ndarray  # uint8 [h,w,2] order rahf.core.batch.HEATMAPS, round(255 * share of annotators)
+    scores: np.ndarray  # float32 [4] in [0,1], order rahf.core.batch.SCORES
     word_labels: tuple[int, ...]  # 1 = aligned, 0 = misaligned by majority; a tie is aligned
     word_votes: np.ndarray  # float32 [K] share of annotators who called the word aligned
     maxdiff: np.ndarray  # float32 [4] spread (max - min) of the annotators' standardised scores

@@ -14,8 +14,8 @@ import rich.progress
 import rich.table
 
 from data_pipelines import store
-from data_pipelines.store import DatasetError
 from rahf import text
+from rahf.core.errors import DatasetError
 
 #: Beside a prepared dataset: the plan with the counts, and every record that was refused.
 SUMMARY_FILE, REFUSED_FILE = "prepare.json", "refused.jsonl"
@@ -124,7 +124,7 @@ def vocabulary(file: str | os.PathLike | None) -> bytes | None:
     if not pathlib.Path(file).is_file():
         raise DatasetError(f"--tokenizer {file}: no such file; expected a SentencePiece model")
     try:
-        return text.Tokenizer.load(file).model
+        return text.load_tokenizer(file).model
     except ValueError as error:
         raise DatasetError(f"--tokenizer {error}") from error
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pathlib
 from typing import Any, Iterator, Mapping
 
-from data_pipelines import preparation, store, tf_example
-from data_pipelines.preparation import Advance, Refused
-from data_pipelines.records import Record, missing_labels
+from data_pipelines import store
+from data_pipelines.prepare import counts as preparation
+from data_pipelines.prepare.counts import Advance, Refused
 from data_pipelines.richhf18k import labels as labels_lib
 from data_pipelines.richhf18k import tfrecord
 from data_pipelines.richhf18k.gather import Pictures
 from data_pipelines.richhf18k.summary import Summary
-from data_pipelines.store import DatasetError
+from data_pipelines.store import tf_example
+from data_pipelines.store.records import Record, missing_labels
 from rahf import text
+from rahf.core.errors import DatasetError
 
 VOCABULARY_SIZE = 4096  # of the vocabulary that is trained when none is given
 _DESCRIPTION = (

@@ -7,8 +7,8 @@ import json
 import pathlib
 from typing import Any, Collection, Iterator, Mapping
 
-from data_pipelines import git_lfs
-from data_pipelines.store import DatasetError
+from rahf.core.errors import DatasetError
+from rahf.core.files import check_not_lfs_pointer
 
 #: Names under which a captions file is found in a folder of images.
 FILE_NAMES = ("captions.jsonl", "captions.csv", "captions.tsv", "captions.parquet")
@@ -38,7 +38,7 @@ def load(path: str | pathlib.Path, wanted: Collection[str]) -> dict[str, str]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise DatasetError(f"{path}: no such captions file")
-    git_lfs.check(path)
+    check_not_lfs_pointer(path)
     kinds = {".jsonl": _jsonl, ".csv": _table, ".tsv": _table, ".parquet": _parquet}
     if path.suffix.lower() not in kinds:
         raise DatasetError(f"{path}: captions are read from {', '.join(kinds)}")

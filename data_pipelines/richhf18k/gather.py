@@ -6,11 +6,11 @@ import os
 import pathlib
 from typing import Collection, Sequence
 
-from data_pipelines.preparation import Advance, Refused
+from data_pipelines.prepare.counts import Advance, Refused
 from data_pipelines.richhf18k import captions as captions_lib
 from data_pipelines.richhf18k import join
 from data_pipelines.richhf18k.staging import Staging
-from data_pipelines.store import DatasetError
+from rahf.core.errors import DatasetError
 
 
 class Pictures:

@@ -13,11 +13,11 @@ import os
 import pathlib
 from typing import Callable, Collection, Iterable, Iterator, NamedTuple, Sequence
 
-from data_pipelines import git_lfs
+from data_pipelines.prepare.stored_images import SUFFIXES, storable
 from data_pipelines.richhf18k import captions as captions_lib
-from data_pipelines.store import DatasetError, contents
-from data_pipelines.stored_images import SUFFIXES, storable
-from rahf.images import ImageError
+from data_pipelines.store.layout import contents
+from rahf.core.errors import DatasetError, ImageError
+from rahf.core.files import check_not_lfs_pointer
 
 _FILES_PER_UNIT = 1000
 _UID_ROWS = 4096  # rows of short text read at a time
@@ -79,7 +79,7 @@ def units(paths: Sequence[str | os.PathLike], wanted: Collection[str]) -> list[U
             raise DatasetError(f"--images {path} {state}; give parquet shards or folders of <uid>.jpg|png|webp")
     for unit in listed:
         if not unit.files:
-            git_lfs.check(pathlib.Path(unit.path))
+            check_not_lfs_pointer(pathlib.Path(unit.path))
     return list(dict.fromkeys(listed))
 
 

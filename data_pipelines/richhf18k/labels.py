@@ -12,11 +12,11 @@ from typing import Mapping, NamedTuple
 
 import numpy as np
 
-from data_pipelines import tf_example
-from data_pipelines.preparation import Refused
-from data_pipelines.stored_images import encode_map, is_grey_png
+from data_pipelines.prepare.counts import Refused
+from data_pipelines.prepare.stored_images import encode_map, is_grey_png
+from data_pipelines.store import tf_example
 from rahf import images
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
 
 #: Our score → feature of the release.
 SCORE_FEATURES = {
@@ -40,7 +40,7 @@ _MOVED_FAR = np.abs(np.arange(256) - _NEAREST.astype(int)) > _FAR
 class Labels(NamedTuple):
     """Labels of one record. A missing one is None, or NaN among the scores."""
 
-    scores: np.ndarray  # float32 [4] in order rahf.batch.SCORES
+    scores: np.ndarray  # float32 [4] in order rahf.core.batch.SCORES
     implausibility: bytes | None  # PNG, 8 bit grey, values in LEVELS
     misalignment: bytes | None
     word_labels: tuple[int, ...] | None  # 1 = aligned, 0 = misaligned

@@ -10,14 +10,17 @@ from typing import Mapping, Sequence
 
 import rich.console
 
-from data_pipelines import git_lfs, preparation, store, store_writer
-from data_pipelines.preparation import Refused
+from data_pipelines.prepare import counts as preparation
+from data_pipelines.prepare.counts import Refused
 from data_pipelines.richhf18k import gather, join, tfrecord
 from data_pipelines.richhf18k.assemble import VOCABULARY_SIZE, Assembly
 from data_pipelines.richhf18k.labels import uid_of
 from data_pipelines.richhf18k.staging import Staging
 from data_pipelines.richhf18k.summary import Summary
-from data_pipelines.store import DatasetError
+from data_pipelines.store import layout
+from data_pipelines.store import write as store_writer
+from rahf.core.errors import DatasetError
+from rahf.core.files import check_not_lfs_pointer
 
 SPLITS = ("train", "dev", "test")
 #: A picture labelled in two splits stays in the first of these, so that no test picture is trained on.
@@ -99,10 +102,10 @@ def label_files(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
     if not files:
         raise DatasetError(
             f"--labels {folder} has none of train.tfrecord, dev.tfrecord, test.tfrecord: "
-            f"{store.contents(folder)}; expected a clone of {_RELEASE}"
+            f"{layout.contents(folder)}; expected a clone of {_RELEASE}"
         )
     for file in files.values():
-        git_lfs.check(file)
+        check_not_lfs_pointer(file)
     return files
 
 

@@ -13,7 +13,8 @@ import pathlib
 import shutil
 
 from data_pipelines.richhf18k.join import Found
-from data_pipelines.store import DatasetError, contents
+from data_pipelines.store.layout import contents
+from rahf.core.errors import DatasetError
 
 _PLAN = "plan.json"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from data_pipelines.preparation import Counts
+from data_pipelines.prepare.counts import Counts
 
 
 @dataclasses.dataclass

@@ -14,8 +14,10 @@ from typing import BinaryIO, Iterable, Iterator, NamedTuple
 
 import google_crc32c
 
-from data_pipelines import git_lfs, tf_example
-from data_pipelines.store import DatasetError
+from data_pipelines.store import tf_example
+from rahf.core import errors
+from rahf.core.errors import DatasetError
+from rahf.core.files import check_not_lfs_pointer
 
 _HEAD = struct.Struct("<QI")
 _FOOT = struct.Struct("<I")
@@ -52,7 +54,7 @@ def read_examples(path: str | os.PathLike) -> Iterator[Entry]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; expected a TFRecord file of RichHF-18K")
-    git_lfs.check(path)
+    check_not_lfs_pointer(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         number = offset = 0
@@ -85,7 +87,7 @@ def _next(file: BinaryIO, number: int, offset: int, size: int) -> tuple[Entry, i
         return bad(f"CRC error in the payload of record {number}", False), following
     try:
         return Entry(number, offset, tf_example.parse(payload), "", False), following
-    except tf_example.ExampleError as error:
+    except errors.ExampleError as error:
         return bad(f"record {number} is not a tf.train.Example ({error})", False), following
 
 

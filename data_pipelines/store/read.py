@@ -13,66 +13,21 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Callable, Iterable, Mapping, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 
-from data_pipelines import tf_example
-from data_pipelines.records import Record
-from rahf.batch import SCORES
+from data_pipelines.store import tf_example
+from data_pipelines.store.layout import INFO_FILE, METADATA_FILE, check_file, listing, split_infos, splits
+from data_pipelines.store.records import Record
+from rahf.core import errors
+from rahf.core.batch import SCORES
+from rahf.core.errors import DatasetError
 
-NAME, VERSION = "rich_feedback", "1.0.0"
-INFO_FILE, METADATA_FILE, TOKENIZER_FILE = "dataset_info.json", "metadata.json", "tokenizer.model"
 _FIELDS = (
     "uid", "prompt", "words", "word_labels", "image", "implausibility", "misalignment", "scores",
     "has_word_labels", "has_implausibility", "has_misalignment",
 )  # fmt: skip
-
-
-class DatasetError(ValueError):
-    """A prepared dataset cannot be read or written; the message says what is wrong and what to do."""
-
-
-def write_dataset(
-    out: str | os.PathLike,
-    splits: Mapping[str, Iterable[Record]],
-    description: str,
-    tokenizer: bytes | None = None,
-    extra: Mapping[str, bytes | str | Callable[[], bytes | str]] | None = None,
-) -> dict[str, int]:
-    """Writes records as a TFDS dataset in ArrayRecord files. Order is kept; nothing is held in memory.
-
-    The directory is built beside `out` under a temporary name and renamed when complete, so `out` is
-    always either absent, the old dataset, or the whole new one.
-
-    Args:
-      out: directory to make. A dataset or an empty directory in its place is replaced.
-      splits: records by split name, e.g. ``{"train": …, "dev": …}``; iterables are consumed once, in order.
-      description: a sentence for ``dataset_info.json``.
-      tokenizer: serialized SentencePiece model to put beside the data.
-      extra: further files, content by file name; a function is called when every record has been written.
-
-    Returns:
-      Number of records per split.
-
-    Raises:
-      DatasetError: `out` is something else, no split has a record, or a record is malformed.
-    """
-    from data_pipelines import store_writer
-
-    return store_writer.write(out, splits, description, tokenizer, extra or {})
-
-
-def load_writer() -> None:
-    """Imports what `write_dataset` needs. To be called before a progress bar starts.
-
-    While TFDS is loading it replaces Python's import by one that refuses relative imports, in all threads;
-    that of a progress bar would fail.
-    """
-    import rich.markup  # noqa: F401
-    import tensorflow_datasets as tfds
-
-    _ = tfds.features.FeaturesDict, tfds.core.SequentialWriter  # loads what is loaded lazily
 
 
 class RecordSource:
@@ -108,7 +63,7 @@ class RecordSource:
                 f"{self._where(position)} has no field {error.args[0]!r}; it was written by another version "
                 "or another program: prepare the data again"
             ) from error
-        except (tf_example.ExampleError, RuntimeError, ValueError, IndexError, OSError) as error:
+        except (errors.ExampleError, RuntimeError, ValueError, IndexError, OSError) as error:
             raise DatasetError(
                 f"{self._where(position)} cannot be read ({error}): the file is damaged or cut off; "
                 "copy it again or prepare the data again"
@@ -169,14 +124,14 @@ def open_split(path: str | os.PathLike, split: str) -> RecordSource:
       DatasetError: not a prepared dataset, no such split, an empty split, or a damaged file.
     """
     folder = pathlib.Path(path)
-    infos = _split_infos(folder)
+    infos = split_infos(folder)
     if split not in infos:
         raise DatasetError(f"{folder} has no split {split!r}; it has {listing(splits(folder))}")
     files = infos[split]
     if not sum(count for _, count in files):
         raise DatasetError(f"{folder}: split {split!r} is empty; the dataset has {listing(splits(folder))}")
     for file, count in files:
-        _check_file(file, count)
+        check_file(file, count)
     return RecordSource(str(folder), split, files, _fingerprint(folder, split))
 
 
@@ -186,80 +141,3 @@ def _fingerprint(folder: pathlib.Path, split: str) -> str:
         return json.loads((folder / METADATA_FILE).read_text())[split][:12]
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         return hashlib.sha256((folder / INFO_FILE).read_bytes()).hexdigest()[:12]
-
-
-def splits(path: str | os.PathLike) -> dict[str, int]:
-    """Number of records of each split of a prepared dataset. Raises DatasetError as `open_split`."""
-    return {name: sum(count for _, count in files) for name, files in _split_infos(pathlib.Path(path)).items()}
-
-
-def tokenizer_path(path: str | os.PathLike) -> pathlib.Path:
-    """The vocabulary beside the data. Raises DatasetError if there is none."""
-    _split_infos(pathlib.Path(path))
-    file = pathlib.Path(path) / TOKENIZER_FILE
-    if not file.is_file():
-        raise DatasetError(f"{path} has no {TOKENIZER_FILE}; prepare the data again, or name a vocabulary file")
-    return file
-
-
-def _split_infos(folder: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
-    """Files of each split with their numbers of records, from ``dataset_info.json``."""
-    file = folder / INFO_FILE
-    remedy = "make one with `rahf prepare synthetic|richhf18k|feedback … --out DIR`"
-    if not folder.is_dir():
-        raise DatasetError(f"{folder} is {'a file' if folder.exists() else 'not there'}; "
-                           f"expected a prepared dataset directory: {remedy}")  # fmt: skip
-    if not file.is_file():
-        raise DatasetError(f"{folder} is not a prepared dataset: no {INFO_FILE}, {contents(folder)}; {remedy}")
-    try:
-        info = json.loads(file.read_text())
-        if info["fileFormat"] != "array_record":
-            raise DatasetError(f"{file}: the records are {info['fileFormat']!r}, expected 'array_record'; {remedy}")
-        return {split["name"]: _files(folder, info, split) for split in info["splits"]}
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file} is not the description of a TFDS dataset ({error!r}); {remedy}") from error
-
-
-def _files(folder: pathlib.Path, info: dict, split: dict) -> list[tuple[str, int]]:
-    lengths = [int(length) for length in split.get("shardLengths", [])]
-    template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
-    files = []
-    for number, length in enumerate(lengths):
-        name = template.format(
-            DATASET=info["name"],
-            SPLIT=split["name"],
-            FILEFORMAT="array_record",
-            SHARD_INDEX=f"{number:05d}",
-            NUM_SHARDS=f"{len(lengths):05d}",
-            SHARD_X_OF_Y=f"{number:05d}-of-{len(lengths):05d}",
-        )
-        files.append((str(folder / name), length))
-    return files
-
-
-def _check_file(file: str, count: int) -> None:
-    """A file that was cut off or replaced is noticed before the first batch."""
-    from array_record.python import array_record_module
-
-    remedy = "copy the dataset again or prepare it again"
-    if not os.path.isfile(file):
-        raise DatasetError(f"{file} is missing, {INFO_FILE} says it holds {count} records; {remedy}")
-    try:
-        reader = array_record_module.ArrayRecordReader(file)
-        found = reader.num_records()
-        reader.close()
-    except (RuntimeError, ValueError, OSError) as error:
-        raise DatasetError(f"{file} is cut off or damaged ({error}); {remedy}") from error
-    if found != count:
-        raise DatasetError(f"{file} holds {found} records, {INFO_FILE} says {count}; {remedy}")
-
-
-def contents(folder: pathlib.Path) -> str:
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
-    if not names:
-        return "the directory is empty"
-    return "it holds " + ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def listing(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({count} records)" for name, count in counts.items()) or "no split"

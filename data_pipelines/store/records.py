@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
 
 
 class Record(NamedTuple):
@@ -20,7 +20,7 @@ class Record(NamedTuple):
     image: bytes  # encoded, JPEG or PNG or WebP, upright RGB
     implausibility: bytes | None  # PNG, 8 bit grey, any size, 255 = every annotator; may be smaller than the image
     misalignment: bytes | None
-    scores: np.ndarray  # float32 [4] in order rahf.batch.SCORES, NaN = missing
+    scores: np.ndarray  # float32 [4] in order rahf.core.batch.SCORES, NaN = missing
 
 
 def missing_labels(labels: Any) -> list[str]:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import struct
 from typing import Iterator, Mapping, Sequence, Union
 
+from rahf.core.errors import ExampleError
+
 Values = Union[list[bytes], list[float], list[int]]
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
-
-
-class ExampleError(ValueError):
-    """The bytes are not a `tf.train.Example`; the message says at which byte and why."""
 
 
 def parse(payload: bytes) -> dict[str, Values]:

@@ -11,9 +11,10 @@ from typing import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from data_pipelines import store
-from data_pipelines.records import Record
-from rahf.batch import SCORES
+from data_pipelines.store import layout
+from data_pipelines.store.records import Record
+from rahf.core.batch import SCORES
+from rahf.core.errors import DatasetError
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 _SHARD_BYTES = 256 << 20  # a new shard begins when one has grown to this size
@@ -35,9 +36,9 @@ def write(
     try:
         counts = _write_records(building, splits, description)
         if not any(counts.values()):
-            raise store.DatasetError(f"{target}: nothing to write: {store.listing(counts)}")
+            raise DatasetError(f"{target}: nothing to write: {layout.listing(counts)}")
         if tokenizer:
-            (building / store.TOKENIZER_FILE).write_bytes(tokenizer)
+            (building / layout.TOKENIZER_FILE).write_bytes(tokenizer)
         for name, content in extra.items():
             content = content() if callable(content) else content
             (building / name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -51,10 +52,10 @@ def check_replaceable(target: pathlib.Path) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise store.DatasetError(f"{target} is a file; name a directory for the dataset")
-    if any(target.iterdir()) and not (target / store.INFO_FILE).is_file():
-        raise store.DatasetError(
-            f"{target} exists and is not a prepared dataset ({store.contents(target)}); "
+        raise DatasetError(f"{target} is a file; name a directory for the dataset")
+    if any(target.iterdir()) and not (target / layout.INFO_FILE).is_file():
+        raise DatasetError(
+            f"{target} exists and is not a prepared dataset ({layout.contents(target)}); "
             "it is left alone: name another directory"
         )
 
@@ -74,8 +75,8 @@ def _write_records(folder: pathlib.Path, splits: Mapping[str, Iterable[Record]],
     digests = tfds.core.MetadataDict()  # written to metadata.json: what the data are, whatever their sizes
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
-            name=store.NAME,
-            version=tfds.core.Version(store.VERSION),
+            name=layout.NAME,
+            version=tfds.core.Version(layout.VERSION),
             data_dir=str(folder),
             module_name="data_pipelines.store",
         ),
@@ -103,7 +104,7 @@ def _write_split(folder: pathlib.Path, split: str, examples: "_Serialized"):
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder,
         template=_TEMPLATE,
-        dataset_name=store.NAME,
+        dataset_name=layout.NAME,
         split=split,
         filetype_suffix="array_record",
     )
@@ -194,11 +195,51 @@ def _to_example(record: Record) -> dict:
 def _check(record: Record, where: str, seen: set[str]) -> None:
     where = f"{where} (uid {record.uid!r})"
     if record.uid in seen:
-        raise store.DatasetError(f"{where}: this uid was written before; uids are unique in a dataset")
+        raise DatasetError(f"{where}: this uid was written before; uids are unique in a dataset")
     seen.add(record.uid)
     if record.word_labels is not None and len(record.word_labels) != len(record.words):
-        raise store.DatasetError(f"{where}: {len(record.words)} words but {len(record.word_labels)} word labels")
+        raise DatasetError(f"{where}: {len(record.words)} words but {len(record.word_labels)} word labels")
     if np.shape(record.scores) != (len(SCORES),):
-        raise store.DatasetError(f"{where}: scores have shape {np.shape(record.scores)}, expected ({len(SCORES)},)")
+        raise DatasetError(f"{where}: scores have shape {np.shape(record.scores)}, expected ({len(SCORES)},)")
     if not record.image:
-        raise store.DatasetError(f"{where}: the image is empty")
+        raise DatasetError(f"{where}: the image is empty")
+
+
+def write_dataset(
+    out: str | os.PathLike,
+    splits: Mapping[str, Iterable[Record]],
+    description: str,
+    tokenizer: bytes | None = None,
+    extra: Mapping[str, bytes | str | Callable[[], bytes | str]] | None = None,
+) -> dict[str, int]:
+    """Writes records as a TFDS dataset in ArrayRecord files. Order is kept; nothing is held in memory.
+
+    The directory is built beside `out` under a temporary name and renamed when complete, so `out` is
+    always either absent, the old dataset, or the whole new one.
+
+    Args:
+      out: directory to make. A dataset or an empty directory in its place is replaced.
+      splits: records by split name, e.g. ``{"train": …, "dev": …}``; iterables are consumed once, in order.
+      description: a sentence for ``dataset_info.json``.
+      tokenizer: serialized SentencePiece model to put beside the data.
+      extra: further files, content by file name; a function is called when every record has been written.
+
+    Returns:
+      Number of records per split.
+
+    Raises:
+      DatasetError: `out` is something else, no split has a record, or a record is malformed.
+    """
+    return write(out, splits, description, tokenizer, extra or {})
+
+
+def load_writer() -> None:
+    """Imports what `write_dataset` needs. To be called before a progress bar starts.
+
+    While TFDS is loading it replaces Python's import by one that refuses relative imports, in all threads;
+    that of a progress bar would fail.
+    """
+    import rich.markup  # noqa: F401
+    import tensorflow_datasets as tfds
+
+    _ = tfds.features.FeaturesDict, tfds.core.SequentialWriter  # loads what is loaded lazily

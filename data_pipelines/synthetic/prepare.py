@@ -13,7 +13,7 @@ import tempfile
 from typing import BinaryIO, Callable, Iterator, Mapping
 
 from data_pipelines import store
-from data_pipelines.records import Record
+from data_pipelines.store.records import Record
 from data_pipelines.synthetic.language import SPLITS
 from data_pipelines.synthetic.scene import SIDE, prompt, record, scene
 from rahf.text import train_tokenizer

@@ -9,10 +9,10 @@ from typing import Sequence
 
 import numpy as np
 
-from data_pipelines.consolidate import HIGHEST, LOWEST, RADIUS, RawAnnotation
+from data_pipelines.prepare.consolidate import HIGHEST, LOWEST, RADIUS, RawAnnotation
 from data_pipelines.synthetic.damage import VISIBLE, Damage
 from data_pipelines.synthetic.layout import Box
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
 
 POOL, PER_SCENE = 24, 3
 _POOL_SEED = 20240601  # the people are the same for every data set

@@ -13,10 +13,10 @@ from typing import Any, Iterator
 import numpy as np
 from PIL import Image
 
-from data_pipelines.consolidate import RawAnnotation, consolidate
-from data_pipelines.records import Record
+from data_pipelines.prepare.consolidate import RawAnnotation, consolidate
+from data_pipelines.store.records import Record
 from data_pipelines.synthetic import damage, draw, language, layout, raters
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
 
 #: Default side of the pictures in pixels; they look right from 64 to 512.
 SIDE = 96

@@ -8,9 +8,9 @@ from typing import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines.consolidate import consolidate
+from data_pipelines.prepare.consolidate import consolidate
 from data_pipelines.synthetic.scene import Scene
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
 
 _TILE = 132  # side of one picture on the sheet, in pixels
 _GAP, _TEXT = 6, 74

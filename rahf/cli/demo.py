@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rahf.commands.parsing import command
+from rahf.cli.parsing import command
 
 
 def add(commands) -> None:
@@ -18,7 +18,7 @@ def add(commands) -> None:
     )
     parser.add_argument("--workdir", default="runs/demo", help="run directory")
     parser.add_argument("--data", default="data/demo", help="where the synthetic scenes go")
-    parser.add_argument("--config", default="configs/demo.py", help="config file")
+    parser.add_argument("--config", default="configs/critic/demo.py", help="config file")
     parser.add_argument(
         "--train-scenes", type=int, default=None, help="number of training scenes (default: as the config needs)"
     )
@@ -27,6 +27,6 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf import demo
+    from rahf.cli import demo_run
 
-    return demo.run(args.workdir, args.data, args.config, args.train_scenes, args.steps)
+    return demo_run.run(args.workdir, args.data, args.config, args.train_scenes, args.steps)

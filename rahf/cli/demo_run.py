@@ -10,7 +10,7 @@ import time
 from rich.console import Console
 
 from rahf import config as config_lib
-from rahf import cpu
+from rahf.core import process
 
 TRAIN_SCENES = 32_000
 _PICTURES = 4
@@ -44,8 +44,8 @@ def run(workdir: str, data: str, config_file: str, train_scenes: int | None = No
     console.print(f"{data}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
 
     console.rule("[bold]2  train")
-    cpu.dispatch_in_line()  # JAX only now: preparing forks
-    from rahf.train import loop
+    process.dispatch_in_line()  # JAX only now: preparing forks
+    from rahf.training import loop
 
     started = time.perf_counter()
     finished = loop.train(config)
@@ -54,7 +54,7 @@ def run(workdir: str, data: str, config_file: str, train_scenes: int | None = No
         return 128 + finished.interrupted_by
 
     console.rule("[bold]3  evaluate")
-    from rahf import evaluation_report
+    from rahf.critic.evaluation import run as evaluation_report
 
     evaluation_report.run(workdir, split="test", console=console)
 
@@ -71,7 +71,8 @@ def run(workdir: str, data: str, config_file: str, train_scenes: int | None = No
 def _predict(workdir: str, data: str, console: Console) -> int:
     """Predicts a few pictures of the test split, given as files as a user would."""
     from data_pipelines import store
-    from rahf import images, predict
+    from rahf import images
+    from rahf.critic import predict
 
     folder = pathlib.Path(workdir) / "predictions"
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rahf.commands.parsing import command
+from rahf.cli.parsing import command
 
 
 def add(commands) -> None:
@@ -22,6 +22,6 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf import doctor
+    from rahf.cli import doctor_checks
 
-    return doctor.run(args.json, args.workdir)
+    return doctor_checks.run(args.json, args.workdir)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import rahf
-from rahf import compile_cache
+from rahf.core import compile_cache
 
 Verdict = Literal["ok", "warning", "broken", "absent"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rahf.commands.parsing import command
+from rahf.cli.parsing import command
 
 
 def add(commands) -> None:
@@ -32,10 +32,10 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf.train import distributed
+    from rahf.training import distributed
 
     with distributed.joined():
-        from rahf import evaluation_report
+        from rahf.critic.evaluation import run as evaluation_report
 
         evaluation_report.run(
             args.model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rahf.commands.parsing import command
+from rahf.cli.parsing import command
 
 
 def add(commands) -> None:
@@ -27,7 +27,7 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf import export
+    from rahf.critic.export import write as export
 
     export.run(args.model, args.file, scores_only=args.scores_only, bf16=args.bf16, weight_licence=args.license)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rahf.commands.parsing import Formatter, command
+from rahf.cli.parsing import Formatter, command
 
 
 def add(commands) -> None:
@@ -37,7 +37,7 @@ def _add_baselines(kinds) -> None:
             resnet50,
             "ResNet-50 of ImageNet; its heads are untrained",
             "A file of torchvision's is accepted, too. To train it:\n"
-            "rahf train configs/baseline_resnet50.py --start.vision SOURCE",
+            "rahf train configs/critic/baseline_resnet50.py --start.vision SOURCE",
         ),
     ):
         parser = command(kinds, name, function, summary, more)
@@ -53,7 +53,7 @@ def _add_baselines(kinds) -> None:
 
 def clip(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf.pretrained import baselines
+    from rahf.critic.published import baselines
 
     heatmap = not args.no_heatmap
     return _made(baselines.import_clip(args.source, args.out, heatmap=heatmap, **_options(args, "tokenizer")))
@@ -61,19 +61,19 @@ def clip(args: argparse.Namespace) -> int:
 
 def pickscore(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf.pretrained import baselines
+    from rahf.critic.published import baselines
 
     return _made(baselines.import_pickscore(args.source, args.out, **_options(args, "tokenizer")))
 
 
 def resnet50(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf.pretrained import baselines
+    from rahf.critic.published import baselines
 
     made = baselines.import_resnet(args.source, args.out, **_options(args))
     print(
         f"model directory {made}; its heads are random, so what it says means nothing before training: "
-        f"rahf train configs/baseline_resnet50.py --start.vision {args.source}"
+        f"rahf train configs/critic/baseline_resnet50.py --start.vision {args.source}"
     )
     return 0
 
@@ -89,7 +89,7 @@ def _made(folder) -> int:
 
 def richhf_torch(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf.pretrained import richhf_torch
+    from rahf.critic.published import richhf_torch
 
     made = richhf_torch.import_checkpoint(args.file, args.out, license=args.license, tokenizer=args.tokenizer)
     print(f"model directory {made}: try rahf predict {made} IMAGE --prompt TEXT")

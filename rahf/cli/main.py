@@ -9,9 +9,11 @@ import signal
 import sys
 from typing import Sequence
 
-from rahf import commands as commands_lib
-from rahf import compile_cache, cpu
-from rahf.commands.parsing import Formatter
+from rahf import cli as commands_lib
+from rahf.cli.parsing import Formatter
+from rahf.core import compile_cache, process
+from rahf.core.errors import RahfError
+from rahf.core.version import __version__
 
 _DESCRIPTION = """\
 Rich feedback on generated images: where a picture is implausible or misses its prompt, which words it
@@ -20,7 +22,7 @@ misses, and how good it is.
   rahf demo                                            everything below on synthetic scenes, in a quarter of an hour
   rahf prepare synthetic --out data/demo               make data
   rahf prepare feedback --annotations FILE --images DIR --out DIR  of your own pictures and ratings
-  rahf train configs/demo.py                           train; Ctrl-C saves, the same command resumes
+  rahf train configs/critic/demo.py                           train; Ctrl-C saves, the same command resumes
   rahf evaluate runs/demo --data data/demo             metrics, intervals, HTML report
   rahf predict runs/demo IMAGE... --prompt "a red cat" overlays, JSON, summary
   rahf mask runs/demo IMAGE --prompt "a red cat" --out MASK.png   what to repaint
@@ -32,39 +34,18 @@ FAILED = 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    import rahf
-
     parser = argparse.ArgumentParser("rahf", description=_DESCRIPTION, formatter_class=Formatter)
-    parser.add_argument("--version", action="version", version=f"rahf {rahf.__version__}")
+    parser.add_argument("--version", action="version", version=f"rahf {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in commands_lib.NAMES:
-        importlib.import_module(f"rahf.commands.{name}").add(commands)
+        importlib.import_module(f"rahf.cli.{name}").add(commands)
     return parser
-
-
-def _expected() -> tuple[type[BaseException], ...]:
-    """Errors whose message is all that a user needs. Everything else is a bug and keeps its traceback."""
-    found: list[type[BaseException]] = [OSError]
-    for module, names in (
-        ("rahf.config", ("ConfigError",)),
-        ("rahf.images", ("ImageError",)),
-        ("rahf.exported.archive", ("ExportError",)),
-        ("rahf.train.stored", ("CheckpointError",)),
-        ("rahf.train.claim", ("TrainError",)),
-        ("data_pipelines.deaths", ("WorkerDied",)),
-        ("rahf.pretrained.source", ("PretrainedError",)),
-        ("data_pipelines.store", ("DatasetError",)),
-        ("data_pipelines.examples", ("DataError",)),
-    ):
-        loaded = sys.modules.get(module)  # an error of a module that was never loaded cannot have been raised
-        found += [getattr(loaded, n) for n in names if hasattr(loaded, n)]
-    return tuple(found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (None: this program's own) and returns its exit code."""
     if arguments is None and sys.argv[1:2] in (["demo"], ["train"], ["evaluate"]):
-        cpu.restart()
+        process.restart()
     try:
         try:
             return _run(arguments)
@@ -87,7 +68,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if os.environ.get("RAHF_TRACEBACK") or not isinstance(error, (*_expected(), ValueError)):
+        if os.environ.get("RAHF_TRACEBACK") or not isinstance(error, (RahfError, OSError, ValueError)):
             raise
         print(f"rahf: {error}", file=sys.stderr)
         return FAILED

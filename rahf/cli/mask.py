@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rahf.commands.parsing import command
+from rahf.cli.parsing import command
 
 _DESCRIPTION = """\
 A mask is an 8 bit grey PNG at the picture's size: white is to be repainted, black is to be kept. The heatmap is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rahf.commands.parsing import command
+from rahf.cli.parsing import command
 
 
 def add(commands) -> None:
@@ -34,7 +34,7 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf import predict
+    from rahf.critic import predict
 
     return predict.predict(
         args.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from rahf.commands.parsing import Formatter, command
+from rahf.cli.parsing import Formatter, command
 
 
 def add(commands) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rahf.commands.parsing import command
+from rahf.cli.parsing import command
 
 _DESCRIPTION = """\
 Input: JSONL files (image, prompt, group), parquet files, webdataset shards (.tar), folders of shards, or folders
@@ -47,7 +47,7 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; the exit code: 1 if no picture could be scored."""
-    from rahf.scoring import score
+    from rahf.scoring import run as score
     from rahf.scoring.records import Reading
 
     cluster = {"workers": args.workers, "cpus": args.cpus_per_worker, "gpus": args.gpus_per_worker}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rahf.commands.parsing import command
+from rahf.cli.parsing import command
 
 _DESCRIPTION = """\
 CANDIDATES.jsonl has one JSON object per line: {"image": "a.png", "prompt": "a red cat", "group": 17}. Paths are
@@ -44,10 +44,10 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf.steer import choose
+    from rahf.steer import best_of_n_files
 
-    choice = choose.Choice(args.by, args.threshold, args.quantile, not args.all, args.min_gap, tuple(args.require))
-    kept = choose.choose(
+    choice = best_of_n_files.Choice(args.by, args.threshold, args.quantile, not args.all, args.min_gap, tuple(args.require))
+    kept = best_of_n_files.choose(
         args.model,
         args.candidates,
         args.out,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rahf.commands.parsing import command
+from rahf.cli.parsing import command
 
 
 def add(commands) -> None:
@@ -15,7 +15,7 @@ def add(commands) -> None:
         run,
         "train the model of a config file, or resume",
         "Any field of the config is an option: --train.steps 10 --optimizer.learning-rate 1e-3 --data.path DIR.\n"
-        "Give a config and --help to see them all: rahf train configs/demo.py --help",
+        "Give a config and --help to see them all: rahf train configs/critic/demo.py --help",
     )
     parser.add_argument("config", help="a Python file, or the name of one that comes with rahf")
     parser.add_argument("fields", nargs=argparse.REMAINDER, help="config fields to override")
@@ -23,10 +23,10 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
-    from rahf import overrides
+    from rahf.config import overrides
 
     config = overrides.parse(args.config, args.fields)
-    from rahf.train import distributed, loop  # JAX only now, so that a wrong command fails fast
+    from rahf.training import distributed, loop  # JAX only now, so that a wrong command fails fast
 
     with distributed.joined():
         finished = loop.train(config)

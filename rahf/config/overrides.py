@@ -6,7 +6,9 @@ import dataclasses
 from typing import Sequence
 
 from rahf import config as config_lib
-from rahf.config import Config, ConfigError
+from rahf.config import Config
+from rahf.core.errors import ConfigError
+from rahf.core.names import suggest
 
 
 def parse(config_file: str, fields: Sequence[str]) -> Config:
@@ -29,7 +31,7 @@ def parse(config_file: str, fields: Sequence[str]) -> Config:
         if name.startswith("--") and name != "--help":
             plain = name[2:].replace("-", "_")
             if plain not in known and plain.replace(".no_", ".") not in known:
-                raise ConfigError(f"unknown config field {name}.{config_lib.suggest(plain, known)}")
+                raise ConfigError(f"unknown config field {name}.{suggest(plain, known)}")
     return tyro.cli(
         Config,
         default=base,

@@ -7,7 +7,6 @@ suggests the nearest name. The command line overrides any field (``--train.steps
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 import json
 import pathlib
@@ -15,30 +14,10 @@ import types
 import typing
 from typing import Any, Literal
 
-from rahf.config_schema import (  # noqa: F401 - the public names
-    AugmentConfig,
-    ClipConfig,
-    ClipTextConfig,
-    Config,
-    DataConfig,
-    DiffusionConfig,
-    HeatmapHeadConfig,
-    LoraConfig,
-    LossConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ResNetConfig,
-    ScoreHeadConfig,
-    StartConfig,
-    T5Config,
-    TrainConfig,
-    ViTConfig,
-)
-
-
-class ConfigError(ValueError):
-    """A config has an unknown field or a value of the wrong kind; the message says where and what to write."""
+from rahf.config import schema
+from rahf.config.schema import Config
+from rahf.core.errors import ConfigError
+from rahf.core.names import suggest
 
 
 def to_json(config: Config) -> str:
@@ -70,12 +49,6 @@ def from_dict(tree: Any, cls: type, where: str) -> Any:
     return cls(**{name: _convert(tree[name], hints[name], f"{where}.{name}") for name in tree})
 
 
-def suggest(name: str, known: typing.Sequence[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest known name, else the list of known names."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
-
-
 def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
@@ -100,6 +73,16 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")
 
 
+#: Where the configs of version 0 are now, by their name then.
+_FORMER_NAMES = {
+    **{f"{name}.py": f"critic/{name}.py" for name in (
+        "baseline_clip_finetuned", "baseline_resnet50", "demo", "demo_augmented", "demo_quarter", "rehearsal",
+        "rehearsal_finetune", "richhf18k_fast", "richhf18k_paper", "richhf18k_vitl",
+    )},
+    "demo_diffusion.py": "diffusion/demo.py",
+}  # fmt: skip
+
+
 def find(path: str) -> pathlib.Path:
     """A config file on disk, or of the same name among the configs that come with rahf.
 
@@ -109,20 +92,21 @@ def find(path: str) -> pathlib.Path:
     given = pathlib.Path(path)
     if given.is_file():
         return given
-    here = pathlib.Path(__file__).resolve().parent
-    shipped = [here / "configs", here.parent / "configs"]
-    for folder in shipped:
-        if (folder / given.name).is_file() and str(given.parent) in (".", "configs"):
-            return folder / given.name
-    names = sorted({f.name for folder in shipped if folder.is_dir() for f in folder.glob("[a-z]*.py")})
-    raise ConfigError(f"no config file {path}.{suggest(given.name, names)}")
+    shipped = pathlib.Path(__file__).resolve().parent.parent / "configs"
+    files = {file.relative_to(shipped).as_posix(): file for file in sorted(shipped.glob("*/[a-z]*.py"))}
+    name = given.as_posix().removeprefix("configs/")
+    name = _FORMER_NAMES.get(name, name)
+    if name in files:
+        return files[name]
+    names = [f"configs/{file}" for file in files]
+    raise ConfigError(f"no config file {path}.{suggest(path, names)}")
 
 
 def load(path: str) -> Config:
     """Runs a config file and returns the `Config` that its `config()` returns.
 
     Args:
-      path: a Python file, or the name of one that comes with rahf (``configs/demo.py``).
+      path: a Python file, or the name of one that comes with rahf (``configs/critic/demo.py``).
 
     Raises:
       ConfigError: no such file, an unknown field, or no function `config`.
@@ -145,7 +129,7 @@ def load(path: str) -> Config:
 def _with_suggestion(message: str) -> str:
     """Adds the nearest field to Python's own 'unexpected keyword argument' message."""
     name = message.split("argument '")[-1].split("'")[0]
-    classes = [c for c in globals().values() if dataclasses.is_dataclass(c)]
+    classes = [c for c in vars(schema).values() if dataclasses.is_dataclass(c)]
     owner = [c for c in classes if message.startswith(c.__name__ + ".") or message.startswith(c.__name__ + "(")]
     known = [f.name for c in owner or classes for f in dataclasses.fields(c)]
     return message + "." + suggest(name, known) if "unexpected keyword" in message else message

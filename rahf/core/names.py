@@ -1,23 +1,17 @@
-"""Names of scores and heatmaps, checked."""
+"""The nearest known name for one that nobody knows, and names of any origin as one printable line."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
-from rahf.config import suggest
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """`` Did you mean 'x'?`` for the nearest known name, else the list of known names."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
 
 
-def position(kind: str, name: str, known: Sequence[str]) -> int:
-    """Where a name stands in `known`.
-
-    Args:
-      kind: "score" or "heatmap", for the message.
-      name: as asked for.
-      known: `rahf.batch.SCORES` or `rahf.batch.HEATMAPS`.
-
-    Raises:
-      ValueError: no such name; suggests the nearest.
-    """
-    if name not in known:
-        raise ValueError(f"no {kind} is called {name!r}.{suggest(name, known)}")
-    return known.index(name)
+def printable(text: str) -> str:
+    """Text without control characters, which could move the cursor or recolour the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

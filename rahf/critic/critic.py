@@ -17,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from rahf import feedback as feedback_lib
-from rahf import inputs, provenance, tree
-from rahf import pixels as pixels_lib
-from rahf.batch import HEATMAPS, SCORES, Prediction
 from rahf.config import Config
-from rahf.feedback import Feedback
-from rahf.images import ImageError
-from rahf.inputs import PromptWarning  # noqa: F401 - for callers
-from rahf.loading import is_exported, load  # noqa: F401 - for callers
-from rahf.network import Network
-from rahf.provenance import KnownPrediction, Provenance
+from rahf.core import labels, tree
+from rahf.core.batch import HEATMAPS, SCORES, Prediction
+from rahf.core.errors import ImageError
+from rahf.critic import feedback as feedback_lib
+from rahf.critic import provenance
+from rahf.critic.feedback import Feedback
+from rahf.critic.network import Network
+from rahf.critic.provenance import KnownPrediction, Provenance
+from rahf.images import inputs
+from rahf.nn import pixels as pixels_lib
 from rahf.text import Tokenizer
+from rahf.text import prompts as prompts_lib
+from rahf.text.prompts import PromptWarning  # noqa: F401 - for callers
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
     from jaxtyping import Array, Bool, Float, Int
@@ -69,9 +71,9 @@ class Critic:
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.name, self.step, self._describe = name, step, describe
         if network is None:
-            from rahf import pure  # Flax; an exported file does without
+            from rahf.critic import apply  # Flax; an exported file does without
 
-            network = pure.network(config, tokenizer)
+            network = apply.network(config, tokenizer)
         self.network = network
         self._forward = network.forward and jax.jit(network.forward, static_argnames="generate")
         self._scores = jax.jit(network.scores)
@@ -114,7 +116,7 @@ class Critic:
           NumPy float32: `heatmaps` [N,S,S,2] at the network's side S, `scores` [N,4], `word_probabilities`
           [N,K] with K = `config.data.max_words`, 0 beyond the words of a prompt. An export of scores only
           gives None for the other two. The prediction knows its model: `.provenance`, `.percentiles`;
-          comparing its scores with another model's warns with `rahf.provenance.ModelMismatch`.
+          comparing its scores with another model's warns with `rahf.critic.provenance.ModelMismatch`.
 
         Raises:
           rahf.images.ImageError: an image cannot be used; names it.
@@ -124,7 +126,7 @@ class Critic:
           PromptWarning: a prompt is too long; names the words lost.
         """
         images, texts = self._given(images, prompts)
-        inputs.warn(texts)
+        prompts_lib.warn(texts)
         side, words = self.config.model.image_size, self.config.data.max_words
         full = self._forward is not None
         result = Prediction(
@@ -157,7 +159,7 @@ class Critic:
             only has no heatmaps and words.
         """
         images, texts = self._given(images, prompts)
-        inputs.warn(texts)
+        prompts_lib.warn(texts)
         return [made for _, made in self._feedback(images, texts, batch_size, generate, None, progress)]
 
     def iterate(
@@ -186,9 +188,9 @@ class Critic:
         Warns:
           PromptWarning: a prompt is too long; names the words lost.
         """
-        given = inputs.prompt_list(prompts)
-        texts = [inputs.encode(prompt, self.config.data, self.tokenizer) for prompt in given]
-        inputs.warn(texts)
+        given = prompts_lib.prompt_list(prompts)
+        texts = [prompts_lib.encode(prompt, self.config.data, self.tokenizer) for prompt in given]
+        prompts_lib.warn(texts)
         return np.stack([text.text_ids for text in texts]), np.stack([text.text_mask for text in texts])
 
     def scores(
@@ -208,7 +210,7 @@ class Critic:
             instead of having them compiled in.
 
         Returns:
-          float32 [B,4] in [0,1], order `rahf.batch.SCORES`, high = good.
+          float32 [B,4] in [0,1], order `rahf.core.batch.SCORES`, high = good.
 
         Raises:
           ImageError: another shape (channels first is named), or values that cannot be in [0,1]; values are
@@ -227,7 +229,7 @@ class Critic:
         """Both heatmaps as a pure JAX function; arguments as in `scores`.
 
         Returns:
-          float32 [B,S,S,2] in [0,1] at the network's side S, order `rahf.batch.HEATMAPS`, high = bad.
+          float32 [B,S,S,2] in [0,1] at the network's side S, order `rahf.core.batch.HEATMAPS`, high = bad.
         """
         if self._heatmaps is None:
             raise ValueError(_ONLY_SCORES)
@@ -238,7 +240,7 @@ class Critic:
         """A score, or a weighted sum of scores, as a pure function of (pixels, text_ids, text_mask, params=None).
 
         Args:
-          score: a name of `rahf.batch.SCORES`, or weights by name.
+          score: a name of `rahf.core.batch.SCORES`, or weights by name.
 
         Returns:
           The function; it gives float32 [B] (or [] for one image), high = good, differentiable in the pixels.
@@ -246,20 +248,20 @@ class Critic:
         Raises:
           ValueError: an unknown score; suggests the nearest.
         """
-        weights = provenance.weights(score)
+        weights = labels.weights(score)
 
         def reward(pixels, text_ids, text_mask, params=None):
             return self.scores(pixels, text_ids, text_mask, params) @ weights
 
         return reward
 
-    def _given(self, images: Any, prompts: Any) -> tuple[list[Any], list[inputs.Text]]:
+    def _given(self, images: Any, prompts: Any) -> tuple[list[Any], list[prompts_lib.Text]]:
         images = inputs.image_list(images)
-        known: dict[str, inputs.Text] = {}
+        known: dict[str, prompts_lib.Text] = {}
         texts = []
-        for prompt in inputs.prompt_list(prompts, len(images)):
+        for prompt in prompts_lib.prompt_list(prompts, len(images)):
             if prompt not in known:
-                known[prompt] = inputs.encode(prompt, self.config.data, self.tokenizer)
+                known[prompt] = prompts_lib.encode(prompt, self.config.data, self.tokenizer)
             texts.append(known[prompt])
         return images, texts
 

@@ -14,12 +14,12 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image
 
-from rahf import viz
-from rahf.batch import HEATMAPS, SCORES, Prediction
-from rahf.inputs import Text
-from rahf.pictures import Picture
-from rahf.provenance import UNSPECIFIED, NamedScores, Provenance, warn_if_different
+from rahf.core.batch import HEATMAPS, SCORES, Prediction
+from rahf.critic import drawing
+from rahf.critic.provenance import UNSPECIFIED, NamedScores, Provenance, warn_if_different
+from rahf.images.pictures import Picture
 from rahf.text import align_labels, parse_target
+from rahf.text.prompts import Text
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
     from jaxtyping import Float, Int, UInt8
@@ -36,14 +36,14 @@ class Feedback:
     Attributes:
       name: path of the image, or "image 3".
       prompt: as given.
-      scores: by name (`rahf.batch.SCORES`), each in [0,1], high = good; NaN if the model does not predict it.
+      scores: by name (`rahf.core.batch.SCORES`), each in [0,1], high = good; NaN if the model does not predict it.
       words: of the prompt, by the dataset's split rule.
       word_probabilities: float32 [len(words)] in [0,1], how likely each word is misaligned; NaN for words
         that have no place in the network.
       word_labels: int [len(words)], 1 = aligned, 0 = misaligned; words without a place count as aligned.
       decided_by: "probability" (above 0.5 is misaligned), "generation" (labels of the generated sequence), or
         "nothing" (the model does not judge words).
-      network_heatmaps: float32 [S,S,2] in [0,1], order `rahf.batch.HEATMAPS`, as the network gave them; NaN if it
+      network_heatmaps: float32 [S,S,2] in [0,1], order `rahf.core.batch.HEATMAPS`, as the network gave them; NaN if it
         does not predict one.
       image: uint8 [h,w,3], upright, for looking; at most 1024 pixels on its longer side.
       size: height and width of the upright original in pixels.
@@ -74,7 +74,7 @@ class Feedback:
         """Scores minus those of another image, by name.
 
         Warns:
-          rahf.provenance.ModelMismatch: the other one is of another model; the numbers have no common scale.
+          rahf.critic.provenance.ModelMismatch: the other one is of another model; the numbers have no common scale.
         """
         warn_if_different(Provenance(f.model_id, f.preprocessing_hash) for f in (self, other))
         return {name: self.scores[name] - other.scores[name] for name in SCORES}
@@ -175,13 +175,13 @@ class Feedback:
           height: of each picture in pixels. Very wide or narrow ones get margins.
         """
         scores = np.array([self.scores[name] for name in SCORES], np.float32)
-        return viz.feedback_panel(*_with_margins(self.image, self.network_heatmaps), scores, height=height)
+        return drawing.feedback_panel(*_with_margins(self.image, self.network_heatmaps), scores, height=height)
 
     def _repr_html_(self) -> str:
         """The panel and the marked prompt, for notebooks."""
         classes = ["" if label else "rahf-misaligned" for label in self.word_labels]
         titles = [f"misaligned: {value:.0%}" for value in np.nan_to_num(self.word_probabilities)]
-        prompt = viz.prompt_html(self.prompt, self.words, classes, titles)
+        prompt = drawing.prompt_html(self.prompt, self.words, classes, titles)
         picture = base64.b64encode(png(self.show(height=256))).decode()
         style = "mark.rahf-misaligned{background:#fdd;color:#a00;text-decoration:underline wavy #a00}"
         notes = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in self.notes)

@@ -11,21 +11,22 @@ import jax
 import jax.numpy as jnp
 
 from rahf import config as config_lib
-from rahf import origin, provenance
 from rahf.config import Config
-from rahf.critic import Critic
-from rahf.models import functional, kinds
-from rahf.models import rahf as model_lib
-from rahf.provenance import Quantiles
-from rahf.text import Tokenizer
-from rahf.train import checkpoint
+from rahf.core import errors, licenses
+from rahf.critic import provenance
+from rahf.critic.critic import Critic
+from rahf.critic.networks import build, kinds
+from rahf.critic.provenance import Quantiles
+from rahf.nn import functional
+from rahf.text import Tokenizer, load_tokenizer
+from rahf.training import checkpoint
 
 
 def load(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
     """Loads a run directory or one checkpoint; see `rahf.critic.load`."""
     config, params, tokenizer, run, step = parts(path, dtype)
     if config.model.kind == "diffusion":
-        raise checkpoint.CheckpointError(f"{run}: a diffusion model, no critic; load it with rahf.diffusion.load")
+        raise errors.CheckpointError(f"{run}: a diffusion model, no critic; load it with rahf.diffusion.load")
     quantiles, weights = _quantiles(run), licence(run)
     return Critic(
         config, params, tokenizer, run.name, step, describe=lambda made: provenance.of(made, weights, quantiles)
@@ -38,18 +39,18 @@ def parts(
     """Config, parameters, vocabulary, run directory and step of a model of any kind; raises as `rahf.critic.load`."""
     run, state = checkpoint.find(path)
     config = _config(run / "config.json", dtype)
-    _, shapes = functional.abstract(model_lib.build(config.model))
+    _, shapes = functional.abstract(build.build(config.model))
     # Saved from other devices perhaps; here everything goes to the first.
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     params = checkpoint.load_params(state, shapes)
     try:
-        tokenizer = Tokenizer.load(run / "tokenizer.model")
+        tokenizer = load_tokenizer(run / "tokenizer.model")
     except (OSError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{run}: its vocabulary cannot be read ({error})") from error
+        raise errors.CheckpointError(f"{run}: its vocabulary cannot be read ({error})") from error
     problem = kinds.vocabulary_problem(config.model, tokenizer)
     if problem:
-        raise checkpoint.CheckpointError(f"{problem}: it is not the vocabulary that this model was trained with")
+        raise errors.CheckpointError(f"{problem}: it is not the vocabulary that this model was trained with")
     step = int(state.parent.name) if state.parent.name.isdigit() else None
     return config, params, tokenizer, run, step
 
@@ -61,12 +62,12 @@ def _quantiles(run: pathlib.Path) -> Quantiles | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{file}: {error}") from error
+        raise errors.CheckpointError(f"{file}: {error}") from error
 
 
 def licence(run: pathlib.Path) -> str:
     """Licences of the weights that a model was made from; those of a model from scratch are nobody else's."""
-    licences = sorted(set(origin.model_licenses(run).values()))
+    licences = sorted(set(licenses.model_licenses(run).values()))
     return "; ".join(licences) if licences else provenance.UNSPECIFIED
 
 

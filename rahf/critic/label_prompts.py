@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from rahf.batch import HEATMAPS, SCORES
 from rahf.config import Config
+from rahf.core.batch import HEATMAPS, SCORES
 from rahf.text import UNK_ID, Tokenizer
 
 #: Heatmaps, then scores. The task after them, the target sequence, has no prefix.

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from rahf import tasks
-from rahf.batch import Batch
-from rahf.config import Config, ConfigError, LossConfig
-from rahf.models.augmented import Sampled, Slots
-from rahf.models import tags as tags_lib
-from rahf.models.rahf import Logits
+from rahf.config import Config, LossConfig
+from rahf.core.batch import Batch
+from rahf.core.errors import ConfigError
+from rahf.critic import label_prompts
+from rahf.critic.networks import word_tags as tags_lib
+from rahf.critic.networks.augmented_prompt import Sampled, Slots
+from rahf.critic.networks.outputs import Logits
 
 
 class Parts(NamedTuple):
@@ -154,7 +155,7 @@ def total(
     token weighs more than another. `whole` are the counts of the batch that this one is a part of, None: it is whole.
 
     L = w_h · mean heatmap loss + w_s · mean score loss + w_k · cross-entropy of the target sequence
-    (+ w_t · cross-entropy of the tags, `rahf.models.tags`).
+    (+ w_t · cross-entropy of the tags, `rahf.critic.networks.word_tags`).
     Missing labels, padding tokens and filling examples have weight 0.
     """
     whole = counts(config, batch, suffix_id, _tag_size(logits.tags)) if whole is None else whole
@@ -198,7 +199,7 @@ def sampled(
     labels and tokens to divide by are those of the whole batch.
     """
     whole = counts(config, batch, suffix_id, _tag_size(found.tags)) if whole is None else whole
-    chance = found.passes / tasks.COUNT
+    chance = found.passes / label_prompts.COUNT
     maps = found.of_examples(batch.heatmaps, found.heatmap_slots)
     maps = jnp.take_along_axis(maps, found.heatmap_slots.tasks[:, None, None, None], 3).astype(jnp.float32) / 255.0
     scores = found.of_examples(jnp.where(batch.score_mask, batch.scores, 0.0), found.score_slots)
@@ -233,4 +234,4 @@ def _of_drawn(
     """Estimate of `_mean_of_labels` from the places of one head."""
     known = jnp.take_along_axis(found.of_examples(mask, slots), slots.tasks[:, None], 1)[:, 0] & slots.valid
     divisors = jnp.maximum(count, 1)[slots.tasks] * jnp.maximum((count > 0).sum(), 1)
-    return (jnp.where(known, values, 0.0) / divisors).sum() * tasks.COUNT / found.passes
+    return (jnp.where(known, values, 0.0) / divisors).sum() * label_prompts.COUNT / found.passes

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Network(NamedTuple):
-    """Pure functions of parameters and arrays; shapes as in `rahf.batch.Batch`, images uint8 or float in [0,1].
+    """Pure functions of parameters and arrays; shapes as in `rahf.core.batch.Batch`, images uint8 or float in [0,1].
 
     `forward(params, image, text_ids, text_mask, prompt_ids, word_end, generate=False)` → (Prediction, ids or
     None); `scores` and `heatmaps` of (params, pixels, text_ids, text_mask). A function that an export was

@@ -13,11 +13,13 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from rahf import viz
-from rahf.batch import HEATMAPS, SCORES
-from rahf.feedback import Feedback, png
-from rahf.images import ImageError
-from rahf.provenance import Provenance
+from rahf.core import names as names_lib
+from rahf.core.batch import HEATMAPS, SCORES
+from rahf.core.errors import ImageError
+from rahf.core.files import write_atomically
+from rahf.critic import drawing
+from rahf.critic.feedback import Feedback, png
+from rahf.critic.provenance import Provenance
 
 #: Names of the pictures written for each image, behind its own name.
 SUFFIXES = ("feedback", *HEATMAPS)
@@ -61,7 +63,7 @@ def predict(
     Raises:
       ValueError: no images, or prompts that are missing, empty, or of another number.
       OSError: something cannot be written.
-      rahf.train.checkpoint.CheckpointError, rahf.config.ConfigError: the model cannot be loaded.
+      rahf.training.checkpoint.CheckpointError, rahf.config.ConfigError: the model cannot be loaded.
     """
     console, errors = console or Console(), errors or Console(stderr=True)
     if not images:
@@ -70,9 +72,9 @@ def predict(
     run = _Run(images, out, json_file, console, errors)
     usable, prompts = run.with_prompts(given_prompts(images, prompt, prompts_file))
     run.out.mkdir(parents=True, exist_ok=True)
-    from rahf import critic as critic_lib  # JAX only now, so that a wrong command fails fast
+    from rahf.critic import loading  # JAX only now, so that a wrong command fails fast
 
-    critic = critic_lib.load(model)
+    critic = loading.load(model)
     if usable:
         found = critic.iterate(
             [images[i] for i in usable],
@@ -179,7 +181,7 @@ def given_prompts(
                 f"or a text file beside each image ({_sidecar(images[0]) or 'IMAGE.txt'})"
             )
         return found
-    from rahf.inputs import prompt_list
+    from rahf.text.prompts import prompt_list
 
     return list(prompt_list(prompt if isinstance(prompt, str) else list(prompt), len(images)))
 
@@ -248,8 +250,8 @@ def _keys(path: pathlib.Path) -> set[str]:
 
 def _summary(console: Console, feedback: Feedback, result: dict[str, Any], panel: pathlib.Path) -> None:
     console.print(Text(_line(feedback.name), style="bold"), soft_wrap=True)
-    console.print(viz.prompt_text(feedback.prompt, feedback.words, feedback.word_labels.tolist()))
-    console.print(viz.score_bars([feedback.scores[name] for name in SCORES]))
+    console.print(drawing.prompt_text(feedback.prompt, feedback.words, feedback.word_labels.tolist()))
+    console.print(drawing.score_bars([feedback.scores[name] for name in SCORES]))
     for name in HEATMAPS:
         summary = result["heatmaps"][name]
         if summary is None:
@@ -263,15 +265,4 @@ def _summary(console: Console, feedback: Feedback, result: dict[str, Any], panel
 
 def _line(text: str) -> str:
     """One line that cannot move the cursor or recolour the terminal."""
-    return viz.printable(" ".join(text.split()))
-
-
-def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file under a temporary name beside it, then renames. Makes its folder. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.parent / f".{path.name}.{os.getpid()}"
-    try:
-        unfinished.write_bytes(data)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    return names_lib.printable(" ".join(text.split()))

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rahf.batch import SCORES, Prediction
-from rahf.config import Config, suggest
+from rahf.config import Config
+from rahf.core.batch import SCORES, Prediction
+from rahf.core.names import suggest
+from rahf.core.tree import Params, flatten
 from rahf.text import SUFFIX, WORD_RULE, Tokenizer
-from rahf.tree import Params, flatten
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
     from jaxtyping import Float
@@ -30,28 +31,6 @@ UNSPECIFIED = "not specified"
 
 class ModelMismatch(UserWarning):
     """Scores of two different models are compared; only percentiles of one reference set would be comparable."""
-
-
-def nearest_score(name: str) -> str:
-    """`name` if it is a score. Raises ValueError that suggests the nearest one."""
-    if name not in SCORES:
-        raise ValueError(f"no score {name!r}.{suggest(str(name), list(SCORES))}")
-    return name
-
-
-def weights(score: str | Mapping[str, float]) -> Float[np.ndarray, "4"]:
-    """A score's name, or weights by name → float32 [4] in the order of `SCORES`.
-
-    Raises:
-      ValueError: an unknown score (suggests the nearest), no score at all, or a weight that is not finite.
-    """
-    given = {score: 1.0} if isinstance(score, str) else dict(score)
-    found = np.zeros(len(SCORES), np.float32)
-    for name, weight in given.items():
-        found[SCORES.index(nearest_score(name))] = weight
-    if not given or not np.isfinite(found).all():
-        raise ValueError(f"score: expected a name or finite weights by name, found {score!r}")
-    return found
 
 
 @dataclasses.dataclass(frozen=True)

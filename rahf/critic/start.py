@@ -11,13 +11,15 @@ import numpy as np
 
 from data_pipelines import store
 from rahf import config as config_lib
-from rahf import origin
 from rahf.config import Config, ModelConfig
-from rahf.models import functional, kinds
-from rahf.text import Tokenizer
-from rahf.train import checkpoint
-from rahf.train.claim import TrainError, begun
-from rahf.train.state import Setup
+from rahf.core import licenses as origin
+from rahf.core.errors import TrainError
+from rahf.critic.networks import kinds
+from rahf.nn import functional
+from rahf.text import Tokenizer, load_tokenizer
+from rahf.training import checkpoint
+from rahf.training.run_lock import begun
+from rahf.training.state import Setup
 
 _VOCABULARIES = ("spiece.model", "tokenizer.model")  # beside a T5; in a run directory
 #: Fields of a model's config that do not change what its parameters mean.
@@ -58,19 +60,19 @@ def load(config: Config, made: Setup) -> Start:
     start, shapes = config.start, made.shapes.params
     if not (start.model or start.vision or start.text):
         return Start({}, {})
-    from rahf import pretrained
+    from rahf.critic import towers
 
     if start.model:
         params, record = _from_model(config, shapes)
     else:
-        params, record = pretrained.load_towers(
+        params, record = towers.load_towers(
             config.model,
             vision=start.vision or None,
             text=start.text or None,
             vision_revision=start.vision_revision or None,
             text_revision=start.text_revision or None,
         )
-    return Start(params, record | pretrained.shares(shapes, params))
+    return Start(params, record | towers.shares(shapes, params))
 
 
 def check(config: Config) -> None:
@@ -181,7 +183,7 @@ def tokenizer(config: Config) -> Tokenizer:
 
 
 def _check_t5(found: Tokenizer, rows: int) -> None:
-    from rahf.pretrained import PretrainedError
+    from rahf.core.errors import PretrainedError
     from rahf.pretrained import t5 as published
 
     try:
@@ -191,7 +193,7 @@ def _check_t5(found: Tokenizer, rows: int) -> None:
 
 
 def _check_model(found: Tokenizer, model: str) -> None:
-    own = Tokenizer.load(checkpoint.find(model)[0] / "tokenizer.model")
+    own = load_tokenizer(checkpoint.find(model)[0] / "tokenizer.model")
     if own.model != found.model:
         raise TrainError(
             f"{found.source}: has {found.vocab_size} pieces and is not the vocabulary that {model} was trained "
@@ -207,7 +209,7 @@ def _read(config: Config, workdir: pathlib.Path, fresh: bool) -> Tokenizer:
             from rahf.pretrained import clip
 
             return clip.tokenizer(folder, revision=(start.vision_revision or None) if given == "start" else None)
-    return Tokenizer.load(_file(config, workdir, fresh))
+    return load_tokenizer(_file(config, workdir, fresh))
 
 
 def _file(config: Config, workdir: pathlib.Path, fresh: bool) -> pathlib.Path:
@@ -230,9 +232,9 @@ def _beside_start(config: Config, workdir: pathlib.Path, fresh: bool) -> pathlib
     if not fresh:  # a run that goes on needs nothing but itself
         return workdir / "tokenizer.model"
     if config.start.text:
-        from rahf import pretrained
+        from rahf.critic import towers
 
-        return _in_folder(pretrained.locate(config.start.text, config.start.text_revision or None).folder)
+        return _in_folder(towers.locate(config.start.text, config.start.text_revision or None).folder)
     if config.start.model:
         return checkpoint.find(config.start.model)[0] / "tokenizer.model"
     raise TrainError(

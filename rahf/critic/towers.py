@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rahf import origin
 from rahf.config import ModelConfig
-from rahf.models import functional
-from rahf.models import rahf as model_lib
+from rahf.core import licenses
+from rahf.core.errors import PretrainedError
+from rahf.critic.networks import build
+from rahf.nn import functional
 from rahf.pretrained import clip, dinov2, siglip, t5, towers, vit
-from rahf.pretrained.source import PretrainedError, Source, check_colours, locate, read_config
+from rahf.pretrained.source import Source, check_colours, locate, read_config
 from rahf.pretrained.towers import Published
 
 __all__ = [
@@ -75,7 +76,7 @@ def load_towers(
 
     Returns:
       Their parameters on the host (`vit`; `embedding`, `encoder`, `decoder` and perhaps `output`, as in
-      `rahf.models.rahf.Rahf`), and what to write down of each tower: name, revision, licence, parts, number
+      `rahf.critic.networks.multi_head.Rahf`), and what to write down of each tower: name, revision, licence, parts, number
       of parameters, and how position embeddings were interpolated (None if they were not).
 
     Raises:
@@ -95,7 +96,7 @@ def load_towers(
         tower = t5.load(source, config.t5)
         record["text"] = _record(source, tower)
         made |= tower
-    _, expected = functional.abstract(model_lib.build(config))
+    _, expected = functional.abstract(build.build(config))
     lines = functional.differences(made, {name: expected[name] for name in expected if name in made})
     if lines:
         raise PretrainedError("the towers do not fit the network:\n  " + "\n  ".join(lines))
@@ -105,7 +106,7 @@ def load_towers(
 def _load_baseline(
     config: ModelConfig, vision: str | Source | None, text: str | Source | None, revision: str | None
 ) -> tuple[functional.Params, dict[str, dict[str, Any]]]:
-    from rahf.pretrained import baselines  # which write model directories, too
+    from rahf.critic.published import baselines  # which write model directories, too
 
     if text or not vision:
         raise PretrainedError(f"a network of kind {config.kind!r} starts from start.vision alone; it has no T5")
@@ -116,7 +117,7 @@ def _load_baseline(
 
 def _record(source: Source, tower: functional.Params) -> dict[str, Any]:
     return source.record() | {
-        "license": origin.folder_license(source.folder),
+        "license": licenses.folder_license(source.folder),
         "parts": sorted(tower),
         "parameters": functional.count(tower),
     }
@@ -137,7 +138,7 @@ def start(
     """Replaces the towers of freshly initialised parameters by published ones.
 
     Args:
-      params: of `rahf.models.rahf.Rahf(config)`; not changed.
+      params: of `rahf.critic.networks.multi_head.Rahf(config)`; not changed.
       config, towers: as in `load_towers`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The denoiser's loss on a split, for `rahf.train.loop`."""
+"""The denoiser's loss on a split, for `rahf.training.loop`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from rahf.batch import Batch
 from rahf.config import Config
+from rahf.core.batch import Batch
+from rahf.core.errors import NotFinite
+from rahf.critic.evaluation.evaluator import Evaluation, _local, _total
 from rahf.diffusion import loss
-from rahf.evaluate import Evaluation, NotFinite, _local, _total
-from rahf.models import functional
+from rahf.nn import functional
 from rahf.text import Tokenizer
-from rahf.train import sharding
+from rahf.training import sharding
 
 
 class Evaluator:
-    """Like `rahf.evaluate.Evaluator`, of which a diffusion model has only ``loss/total``."""
+    """Like `rahf.critic.evaluation.evaluator.Evaluator`, of which a diffusion model has only ``loss/total``."""
 
     def __init__(self, graphdef: Any, config: Config, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
         self.mesh = mesh

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from rahf import pixels
-from rahf.batch import Batch
 from rahf.config import ModelConfig
-from rahf.diffusion import unet
-from rahf.steer import schedules
+from rahf.core.batch import Batch
+from rahf.diffusion import schedules
+from rahf.diffusion.networks import pixel_unet
+from rahf.nn import pixels
 
 #: Share of noise below which errors of the clean picture count no more than at it: v blows them up without bound.
 _LEAST_NOISE = 0.05
@@ -22,7 +22,7 @@ _LEAST_NOISE = 0.05
 
 def per_example(
     config: ModelConfig,
-    model: unet.TextToImage,
+    model: pixel_unet.TextToImage,
     batch: Batch,
     t: Int[Array, " b"],
     noise: Float[Array, "b s s 3"],
@@ -40,7 +40,7 @@ def per_example(
       float32 [B].
     """
     x0 = 2.0 * pixels.unit(batch.image, config.image_size) - 1.0
-    signal = jnp.asarray(unet.signals(config), jnp.float32)[t][:, None, None, None]
+    signal = jnp.asarray(pixel_unet.signals(config), jnp.float32)[t][:, None, None, None]
     z = schedules.noisy(x0, noise, signal)
     mask = batch.text_mask if dropped is None else batch.text_mask & ~dropped[:, None]
     v = jnp.sqrt(signal) * noise - jnp.sqrt(1 - signal) * x0
@@ -53,7 +53,7 @@ def per_example(
 
 
 def drawn(
-    config: ModelConfig, model: unet.TextToImage, batch: Batch, key: Key[Array, ""], examples: Float[Array, ""]
+    config: ModelConfig, model: pixel_unet.TextToImage, batch: Batch, key: Key[Array, ""], examples: Float[Array, ""]
 ) -> Float[Array, ""]:
     """The training loss: random times, noise and left-out prompts, summed and divided by `examples`.
 
@@ -70,7 +70,7 @@ def drawn(
     return jnp.where(batch.example_mask, values, 0.0).sum() / examples
 
 
-def repeatable(config: ModelConfig, model: unet.TextToImage, batch: Batch) -> Float[Array, " b"]:
+def repeatable(config: ModelConfig, model: pixel_unet.TextToImage, batch: Batch) -> Float[Array, " b"]:
     """The evaluation loss, float32 [B]: time and noise of an example follow from its position in the split
     alone."""
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(batch.index.astype(jnp.uint32))

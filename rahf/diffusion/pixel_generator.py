@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rahf import inputs
 from rahf.config import Config
-from rahf.diffusion import unet
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.steer import denoisers, schedules, universal
-from rahf.steer import energy as energy_lib
-from rahf.steer.options import GuidanceOptions
+from rahf.critic.networks import build
+from rahf.diffusion import schedules
+from rahf.diffusion.networks import pixel_unet
+from rahf.diffusion.sample import denoisers, universal_guidance
+from rahf.diffusion.sample import energy as energy_lib
+from rahf.diffusion.sample.options import GuidanceOptions
+from rahf.nn import functional
 from rahf.text import Tokenizer
+from rahf.text import prompts as prompts_lib
 
 #: An energy that nothing can lower: with it, steps recur and nothing is guided.
 _NOTHING = energy_lib.function(lambda pixels: jnp.zeros(len(pixels)), name="nothing")
@@ -31,7 +32,7 @@ class Made(NamedTuple):
 
     images: jax.Array
     energy: jax.Array | None
-    trace: universal.Trace
+    trace: universal_guidance.Trace
 
     @property
     def uint8(self) -> np.ndarray:
@@ -49,30 +50,30 @@ class Generator:
 
     def __init__(self, config: Config, params: functional.Params, tokenizer: Tokenizer):
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        self.graphdef, _ = functional.abstract(model_lib.build(config.model))
-        self.signals = unet.signals(config.model)
+        self.graphdef, _ = functional.abstract(build.build(config.model))
+        self.signals = pixel_unet.signals(config.model)
         self._sample = functools.cache(self._compiled)
 
     def tokens(self, prompts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Prompts → `text_ids` int32 [B,L] and `text_mask` bool [B,L].
 
         Warns:
-          rahf.inputs.PromptWarning: a prompt is too long; names the words lost.
+          rahf.images.inputs.PromptWarning: a prompt is too long; names the words lost.
         """
-        texts = [inputs.encode(one, self.config.data, self.tokenizer) for one in inputs.prompt_list(prompts)]
-        inputs.warn(texts)
+        texts = [prompts_lib.encode(one, self.config.data, self.tokenizer) for one in prompts_lib.prompt_list(prompts)]
+        prompts_lib.warn(texts)
         return np.stack([text.text_ids for text in texts]), np.stack([text.text_mask for text in texts])
 
     def condition(
         self, text_ids: Any, text_mask: Any, params: functional.Params | None = None
-    ) -> tuple[unet.Prompt, unet.Prompt]:
+    ) -> tuple[pixel_unet.Prompt, pixel_unet.Prompt]:
         """Reads prompts, once for all steps: what the `denoiser` takes as cond, of the prompts and of empty
         ones."""
         model = functional.merge(self.graphdef, self.params if params is None else params)
         return model.encode(text_ids, text_mask), model.encode(text_ids, jnp.zeros_like(text_mask))
 
     def denoiser(self, params: functional.Params | None = None, prompt_scale: Any = 2.0) -> denoisers.Denoiser:
-        """The network as what `rahf.steer.universal.sample` takes: (z, t, cond of `condition`) → eps.
+        """The network as what `rahf.diffusion.sample.universal_guidance.sample` takes: (z, t, cond of `condition`) → eps.
 
         Args:
           params: other parameters, e.g. as an argument of your own `jit`; None: its own.
@@ -90,7 +91,7 @@ class Generator:
         *,
         eta: float = 0.0,
         prompt_scale: float = 2.0,
-        energy: universal.EnergyFunction | None = None,
+        energy: universal_guidance.EnergyFunction | None = None,
         options: GuidanceOptions = GuidanceOptions(),
     ) -> Made:
         """Makes one picture per prompt and seed.
@@ -101,7 +102,7 @@ class Generator:
           steps: of DDIM.
           eta: noise of the sampler, 0 to 1.
           prompt_scale: of classifier-free guidance.
-          energy: what to lower, of pictures in [0,1]; e.g. `rahf.steer.energy.score(critic, prompts,
+          energy: what to lower, of pictures in [0,1]; e.g. `rahf.critic.energy.score(critic, prompts,
             "overall")`.
           options: of guidance; clean estimates are clamped to [-1,1] unless they say otherwise.
 
@@ -120,13 +121,13 @@ class Generator:
         *,
         eta: float = 1.0,
         prompt_scale: float = 2.0,
-        energy: universal.EnergyFunction | None = None,
+        energy: universal_guidance.EnergyFunction | None = None,
         options: GuidanceOptions = GuidanceOptions(),
     ) -> Made:
         """Repaints a part of pictures so that it goes with the rest and the prompt (RePaint, Lugmayr et al. 2022).
 
         The known pixels, with the noise of the step, take the place of what was painted at every step.
-        For `rahf.steer.repair.repair` see `rahf.diffusion.painter`.
+        For `rahf.steer.repair.repair` see `rahf.steer.painter`.
 
         Args:
           images: [B,S,S,3] at the network's side S, uint8 or float in [0,1]; or one, [S,S,3].
@@ -194,17 +195,17 @@ class Generator:
             denoiser = self.denoiser(params, prompt_scale)
             if known is not None:
                 denoiser = denoisers.inpainting(denoiser, self.signals, 2.0 * known[0] - 1.0, known[1])
-            found = universal.sample(
+            found = universal_guidance.sample(
                 denoiser,
                 schedule,
-                universal.noise(keys, len(seeds), (side, side, 3)),
+                universal_guidance.noise(keys, len(seeds), (side, side, 3)),
                 self.condition(ids, mask, params),
                 energy=energy,
-                decode=universal.unit_pixels,
+                decode=universal_guidance.unit_pixels,
                 options=options,
                 key=keys,
             )
-            images = universal.unit_pixels(found.sample)
+            images = universal_guidance.unit_pixels(found.sample)
             if known is not None:
                 images = jnp.where(known[1], images, known[0])
             return Made(images, found.energy, found.trace)
@@ -213,15 +214,15 @@ class Generator:
 
 
 def load(path: str | os.PathLike) -> Generator:
-    """Loads a run directory of `rahf train configs/demo_diffusion.py`, or one checkpoint of it.
+    """Loads a run directory of `rahf train configs/diffusion/demo.py`, or one checkpoint of it.
 
     Raises:
-      rahf.train.checkpoint.CheckpointError: no model there, or one that is no diffusion model.
+      rahf.training.checkpoint.CheckpointError: no model there, or one that is no diffusion model.
     """
-    from rahf import run_critic
-    from rahf.train.checkpoint import CheckpointError
+    from rahf.core.errors import CheckpointError
+    from rahf.critic import from_run
 
-    config, params, tokenizer, run, _ = run_critic.parts(path)
+    config, params, tokenizer, run, _ = from_run.parts(path)
     if config.model.kind != "diffusion":
         raise CheckpointError(f"{run}: a critic, no diffusion model; load it with rahf.load")
     return Generator(config, params, tokenizer)

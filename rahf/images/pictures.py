@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rahf import images as image_lib
-from rahf.images import ImageError
+from rahf.core.errors import ImageError
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
     from jaxtyping import Float, UInt8

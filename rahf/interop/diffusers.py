@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from rahf.critic import Critic
+from rahf.critic.critic import Critic
 from rahf.interop.torch import _torch, as_torch
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Guidance:
         Args:
           critic: of `rahf.load`.
           prompts: of the pipeline's pictures: one for all, or one per picture.
-          score: to be raised: a name of `rahf.batch.SCORES`, or weights by name.
+          score: to be raised: a name of `rahf.core.batch.SCORES`, or weights by name.
           scale: step size; spec: start with 0.05 to 0.5.
           window: share of signal `abar` between which latents are moved; earlier, the predicted picture is unlike
             anything that the critic was trained on.

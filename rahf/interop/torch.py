@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rahf import pixels as pixels_lib
-from rahf import provenance
-from rahf.batch import SCORES
-from rahf.critic import Critic
-from rahf.images import ImageError
+from rahf.core import labels
+from rahf.core.batch import SCORES
+from rahf.core.errors import ImageError
+from rahf.critic.critic import Critic
+from rahf.nn import pixels as pixels_lib
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class TorchReward:
         """As `as_torch`."""
         _torch()  # says how to install it
         self.critic = critic
-        self.weights = None if score is None else provenance.weights(score)
+        self.weights = None if score is None else labels.weights(score)
         self._tokens = functools.lru_cache(maxsize=4096)(critic.tokens)
         self.compiled = _compiled(critic)
 
@@ -49,7 +49,7 @@ class TorchReward:
           prompts: one for all images, or one per image.
 
         Returns:
-          float32 [B] (or [B,4] in the order of `rahf.batch.SCORES` if made without a score; without B for a single
+          float32 [B] (or [B,4] in the order of `rahf.core.batch.SCORES` if made without a score; without B for a single
           image), high = good, on the images' device. The gradient has the images' type and device.
 
         Raises:
@@ -57,7 +57,7 @@ class TorchReward:
           ValueError, TypeError: prompts, as by the critic.
 
         Warns:
-          rahf.inputs.PromptWarning: a prompt is too long; names the words lost.
+          rahf.images.inputs.PromptWarning: a prompt is too long; names the words lost.
         """
         single = images.ndim == 3
         _check(images)
@@ -83,7 +83,7 @@ def as_torch(critic: Critic, score: str | Mapping[str, float] | None = None) -> 
 
     Args:
       critic: of `rahf.load`: a run directory or an exported file.
-      score: a name of `rahf.batch.SCORES`, or weights by name; None: all four scores.
+      score: a name of `rahf.core.batch.SCORES`, or weights by name; None: all four scores.
 
     Raises:
       ImportError: PyTorch is not installed.
@@ -99,7 +99,7 @@ def policy_reward(critic: Critic, score: str | Mapping[str, float] = "overall") 
       Function of (images [B,3,H,W] in [0,1], prompts, metadata) → (rewards float32 [B] on the images' device,
       {score name: list of B floats} to be logged).
     """
-    every, weights = as_torch(critic), provenance.weights(score)
+    every, weights = as_torch(critic), labels.weights(score)
 
     def reward(images: torch.Tensor, prompts: Sequence[str], metadata: Any = None) -> tuple[torch.Tensor, dict]:
         torch = _torch()

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rahf.batch import HEATMAPS, SCORES, Batch
+from rahf.core.batch import HEATMAPS, SCORES, Batch
+from rahf.images.resize import resize
 from rahf.metrics import bootstrap
 from rahf.metrics.accumulator import Accumulator
-from rahf.metrics.heatmaps import HeatmapMetrics, HeatmapOptions, resize
+from rahf.metrics.heatmaps import HeatmapMetrics, HeatmapOptions
 from rahf.metrics.keywords import KeywordMetrics
 from rahf.metrics.scores import ScoreMetrics
 

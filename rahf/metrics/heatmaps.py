@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from rahf.batch import HEATMAPS
+from rahf.core.batch import HEATMAPS
+from rahf.images.resize import resize
 from rahf.metrics.accumulator import Accumulator, weighted_mean
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
@@ -249,29 +249,3 @@ def auc_judd(positives: Real[np.ndarray, "n"], negatives: Real[np.ndarray, "m"])
     below = np.searchsorted(ordered, positives, "left").sum(dtype=np.int64)
     not_above = np.searchsorted(ordered, positives, "right").sum(dtype=np.int64)
     return float(int(below) + int(not_above)) / (2.0 * positives.size * negatives.size)
-
-
-def resize(image: Real[np.ndarray, "h w"], shape: tuple[int, ...]) -> Float[np.ndarray, "H W"]:
-    """Bilinear resize with half-pixel centres, smoothed when shrinking (`jax.image.resize`, "bilinear").
-
-    Works in float64 and rounds to float32, so that a constant map stays exactly constant: rounding noise
-    would otherwise rank its pixels.
-
-    Args:
-      image: [h,w] of any real dtype.
-      shape: (H, W).
-
-    Returns:
-      float32 [H,W].
-    """
-    rows, columns = _resize_weights(image.shape[0], shape[0]), _resize_weights(image.shape[1], shape[1])
-    return (rows @ image.astype(np.float64) @ columns.T).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=16)
-def _resize_weights(source: int, target: int) -> np.ndarray:
-    scale = source / target
-    centres = (np.arange(target) + 0.5) * scale - 0.5
-    distance = np.abs(centres[:, None] - np.arange(source)) / max(scale, 1.0)
-    weights = np.maximum(1.0 - distance, 0.0)
-    return weights / weights.sum(1, keepdims=True)

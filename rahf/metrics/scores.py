@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
 from rahf.metrics.accumulator import Accumulator, divide
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without

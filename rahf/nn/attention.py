@@ -12,7 +12,7 @@ import jax.extend.backend
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rahf.models import gradients
+from rahf.nn import gradients
 
 #: Padded lengths are multiples of it: legal, and rows of a bias stay aligned to 16 bytes.
 _MULTIPLE = 8

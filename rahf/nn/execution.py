@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_policies
 
 from rahf.config import ModelConfig
-from rahf.models import gradients
+from rahf.nn import gradients
 
 #: block (a module), x, number of the block → x
 Apply = Callable[[Any, jax.Array, jax.Array | int], jax.Array]

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rahf.models.initial import draw
-from rahf.tree import Params, count, flatten, unflatten  # noqa: F401 - for callers
+from rahf.core.tree import Params, count, flatten, unflatten  # noqa: F401 - for callers
+from rahf.nn.initial import draw
 
 
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-
 _training = contextvars.ContextVar("training", default=False)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rahf.models import gradients
+from rahf.nn import gradients
 
 Key = jax.Array | None  # None: no dropout
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Callable
 import jax
 import jax.numpy as jnp
 
-from rahf.images import ImageError
-from rahf.tree import Params
+from rahf.core.errors import ImageError
+from rahf.core.tree import Params
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
     from jaxtyping import Array, Float

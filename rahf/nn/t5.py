@@ -14,10 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rahf.config import T5Config
-from rahf.models import execution as execution_lib
-from rahf.models import layers
-from rahf.models.attention import attention
-from rahf.models.execution import Execution
+from rahf.nn import execution as execution_lib
+from rahf.nn import layers
+from rahf.nn.attention import attention
+from rahf.nn.execution import Execution
 
 
 def relative_buckets(

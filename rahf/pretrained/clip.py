@@ -8,13 +8,14 @@ import pathlib
 from typing import Any, Iterable, NamedTuple
 
 from rahf.config import ClipConfig, ClipTextConfig, ModelConfig, ViTConfig
-from rahf.models import functional
-from rahf.models import rahf as model_lib
+from rahf.core.errors import PretrainedError
+from rahf.critic.networks import build
+from rahf.nn import functional
 from rahf.pretrained import files, source, strict, towers
-from rahf.pretrained.source import PretrainedError, Source
+from rahf.pretrained.source import Source
 from rahf.pretrained.towers import Names, Published
-from rahf.text_clip import ClipTokenizer
-from rahf.text_clip import load as load_tokenizer
+from rahf.text.clip import ClipTokenizer
+from rahf.text.vocabulary import load_clip as load_tokenizer
 
 _BLOCK = dict(
     layer="encoder.layers.{}.",
@@ -143,7 +144,7 @@ def load(name: str | Source, config: ModelConfig, *, revision: str | None = None
       revision: branch, tag or commit of a hub id.
 
     Returns:
-      Parameters of `rahf.models.baselines.clip.Clip(config)`, float32, without those of trained scores.
+      Parameters of `rahf.critic.networks.clip.Clip(config)`, float32, without those of trained scores.
 
     Raises:
       PretrainedError: another family or size, tensors missing, extra, misshapen or not finite.
@@ -167,7 +168,7 @@ def load(name: str | Source, config: ModelConfig, *, revision: str | None = None
         "logit_scale": taker.take("logit_scale", ()),
     }
     taker.finish()
-    _, expected = functional.abstract(model_lib.build(config))
+    _, expected = functional.abstract(build.build(config))
     strict.check_complete(params, {n: p for n, p in expected.items() if not n.startswith("score_")}, where)
     return params
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Iterable
 
 from rahf.config import ViTConfig
-from rahf.models import functional
+from rahf.core.errors import PretrainedError
+from rahf.nn import functional
 from rahf.pretrained import towers
-from rahf.pretrained.source import PretrainedError, Source
+from rahf.pretrained.source import Source
 from rahf.pretrained.towers import Interpolation, Published
 from rahf.pretrained.vit import NAMES as VIT_NAMES
 

@@ -16,8 +16,9 @@ from typing import Any, Callable, Mapping, NamedTuple
 
 import numpy as np
 
+from rahf.core.errors import PretrainedError
 from rahf.pretrained import source as source_lib
-from rahf.pretrained.source import PretrainedError, Source
+from rahf.pretrained.source import Source
 
 
 class Stored(NamedTuple):

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rahf.config import ResNetConfig
-from rahf.models import functional
-from rahf.models.baselines import resnet
+from rahf.core.errors import PretrainedError
+from rahf.nn import functional
+from rahf.nn import resnet as resnet_lib
 from rahf.pretrained import files, strict
 from rahf.pretrained import source as source_lib
-from rahf.pretrained.source import PretrainedError, Source
+from rahf.pretrained.source import Source
 
 #: How ImageNet's images are normalised for both layouts.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -103,7 +104,7 @@ def load(name: str | Source, config: ResNetConfig, *, revision: str | None = Non
       revision: branch, tag or commit of a hub id.
 
     Returns:
-      Parameters of `rahf.models.baselines.resnet.ResNet(config)`, float32.
+      Parameters of `rahf.critic.networks.resnet.ResNet(config)`, float32.
 
     Raises:
       PretrainedError: another family or size, tensors missing, extra, misshapen or not finite.
@@ -121,7 +122,7 @@ def load(name: str | Source, config: ResNetConfig, *, revision: str | None = Non
     taker.drop(*names.unused, "*.num_batches_tracked")  # the classifier, and a counter of training
     params = _convert(taker.under(prefix), names, config)
     taker.finish()
-    _, expected = functional.abstract(lambda: resnet.ResNet(config, dtype=jnp.dtype("float32")))
+    _, expected = functional.abstract(lambda: resnet_lib.ResNet(config, dtype=jnp.dtype("float32")))
     strict.check_complete(params, expected, where)
     return params
 
@@ -153,7 +154,7 @@ def _convert(taker: strict.Taker, names: _Names, config: ResNetConfig) -> functi
     for stage, (outputs, depth) in enumerate(zip(config.widths, config.depths)):
         for number in range(depth):
             here = taker.under(names.block.format(stage + names.first_stage, number))
-            inner = outputs // resnet.EXPANSION
+            inner = outputs // resnet_lib.EXPANSION
             made = {
                 "conv1": _conv(here, names.layer(0), inputs, inner, 1),
                 "conv2": _conv(here, names.layer(1), inner, inner, 3),

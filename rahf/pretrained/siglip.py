@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Iterable
 
 from rahf.config import ViTConfig
-from rahf.models import functional
+from rahf.nn import functional
 from rahf.pretrained import towers
 from rahf.pretrained.source import Source
 from rahf.pretrained.towers import Interpolation, Names, Published

@@ -8,9 +8,7 @@ import pathlib
 import re
 from typing import Any, Iterable, NamedTuple
 
-
-class PretrainedError(RuntimeError):
-    """Published weights cannot be found or read, or are another network's; says which file and tensor."""
+from rahf.core.errors import PretrainedError
 
 
 class Source(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from rahf.models import functional
+from rahf.core.errors import PretrainedError
+from rahf.nn import functional
 from rahf.pretrained.files import Stored
-from rahf.pretrained.source import PretrainedError
 
 _MOST_LINES = 24
 

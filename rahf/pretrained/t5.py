@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rahf.config import T5Config
-from rahf.models import functional, t5
+from rahf.core.errors import PretrainedError
+from rahf.nn import functional, t5
 from rahf.pretrained import files, strict
 from rahf.pretrained import source as source_lib
-from rahf.pretrained.source import PretrainedError, Source
-from rahf.text import Tokenizer
+from rahf.pretrained.source import Source
+from rahf.text import Tokenizer, load_tokenizer
 
 _DEFAULTS = {
     "vocab_size": 32128,
@@ -93,7 +94,7 @@ def load(
 
     Returns:
       `embedding`, `encoder`, and with the decoder `decoder` and, unless tied, `output`: the parameters of
-      the same names in `rahf.models.rahf.Rahf`, float32.
+      the same names in `rahf.critic.networks.multi_head.Rahf`, float32.
 
     Raises:
       PretrainedError: another family or size, tensors missing, extra, misshapen or not finite.
@@ -211,7 +212,7 @@ def tokenizer(name: str | Source, rows: int, *, revision: str | None = None) -> 
     given = None if isinstance(name, Source) else pathlib.Path(name)
     file = given if given is not None and given.is_file() else source_lib.locate(name, revision).folder / "spiece.model"
     try:
-        made = Tokenizer.load(file)
+        made = load_tokenizer(file)
     except FileNotFoundError as error:
         raise PretrainedError(f"{file}: missing; T5 checkpoints have their SentencePiece vocabulary there") from error
     except ValueError as error:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rahf.config import ViTConfig
-from rahf.models import functional, vit
+from rahf.core.errors import PretrainedError
+from rahf.nn import functional, vit
 from rahf.pretrained import files, strict
 from rahf.pretrained import source as source_lib
-from rahf.pretrained.source import PretrainedError, Source
+from rahf.pretrained.source import Source
 
 Interpolation = Literal["bicubic", "bilinear"]
 Colour = tuple[float, float, float]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Iterable
 
 from rahf.config import ViTConfig
-from rahf.models import functional
+from rahf.nn import functional
 from rahf.pretrained import towers
 from rahf.pretrained.source import Source
 from rahf.pretrained.towers import Interpolation, Names, Published
@@ -80,7 +80,7 @@ def load(
       interpolation: "bicubic" is what `transformers` does.
 
     Returns:
-      Parameters of `rahf.models.vit.ViT(config, image_size)`, float32.
+      Parameters of `rahf.nn.vit.ViT(config, image_size)`, float32.
 
     Raises:
       PretrainedError: another family or size, tensors missing, extra, misshapen or not finite.

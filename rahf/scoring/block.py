@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rahf import images
-from rahf.batch import SCORES
-from rahf.inputs import PromptWarning
+from rahf.core.batch import SCORES
 from rahf.scoring import files
 from rahf.scoring.blocks import Block
 from rahf.scoring.records import MAX_IMAGE, Reading, Record, records
+from rahf.text.prompts import PromptWarning
 
 
 class Scored(NamedTuple):

@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
+from rahf.core.errors import ScoreError
 from rahf.scoring import files
-from rahf.scoring.files import ScoreError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TARS = (".tar", ".tar.gz", ".tgz")

@@ -10,11 +10,9 @@ import posixpath
 import uuid
 from typing import BinaryIO
 
+from rahf.core.errors import ScoreError
+
 _GLOB = frozenset("*?[")
-
-
-class ScoreError(ValueError):
-    """An input or output of scoring cannot be used; the message says what is wrong and what to do."""
 
 
 def is_url(path: str) -> bool:

@@ -14,11 +14,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
+from rahf.core.errors import ScoreError
 from rahf.scoring import block as block_lib
 from rahf.scoring import files
 from rahf.scoring.blocks import Block, Plan
-from rahf.scoring.files import ScoreError
 from rahf.scoring.records import Reading
 
 _FORMAT = 1

@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rahf.core.errors import ScoreError
 from rahf.scoring.blocks import Block
-from rahf.scoring.files import ScoreError
 from rahf.scoring.job import Job
 
 #: How often a block is given to another worker, so that one that kills its worker cannot keep the job for ever.
@@ -112,7 +112,7 @@ class _Scorer:
             raise ScoreError(f"{self.model}: a worker cannot load it ({type(error).__name__}: {error})") from error
 
     def _loaded(self) -> Any:
-        from rahf.scoring.score import load_critic
+        from rahf.scoring.run import load_critic
 
         load = self.load or load_critic
         if not self.sent:

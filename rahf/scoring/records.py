@@ -14,9 +14,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from rahf.core.errors import ScoreError
 from rahf.scoring import files
 from rahf.scoring.blocks import IMAGES, MAX_TEXT, Block, lines, one_line
-from rahf.scoring.files import ScoreError
 
 #: Largest encoded picture.
 MAX_IMAGE = 100_000_000

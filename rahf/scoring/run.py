@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rahf.core.errors import ScoreError
 from rahf.scoring import blocks as blocks_lib
 from rahf.scoring import files
-from rahf.scoring.files import ScoreError
 from rahf.scoring.job import Job, Summary, run_local
 from rahf.scoring.records import Reading
 

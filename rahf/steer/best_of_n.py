@@ -3,7 +3,7 @@
 The RAHF paper generates eight pictures for each prompt, scores them, and keeps the best one for fine-tuning if its
 plausibility exceeds a threshold (whose value it does not give). Scores of a generator that the critic was not trained
 on may be shifted as a whole: then rank (best of group, quantile) rather than compare with an absolute threshold.
-No JAX here. `rahf.steer.choose` is this with files.
+No JAX here. `rahf.steer.best_of_n_files` is this with files.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rahf.batch import SCORES
-from rahf.steer import names
+from rahf.core import labels
+from rahf.core.batch import SCORES
 
 _OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _REQUIREMENT = re.compile(r"\s*([A-Za-z_]+)\s*(>=|<=|>|<)\s*(\S+)\s*")
@@ -52,7 +52,7 @@ def requirement(text: str) -> Requirement:
         value = None
     if found is None or value is None or not np.isfinite(value):
         raise ValueError(f"constraint {text!r}: expected a score, >= <= > or <, and a number, as in 'alignment>=0.6'")
-    names.position("score", found[1], SCORES)
+    labels.position("score", found[1], SCORES)
     return Requirement(found[1], found[2], value)
 
 
@@ -97,7 +97,7 @@ def select(
     4. those of the rest whose key is at least `threshold`, or at least the `quantile` of the keys of the rest.
 
     Args:
-      preds: a `Prediction`, or its scores [N,4] in the order `rahf.batch.SCORES`; six decimals count. A candidate
+      preds: a `Prediction`, or its scores [N,4] in the order `rahf.core.batch.SCORES`; six decimals count. A candidate
         with NaN is never kept.
       key: name of the score that decides.
       threshold: in the unit of the score.
@@ -117,7 +117,7 @@ def select(
     if scores.ndim != 2 or scores.shape[1] != len(SCORES):
         columns = f"one column each for {', '.join(SCORES)}"
         raise ValueError(f"scores: expected [N,{len(SCORES)}], {columns}; found {scores.shape}")
-    column = names.position("score", key, SCORES)
+    column = labels.position("score", key, SCORES)
     _check(len(scores), threshold, quantile, best_of, min_gap, groups)
     require = [one if isinstance(one, Requirement) else requirement(one) for one in require]
     run = _Run(scores[:, column], key, name)

@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
+from rahf.core.errors import ScoreError
 from rahf.scoring import blocks, files, records
-from rahf.scoring import score as score_lib
-from rahf.scoring.files import ScoreError
+from rahf.scoring import run as score_lib
 from rahf.scoring.job import Job, Summary
 from rahf.scoring.records import Reading
-from rahf.steer import select as select_lib
-from rahf.steer.select import Selection
+from rahf.steer import best_of_n as select_lib
+from rahf.steer.best_of_n import Selection
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Options of `rahf.steer.select.select`; see there."""
+    """Options of `rahf.steer.best_of_n.select`; see there."""
 
     key: str = "plausibility"
     threshold: float | None = None
@@ -92,7 +92,7 @@ def choose(
         group, `gap` to the second of it, `reason`, `prompt_cut` and `model`. In the order of the candidates.
       choice: how to choose.
       chosen: also write the selected lines alone, as they were given; for training.
-      batch_size, block_size, restart, progress, load: as in `rahf.scoring.score.score`.
+      batch_size, block_size, restart, progress, load: as in `rahf.scoring.run.score`.
 
     Returns:
       Paths and counts. Equal input gives equal bytes, interrupted or not.

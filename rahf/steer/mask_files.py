@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rahf import images as image_lib
-from rahf import viz
-from rahf.batch import HEATMAPS
-from rahf.feedback import png
-from rahf.images import ImageError
-from rahf.predict import given_prompts, write_atomically
+from rahf.core import labels
+from rahf.core.batch import HEATMAPS
+from rahf.core.errors import ImageError
+from rahf.core.files import write_atomically
+from rahf.critic.feedback import png
+from rahf.critic.predict import given_prompts
+from rahf.images import overlay as overlay_lib
 from rahf.scoring import files
 from rahf.scoring.records import MAX_IMAGE
-from rahf.steer import masks, names
+from rahf.steer import masks
 from rahf.steer.masks import Mask, MaskOptions
 
 _BATCH = 16
@@ -58,8 +60,8 @@ def mask_files(
       model: what `rahf.load` takes, or a critic.
       images: paths.
       out: a name that ends in .png, for one picture; else a folder for NAME_mask.png.
-      prompt, prompts_file: as in `rahf.predict.given_prompts`.
-      which: heatmap, a name in `rahf.batch.HEATMAPS`.
+      prompt, prompts_file: as in `rahf.critic.predict.given_prompts`.
+      which: heatmap, a name in `rahf.core.batch.HEATMAPS`.
       options: how a heatmap becomes a mask.
       latent_grid: also write ..._latent.png with one pixel per cell of so many pixels (any coverage).
       overlay: also write ..._overlay.png: picture, heatmap and mask side by side.
@@ -72,7 +74,7 @@ def mask_files(
       ValueError: wrong options, missing prompts, or a file that would be overwritten.
       OSError: something cannot be written.
     """
-    kind = names.position("heatmap", which, HEATMAPS)
+    kind = labels.position("heatmap", which, HEATMAPS)
     if latent_grid is not None and latent_grid < 1:
         raise ValueError(f"latent grid: expected at least 1 pixel per cell, found {latent_grid}")
     paths = _paths(images, pathlib.Path(out), json_file)
@@ -147,13 +149,13 @@ def panel(
     Returns:
       uint8 RGB.
     """
-    shown = [("picture", picture), (which, viz.overlay(picture, heatmap, which))]
+    shown = [("picture", picture), (which, overlay_lib.overlay(picture, heatmap, which))]
     shown.append((f"mask: {mask.coverage:.1%}", _tinted(picture, mask.alpha)))
     if latent_grid is not None:
         cells = mask.latent(latent_grid).repeat(latent_grid, 0).repeat(latent_grid, 1)
         cells = cells[: picture.shape[0], : picture.shape[1]]
         shown.append((f"latent grid: {cells.mean():.1%}", _tinted(picture, cells.astype(np.float32))))
-    return np.asarray(viz.panel(shown, 320))
+    return np.asarray(overlay_lib.panel(shown, 320))
 
 
 def _tinted(picture: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -219,10 +221,10 @@ def report(written: Sequence[MaskFile], errors: Sequence[str]) -> int:
         mask = one.mask
         if mask.note:
             kind = "nothing to repair: " if mask.empty else ""
-            print(viz.printable(f"{one.image}: {kind}{mask.note}"), file=sys.stderr)
+            print(names.printable(f"{one.image}: {kind}{mask.note}"), file=sys.stderr)
         regions = "1 region" if mask.components == 1 else f"{mask.components} regions"
         said = "empty, leave the picture as it is" if mask.empty else f"{mask.coverage:.1%} of the picture, {regions}"
-        print(viz.printable(f"{one.image} → {one.path}: {said}"))
+        print(names.printable(f"{one.image} → {one.path}: {said}"))
     for line in errors:
-        print(viz.printable(f"error: {line}"), file=sys.stderr)
+        print(names.printable(f"error: {line}"), file=sys.stderr)
     return 1 if errors else 0

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import Bool, Float, Real
 
-from rahf.metrics.heatmaps import resize
+from rahf.images.resize import resize
 
 #: Pixels that touch at a corner belong together; so the outside of a hole is connected by edges only.
 _TOUCHING = np.ones((3, 3), bool)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rahf import pixels
-from rahf.diffusion.generator import Generator
+from rahf.diffusion.pixel_generator import Generator
+from rahf.nn import pixels
 from rahf.steer.repair import Generate
 
 

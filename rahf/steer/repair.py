@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from rahf import images as image_lib
-from rahf.batch import HEATMAPS, SCORES
-from rahf.pictures import check_channels
-from rahf.steer import masks, names
+from rahf.core import labels
+from rahf.core.batch import HEATMAPS, SCORES
+from rahf.images.pictures import check_channels
+from rahf.steer import masks
 from rahf.steer.masks import Mask, MaskOptions
 
 #: image uint8 [h,w,3], mask bool [h,w] (True: repaint), prompt, seed → image of the same size, of any kind.
@@ -32,7 +33,7 @@ class Repair:
       image: uint8 [h,w,3], the candidate with the highest score; the original itself if none beats it.
       chosen: its position in `candidates`; 0 is the original.
       candidates: uint8 [h,w,3] each: the original, then one per seed. Only the original if the mask is empty.
-      scores: float32 [len(candidates),4], order `rahf.batch.SCORES`.
+      scores: float32 [len(candidates),4], order `rahf.core.batch.SCORES`.
       seeds: of candidates 1, 2, …
       mask: what was to be repainted.
       reason: why this one, in a sentence.
@@ -70,8 +71,8 @@ def repair(
       critic: `rahf.load(...)`, or anything that is called and answers like it.
       seed: the first one.
       options: how the heatmap becomes a mask.
-      which: the heatmap that says where: a name in `rahf.batch.HEATMAPS`.
-      score: by which the best is chosen: a name in `rahf.batch.SCORES`.
+      which: the heatmap that says where: a name in `rahf.core.batch.HEATMAPS`.
+      score: by which the best is chosen: a name in `rahf.core.batch.SCORES`.
       blend: lay the repainted picture over the original through the mask (its `alpha`), so that nothing else
         changes; latent diffusion changes the rest slightly. False takes what `generate` gave, of any size.
 
@@ -84,8 +85,8 @@ def repair(
       ValueError: an unknown name, n below 1, or (with `blend`) a repainted picture of another size.
       rahf.images.ImageError: an image that cannot be used.
     """
-    heatmap_at = names.position("heatmap", which, HEATMAPS)
-    score_at = names.position("score", score, SCORES)
+    heatmap_at = labels.position("heatmap", which, HEATMAPS)
+    score_at = labels.position("score", score, SCORES)
     if n < 1:
         raise ValueError(f"n: expected at least 1 candidate, found {n}")
     original = _rgb(image, "image")

@@ -1,6 +1,6 @@
 """CLIP's byte pairs from the JSON of a tokenizer, with the standard library alone.
 
-`rahf.text_clip` uses the `tokenizers` library. An exported model must be readable where that is missing; there,
+`rahf.text.clip` uses the `tokenizers` library. An exported model must be readable where that is missing; there,
 this stands in. It gives the same ids for the one way of cutting a text that CLIP has, and refuses any other.
 Only letters that are newer than this Python's Unicode (`unicodedata.unidata_version`) may be cut otherwise.
 """

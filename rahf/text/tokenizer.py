@@ -1,8 +1,4 @@
-"""Prompt → words → SentencePiece ids, and words ↔ target sequence.
-
-The target sequence repeats the words of the prompt; a misaligned word carries the suffix ``_0``
-("a yellow cat", black cat pictured: ``a yellow_0 cat``; RAHF paper, section 4.1). Words come from the
-split rule of the released dataset, so punctuation is lost in the target.
+"""Prompts and target sequences as SentencePiece ids.
 
 Importable without JAX: data workers tokenize.
 """
@@ -11,27 +7,13 @@ from __future__ import annotations
 
 import bisect
 import functools
-import io
-import os
-import re
 from typing import NamedTuple, Sequence
 
 import numpy as np
 
-#: Suffix of a misaligned word in the target sequence.
-SUFFIX = "_0"
+from rahf.text.words import SUFFIX, WORD, split_words, without_blanks
+
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # T5's convention, and that of `train_tokenizer`
-
-# The eight separators of google-research/richhf_18k and the blank. Newline, tab, hyphen,
-# parentheses and apostrophe do not separate words.
-WORD_RULE = r'[^,.?!":; ]+'
-_WORD = re.compile(WORD_RULE)
-
-
-def split_words(prompt: str) -> list[str]:
-    """Splits a prompt by the dataset's rule: at any of ``, . ? ! " : ;`` and blank, empties dropped."""
-    return _WORD.findall(prompt)
-
 
 class Encoded(NamedTuple):
     """A padded token sequence. `ids` int32 [length], `mask` bool [length], `words_lost` cut-off words."""
@@ -65,28 +47,6 @@ class Tokenizer:
                 f"{source}: padding, end and unknown ids are {found}, expected (0, 1, 2) as in T5; "
                 "use a T5 vocabulary or one made by `rahf prepare`"
             )
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Loads a ``.model`` file, or a folder or JSON file of CLIP's (`rahf.text_clip`).
-
-        Raises FileNotFoundError or ValueError naming the file.
-        """
-        if os.path.isdir(path):
-            from rahf import text_clip
-
-            return text_clip.load(path)
-        with open(path, "rb") as file:
-            return cls.from_bytes(file.read(), str(path))
-
-    @staticmethod
-    def from_bytes(model: bytes, source: str = "bytes") -> "Tokenizer":
-        """The tokenizer whose attribute `model` is given: SentencePiece, or CLIP's, which is JSON."""
-        if model[:1] != b"{":
-            return Tokenizer(model, source)
-        from rahf import text_clip
-
-        return text_clip.ClipTokenizer(model, source)
 
     def __reduce__(self):  # data workers receive the tokenizer by pickle
         return (Tokenizer, (self.model, self.source))
@@ -132,12 +92,12 @@ class Tokenizer:
 
     def _words_kept(self, prompt: str, ids: Sequence[int]) -> int:
         # Both sides went through the vocabulary's normalisation, which changes the number of characters.
-        kept = _without_blanks(self.decode(ids))
+        kept = without_blanks(self.decode(ids))
 
         def lost(end: int) -> bool:
-            return not kept.startswith(_without_blanks(self.decode(self.encode(prompt[:end]))))
+            return not kept.startswith(without_blanks(self.decode(self.encode(prompt[:end]))))
 
-        return bisect.bisect_left([match.end() for match in _WORD.finditer(prompt)], True, key=lost)
+        return bisect.bisect_left([match.end() for match in WORD.finditer(prompt)], True, key=lost)
 
     def encode_target(
         self, words: Sequence[str], labels: Sequence[int] | None, length: int
@@ -183,93 +143,3 @@ def pad(ids: list[int], length: int) -> tuple[np.ndarray, np.ndarray]:
     padded = np.full(length, PAD_ID, np.int32)
     padded[: len(ids)] = ids
     return padded, np.arange(length) < len(ids)
-
-
-def parse_target(text: str) -> list[tuple[str, int]]:
-    """Splits a decoded target into (word, label): ``"a yellow_0 cat"`` → [("a",1),("yellow",0),("cat",1)]."""
-    parsed = []
-    for piece in text.split():
-        misaligned = piece.endswith(SUFFIX) and piece != SUFFIX
-        parsed.append((piece[: -len(SUFFIX)] if misaligned else piece, 0 if misaligned else 1))
-    return parsed
-
-
-def align_labels(words: Sequence[str], decoded: Sequence[tuple[str, int]]) -> list[int]:
-    """Carries labels of generated words over to the prompt's words.
-
-    Minimum edit distance over word strings (spec 2.5); a substitution does not match, so its prompt word
-    counts as aligned, like a deleted one. Generated words without a counterpart are ignored.
-
-    Returns:
-      One label per prompt word: 1 aligned, 0 misaligned.
-    """
-    n, m = len(words), len(decoded)
-    cost = np.zeros((n + 1, m + 1), np.int32)
-    cost[:, 0], cost[0, :] = np.arange(n + 1), np.arange(m + 1)
-    same = [[_same(word, other) for other, _ in decoded] for word in words]
-    for i in range(1, n + 1):
-        for j in range(1, m + 1):
-            swap = cost[i - 1, j - 1] + (0 if same[i - 1][j - 1] else 1)
-            cost[i, j] = min(swap, cost[i - 1, j] + 1, cost[i, j - 1] + 1)
-    labels = [1] * n
-    i, j = n, m
-    while i and j:
-        if same[i - 1][j - 1] and cost[i, j] == cost[i - 1, j - 1]:
-            labels[i - 1] = decoded[j - 1][1]
-            i, j = i - 1, j - 1
-        elif cost[i, j] == cost[i - 1, j - 1] + 1:
-            i, j = i - 1, j - 1
-        elif cost[i, j] == cost[i - 1, j] + 1:
-            i -= 1
-        else:
-            j -= 1
-    return labels
-
-
-def _same(word: str, other: str) -> bool:
-    # SentencePiece normalises (NFKC) and collapses white space, so compare without it.
-    return word == other or _without_blanks(word).casefold() == _without_blanks(other).casefold()
-
-
-def _without_blanks(text: str) -> str:
-    return "".join(text.split())
-
-
-def train_tokenizer(prompts: Sequence[str], vocab_size: int = 1024) -> bytes:
-    """Trains a small byte-pair SentencePiece model for data that bring no vocabulary of their own.
-
-    Deterministic for the same prompts. Bytes stand in for characters that the prompts lack, and ``_``
-    and the digits stay pieces of their own, so that the suffix can always be written.
-
-    Args:
-      prompts: texts to learn from; at least one.
-      vocab_size: upper limit; fewer pieces result if the texts do not yield as many.
-
-    Returns:
-      The serialized model, for `Tokenizer`.
-    """
-    import sentencepiece
-
-    words = [" ".join(split_words(prompt)) for prompt in prompts]
-    lines = [line for line in {*prompts, *words} if line.strip()]
-    if not lines:
-        raise ValueError("cannot train a vocabulary: no prompt has any text")
-    writer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sorted(lines)),
-        model_writer=writer,
-        vocab_size=max(vocab_size, 256 + 64),
-        hard_vocab_limit=False,
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        user_defined_symbols=["_"],
-        character_coverage=1.0,
-        pad_id=PAD_ID,
-        eos_id=EOS_ID,
-        unk_id=UNK_ID,
-        bos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return writer.getvalue()

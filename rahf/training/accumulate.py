@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rahf.config import Config, ConfigError, MeshConfig
+from rahf.config import Config, MeshConfig
+from rahf.core.errors import ConfigError
 
 
 def check(config: Config, devices: int) -> None:

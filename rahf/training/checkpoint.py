@@ -16,10 +16,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rahf.models import functional
-from rahf.train import checksum, stored
-from rahf.train.state import TrainState
-from rahf.train.stored import CheckpointError, check_fits, find, load_params
+from rahf.core import errors
+from rahf.core.errors import CheckpointError
+from rahf.nn import functional
+from rahf.training import checksum, run_folder
+from rahf.training.run_folder import check_fits, find, load_params
+from rahf.training.state import TrainState
 
 _ITEMS = ("state", "data", "metrics", "checksums")
 
@@ -67,7 +69,7 @@ class Checkpointer:
         self.notices: list[str] = []
         self._failed = self._abandoned = False
         self._writing: dict[ocp.CheckpointManager, int] = {}  # step
-        self._silence = stored.Silence().begin()
+        self._silence = run_folder.Silence().begin()
         self._latest = _manager(self.folder / "latest", keep)
         # The best is not always the newest, so which one to keep is decided here.
         self._best = _manager(self.folder / "best", None)
@@ -183,15 +185,15 @@ class Checkpointer:
     def _try(self, step: int, like: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
         folder = self.folder / "latest" / str(step)
         try:
-            with stored.reading(folder):
-                found = stored.stored_shapes(folder / "state")
+            with run_folder.reading(folder):
+                found = run_folder.stored_shapes(folder / "state")
             check_fits(found["params"], like.params, f"{self.folder}, step {step}")
             args = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(like)), data=ocp.args.JsonRestore())
-            with stored.reading(folder):
+            with run_folder.reading(folder):
                 restored = self._latest.restore(step, args=args)
-                stored.verify(restored["state"], stored.stored_checksums(folder))
+                run_folder.verify(restored["state"], run_folder.stored_checksums(folder))
             return (_from_tree(restored["state"], like), restored["data"]), ""
-        except stored.Damaged as error:
+        except errors.Damaged as error:
             return None, str(error)
 
     def _set_aside(self, damaged: list[tuple[int, str]], good: int) -> None:

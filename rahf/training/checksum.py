@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rahf.models import functional
+from rahf.nn import functional
 
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}  # 8 bytes count as two elements
 _CHUNK = 2**20  # elements at a time on the host: what the factors take stays in the cache

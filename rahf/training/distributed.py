@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from rahf import cpu
-from rahf.train.claim import TrainError
+from rahf.core import process as cpu
+from rahf.core.errors import TrainError
 
 _EXPLICIT = ("RAHF_COORDINATOR", "RAHF_PROCESSES", "RAHF_PROCESS_ID")
 #: Variables by which a launcher says how many processes there are, when it starts them.
@@ -77,7 +77,7 @@ def _explicit(environment: Mapping[str, str], given: list[str]) -> dict[str, obj
 def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Connects this process with the others of the run, if there are any; leaves together with them.
 
-    A process that is alone computes in its main thread where that is faster (`rahf.cpu`). One of several does not:
+    A process that is alone computes in its main thread where that is faster (`rahf.core.process`). One of several does not:
     computed there, an operation over all processes that fails raises ValueError, as bad input does.
 
     Raises:

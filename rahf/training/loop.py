@@ -13,28 +13,28 @@ import jax
 import numpy as np
 
 from data_pipelines import store
-from data_pipelines.deaths import WorkerDied
-from data_pipelines.labelled import Labels
-from data_pipelines.loader import TrainLoader, eval_loader, train_loader
-from rahf import config as config_lib
-from rahf import losses, tasks
-from rahf.batch import Batch
+from data_pipelines.loading.labels import Labels
+from data_pipelines.loading.loader import TrainLoader, eval_loader, train_loader
 from rahf.config import Config
+from rahf.core.batch import Batch
+from rahf.core.errors import NotFinite, TrainError
+from rahf.core.errors import WorkerFailure as WorkerFailure
+from rahf.core.names import suggest
+from rahf.critic import label_prompts, losses
+from rahf.critic import start as start_lib
+from rahf.critic.evaluation.evaluator import Evaluator, metric_names, summary_line
+from rahf.critic.losses import OF_LABELS, Parts
+from rahf.critic.networks import kinds
 from rahf.diffusion.evaluate import Evaluator as DiffusionEvaluator
-from rahf.evaluate import Evaluator, NotFinite, metric_names, summary_line
-from rahf.losses import OF_LABELS, Parts
-from rahf.models import kinds
 from rahf.text import Tokenizer
-from rahf.train import distributed
-from rahf.train import optimizer as optimizer_lib
-from rahf.train import sharding
-from rahf.train import start as start_lib
-from rahf.train import state as state_lib
-from rahf.train.checkpoint import Checkpointer
-from rahf.train.claim import TrainError, claim
-from rahf.train.prefetch import Prefetch
-from rahf.train.progress import Reporter
-from rahf.train.step import StepMetrics, make_train_step
+from rahf.training import distributed, sharding
+from rahf.training import optimizer as optimizer_lib
+from rahf.training import state as state_lib
+from rahf.training.checkpoint import Checkpointer
+from rahf.training.prefetch import Prefetch
+from rahf.training.progress import Reporter
+from rahf.training.run_lock import claim
+from rahf.training.step import StepMetrics, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def train(config: Config) -> Finished:
     """
     workdir = pathlib.Path(config.workdir)
     tokenizer = start_lib.tokenizer(config)
-    config = tasks.resolve(config, tokenizer)
+    config = label_prompts.resolve(config, tokenizer)
     _check_metric(config)
     losses.check(config)
     made = state_lib.setup(config)
@@ -202,7 +202,7 @@ class _Run:
         """The next batch; if the data workers are beyond help, what was trained is saved before the run stops."""
         try:
             return self.batches.take()
-        except WorkerDied:
+        except WorkerFailure:
             if jax.process_count() == 1:  # saving takes all processes
                 self.save(step, state)
             raise
@@ -286,7 +286,7 @@ def _value(config: Config, metrics: dict[str, float]) -> float:
 def _check_metric(config: Config) -> None:
     name, known = config.train.best_metric, metric_names()
     if name not in known:
-        raise TrainError(f"train.best_metric: no metric {name!r}.{config_lib.suggest(name, known)}")
+        raise TrainError(f"train.best_metric: no metric {name!r}.{suggest(name, known)}")
     if not kinds.outputs(config.model).covers(name):
         raise TrainError(
             f"train.best_metric: a network of kind {config.model.kind!r} configured like this does not predict what "

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from rahf.config import ModelConfig, OptimizerConfig
-from rahf.models import functional
+from rahf.nn import functional
 
 #: Matrices that are looked up or added rather than multiplied with: decay would only shrink them.
 _NOT_DECAYED = ("embedding", "position", "table", "class_token")

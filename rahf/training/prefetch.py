@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from rahf.batch import Batch
+from rahf.core.batch import Batch
 
 
 class _Fetched(NamedTuple):

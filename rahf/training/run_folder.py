@@ -16,18 +16,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rahf import origin
-from rahf.models import functional
-from rahf.train import checksum, trainable
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, read, or does not fit the model; the message says what to do."""
-
-
-class Damaged(CheckpointError):
-    """The files of a checkpoint are not what was written."""
-
+from rahf.core import licenses
+from rahf.core.errors import CheckpointError, Damaged
+from rahf.nn import functional
+from rahf.training import checksum, trainable
 
 #: How Python names the writes that Orbax gives up, unstarted, when another one of the same save has failed.
 ABANDONED = r"coroutine '\S*async_serialize\S*' was never awaited"
@@ -180,11 +172,11 @@ def load_params(state_folder: pathlib.Path, expected: functional.Params, skip: S
         found = stored_shapes(state_folder)
     partial = trainable.is_part(found)
     which = "ema" if found.get("ema") and not partial else "params"
-    left = origin.matching(found[which], skip)
+    left = licenses.matching(found[which], skip)
     check_fits({n: part for n, part in found[which].items() if n not in left}, expected, str(state_folder))
     for folder in state_folder.parents[:4]:
         if (folder / "config.json").is_file():
-            origin.tell(folder)
+            licenses.tell(folder)
             break
     # A partial restore: the optimizer's moments, two thirds of the file, stay on disk.
     item = {which: expected}

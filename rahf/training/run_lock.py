@@ -11,6 +11,7 @@ import jax
 
 from rahf import config as config_lib
 from rahf.config import Config
+from rahf.core.errors import TrainError
 from rahf.text import Tokenizer
 
 #: What may change between the start and the resumption of a run without changing what it computes.
@@ -21,10 +22,6 @@ _FREE = ("workdir", "data.path", "data.workers", "data.eval_batch_size", "train.
 _TUNABLE = ("train.steps:", "train.accumulate:", "optimizer.learning_rate:", "optimizer.clip_norm:")
 #: What a run leaves that is ended before it has a `config.json`.
 _REMAINS = ("config.json.tmp", "tensorboard")
-
-
-class TrainError(RuntimeError):
-    """A run cannot start or go on; the message says why and what to do."""
 
 
 def claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> list[str]:

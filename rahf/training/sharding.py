@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rahf.config import MeshConfig
-from rahf.models import functional
+from rahf.nn import functional
 
 AXES = ("data", "fsdp", "tensor")
 

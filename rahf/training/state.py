@@ -10,16 +10,16 @@ import optax
 from flax import nnx
 
 from rahf.config import Config
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.train import optimizer as optimizer_lib
-from rahf.train import accumulate, sharding, trainable
+from rahf.critic.networks import build
+from rahf.nn import functional
+from rahf.training import accumulate, sharding, trainable
+from rahf.training import optimizer as optimizer_lib
 
 
 class TrainState(NamedTuple):
     """Step (int32 scalar: steps done), parameters, optimizer state; averages and adapters if asked for.
 
-    Optimizer state and averages belong to what is trained (`rahf.train.trainable`).
+    Optimizer state and averages belong to what is trained (`rahf.training.trainable`).
     """
 
     step: jax.Array
@@ -62,7 +62,7 @@ def setup(config: Config, devices: list | None = None) -> Setup:
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     accumulate.check(config, mesh.devices.size)
-    graphdef, params = functional.abstract(model_lib.build(config.model))
+    graphdef, params = functional.abstract(build.build(config.model))
     optimizer = optimizer_lib.make(config.optimizer, config.model, config.train.steps)
     lora = trainable.abstract_lora(config.optimizer, params)
     shapes = jax.eval_shape(lambda *given: _around(config, optimizer, *given), params, lora)
@@ -76,9 +76,9 @@ def setup(config: Config, devices: list | None = None) -> Setup:
 def create(config: Config, made: Setup, given: functional.Params | None = None) -> TrainState:
     """A fresh state, born sharded: no device ever holds more than its share.
 
-    `given` are parameters to start from, any part of the tree (`rahf.train.start`); the rest is random.
+    `given` are parameters to start from, any part of the tree (`rahf.critic.start`); the rest is random.
     """
-    params = functional.init(model_lib.build(config.model), config.train.seed, made.shardings.params, given)
+    params = functional.init(build.build(config.model), config.train.seed, made.shardings.params, given)
     lora = trainable.make_lora(config.optimizer, made.shapes.params, config.train.seed, made.shardings.lora)
     around = jax.jit(
         lambda *given: _around(config, made.optimizer, *given), out_shardings=made.shardings, donate_argnums=(0, 1)

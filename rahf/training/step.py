@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rahf import losses, tasks
-from rahf.batch import Batch, Prediction
 from rahf.config import Config
+from rahf.core.batch import Batch
+from rahf.critic import label_prompts, losses
+from rahf.critic.networks import kinds
 from rahf.diffusion import loss as diffusion_loss
-from rahf.models import functional, gradients, kinds, layers
-from rahf.models import rahf as model_lib
-from rahf.train import accumulate, trainable
-from rahf.train.state import Setup, TrainState
+from rahf.nn import functional, gradients, layers
+from rahf.training import accumulate, trainable
+from rahf.training.state import Setup, TrainState
 
 
 class StepMetrics(NamedTuple):
@@ -74,7 +74,7 @@ def loss_and_gradients(
 def _draw_key(config: Config, step: jax.Array | None, part: jax.Array | None) -> jax.Array:
     """For the tasks of a part of a step; apart from the keys of dropout, which a run may do without."""
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0 if step is None else step)
-    key = jax.random.fold_in(key, tasks.COUNT)
+    key = jax.random.fold_in(key, label_prompts.COUNT)
     return key if part is None else jax.random.fold_in(key, part)
 
 
@@ -111,31 +111,3 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, ema, lora), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(made.shardings, None))
-
-
-class Evaluated(NamedTuple):
-    """Predictions of a batch, the generated target ids, and the loss parts of each example."""
-
-    prediction: Prediction
-    generated: jax.Array | None  # int32 [B,T]; None if generation was left out
-    parts: losses.Parts  # each float32 [B], 0 where an example lacks the label
-
-
-def make_eval_step(
-    graphdef, config: Config, suffix_id: int, generate: bool
-) -> Callable[[functional.Params, Batch], Evaluated]:
-    """Compiles (params, batch) → predictions and per-example losses."""
-
-    def step(params: functional.Params, batch: Batch) -> Evaluated:
-        model = functional.merge(graphdef, params)
-        fused = model.fuse(model.image_tokens(batch.image), batch.text_ids, batch.text_mask)
-        logits = model_lib.Logits(
-            model.heatmap_logits(fused), model.score_logits(fused), model.sequence_logits(fused, batch.target_ids)
-        )
-        prediction = model_lib.predict(model, batch, suffix_id, fused, logits)
-        one = jax.tree.map(lambda x: x[:, None], (logits, batch))
-        parts = jax.vmap(lambda pair: losses.total(config.loss, *pair)[1])(one)
-        generated = model.generate(fused, batch.target_ids.shape[1]) if generate else None
-        return Evaluated(prediction, generated, parts)
-
-    return jax.jit(step)

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rahf.config import ConfigError, OptimizerConfig, suggest
-from rahf.models import functional, layers
-from rahf.models.functional import Params
+from rahf.config import OptimizerConfig
+from rahf.core.errors import ConfigError
+from rahf.core.names import suggest
+from rahf.nn import functional, layers
+from rahf.nn.functional import Params
 
 LORA = "lora"
 

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from rahf import cli, demo
+from rahf.cli import demo_run
+from rahf.cli import main as cli
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def test_the_second_time_nothing_is_drawn_or_trained(shown, tiny_config, capsys)
 
 
 def test_ctrl_c_in_training_ends_it(tiny_config, tmp_path, monkeypatch):
-    from rahf import evaluation_report
-    from rahf.train import loop
+    from rahf.critic.evaluation import run as evaluation_report
+    from rahf.training import loop
 
     monkeypatch.setattr(loop, "train", lambda config: loop.Finished(3, {}, 2))
     monkeypatch.setattr(evaluation_report, "run", lambda *_, **__: pytest.fail("evaluated an unfinished run"))
@@ -72,10 +73,10 @@ def test_its_own_config_fits_its_data():
     from data_pipelines.synthetic import prepare
     from rahf import config as config_lib
 
-    config = config_lib.load("configs/demo.py")
+    config = config_lib.load("configs/critic/demo.py")
     assert (config.workdir, config.data.path) == ("runs/demo", "data/demo")
     vocabulary = prepare._tokenizer(0, 4000)
     from rahf.text import Tokenizer
 
     assert Tokenizer(vocabulary).vocab_size <= config.model.t5.vocab_size
-    assert demo.TRAIN_SCENES >= config.data.batch_size
+    assert demo_run.TRAIN_SCENES >= config.data.batch_size

@@ -11,12 +11,14 @@ import jax
 import pytest
 from rich.console import Console
 
-from rahf import cli, compile_cache, doctor
+from rahf.cli import doctor_checks
+from rahf.cli import main as cli
+from rahf.core import compile_cache
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def by_name(checks) -> dict[str, doctor.Check]:
+def by_name(checks) -> dict[str, doctor_checks.Check]:
     return {check.name: check for check in checks}
 
 
@@ -37,7 +39,7 @@ def test_a_healthy_machine(tmp_path, capsys):
 
 def test_the_table(capsys):
     console = Console(width=100, highlight=False)
-    assert doctor.run(console=console) == 0
+    assert doctor_checks.run(console=console) == 0
     said = capsys.readouterr().out
     assert f"✓    jax                       {jax.__version__}" in said
     assert "fused attention" in said and "everything essential works" in said
@@ -55,9 +57,9 @@ def test_what_is_missing_is_broken_or_not(monkeypatch, capsys):
         monkeypatch.setattr(importlib.metadata, "version", found)
 
     without("simplejpeg")
-    assert by_name(doctor.versions())["simplejpeg"].verdict == "warning"
+    assert by_name(doctor_checks.versions())["simplejpeg"].verdict == "warning"
     without("grain")
-    checks = by_name(doctor.versions())
+    checks = by_name(doctor_checks.versions())
     assert checks["grain"].verdict == "broken" and "pip install grain" in checks["grain"].found
     assert cli.main(["doctor"]) == 1
     assert "1 broken: grain" in capsys.readouterr().out
@@ -67,7 +69,7 @@ def test_a_look_that_fails_is_a_line(monkeypatch, capsys):
     def broken():
         raise RuntimeError("no backend\nand more")
 
-    monkeypatch.setattr(doctor, "devices", broken)
+    monkeypatch.setattr(doctor_checks, "devices", broken)
     assert cli.main(["doctor", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     line = {"section": "devices", "name": "broken", "verdict": "broken", "found": "RuntimeError: no backend"}
@@ -76,17 +78,17 @@ def test_a_look_that_fails_is_a_line(monkeypatch, capsys):
 
 def test_attention_on_a_gpu_is_tried(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # which it is not, so cuDNN must fail
-    (check,) = doctor.fused_attention()
+    (check,) = doctor_checks.fused_attention()
     assert check.verdict == "warning" and check.found.startswith("XLA; cuDNN does not work here: ")
 
 
 def test_a_cache_that_does_not_work_is_noticed(monkeypatch, tmp_path):
     monkeypatch.setenv("RAHF_COMPILE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(doctor, "_compile_probe", lambda: 0)
-    (check,) = doctor.cached_compilation()
+    monkeypatch.setattr(doctor_checks, "_compile_probe", lambda: 0)
+    (check,) = doctor_checks.cached_compilation()
     assert check.verdict == "warning" and f"compiled twice (0 hits) in spite of {tmp_path / 'cache'}" in check.found
     monkeypatch.setenv("RAHF_COMPILE_CACHE", "off")
-    (check,) = doctor.cached_compilation()
+    (check,) = doctor_checks.cached_compilation()
     assert check.verdict == "warning" and check.found.startswith("off")
 
 
@@ -106,8 +108,8 @@ def test_where_the_cache_lies(environment, wanted):
 
 PROBE = """
 import sys
-from rahf import cli, commands
-from rahf.commands import doctor
+from rahf.cli import main as cli
+from rahf.cli import doctor
 def compile(args):
     import jax
     found = []

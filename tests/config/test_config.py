@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from rahf import config as config_lib
-from rahf import overrides
-from rahf.config import AugmentConfig, Config, ConfigError, DataConfig, ModelConfig, TrainConfig, ViTConfig
+from rahf.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig, ViTConfig, overrides
+from rahf.core.errors import ConfigError
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-SHIPPED = sorted(p.name for p in (ROOT / "configs").glob("[a-z]*.py"))
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHIPPED = sorted(p.relative_to(ROOT / "configs").as_posix() for p in (ROOT / "configs").glob("*/[a-z]*.py"))
 
 
 def another(value, hint):
@@ -143,7 +143,7 @@ def test_shipped_configs(name, monkeypatch, tmp_path):
 
 
 def test_there_is_a_demo():
-    assert "demo.py" in SHIPPED
+    assert {"critic/demo.py", "diffusion/demo.py"} <= set(SHIPPED)
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_a_file_without_config(write):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"no config file configs/demmo\.py\. Did you mean 'demo\.py'\?"):
+    with pytest.raises(ConfigError, match=r"no config file configs/demmo\.py\. Did you mean 'configs/critic/demo\.py'\?"):
         config_lib.load("configs/demmo.py")
     with pytest.raises(ConfigError, match=r"no config file .*demo\.py"):
         config_lib.load(str(tmp_path / "demo.py"))  # a name among ours does not excuse another folder
@@ -194,12 +194,12 @@ def test_no_such_file(tmp_path):
 
 
 def test_override_some_fields():
-    base = config_lib.load("configs/demo.py")
+    base = config_lib.load("configs/critic/demo.py")
     fields = ["--train.steps", "10", "--data.batch-size=3", "--workdir", "there"]
-    found = overrides.parse("configs/demo.py", fields)
+    found = overrides.parse("configs/critic/demo.py", fields)
     train, data = dataclasses.replace(base.train, steps=10), dataclasses.replace(base.data, batch_size=3)
     assert found == dataclasses.replace(base, train=train, data=data, workdir="there")
-    assert overrides.parse("configs/demo.py", []) == base
+    assert overrides.parse("configs/critic/demo.py", []) == base
 
 
 def test_hyphens_and_underscores_are_the_same():

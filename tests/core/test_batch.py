@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from rahf import batch as batch_lib
-from rahf.batch import Batch
+from rahf.core import batch as batch_lib
+from rahf.core.batch import Batch
 
 SIZES = dict(batch_size=64, image_size=8, text_length=10, target_length=15, max_words=6)
 
@@ -71,6 +71,6 @@ def test_fake_depends_on_the_seed_alone():
 
 def test_data_workers_need_no_jax():
     heavy = {"jax", "flax", "tensorflow", "torch"}
-    program = f"import sys, rahf.batch, rahf.config, rahf.text; print({heavy} & {{*sys.modules}})"
+    program = f"import sys, rahf.core.batch, rahf.config, rahf.text; print({heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr

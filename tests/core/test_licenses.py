@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from rahf import origin
+from rahf.core import licenses as origin
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,16 @@ import subprocess
 import sys
 
 import pytest
-import train_maker
 
-from rahf import cpu
+from rahf.core import process as cpu
+from tests.helpers import train_maker
 
 #: Calls a computation with a buffer of 72 MB several times, with small pages on any system; prints what
 #: `started` returns.
 _PROGRAM = """
 import ctypes, os, resource, sys
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE
-from rahf import cpu
+from rahf.core import process as cpu
 if sys.argv[1] == "restart":
     cpu.restart()
 cpu.dispatch_in_line()

@@ -10,20 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_images import encode, smooth
 
 import rahf
-from data_pipelines import examples
-from data_pipelines.records import Record
+from data_pipelines.loading import examples
+from data_pipelines.store.records import Record
 from rahf import config as config_lib
-from rahf import inputs
-from rahf.batch import Prediction
-from rahf.critic import Critic, _batch_size
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.provenance import ModelMismatch
+from rahf.core.batch import Prediction
+from rahf.core.errors import CheckpointError
+from rahf.critic import apply
+from rahf.critic.critic import Critic, _batch_size
+from rahf.critic.provenance import ModelMismatch
+from rahf.images import inputs
+from rahf.nn import functional
 from rahf.text import split_words, train_tokenizer
-from rahf.train.checkpoint import CheckpointError
+from tests.images.test_decode import encode, smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -53,7 +53,7 @@ def direct(critic: Critic, data: list[bytes], prompts: list[str]) -> Prediction:
 
     @jax.jit
     def run(params, batch):
-        return model_lib.predict(functional.merge(critic.graphdef, params), batch, suffix)
+        return apply.predict(functional.merge(critic.graphdef, params), batch, suffix)
 
     return jax.device_get(run(critic.params, examples.stack(made)))
 

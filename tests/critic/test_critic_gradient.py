@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_critic import PROMPTS, critic, pictures  # noqa: F401 - fixtures
-from test_images import smooth
 
-from rahf.images import ImageError
+from rahf.core.errors import ImageError
+from tests.critic.test_critic import PROMPTS, critic, pictures  # noqa: F401 - fixtures
+from tests.images.test_decode import smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_critic import assert_same, critic, pictures  # noqa: F401 - fixtures
-from test_images import encode, smooth
 
-from rahf.batch import Prediction
-from rahf.images import ImageError
-from rahf.pictures import picture
+from rahf.core.batch import Prediction
+from rahf.core.errors import ImageError
+from rahf.images.pictures import picture
+from tests.critic.test_critic import assert_same, critic, pictures  # noqa: F401 - fixtures
+from tests.images.test_decode import encode, smooth
 
 
 def test_every_kind_of_source_gives_the_same(critic, pictures, tmp_path):
@@ -118,7 +118,7 @@ def test_bad_lists_and_prompts(critic):
 
 
 def test_inputs_need_no_jax():
-    code = "import sys, rahf, rahf.inputs, rahf.feedback, rahf.predict; assert 'jax' not in sys.modules"
+    code = "import sys, rahf, rahf.images.inputs, rahf.critic.feedback, rahf.critic.predict; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

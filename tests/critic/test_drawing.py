@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rahf import viz
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
+from rahf.critic import drawing
+from rahf.images import overlay
 from rahf.text import split_words
 
 
@@ -22,68 +23,68 @@ def image():
     return np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("palette", viz.PALETTES)
+@pytest.mark.parametrize("palette", overlay.PALETTES)
 def test_palettes_darken_steadily(palette):
-    ramp = viz.colours(np.linspace(0, 1, 200)[None], palette)[0].astype(float)
+    ramp = overlay.colours(np.linspace(0, 1, 200)[None], palette)[0].astype(float)
     light = ramp @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(light) <= 1).all() and light[0] - light[-1] > 130
-    assert tuple(ramp[0]) == viz.PALETTES[palette][0] and tuple(ramp[-1]) == viz.PALETTES[palette][-1]
+    assert tuple(ramp[0]) == overlay.PALETTES[palette][0] and tuple(ramp[-1]) == overlay.PALETTES[palette][-1]
 
 
-@pytest.mark.parametrize("palette", viz.PALETTES)
+@pytest.mark.parametrize("palette", overlay.PALETTES)
 def test_overlay_leaves_what_is_fine_and_covers_what_is_not(image, palette):
     heatmap = np.zeros((40, 60), np.float32)
     heatmap[10:20, 30:40] = 1
-    result = viz.overlay(image, heatmap, palette, strength=1.0)
+    result = overlay.overlay(image, heatmap, palette, strength=1.0)
     assert result.dtype == np.uint8 and result.shape == image.shape
     untouched = heatmap == 0
     np.testing.assert_array_equal(result[untouched], image[untouched])
-    assert (result[12:18, 32:38] == viz.PALETTES[palette][-1]).all()
-    np.testing.assert_array_equal(viz.overlay(image, heatmap, palette, strength=0.0), image)
+    assert (result[12:18, 32:38] == overlay.PALETTES[palette][-1]).all()
+    np.testing.assert_array_equal(overlay.overlay(image, heatmap, palette, strength=0.0), image)
 
 
 def test_overlay_grows_with_the_value(image):
     change = [
-        np.abs(viz.overlay(image, np.full((40, 60), value)).astype(int) - image).mean()
+        np.abs(overlay.overlay(image, np.full((40, 60), value)).astype(int) - image).mean()
         for value in (0.0, 0.1, 1 / 3, 2 / 3)
     ]
     assert change[0] == 0 and (np.diff(change) > 5).all()
 
 
 def test_opacity_values():
-    layer = viz.heatmap_rgba(np.array([[0.0, 0.02, 0.31, 0.6, 1.0]]), "implausibility", strength=0.5)
+    layer = overlay.heatmap_rgba(np.array([[0.0, 0.02, 0.31, 0.6, 1.0]]), "implausibility", strength=0.5)
     assert layer[0, :, 3].tolist() == [0, 0, round(127.5 * 0.5**0.8), 128, 128]
 
 
 def test_overlay_resizes_and_takes_bytes_and_bad_values(image):
     small = np.zeros((4, 6), np.uint8)
     small[1, 2] = 255
-    result = viz.overlay(image, small)
+    result = overlay.overlay(image, small)
     changed = np.abs(result.astype(int) - image).sum(-1) > 0
     assert changed[15, 25] and not changed[35, 55]
-    np.testing.assert_array_equal(result, viz.overlay(image, small / 255.0))
-    np.testing.assert_array_equal(viz.overlay(image, np.full((40, 60), np.nan)), image)
-    np.testing.assert_array_equal(viz.overlay(image, np.full((40, 60), 7.0)), viz.overlay(image, np.ones((40, 60))))
+    np.testing.assert_array_equal(result, overlay.overlay(image, small / 255.0))
+    np.testing.assert_array_equal(overlay.overlay(image, np.full((40, 60), np.nan)), image)
+    np.testing.assert_array_equal(overlay.overlay(image, np.full((40, 60), 7.0)), overlay.overlay(image, np.ones((40, 60))))
 
 
 def test_contour_is_the_border_of_the_region(image):
     heatmap = np.zeros((40, 60), np.float32)
     heatmap[10:20, 30:40] = 0.5
-    drawn = viz.overlay(image, heatmap, strength=0.0, contour=0.5)
+    drawn = overlay.overlay(image, heatmap, strength=0.0, contour=0.5)
     changed = (drawn != image).any(-1)
     assert changed[10:20, 30].all() and changed[19, 30:40].all()
     assert not changed[11:19, 31:39].any() and changed.sum() <= 36
 
 
 def test_panel_and_feedback_panel(image):
-    two = viz.panel([("one", image), ("two", image[:20])], height=64)
+    two = overlay.panel([("one", image), ("two", image[:20])], height=64)
     assert two.width > 64 * (60 / 40 + 60 / 20) and two.height > 64
-    stacked = viz.panel([("one", image), ("two", image)], height=64, columns=1)
+    stacked = overlay.panel([("one", image), ("two", image)], height=64, columns=1)
     assert stacked.height > 128 and stacked.width < 120
     heatmaps = np.random.default_rng(1).random((8, 8, 2))
     scores = np.array([0.0, 0.5, 1.0, np.nan])
-    plain = viz.feedback_panel(image, heatmaps, height=64)
-    full = viz.feedback_panel(image, heatmaps, scores, heatmaps, height=64)
+    plain = drawing.feedback_panel(image, heatmaps, height=64)
+    full = drawing.feedback_panel(image, heatmaps, scores, heatmaps, height=64)
     assert full.width == plain.width and full.height > 2 * 64 + 4 * 12
     assert plain.mode == full.mode == "RGB"
 
@@ -93,32 +94,32 @@ PROMPT = '  A yellow cat,  "two" dogs\n & a cat!'
 
 def test_pieces_rejoin_to_the_prompt():
     words = split_words(PROMPT)
-    found = list(viz.pieces(PROMPT, words))
+    found = list(drawing.pieces(PROMPT, words))
     assert "".join(piece.text for piece in found) == PROMPT
     assert [piece.text for piece in found if piece.word is not None] == words
     assert [piece.word for piece in found if piece.word is not None] == list(range(len(words)))
-    assert list(viz.pieces("", [])) == []
+    assert list(drawing.pieces("", [])) == []
 
 
 def test_words_of_another_prompt_are_not_lost():
-    found = list(viz.pieces("a cat", ["a", "dog", "ran"]))
+    found = list(drawing.pieces("a cat", ["a", "dog", "ran"]))
     assert [(p.text, p.word) for p in found if p.word is not None] == [("a", 0), ("dog", 1), ("ran", 2)]
     assert "".join(p.text for p in found).startswith("a cat")
 
 
 def test_prompt_in_the_terminal():
-    text = viz.prompt_text("a yellow cat, [bold]x", ["a", "yellow", "cat", "[bold]x"], [1, 0, 1, 1])
+    text = drawing.prompt_text("a yellow cat, [bold]x", ["a", "yellow", "cat", "[bold]x"], [1, 0, 1, 1])
     assert text.plain == "a yellow✗ cat, [bold]x"  # no markup is read from a prompt
     assert [text.plain[s.start : s.end] for s in text.spans if "red" in str(s.style)] == ["yellow✗"]
     coloured = shown(text, force_terminal=True, color_system="standard")
     assert "\x1b[" in coloured
-    hostile = viz.prompt_text("a\x1b[31mcat\x07", ["a\x1b[31mcat\x07"], [1])
+    hostile = drawing.prompt_text("a\x1b[31mcat\x07", ["a\x1b[31mcat\x07"], [1])
     assert "\x1b" not in shown(hostile) and "\x07" not in shown(hostile)
 
 
 def test_prompt_in_html_is_escaped():
     words = ["<b>", "a&b", "cat"]
-    result = viz.prompt_html('<b> "a&b" cat', words, ["hit", "missed", ""], ['"><i>', ""])
+    result = drawing.prompt_html('<b> "a&b" cat', words, ["hit", "missed", ""], ['"><i>', ""])
     assert result == (
         '<mark class="hit" title="&quot;&gt;&lt;i&gt;">&lt;b&gt;</mark> &quot;'
         '<mark class="missed">a&amp;b</mark>&quot; cat'
@@ -126,7 +127,7 @@ def test_prompt_in_html_is_escaped():
 
 
 def test_score_bars():
-    text = shown(viz.score_bars([0.0, 0.5, 1.0, np.nan], [0.25, np.nan, 1.0, 0.0], width=10))
+    text = shown(drawing.score_bars([0.0, 0.5, 1.0, np.nan], [0.25, np.nan, 1.0, 0.0], width=10))
     rows = text.splitlines()
     assert [row.split()[0] for row in rows] == list(SCORES)
     assert [row.count("━") for row in rows] == [0, 5, 10, 0]

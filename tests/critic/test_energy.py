@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rahf.batch import SCORES
-from rahf.steer import energy, schedules, universal
-from rahf.steer.options import GuidanceOptions
+from rahf.core.batch import SCORES
+from rahf.critic import energy
+from rahf.diffusion import schedules
+from rahf.diffusion.sample import energy as energy_lib
+from rahf.diffusion.sample import universal_guidance
+from rahf.diffusion.sample.options import GuidanceOptions
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -72,7 +75,7 @@ def test_heatmap_mass_and_masks():
 def test_sums_of_energies_are_energies():
     critic = Colours()
     total = energy.score(critic, "a", "plausibility") + 0.5 * energy.heatmap(critic, "a") * 2
-    dark = energy.function(lambda x, level: jnp.square(x - level).mean((1, 2, 3)), jnp.float32(0.0), name="dark")
+    dark = energy_lib.function(lambda x, level: jnp.square(x - level).mean((1, 2, 3)), jnp.float32(0.0), name="dark")
     total = total + 3 * dark
     squares = [(0.04 + 0.16 + 0.36) / 3, 0.64 / 6]
     np.testing.assert_allclose(total(pictures()), [1.0 + 3 * squares[0], 1.0 + 3 * squares[1]], rtol=1e-6)
@@ -87,11 +90,11 @@ def test_sums_of_energies_are_energies():
 
 def test_energies_are_float32_whatever_they_are_made_of():
     critic = Colours()
-    half = energy.function(lambda x: x.mean((1, 2, 3)).astype(jnp.bfloat16))
+    half = energy_lib.function(lambda x: x.mean((1, 2, 3)).astype(jnp.bfloat16))
     total = energy.score(critic, "a") + half
     assert total(pictures().astype(jnp.bfloat16)).dtype == jnp.float32
     seen = []
-    energy.function(lambda x: seen.append(x.dtype) or x.mean((1, 2, 3)))(pictures().astype(jnp.bfloat16))
+    energy_lib.function(lambda x: seen.append(x.dtype) or x.mean((1, 2, 3)))(pictures().astype(jnp.bfloat16))
     assert seen == [jnp.float32]
 
 
@@ -125,7 +128,7 @@ def test_unknown_names_and_bad_masks():
     with pytest.raises(ValueError, match="mask: nothing is inside it"):
         energy.heatmap(critic, "a", mask=np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"energy 'flat': expected one number per picture, shape \(2,\), found \(\)"):
-        energy.function(lambda x: x.mean(), name="flat")(pictures())
+        energy_lib.function(lambda x: x.mean(), name="flat")(pictures())
 
 
 def test_a_real_critic_guides(tiny_critic):
@@ -144,7 +147,7 @@ def test_a_real_critic_guides(tiny_critic):
 
     @jax.jit
     def run(total, options):
-        start = universal.noise(jax.random.key(0), 2, (32, 32, 3))
+        start = universal_guidance.noise(jax.random.key(0), 2, (32, 32, 3))
         steps = schedules.ddim(schedules.cosine(100), 6)
         known = jnp.asarray(schedules.cosine(100), jnp.float32)
 
@@ -152,13 +155,13 @@ def test_a_real_critic_guides(tiny_critic):
             a = known[t][:, None, None, None]
             return jnp.sqrt(1 - a) * z / (a * 0.09 + 1 - a)
 
-        decode = universal.unit_pixels
-        return universal.sample(denoiser, steps, start, energy=total, decode=decode, options=options)
+        decode = universal_guidance.unit_pixels
+        return universal_guidance.sample(denoiser, steps, start, energy=total, decode=decode, options=options)
 
     # One compilation for both.
     guided, plain = (run(total, GuidanceOptions(scale=jnp.float32(scale))) for scale in (0.5, 0.0))
     assert (guided.energy < plain.energy).all() and not guided.trace.guarded.any()
-    np.testing.assert_allclose(guided.energy, total(universal.unit_pixels(guided.sample)), rtol=1e-4)
+    np.testing.assert_allclose(guided.energy, total(universal_guidance.unit_pixels(guided.sample)), rtol=1e-4)
 
 
 def _smooth():

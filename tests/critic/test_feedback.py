@@ -8,14 +8,15 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_critic import PROMPTS, critic, pictures  # noqa: F401 - fixtures
-from test_images import smooth
 
-from rahf.batch import HEATMAPS, SCORES
-from rahf.critic import Critic, PromptWarning
-from rahf.feedback import Feedback
-from rahf.models import functional
+from rahf.core.batch import HEATMAPS, SCORES
+from rahf.critic.critic import Critic
+from rahf.critic.feedback import Feedback
+from rahf.nn import functional
 from rahf.text import split_words
+from rahf.text.prompts import PromptWarning
+from tests.critic.test_critic import PROMPTS, critic, pictures  # noqa: F401 - fixtures
+from tests.images.test_decode import smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from rahf import config as config_lib
-from rahf import tasks
 from rahf.config import Config, ModelConfig
-from rahf.models import augmented
+from rahf.critic import label_prompts
+from rahf.critic.networks import augmented_prompt, build
 from rahf.text import Tokenizer, train_tokenizer
 
 AUGMENTED = Config(model=ModelConfig(variant="augmented-prompt"))
@@ -27,7 +27,7 @@ def tokenizer():
 
 
 def test_names_of_the_tasks(tokenizer):
-    assert tasks.TASKS == (
+    assert label_prompts.TASKS == (
         "implausibility heatmap",
         "misalignment heatmap",
         "plausibility score",
@@ -35,8 +35,8 @@ def test_names_of_the_tasks(tokenizer):
         "aesthetics score",
         "overall score",
     )
-    found = tasks.encode(tokenizer)
-    assert [tokenizer.decode(ids) for ids in found] == list(tasks.TASKS)  # byte by byte if need be
+    found = label_prompts.encode(tokenizer)
+    assert [tokenizer.decode(ids) for ids in found] == list(label_prompts.TASKS)  # byte by byte if need be
     assert tokenizer.encode("overall score a red cat") == [*found[5], *tokenizer.encode("a red cat")]
 
 
@@ -51,24 +51,24 @@ def test_a_vocabulary_without_the_letters_is_refused():
         hard_vocab_limit=False, model_type="bpe", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     with pytest.raises(ValueError, match="vocabulary small cannot write 'implausibility heatmap'.*byte pieces"):
-        tasks.encode(Tokenizer(writer.getvalue(), "small"))
+        label_prompts.encode(Tokenizer(writer.getvalue(), "small"))
 
 
 def test_a_vocabulary_that_writes_two_alike_is_refused():
     alike = types.SimpleNamespace(encode=lambda text: [len(text.split()) + 5], source="coarse")
     with pytest.raises(ValueError, match="coarse writes 'implausibility heatmap' and 'misalignment heatmap' alike"):
-        tasks.encode(alike)
+        label_prompts.encode(alike)
 
 
 def test_a_run_learns_its_prefixes(tokenizer):
-    found = tasks.resolve(AUGMENTED, tokenizer)
-    assert found.model.task_ids == tasks.encode(tokenizer)
-    assert tasks.resolve(found, tokenizer) == found  # as when it is resumed
+    found = label_prompts.resolve(AUGMENTED, tokenizer)
+    assert found.model.task_ids == label_prompts.encode(tokenizer)
+    assert label_prompts.resolve(found, tokenizer) == found  # as when it is resumed
     assert config_lib.from_json(config_lib.to_json(found)) == found
-    assert tasks.resolve(Config(), tokenizer) == Config()
+    assert label_prompts.resolve(Config(), tokenizer) == Config()
     other = Tokenizer(train_tokenizer(["plausibility and alignment, overall"], 400), "other.model")
     with pytest.raises(ValueError, match="task_ids are not those of the vocabulary other.model; leave them out"):
-        tasks.resolve(found, other)
+        label_prompts.resolve(found, other)
 
 
 # Prefixes in front of prompts
@@ -78,7 +78,7 @@ def test_prefixes_stand_directly_before_the_prompt():
     prefixes = ((11, 12), (21,), (31, 32, 33), (41,), (51,), (61,))
     text = np.array([[5, 6, 1, 9], [7, 1, 9, 9], [5, 6, 7, 1], [8, 1, 9, 9]])
     mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]], bool)
-    ids, found = augmented.prepend(prefixes, jnp.array([0, 2, 2, 6]), text, mask)
+    ids, found = augmented_prompt.prepend(prefixes, jnp.array([0, 2, 2, 6]), text, mask)
     wanted = [
         [11, 12, 5, 6, 1, 0, 0],
         [31, 32, 33, 7, 1, 0, 0],
@@ -88,7 +88,7 @@ def test_prefixes_stand_directly_before_the_prompt():
     np.testing.assert_array_equal(np.where(found, ids, 0), wanted)
     np.testing.assert_array_equal(found, np.array(wanted) > 0)
     with pytest.raises(ValueError, match="task_ids has 0 prefixes, expected 6; a run finds them when it starts"):
-        augmented.prepend((), jnp.array([0]), text[:1], mask[:1])
+        augmented_prompt.prepend((), jnp.array([0]), text[:1], mask[:1])
 
 
 # The draw
@@ -96,33 +96,33 @@ def test_prefixes_stand_directly_before_the_prompt():
 
 def test_strata():
     sizes = {1: 1, 6: 6, 8: 8, 32: 32, 64: 32, 256: 32, 48: 24, 37: 37, 74: 74}
-    assert {size: augmented._stratum(size) for size in sizes} == sizes
+    assert {size: augmented_prompt._stratum(size) for size in sizes} == sizes
 
 
 def test_every_task_is_equally_likely_for_every_example():
     keys = jax.random.split(jax.random.key(0), 7000)
-    found = np.asarray(jax.jit(jax.vmap(lambda key: augmented.draw(key, 9, 2)))(keys))
+    found = np.asarray(jax.jit(jax.vmap(lambda key: augmented_prompt.draw(key, 9, 2)))(keys))
     for row in found.transpose(1, 0, 2):
         share = np.bincount(row.ravel(), minlength=7) / 7000
         np.testing.assert_allclose(share, 2 / 7, atol=5 * (2 / 7 * 5 / 7 / 7000) ** 0.5)
     # Who shares a task with whom is a matter of chance, too.
     together = (found[:, :, None, :, None] == found[:, None, :, None, :]).any((3, 4)).mean(0)
     np.testing.assert_allclose(together[~np.eye(9, dtype=bool)], together[0, 1], atol=0.04)
-    np.testing.assert_array_equal(found[5], augmented.draw(keys[5], 9, 2))
+    np.testing.assert_array_equal(found[5], augmented_prompt.draw(keys[5], 9, 2))
     assert (found[0] != found[1]).any()
 
 
 @pytest.mark.parametrize(("examples", "passes"), [(3, 1), (37, 2), (64, 3), (14, 7)])
 def test_tasks_are_dealt_evenly_and_have_their_places(examples, passes):
-    stratum = augmented._stratum(examples)
+    stratum = augmented_prompt._stratum(examples)
     strata = examples // stratum
     kinds = ((0, 2), (2, 4), (6, 1))
 
     @jax.jit
     def run(key):
-        drawn = augmented.draw(key, examples, passes)
-        slots = [augmented.places(drawn, strata, *kind) for kind in kinds]
-        return drawn, [(s, augmented.pick(jnp.arange(examples * passes), s.rows)) for s in slots]
+        drawn = augmented_prompt.draw(key, examples, passes)
+        slots = [augmented_prompt.places(drawn, strata, *kind) for kind in kinds]
+        return drawn, [(s, augmented_prompt.pick(jnp.arange(examples * passes), s.rows)) for s in slots]
 
     drawn, found = jax.device_get(run(jax.random.key(4)))
     assert drawn.shape == (examples, passes) and drawn.min() >= 0 and drawn.max() < 7
@@ -140,10 +140,9 @@ def test_tasks_are_dealt_evenly_and_have_their_places(examples, passes):
 
 
 def test_tasks_per_example_are_checked():
-    from rahf.models import functional
-    from rahf.models import rahf as model_lib
+    from rahf.nn import functional
 
     for number in (0, 8):
         config = dataclasses.replace(AUGMENTED.model, tasks_per_example=number)
         with pytest.raises(ValueError, match=f"tasks_per_example {number}: expected 1 to 7"):
-            functional.abstract(model_lib.build(config))
+            functional.abstract(build.build(config))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from rahf import batch as batch_lib
-from rahf import losses
 from rahf.config import LossConfig
-from rahf.models.rahf import Logits, word_probabilities
-
+from rahf.core import batch as batch_lib
+from rahf.critic import losses
+from rahf.critic.apply import word_probabilities
+from rahf.critic.networks.outputs import Logits
 
 total = jax.jit(losses.total, static_argnums=(0, 4))
 heatmap_values = jax.jit(losses.heatmap_values, static_argnums=2)

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from test_images import encode, png16, smooth
 
 import rahf
-from rahf import critic as critic_lib
-from rahf import predict as predict_lib
-from rahf.batch import HEATMAPS, SCORES
-from rahf.predict import SUFFIXES, write_atomically
-from rahf.train.checkpoint import CheckpointError
+from rahf.core.batch import HEATMAPS, SCORES
+from rahf.core.errors import CheckpointError
+from rahf.core.files import write_atomically
+from rahf.critic import loading
+from rahf.critic import predict as predict_lib
+from rahf.critic.predict import SUFFIXES
+from tests.images.test_decode import encode, png16, smooth
 
 PICTURE = smooth(40, 60)
 
@@ -53,7 +54,7 @@ def folder(tmp_path, monkeypatch):
 def loaded_once():
     """Loading the same model for every call would take most of the time of these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(critic_lib, "load", functools.lru_cache(critic_lib.load))
+        patch.setattr(loading, "load", functools.lru_cache(loading.load))
         yield
 
 

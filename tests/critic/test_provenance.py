@@ -8,9 +8,10 @@ import warnings
 import numpy as np
 import pytest
 
-from rahf import provenance
-from rahf.batch import Prediction
-from rahf.provenance import KnownPrediction, ModelMismatch, NamedScores, Provenance, Quantiles, ScoreArray
+from rahf.core import labels
+from rahf.core.batch import Prediction
+from rahf.critic import provenance
+from rahf.critic.provenance import KnownPrediction, ModelMismatch, NamedScores, Provenance, Quantiles, ScoreArray
 
 SCORES = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]], np.float32)
 ONE, OTHER = Provenance("one-7-abc", "p1"), Provenance("other-9-def", "p1")
@@ -73,16 +74,16 @@ def test_predictions_know_their_model():
 
 
 def test_unknown_scores_are_answered_with_the_nearest():
-    np.testing.assert_array_equal(provenance.weights("overall"), [0, 0, 0, 1])
-    np.testing.assert_array_equal(provenance.weights({"alignment": 2, "plausibility": -0.5}), [-0.5, 2, 0, 0])
+    np.testing.assert_array_equal(labels.weights("overall"), [0, 0, 0, 1])
+    np.testing.assert_array_equal(labels.weights({"alignment": 2, "plausibility": -0.5}), [-0.5, 2, 0, 0])
     with pytest.raises(ValueError, match="no score 'plausability'. Did you mean 'plausibility'?"):
-        provenance.weights("plausability")
+        labels.weights("plausability")
     with pytest.raises(ValueError, match="no score 'x'. Known: aesthetics, alignment, overall, plausibility."):
-        provenance.weights({"x": 1.0})
+        labels.weights({"x": 1.0})
     with pytest.raises(ValueError, match="expected a name or finite weights"):
-        provenance.weights({"overall": np.nan})
+        labels.weights({"overall": np.nan})
     with pytest.raises(ValueError, match="expected a name or finite weights"):
-        provenance.weights({})
+        labels.weights({})
     with pytest.raises(KeyError, match="no score 'overal'. Did you mean 'overall'?"):
         NamedScores(overall=0.5)["overal"]
     assert NamedScores(overall=0.5) == {"overall": 0.5} and json.dumps(NamedScores(overall=0.5)) == '{"overall": 0.5}'

@@ -12,21 +12,21 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import pretrained_maker as maker
 import pytest
-import start_maker
-import train_maker
 from PIL import Image
 
-from rahf import cli, origin, pretrained
 from rahf import config as config_lib
-from rahf.models import functional
+from rahf.cli import main as cli
+from rahf.core import licenses
+from rahf.core.errors import CheckpointError, PretrainedError, TrainError
+from rahf.critic import start as start_lib
+from rahf.critic import towers as pretrained
+from rahf.nn import functional
 from rahf.pretrained import towers
 from rahf.text import train_tokenizer
-from rahf.train import start as start_lib
-from rahf.train import state as state_lib
-from rahf.train.claim import TrainError
-from rahf.train.stored import CheckpointError
+from rahf.training import state as state_lib
+from tests.helpers import pretrained_maker as maker
+from tests.helpers import start_maker, train_maker
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -81,7 +81,7 @@ def test_a_fresh_state_has_the_towers_and_random_heads(started):
     same = [path for path in found if np.array_equal(found[path], plain[path])]
     assert set(begin.record["random"]) <= set(same)  # drawn as without towers
     assert sorted(begin.record["taken"] + begin.record["random"]) == sorted(found)
-    assert origin.parts(begin.record["random"]) == [
+    assert licenses.parts(begin.record["random"]) == [
         "heatmap_implausibility", "heatmap_misalignment", "projection",
         "score_aesthetics", "score_alignment", "score_overall", "score_plausibility",
     ]  # fmt: skip
@@ -138,9 +138,10 @@ def test_resuming_needs_no_towers(started, tmp_path, capsys, monkeypatch):
 _SHARDS = """
 import jax, numpy as np
 from rahf.config import MeshConfig
-from rahf.models import functional, layers
+from rahf.nn import functional, layers
 from flax import nnx
-from rahf.train import sharding
+from rahf.training import sharding
+from rahf.core import errors
 
 class Two(nnx.Module):
     def __init__(self):
@@ -190,7 +191,7 @@ def test_one_tower_alone(started):
     config = with_tokenizer(changed(started.config, text=""), "dataset")
     begin = start_lib.load(config, state_lib.setup(config))
     assert sorted(begin.params) == ["vit"] and "text" not in begin.record
-    assert "encoder" in origin.parts(begin.record["random"])
+    assert "encoder" in licenses.parts(begin.record["random"])
     assert start_lib.load(changed(config, vision=""), state_lib.setup(config)) == ({}, {})
 
 
@@ -210,8 +211,8 @@ def test_starting_from_a_model(started, caplog):
     record = begin.record["model"]
     assert record["checkpoint"] == "best/1" and record["license"] == "apache-2.0; unknown"
     assert record["licenses"] == {str(started.vision): "apache-2.0", str(started.text): "unknown"}
-    assert origin.parts(begin.record["random"]) == ["heatmap_implausibility", "heatmap_misalignment", "score_overall"]
-    assert len(origin.table(begin.record)) == 3
+    assert licenses.parts(begin.record["random"]) == ["heatmap_implausibility", "heatmap_misalignment", "score_overall"]
+    assert len(licenses.table(begin.record)) == 3
 
 
 def test_a_model_at_another_image_size(started):
@@ -222,7 +223,7 @@ def test_a_model_at_another_image_size(started):
     assert same.record["model"]["positions"] is None
     moved = begin.record["model"]["positions"]
     assert moved == {"from": [6, 6], "to": [8, 8], "interpolation": "bicubic"}
-    assert "6x6 to 8x8, bicubic" in origin.table(begin.record)[1]
+    assert "6x6 to 8x8, bicubic" in licenses.table(begin.record)[1]
     before, after = functional.flatten(same.params), functional.flatten(begin.params)
     expected = towers.resize_positions(np.asarray(before.pop("vit/position")), 6, 8, "bicubic")
     np.testing.assert_array_equal(after.pop("vit/position"), expected)
@@ -292,7 +293,7 @@ def test_a_vocabulary_that_is_not_the_t5s(started, tmp_path):
     small = tmp_path / "small.model"
     small.write_bytes(train_tokenizer(["a cat", "a dog"], 320))
     rows = config.model.t5.vocab_size
-    with pytest.raises(pretrained.PretrainedError, match=rf"has \d+ pieces, .* embedding {rows} rows .* to 'start'"):
+    with pytest.raises(PretrainedError, match=rf"has \d+ pieces, .* embedding {rows} rows .* to 'start'"):
         start_lib.tokenizer(with_tokenizer(config, small))
     assert start_lib.tokenizer(with_tokenizer(config, started.text)).vocab_size == rows  # the T5's folder
     assert start_lib.tokenizer(with_tokenizer(config, started.run)).vocab_size == rows

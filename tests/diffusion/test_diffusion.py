@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_maker import SMALLEST
 
 import rahf
-from rahf import cli, diffusion
-from rahf.batch import fake
+from rahf import diffusion
+from rahf.cli import main as cli
 from rahf.config import DiffusionConfig
-from rahf.diffusion import blocks, loss, unet
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.steer import schedules
-from rahf.steer.options import GuidanceOptions
-from rahf.train.checkpoint import CheckpointError
+from rahf.core.batch import fake
+from rahf.core.errors import CheckpointError
+from rahf.critic.networks import build
+from rahf.diffusion import loss, schedules
+from rahf.diffusion.networks import blocks, pixel_unet
+from rahf.diffusion.sample.options import GuidanceOptions
+from rahf.nn import functional
+from tests.helpers.model_maker import SMALLEST
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -32,8 +33,8 @@ TINY = dataclasses.replace(
 
 def network(seed=0, scale=0.0):
     """A network; with `scale`, what starts at 0 is random, so that conditions reach the output."""
-    graphdef, _ = functional.abstract(model_lib.build(TINY))
-    params = functional.init(model_lib.build(TINY), seed)
+    graphdef, _ = functional.abstract(build.build(TINY))
+    params = functional.init(build.build(TINY), seed)
     flat = functional.flatten(params)
     rng = np.random.default_rng(0)
     for path, value in flat.items():
@@ -43,28 +44,28 @@ def network(seed=0, scale=0.0):
 
 
 def test_sizes_and_signals():
-    from configs import demo_diffusion
+    from configs.diffusion import demo as demo_diffusion
 
     made = demo_diffusion.config().model
-    _, params = functional.abstract(model_lib.build(made))
+    _, params = functional.abstract(build.build(made))
     assert 1e6 < functional.count(params) < 4e6
-    signals = unet.signals(made)
+    signals = pixel_unet.signals(made)
     assert signals.shape == (1000,)
     assert schedules.ddim(signals, 50).signal.shape == (50,)  # which refuses signals that cannot be sampled
     with pytest.raises(ValueError, match="model.image_size 18: expected a multiple of 8, .* is 4 .* has 2 levels"):
-        functional.abstract(model_lib.build(dataclasses.replace(made, image_size=18)))
+        functional.abstract(build.build(dataclasses.replace(made, image_size=18)))
     heads = dataclasses.replace(made.diffusion, heads=5)
     with pytest.raises(ValueError, match="model.diffusion.widths: 128 cannot be shared by model.diffusion.heads 5"):
-        functional.abstract(model_lib.build(dataclasses.replace(made, diffusion=heads)))
+        functional.abstract(build.build(dataclasses.replace(made, diffusion=heads)))
 
 
 def test_cells_are_squares_of_pixels():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 4, 3)), jnp.float32)
-    found = unet.cells(x, 2)
+    found = pixel_unet.cells(x, 2)
     assert found.shape == (2, 3, 2, 12)
     np.testing.assert_array_equal(found[1, 2, 1].reshape(2, 2, 3), x[1, 4:6, 2:4])
-    np.testing.assert_array_equal(unet.pixels(found, 2), x)
-    np.testing.assert_array_equal(unet.cells(x, 1), x)
+    np.testing.assert_array_equal(pixel_unet.pixels(found, 2), x)
+    np.testing.assert_array_equal(pixel_unet.cells(x, 1), x)
 
 
 def test_group_norm_against_a_loop():
@@ -116,7 +117,7 @@ def test_the_loss_by_hand(predicts):
 
     dropped = jnp.array([True, False])
     found = loss.per_example(config, Network(), batch, t, noise, dropped)
-    a = unet.signals(config)[np.asarray(t)][:, None, None, None]
+    a = pixel_unet.signals(config)[np.asarray(t)][:, None, None, None]
     x0 = np.asarray(batch.image) / 127.5 - 1
     wanted = {"eps": np.asarray(noise), "v": a**0.5 * noise - (1 - a) ** 0.5 * x0, "x0": x0}[predicts]
     expected = ((0.5 - wanted) ** 2).mean((1, 2, 3))
@@ -174,7 +175,7 @@ def trained(tiny_data, tmp_path_factory):
 
 
 def test_training_through_the_command(trained):
-    import train_maker
+    from tests.helpers import train_maker
 
     rows = train_maker.rows(trained)
     losses = [row["loss/total"] for row in rows if "loss/total" in row]

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rahf.steer import displace, schedules, universal
-from rahf.steer.options import GuidanceOptions
+from rahf.diffusion import schedules
+from rahf.diffusion.sample import displace, universal_guidance
+from rahf.diffusion.sample.options import GuidanceOptions
 
 SIGNALS = schedules.scaled_linear()
 MEAN, TARGET = jnp.array([0.5, -1.0, 2.0, 0.0]), jnp.array([1.0, 1.0, -1.0, 0.5])
@@ -33,7 +34,7 @@ def quadratic(x0):
 
 
 def start(batch=3, seed=0):
-    return universal.noise(jax.random.key(seed), batch, (4,))
+    return universal_guidance.noise(jax.random.key(seed), batch, (4,))
 
 
 def one_step(signal, following=0.5):
@@ -60,7 +61,7 @@ def test_one_forward_step_has_the_closed_form(through, normalise):
     expected = b**0.5 * (z - (1 - a) ** 0.5 * guided) / a**0.5 + (1 - b) ** 0.5 * guided
     options = GuidanceOptions(scale=0.7, normalise=normalise, through_denoiser=through, **ALWAYS)
     row = one_step(a)._replace(timesteps=np.int32([t]))
-    found = universal.sample(gaussian(), row, start(), energy=quadratic, options=options)
+    found = universal_guidance.sample(gaussian(), row, start(), energy=quadratic, options=options)
     np.testing.assert_allclose(found.sample, expected, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(found.trace.energy[0], 0.5 * ((x0 - y) ** 2).sum(1), rtol=1e-5)
     np.testing.assert_allclose(found.trace.gradient_norm[0], length[:, 0], rtol=1e-5)
@@ -70,7 +71,7 @@ def test_one_forward_step_has_the_closed_form(through, normalise):
 
 def test_longest_gradient():
     options = GuidanceOptions(scale=0.7, normalise="none", **ALWAYS)
-    run = lambda o: universal.sample(gaussian(), one_step(0.4, 0.7), start(), energy=quadratic, options=o)  # noqa: E731
+    run = lambda o: universal_guidance.sample(gaussian(), one_step(0.4, 0.7), start(), energy=quadratic, options=o)  # noqa: E731
     plain = run(dataclasses.replace(options, scale=0.0)).sample
     free, short = run(options), run(dataclasses.replace(options, max_norm=0.5))
     np.testing.assert_array_equal(free.trace.gradient_norm, short.trace.gradient_norm)
@@ -88,7 +89,7 @@ def test_after_backward_guidance_the_clean_estimate_is_displaced():
         moved = -0.05 * jnp.sign(x0 - TARGET)
         options = GuidanceOptions(scale=0.0, backward_steps=1, backward_rate=0.05, **ALWAYS)
         row = one_step(a, 1.0)._replace(direction=np.float32([0.0]))  # what follows is the clean estimate itself
-        found = universal.sample(gaussian(), row, z, energy=quadratic, options=options)
+        found = universal_guidance.sample(gaussian(), row, z, energy=quadratic, options=options)
         np.testing.assert_allclose(found.sample, x0 + moved, atol=3e-6)
         np.testing.assert_allclose(found.trace.displacement[0], 0.05 * 2, rtol=1e-5)
 
@@ -137,7 +138,7 @@ def test_zero_scale_is_the_plain_sampler_bit_for_bit(sampler):
         return jnp.tanh(z @ weights + t[:, None] / 1000)
 
     def run(energy, **options):
-        return universal.sample(network, schedule, start(), energy=energy, options=GuidanceOptions(**options), key=key)
+        return universal_guidance.sample(network, schedule, start(), energy=energy, options=GuidanceOptions(**options), key=key)
 
     plain = run(None)
     zero = run(quadratic, scale=0.0)
@@ -162,10 +163,10 @@ def test_plain_sampling_draws_the_data():
     # DDIM's limit maps noise to data without drawing: for N(m, s² I) a straight scaling of each z.
     end = float(SIGNALS[-1])
     many = start(4000, seed=1)
-    found = universal.sample(gaussian(0.5), schedules.ddim(SIGNALS, 250), many)
+    found = universal_guidance.sample(gaussian(0.5), schedules.ddim(SIGNALS, 250), many)
     exact = MEAN + 0.5 * (many - end**0.5 * MEAN) / (end * 0.25 + 1 - end) ** 0.5
     np.testing.assert_allclose(found.sample, exact, atol=0.05)
-    drawn = universal.sample(gaussian(0.5), schedules.ddpm(SIGNALS, 250), many, key=jax.random.key(0))
+    drawn = universal_guidance.sample(gaussian(0.5), schedules.ddpm(SIGNALS, 250), many, key=jax.random.key(0))
     np.testing.assert_allclose(drawn.sample.mean(0), MEAN, atol=0.03)
     np.testing.assert_allclose(drawn.sample.std(0), 0.5, atol=0.02)
 
@@ -180,7 +181,7 @@ def test_ddpm_draws_the_variance_of_the_posterior():
         a, b = float(row.signal[0]), float(row.following[0])
         beta = 1 - a / b
         eps = 0.25 * jnp.ones(4)
-        found = universal.sample(lambda z, t, c: jnp.tile(eps, (len(z), 1)), row, many, key=jax.random.key(5)).sample
+        found = universal_guidance.sample(lambda z, t, c: jnp.tile(eps, (len(z), 1)), row, many, key=jax.random.key(5)).sample
         x0 = (np.asarray(many[0]) - (1 - a) ** 0.5 * 0.25) / a**0.5
         mean = b**0.5 * beta / (1 - a) * x0 + (1 - beta) ** 0.5 * (1 - b) / (1 - a) * np.asarray(many[0])
         expected = beta * (1 - b) / (1 - a) if variance == "small" else beta
@@ -195,7 +196,7 @@ def test_energy_falls_with_the_scale_and_recurrences():
     def run(scale, recurrences=1):
         options = GuidanceOptions(scale=scale, window=(0.02, 1.0), recurrences=recurrences)
         key = jax.random.key(0)
-        return universal.sample(gaussian(), schedule, many, energy=quadratic, options=options, key=key).energy
+        return universal_guidance.sample(gaussian(), schedule, many, energy=quadratic, options=options, key=key).energy
 
     plain, weak, strong = (run(scale) for scale in (0.0, 0.2, 0.5))
     assert (weak < plain).all() and (strong < weak).mean() > 0.9  # a push of fixed length may overshoot
@@ -204,7 +205,7 @@ def test_energy_falls_with_the_scale_and_recurrences():
     again = float(run(0.2, 3).mean())
     assert float(weak.mean()) + 0.3 < again < float(plain.mean()) - 0.5  # the standard error is about 0.1
     options = GuidanceOptions(scale=0.0, backward_steps=5, backward_rate=0.2, window=(0.02, 1.0))
-    backward = universal.sample(gaussian(), schedule, many, energy=quadratic, options=options)
+    backward = universal_guidance.sample(gaussian(), schedule, many, energy=quadratic, options=options)
     assert (backward.energy < plain).all()
 
 
@@ -214,7 +215,7 @@ def test_recurrence_puts_noise_back():
     row = one_step(a, b)
     options = GuidanceOptions(scale=0.0, recurrences=2, **ALWAYS)
     many = jnp.ones((20_000, 4))
-    found = universal.sample(
+    found = universal_guidance.sample(
         lambda z, t, c: jnp.zeros_like(z), row, many, energy=quadratic, options=options, key=jax.random.key(1)
     )
     np.testing.assert_allclose(found.sample.mean(0), (b / a) ** 0.5, atol=0.02)
@@ -226,7 +227,7 @@ def test_window_decides_where_energies_are_asked():
     schedule = schedules.ddim(SIGNALS, 10)
     inside = (schedule.signal >= 0.2) & (schedule.signal <= 0.8)
     options = GuidanceOptions(scale=0.3, window=(0.2, 0.8), recurrences=2)
-    found = universal.sample(gaussian(), schedule, start(), energy=quadratic, options=options, key=jax.random.key(0))
+    found = universal_guidance.sample(gaussian(), schedule, start(), energy=quadratic, options=options, key=jax.random.key(0))
     trace = found.trace
     assert 0 < inside.sum() < 10
     assert trace.step.tolist() == np.repeat(np.arange(10), np.where(inside, 2, 1)).tolist()
@@ -234,5 +235,5 @@ def test_window_decides_where_energies_are_asked():
     np.testing.assert_array_equal(np.isfinite(trace.energy), np.tile(np.array(trace.guided)[:, None], (1, 3)))
     np.testing.assert_array_equal(trace.gradient_norm > 0, np.isfinite(trace.energy))
     nowhere = GuidanceOptions(scale=0.3, window=(0.9999, 1.0))
-    quiet = universal.sample(gaussian(), schedule, start(), energy=quadratic, options=nowhere)
-    np.testing.assert_array_equal(quiet.sample, universal.sample(gaussian(), schedule, start()).sample)
+    quiet = universal_guidance.sample(gaussian(), schedule, start(), energy=quadratic, options=nowhere)
+    np.testing.assert_array_equal(quiet.sample, universal_guidance.sample(gaussian(), schedule, start()).sample)

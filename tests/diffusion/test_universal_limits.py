@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_universal import ALWAYS, SIGNALS, gaussian, one_step, quadratic, start
 
-from rahf.steer import denoisers, schedules, universal
-from rahf.steer.options import GuidanceOptions
+from rahf.diffusion import schedules
+from rahf.diffusion.sample import denoisers, universal_guidance
+from rahf.diffusion.sample.options import GuidanceOptions
+from tests.diffusion.test_universal_guidance import ALWAYS, SIGNALS, gaussian, one_step, quadratic, start
 
 
 @pytest.mark.parametrize("backward", [0, 2])
@@ -18,7 +19,7 @@ def test_a_sample_that_is_not_finite_goes_on_alone(backward):
     def broken(x0):  # the energy of sample 1 is NaN; that of sample 2 is not, but its gradient is (a root at 0)
         return quadratic(x0).at[1].add(jnp.nan).at[2].add(jnp.sqrt(0.0 * x0[2, 0]))
 
-    run = lambda energy: universal.sample(gaussian(), schedule, start(4), energy=energy, options=options)  # noqa: E731
+    run = lambda energy: universal_guidance.sample(gaussian(), schedule, start(4), energy=energy, options=options)  # noqa: E731
     found, sound, plain = run(broken), run(quadratic), run(None)
     assert np.isfinite(found.sample).all()
     assert found.trace.guarded_steps.tolist() == [0, 8, 8, 0]
@@ -30,8 +31,8 @@ def test_flat_energy_does_nothing_and_is_no_failure():
     schedule = schedules.ddim(SIGNALS, 5)
     flat = lambda x0: jnp.ones(len(x0))  # noqa: E731
     options = GuidanceOptions(scale=0.3, **ALWAYS)
-    found = universal.sample(gaussian(), schedule, start(), energy=flat, options=options)
-    plain = universal.sample(gaussian(), schedule, start())
+    found = universal_guidance.sample(gaussian(), schedule, start(), energy=flat, options=options)
+    plain = universal_guidance.sample(gaussian(), schedule, start())
     np.testing.assert_allclose(found.sample, plain.sample, atol=1e-6)
     assert not found.trace.guarded.any() and np.isfinite(found.sample).all()
 
@@ -48,7 +49,7 @@ def test_energies_stay_float32_under_a_bfloat16_denoiser():
         return quadratic(x0).astype(jnp.bfloat16)
 
     options = GuidanceOptions(scale=0.3, backward_steps=1)
-    found = universal.sample(
+    found = universal_guidance.sample(
         network,
         schedules.ddim(SIGNALS, 6),
         start().astype(jnp.bfloat16),
@@ -58,7 +59,7 @@ def test_energies_stay_float32_under_a_bfloat16_denoiser():
     )
     assert seen == {"denoiser": jnp.bfloat16, "energy": jnp.float32}
     assert {x.dtype for x in (found.sample, found.energy, *found.trace[3:6])} == {jnp.dtype("float32")}
-    exact = universal.sample(gaussian(), schedules.ddim(SIGNALS, 6), start(), energy=quadratic, options=options)
+    exact = universal_guidance.sample(gaussian(), schedules.ddim(SIGNALS, 6), start(), energy=quadratic, options=options)
     np.testing.assert_allclose(found.sample, exact.sample, atol=0.2)
 
 
@@ -74,7 +75,7 @@ def test_the_trajectory_is_one_scan():
 
     options = GuidanceOptions(scale=0.3, recurrences=3, backward_steps=2)
     run = lambda steps: jax.make_jaxpr(  # noqa: E731
-        lambda key: universal.sample(
+        lambda key: universal_guidance.sample(
             gaussian(), schedules.ddpm(SIGNALS, steps), start(), energy=quadratic, options=options, key=key
         )
     )(jax.random.key(0))
@@ -88,8 +89,8 @@ def test_keys_decide_and_seeds_can_be_mapped():
 
     @jax.jit
     def run(key):
-        first = universal.noise(key, 2, (4,))
-        return universal.sample(gaussian(), schedule, first, energy=quadratic, options=options, key=key).sample
+        first = universal_guidance.noise(key, 2, (4,))
+        return universal_guidance.sample(gaussian(), schedule, first, energy=quadratic, options=options, key=key).sample
 
     keys = jax.random.split(jax.random.key(0), 3)
     mapped = jax.vmap(run)(keys)
@@ -97,12 +98,12 @@ def test_keys_decide_and_seeds_can_be_mapped():
     np.testing.assert_allclose(mapped, jnp.stack([run(key) for key in keys]), atol=1e-5)
     assert np.abs(mapped[0] - mapped[1]).max() > 0.1
     # A sample does not depend on how many others are drawn with it; nor on who they are.
-    many = universal.sample(
-        gaussian(), schedule, universal.noise(keys[0], 5, (4,)), energy=quadratic, options=options, key=keys[0]
+    many = universal_guidance.sample(
+        gaussian(), schedule, universal_guidance.noise(keys[0], 5, (4,)), energy=quadratic, options=options, key=keys[0]
     )
     np.testing.assert_allclose(many.sample[:2], mapped[0], atol=1e-5)
     own = jax.random.split(jax.random.key(8), 3)
-    together, alone = universal.noise(own, 3, (4,)), universal.noise(own[2:], 1, (4,))
+    together, alone = universal_guidance.noise(own, 3, (4,)), universal_guidance.noise(own[2:], 1, (4,))
     np.testing.assert_array_equal(together[2:], alone)
 
 
@@ -112,7 +113,7 @@ def test_other_numbers_compile_nothing():
     @jax.jit
     def run(options):
         count.append(1)
-        return universal.sample(gaussian(), schedule, start(), energy=quadratic, options=options).sample
+        return universal_guidance.sample(gaussian(), schedule, start(), energy=quadratic, options=options).sample
 
     found = [run(GuidanceOptions(scale=scale, max_norm=5.0)) for scale in (0.1, 0.2, 0.4)]
     assert len(count) == 1 and not np.allclose(found[0], found[2])
@@ -134,7 +135,7 @@ def test_rematerialisation_bounds_memory():
     def final(first, remat):  # the gradient of the end of a trajectory in its beginning
         options = GuidanceOptions(scale=0.1, through_denoiser=False, remat=remat, **ALWAYS)
         network = lambda z, t, c: deep(z)  # noqa: E731
-        return universal.sample(
+        return universal_guidance.sample(
             network, schedule, first, energy=lambda x: deep(x).sum(-1), options=options
         ).energy.sum()
 
@@ -150,10 +151,10 @@ def test_rematerialisation_bounds_memory():
 def test_clean_range():
     row = one_step(0.5, 1.0)._replace(direction=np.float32([0.0]))
     options = GuidanceOptions(clean_range=(-0.4, 0.6))
-    found = universal.sample(gaussian(), row, 3 * start(), options=options).sample
-    free = universal.sample(gaussian(), row, 3 * start()).sample
+    found = universal_guidance.sample(gaussian(), row, 3 * start(), options=options).sample
+    free = universal_guidance.sample(gaussian(), row, 3 * start()).sample
     np.testing.assert_allclose(found, np.clip(free, -0.4, 0.6), atol=1e-6)
-    np.testing.assert_allclose(universal.unit_pixels(jnp.array([-2.0, -1, 0, 0.5, 3])), [0, 0, 0.5, 0.75, 1])
+    np.testing.assert_allclose(universal_guidance.unit_pixels(jnp.array([-2.0, -1, 0, 0.5, 3])), [0, 0, 0.5, 0.75, 1])
 
 
 def test_classifier_free_guidance():
@@ -179,14 +180,14 @@ def test_networks_that_predict_something_else(kind):
 def test_bad_input():
     schedule = schedules.ddpm(SIGNALS, 3)
     with pytest.raises(ValueError, match=r"key: this schedule .* draw noise; give jax.random.key"):
-        universal.sample(gaussian(), schedule, start())
+        universal_guidance.sample(gaussian(), schedule, start())
     with pytest.raises(ValueError, match="key: expected jax.random.key"):
-        universal.sample(gaussian(), schedule, start(), key=jnp.zeros(3))
+        universal_guidance.sample(gaussian(), schedule, start(), key=jnp.zeros(3))
     with pytest.raises(ValueError, match=r"one key, or 3, one per sample; found shape \(2,\)"):
-        universal.sample(gaussian(), schedule, start(), key=jax.random.split(jax.random.key(0)))
+        universal_guidance.sample(gaussian(), schedule, start(), key=jax.random.split(jax.random.key(0)))
     plain = schedules.ddim(SIGNALS, 3)
     with pytest.raises(ValueError, match=r"energy: expected one number per sample, shape \(3,\), found \(\)"):
-        universal.sample(gaussian(), plain, start(), energy=lambda x: x.sum())
+        universal_guidance.sample(gaussian(), plain, start(), energy=lambda x: x.sum())
     for options, message in (
         (dict(scale=-1), "scale: expected a finite number of at least 0, found -1"),
         (dict(scale=float("nan")), "scale: expected"),

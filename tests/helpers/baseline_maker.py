@@ -6,7 +6,6 @@ import pathlib
 
 import numpy as np
 
-from pretrained_maker import draw, save
 from rahf.config import (
     ClipConfig,
     ClipTextConfig,
@@ -16,6 +15,7 @@ from rahf.config import (
     ScoreHeadConfig,
     ViTConfig,
 )
+from tests.helpers.pretrained_maker import draw, save
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = ("red", "blue", "green", "star", "ring", "two", "one", "left", "of", "above", "a")

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from rahf.batch import Prediction
-from rahf.inputs import PromptWarning
+from rahf.core.batch import Prediction
+from rahf.text.prompts import PromptWarning
 
 SIDE = 8
 

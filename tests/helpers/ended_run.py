@@ -19,7 +19,7 @@ def at_batch(number: int, act: Callable[[], None]) -> None:
 
     Taken for a step, that is: it was loaded while the step before was running.
     """
-    from rahf.train.prefetch import Prefetch
+    from rahf.training.prefetch import Prefetch
 
     take, taken = Prefetch.take, []
 
@@ -34,7 +34,7 @@ def at_batch(number: int, act: Callable[[], None]) -> None:
 
 def while_saving(number: int) -> None:
     """Kills this process while the checkpoint of that number is being written."""
-    from rahf.train.checkpoint import Checkpointer
+    from rahf.training.checkpoint import Checkpointer
 
     save, saved = Checkpointer.save, []
 

@@ -19,12 +19,12 @@ def import_everything() -> None:
     """What a training run imports, at the latest when it saves its first checkpoint."""
     import orbax.checkpoint  # noqa: F401
     import tensorboardX  # noqa: F401
+    import tyro  # noqa: F401
     from jax.experimental import multihost_utils  # noqa: F401
 
-    import rahf.evaluate  # noqa: F401
-    import rahf.overrides  # noqa: F401
-    import rahf.train.loop  # noqa: F401
-    import tyro  # noqa: F401
+    import rahf.config.overrides  # noqa: F401
+    import rahf.critic.evaluation.evaluator  # noqa: F401
+    import rahf.training.loop  # noqa: F401
 
 
 def fork(run: dict) -> int:
@@ -38,9 +38,8 @@ def fork(run: dict) -> int:
     os.dup2(log, 2)
     code = 70
     try:
-        import ended_run
-
-        from rahf import cli
+        from rahf.cli import main as cli
+        from tests.helpers import ended_run
 
         if run.get("stop"):
             ended_run.arrange(run["stop"])

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import loader
-from data_pipelines.records import Record
-from rahf.batch import Batch
+from data_pipelines.loading import loader
+from data_pipelines.store.records import Record
 from rahf.config import DataConfig
+from rahf.core.batch import Batch
 from rahf.text import Tokenizer, split_words, train_tokenizer
 
 SIZE = 24

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rahf import batch as batch_lib
-from rahf import losses
-from rahf.batch import Batch
 from rahf.config import HeatmapHeadConfig, LossConfig, ModelConfig, ScoreHeadConfig, T5Config, ViTConfig
-from rahf.models import functional
-from rahf.models import rahf as model_lib
+from rahf.core import batch as batch_lib
+from rahf.core.batch import Batch
+from rahf.critic import apply, losses
+from rahf.critic.networks import build
+from rahf.nn import functional
 
 #: As published, but small.
 PLAIN = ModelConfig(
@@ -59,9 +59,9 @@ SUFFIX_ID = 4
 @functools.cache
 def made(config: ModelConfig):
     """Structure and parameters, all of them random: heads and norms start almost constant."""
-    graphdef, _ = functional.abstract(model_lib.build(config))
+    graphdef, _ = functional.abstract(build.build(config))
     stream = np.random.default_rng(1)
-    flat = functional.flatten(functional.init(model_lib.build(config), 0))
+    flat = functional.flatten(functional.init(build.build(config), 0))
     noisy = {k: np.asarray(v) + 0.2 * stream.standard_normal(v.shape, np.float32) for k, v in flat.items()}
     return graphdef, functional.unflatten(noisy)
 
@@ -75,7 +75,7 @@ def compiled(config: ModelConfig):
         model = functional.merge(graphdef, params)
         logits = model(batch, key)
         loss, parts = losses.total(LossConfig(), logits, batch)
-        return logits, loss, parts, model_lib.predict(model, batch, SUFFIX_ID)
+        return logits, loss, parts, apply.predict(model, batch, SUFFIX_ID)
 
     return jax.jit(run)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers.models.t5 import configuration_t5, modeling_t5
 
-from rahf.models import functional, t5, vit
+from rahf.nn import functional, t5, vit
 
 TOLERANCE = 1e-5  # relative to the largest value, float32
 DTYPE = jnp.dtype("float32")

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_pipelines import tf_example
 from data_pipelines.richhf18k import tfrecord
+from data_pipelines.store import tf_example
 
 CAPTION = "a red cat, left of (the) dog"  # seven words
 WORD_LABELS = "1 0 1 1 1 1 1"

@@ -7,15 +7,15 @@ import tempfile
 
 import jax
 import numpy as np
-from model_maker import SMALLEST
 
-from rahf import batch as batch_lib
 from rahf.config import Config, HeatmapHeadConfig, MeshConfig, ModelConfig, OptimizerConfig, ScoreHeadConfig
-from rahf.models import functional
-from rahf.train import checksum, sharding
-from rahf.train import state as state_lib
-from rahf.train import step as step_lib
-from rahf.train.checkpoint import Checkpointer
+from rahf.core import batch as batch_lib
+from rahf.nn import functional
+from rahf.training import checksum, sharding
+from rahf.training import state as state_lib
+from rahf.training import step as step_lib
+from rahf.training.checkpoint import Checkpointer
+from tests.helpers.model_maker import SMALLEST
 
 # Wide enough that the larger parameters are shared at all; without what only takes time to compile.
 WIDE = dataclasses.replace(

@@ -3,9 +3,8 @@
 import pathlib
 import shutil
 
-import pretrained_maker as maker
-
-from rahf.text import Tokenizer
+from rahf.text import load_tokenizer
+from tests.helpers import pretrained_maker as maker
 
 CARD = "---\nlanguage: en\nlicense: apache-2.0\ntags:\n- vision\n---\n# Tower\nlicense: not this line\n"
 
@@ -42,7 +41,7 @@ def config():
 
 def towers(folder: pathlib.Path, data: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, int]:
     """Saves a ViT with a model card and a T5 with a vocabulary; returns their folders and the T5's rows."""
-    rows = Tokenizer.load(data / "tokenizer.model").vocab_size
+    rows = load_tokenizer(data / "tokenizer.model").vocab_size
     vision = maker.save(folder / "vit", maker.VIT, maker.vit_state())
     (vision / "README.md").write_text(CARD)
     state = maker.t5_state() | {"shared.weight": maker.draw({"x": (rows, 16)}, seed=3)["x"]}

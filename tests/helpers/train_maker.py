@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
-_PROGRAM = "import sys; from rahf.cli import main; sys.exit(main())"
+_PROGRAM = "import sys; from rahf.cli.main import main; sys.exit(main())"
 
 #: A config file as a user would write it. Dropout, averaged parameters and augmentations are on, so that a
 #: resumed run has to go on exactly with all of them; the schedule does not depend on the number of steps,

@@ -4,9 +4,10 @@ import pathlib
 
 import numpy as np
 import pytest
-from test_images import RGB, encode, expect_error, slow, smooth
 
 from rahf import images
+from rahf.images import decode as decode_lib
+from tests.images.test_decode import RGB, encode, expect_error, slow, smooth
 
 
 @pytest.mark.parametrize("box", [None, (0.1, 0.05, 0.95, 0.9), (0.503, 0.25, 0.8, 1.0)])
@@ -27,14 +28,14 @@ def test_fast_equals_exact(shape, size, box):
 
 def test_large_jpeg_is_decoded_at_reduced_scale(monkeypatch):
     asked = []
-    decode = images.simplejpeg.decode_jpeg
+    decode = decode_lib.simplejpeg.decode_jpeg
 
     def spy(data, **options):
         pixels = decode(data, **options)
         asked.append(pixels.shape)
         return pixels
 
-    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", spy)
+    monkeypatch.setattr(decode_lib.simplejpeg, "decode_jpeg", spy)
     data = encode(smooth(1600, 1200), "JPEG")
     images.decode_resized(data, 256)
     assert asked[-1][0] <= 800 and min(asked[-1][:2]) >= 256
@@ -82,5 +83,5 @@ def test_does_not_import_jax():
     import sys
 
     code = "import sys, rahf.images; assert not {'jax', 'torch', 'tensorflow'} & set(sys.modules)"
-    root = pathlib.Path(__file__).parent.parent
+    root = pathlib.Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

@@ -2,16 +2,17 @@
 
 import numpy as np
 import pytest
-from test_images import smooth
+
+from tests.images.test_decode import smooth
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install rahf[torch]")
 pytest.importorskip("diffusers", reason="needs diffusers: pip install rahf[torch]")
 
-import diffusers_maker as maker  # noqa: E402
 from diffusers import EulerDiscreteScheduler  # noqa: E402
 
 from rahf.interop.diffusers import Guidance, decode, inpaint_best_of, inpainter  # noqa: E402
 from rahf.steer.masks import MaskOptions  # noqa: E402
+from tests.helpers import diffusers_maker as maker
 
 PROMPTS = ["a red cat", "two dogs"]
 

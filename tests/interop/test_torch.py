@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_images import smooth
+
+from tests.images.test_decode import smooth
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install rahf[torch]")
 
-from rahf.images import ImageError  # noqa: E402
-from rahf.inputs import PromptWarning  # noqa: E402
+from rahf.core.errors import ImageError  # noqa: E402
 from rahf.interop import torch as interop  # noqa: E402
+from rahf.text.prompts import PromptWarning  # noqa: E402
 
 PROMPTS = ["a red cat on a blue mat", "two dogs"]
 

@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rahf.batch import SCORES, Batch, fake
-from rahf.metrics import EvaluationMetrics, KeywordMetrics, MeanBaseline, ScoreMetrics, TrainingMean
-from rahf.metrics import intervals, mean_baseline
+from rahf.core.batch import SCORES, Batch, fake
+from rahf.metrics import (
+    EvaluationMetrics,
+    KeywordMetrics,
+    MeanBaseline,
+    ScoreMetrics,
+    TrainingMean,
+    intervals,
+    mean_baseline,
+)
 
 
 def batches(count=4, size=6):
@@ -230,5 +237,5 @@ def test_mean_baseline():
 
 
 def test_importable_without_jax():
-    code = "import sys, rahf.metrics, rahf.viz, rahf.report; assert 'jax' not in sys.modules"
+    code = "import sys, rahf.metrics, rahf.critic.drawing, rahf.critic.evaluation.report.page; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,16 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from rahf.batch import HEATMAPS
-from rahf.metrics.heatmaps import (
-    MIT_EPS,
-    PER_MAP,
-    HeatmapMetrics,
-    HeatmapOptions,
-    auc_judd,
-    map_metrics,
-    resize,
-)
+from rahf.core.batch import HEATMAPS
+from rahf.images.resize import resize
+from rahf.metrics.heatmaps import MIT_EPS, PER_MAP, HeatmapMetrics, HeatmapOptions, auc_judd, map_metrics
 
 
 def marks(rng, shape, share=0.2):

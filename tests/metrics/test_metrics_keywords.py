@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from rahf.metrics.keywords import (
-    KeywordMetrics,
-    Threshold,
-    average_precision,
-    choose_threshold,
-    precision_recall_f1,
-)
+from rahf.metrics.keywords import KeywordMetrics, Threshold, average_precision, choose_threshold, precision_recall_f1
 
 
 def filled(n=40, k=9, seed=0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rahf.batch import SCORES
+from rahf.core.batch import SCORES
 from rahf.metrics.scores import ScoreMetrics, average_ranks, plcc, srcc
 
 

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_maker import SMALLEST, fake
 from scipy.special import softmax
 
-from rahf import losses
 from rahf.config import LossConfig
-from rahf.models import attention as attention_lib
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.models.attention import attention
+from rahf.critic import losses
+from rahf.critic.networks import build
+from rahf.nn import attention as attention_lib
+from rahf.nn import functional
+from rahf.nn.attention import attention
+from tests.helpers.model_maker import SMALLEST, fake
 
 rng = np.random.default_rng
 
@@ -116,7 +116,7 @@ def test_a_vision_transformer_of_577_tokens_is_fused(pretend_gpu):
 def test_a_training_step_for_a_gpu_is_fused(pretend_gpu):
     """ViT, fusion stack with relative bias and padding, causal decoder with cross-attention: each once, and back."""
     config = dataclasses.replace(SMALLEST, compute_dtype="bfloat16", attention="cudnn")
-    graphdef, params = functional.abstract(model_lib.build(config))
+    graphdef, params = functional.abstract(build.build(config))
 
     def loss(params, batch):
         return losses.total(LossConfig(), functional.merge(graphdef, params)(batch), batch)[0]

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_maker import BOTH, fake, made
 
-from rahf.models import functional
+from rahf.nn import functional
 from rahf.text import EOS_ID, PAD_ID
+from tests.helpers.model_maker import BOTH, fake, made
 
 pytestmark = pytest.mark.usefixtures("quickly")
 

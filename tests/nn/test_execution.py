@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core
-from model_maker import PLAIN, compiled, fake, made
 
-from rahf import losses
 from rahf.config import HeatmapHeadConfig, LossConfig, ModelConfig, ScoreHeadConfig, T5Config, ViTConfig
-from rahf.models import execution, functional, heads, t5, vit
-from rahf.models import rahf as model_lib
-from rahf.models.execution import Execution
+from rahf.critic import losses
+from rahf.critic.networks import build as build_lib
+from rahf.critic.networks import heads
+from rahf.nn import execution, functional, t5, vit
+from rahf.nn.execution import Execution
+from tests.helpers.model_maker import PLAIN, compiled, fake, made
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -71,8 +72,8 @@ def test_the_whole_network():
     """All of it recomputed in scanned layers; parameters have the names and shapes that they always have."""
     config = dataclasses.replace(PLAIN, remat="full", scan_layers=True)
     graphdef, params = made(PLAIN)
-    assert not functional.differences(functional.abstract(model_lib.build(config))[1], params)
-    forward = jax.jit(lambda p, b: functional.merge(functional.abstract(model_lib.build(config))[0], p)(b))
+    assert not functional.differences(functional.abstract(build_lib.build(config))[1], params)
+    forward = jax.jit(lambda p, b: functional.merge(functional.abstract(build_lib.build(config))[0], p)(b))
     wanted = jax.tree.leaves(compiled(PLAIN)(params, fake())[0])
     for a, b in zip(jax.tree.leaves(forward(params, fake())), wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -134,7 +135,7 @@ def test_bfloat16_computes_in_bfloat16():
         score_head=ScoreHeadConfig(conv_widths=(8,), dense_widths=(8,)),
         compute_dtype="bfloat16",
     )
-    graphdef, params = functional.abstract(model_lib.build(config))
+    graphdef, params = functional.abstract(build_lib.build(config))
 
     def loss(params):
         return losses.total(LossConfig(), functional.merge(graphdef, params)(fake()), fake())[0]

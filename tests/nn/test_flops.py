@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rahf.models.flops import count_flops
+from rahf.nn.flops import count_flops
 
 
 def shape(*sizes):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rahf.models import functional, layers
+from rahf.nn import functional, layers
 
 
 class Inner(nnx.Module):

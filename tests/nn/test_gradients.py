@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_maker import SMALLEST, fake
 
-from rahf import losses
 from rahf.config import LossConfig
-from rahf.models import execution, functional, gradients, layers
-from rahf.models import rahf as model_lib
-from rahf.models.attention import attention
+from rahf.critic import losses
+from rahf.critic.networks import build
+from rahf.nn import execution, functional, gradients, layers
+from rahf.nn.attention import attention
+from tests.helpers.model_maker import SMALLEST, fake
 
 pytestmark = pytest.mark.usefixtures("quickly")
 rng = np.random.default_rng
@@ -71,8 +71,8 @@ def test_other_devices_and_dtypes_get_plain_products(monkeypatch):
 
 def test_elsewhere_everything_is_jaxs_own():
     """A critic can be differentiated forwards, and in both ways one after the other."""
-    graphdef, _ = functional.abstract(model_lib.build(SMALLEST))
-    params, batch = functional.init(model_lib.build(SMALLEST), 0), fake(2)
+    graphdef, _ = functional.abstract(build.build(SMALLEST))
+    params, batch = functional.init(build.build(SMALLEST), 0), fake(2)
 
     def score(pixels):
         return functional.merge(graphdef, params)(batch._replace(image=pixels)).scores[:, 0].sum()
@@ -171,8 +171,8 @@ def test_the_network_in_halves(monkeypatch):
     """Values and gradients of a batch of 16, with labels missing here and there."""
     batch = fake(16)
     batch = batch._replace(heatmap_mask=batch.heatmap_mask & (np.arange(16) != 3)[:, None])
-    graphdef, _ = functional.abstract(model_lib.build(SMALLEST))
-    params = functional.init(model_lib.build(SMALLEST), 0)
+    graphdef, _ = functional.abstract(build.build(SMALLEST))
+    params = functional.init(build.build(SMALLEST), 0)
 
     def loss(params):
         return losses.total(LossConfig(), functional.merge(graphdef, params)(batch), batch)[0]

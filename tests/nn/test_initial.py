@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from rahf.models import initial
+from rahf.nn import initial
 
 
 def by_definition(path, shape, std, fill, seed):

@@ -9,8 +9,9 @@ import pytest
 from scipy.special import softmax
 
 from rahf.config import HeatmapHeadConfig, ScoreHeadConfig, T5Config, ViTConfig
-from rahf.models import functional, heads, layers, t5, vit
-from rahf.models.attention import attention
+from rahf.critic.networks import heads
+from rahf.nn import functional, layers, t5, vit
+from rahf.nn.attention import attention
 
 F32 = jnp.dtype("float32")
 rng = np.random.default_rng

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import pretrained_maker as maker
+from rahf.core.errors import PretrainedError
 from rahf.pretrained import files, source
-from rahf.pretrained.source import PretrainedError, Source
+from rahf.pretrained.source import Source
+from tests.helpers import pretrained_maker as maker
 
 STATE = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -9,10 +9,10 @@ torch = pytest.importorskip("torch", reason="parity with PyTorch needs PyTorch: 
 from transformers.models.t5 import configuration_t5, modeling_t5  # noqa: E402
 from transformers.models.vit import configuration_vit, modeling_vit  # noqa: E402
 
-from parity import agree, compare_tower, disturb, run_t5  # noqa: E402
-from rahf.models import functional  # noqa: E402
+from rahf.nn import functional  # noqa: E402
 from rahf.pretrained import t5 as t5_files  # noqa: E402
 from rahf.pretrained import vit as vit_files  # noqa: E402
+from tests.helpers.parity import agree, compare_tower, disturb, run_t5  # noqa: E402
 
 
 @pytest.mark.slow

@@ -12,14 +12,15 @@ from transformers.models.siglip import configuration_siglip, modeling_siglip  # 
 from transformers.models.t5 import configuration_t5, modeling_t5  # noqa: E402
 from transformers.models.vit import configuration_vit, modeling_vit  # noqa: E402
 
-from parity import DTYPE, T5_SMALL, agree, compare_tower, disturb, make_t5, run_t5, token_ids  # noqa: E402
-from rahf import pretrained  # noqa: E402
 from rahf.config import HeatmapHeadConfig, ModelConfig, ScoreHeadConfig  # noqa: E402
-from rahf.models import functional, t5  # noqa: E402
-from rahf.models import rahf as model_lib  # noqa: E402
+from rahf.core import errors
+from rahf.critic import towers  # noqa: E402
+from rahf.critic.networks import build
+from rahf.nn import functional, t5  # noqa: E402
 from rahf.pretrained import dinov2, siglip  # noqa: E402
 from rahf.pretrained import t5 as t5_files  # noqa: E402
 from rahf.pretrained import vit as vit_files  # noqa: E402
+from tests.helpers.parity import DTYPE, T5_SMALL, agree, compare_tower, disturb, make_t5, run_t5, token_ids  # noqa: E402
 
 SMALL = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=3, image_size=32, patch_size=8)
 
@@ -78,12 +79,12 @@ def test_dinov2(tmp_path, monkeypatch, size):
 def test_any_family_is_found_by_its_config(tmp_path):
     module = modeling_dinov2.Dinov2Model(configuration_dinov2.Dinov2Config(**SMALL))
     module.save_pretrained(tmp_path)
-    found = pretrained.published_vision(tmp_path)
+    found = towers.published_vision(tmp_path)
     network = ModelConfig(image_size=32, vit=found.vit, image_mean=found.image_mean, image_std=found.image_std)
-    params = pretrained.load_vision(tmp_path, network)
+    params = towers.load_vision(tmp_path, network)
     np.testing.assert_array_equal(params["norm"]["scale"], module.layernorm.weight.detach().numpy())
-    with pytest.raises(pretrained.PretrainedError, match="image_mean"):
-        pretrained.load_vision(tmp_path, ModelConfig(image_size=32, vit=found.vit))
+    with pytest.raises(errors.PretrainedError, match="image_mean"):
+        towers.load_vision(tmp_path, ModelConfig(image_size=32, vit=found.vit))
 
 
 V1_0 = dict(feed_forward_proj="relu")
@@ -131,7 +132,7 @@ def test_t5_encoder_alone_beyond_the_last_bucket(tmp_path):
     with torch.no_grad():
         theirs = module(input_ids=torch.from_numpy(ids)).last_hidden_state
     found = t5_files.published(tmp_path)
-    with pytest.raises(pretrained.PretrainedError, match="decoder=False"):
+    with pytest.raises(errors.PretrainedError, match="decoder=False"):
         t5_files.load(tmp_path)
     params = t5_files.load(tmp_path, decoder=False)
     assert sorted(params) == ["embedding", "encoder"]
@@ -167,9 +168,9 @@ def test_towers_start_a_network(tmp_path):
         heatmap_head=HeatmapHeadConfig(conv_widths=(8,), up_widths=(8,)),
         score_head=ScoreHeadConfig(conv_widths=(8,), dense_widths=(8,)),
     )
-    shapes = functional.abstract(model_lib.build(config))[1]
+    shapes = functional.abstract(build.build(config))[1]
     fresh = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
-    params, record = pretrained.start(fresh, config, vision=tmp_path / "vit", text=tmp_path / "t5")
+    params, record = towers.start(fresh, config, vision=tmp_path / "vit", text=tmp_path / "t5")
     assert {kind: (record[kind]["name"], record[kind]["parts"]) for kind in ("vision", "text")} == {
         "vision": (str(tmp_path / "vit"), ["vit"]),
         "text": (str(tmp_path / "t5"), ["decoder", "embedding", "encoder"]),

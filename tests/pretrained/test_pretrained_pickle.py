@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="reading PyTorch's format needs PyTorch: pip install rahf[torch]")
 
-import pretrained_maker as maker  # noqa: E402
+from rahf.core.errors import PretrainedError  # noqa: E402
 from rahf.pretrained import files, vit  # noqa: E402
-from rahf.pretrained.source import PretrainedError  # noqa: E402
+from tests.helpers import pretrained_maker as maker
 
 
 def tensors(state):

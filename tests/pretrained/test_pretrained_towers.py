@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-import pretrained_maker as maker
 from rahf import text
 from rahf.config import ViTConfig
-from rahf.models import functional
+from rahf.core.errors import PretrainedError
+from rahf.nn import functional
 from rahf.pretrained import dinov2, siglip, t5, towers, vit
-from rahf.pretrained.source import PretrainedError
+from tests.helpers import pretrained_maker as maker
 
 
 def load_vit(folder, size=32, **changes):

@@ -8,12 +8,12 @@ import sys
 import jax
 import numpy as np
 import pytest
-from model_maker import OTHER, PLAIN, SMALLEST, fake, made
 
 from rahf.config import Config, DataConfig, LossConfig
-from rahf.models import functional
+from rahf.nn import functional
+from tests.helpers.model_maker import OTHER, PLAIN, SMALLEST, fake, made
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 DATA = DataConfig(batch_size=3, max_prompt_tokens=9, max_target_tokens=11, max_words=5)
 
 
@@ -84,7 +84,7 @@ def test_the_pytorch_peer_is_the_same_network(name, monkeypatch):
     wanted = jax.jit(lambda p, b: functional.merge(graphdef, p)(b))(params, batch)
     for a, b in zip(found, (wanted.heatmaps, wanted.scores, wanted.sequence), strict=True):
         np.testing.assert_allclose(a.detach().numpy(), b, rtol=1e-4, atol=2e-4)
-    from rahf import losses
+    from rahf.critic import losses
 
     given = {"heatmaps": torch.from_numpy(batch.heatmaps).float() / 255, "scores": torch.from_numpy(batch.scores),
              "target_ids": ids[1], "target_mask": torch.from_numpy(batch.target_mask)}  # fmt: skip

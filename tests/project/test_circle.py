@@ -8,26 +8,27 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from model_maker import SMALLEST
 from PIL import Image
-from test_diffusion import TINY
 
 from rahf import diffusion
-from rahf.batch import SCORES
 from rahf.config import Config, DataConfig, to_json
-from rahf.diffusion import generator as generator_lib
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.steer import denoisers, schedules, universal
-from rahf.steer.options import GuidanceOptions
-from rahf.text import Tokenizer
-from rahf.train.checkpoint import Checkpointer
+from rahf.core.batch import SCORES
+from rahf.critic.networks import build
+from rahf.diffusion import pixel_generator as generator_lib
+from rahf.diffusion import schedules
+from rahf.diffusion.sample import denoisers, universal_guidance
+from rahf.diffusion.sample.options import GuidanceOptions
+from rahf.nn import functional
+from rahf.text import load_tokenizer
+from rahf.training.checkpoint import Checkpointer
+from tests.diffusion.test_diffusion import TINY
+from tests.helpers.model_maker import SMALLEST
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
 #: Cheap to compile.
 STRONG = GuidanceOptions(scale=2.0, window=(0, 1), through_denoiser=False, remat=False)
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def untrained(folder: pathlib.Path, config: Config, tokenizer: pathlib.Path, seed: int) -> pathlib.Path:
@@ -36,7 +37,7 @@ def untrained(folder: pathlib.Path, config: Config, tokenizer: pathlib.Path, see
     shutil.copy(tokenizer, folder / "tokenizer.model")
     (folder / "config.json").write_text(to_json(config))
     rng = np.random.default_rng(seed)
-    flat = functional.flatten(functional.init(model_lib.build(config.model), seed))
+    flat = functional.flatten(functional.init(build.build(config.model), seed))
     for path, value in flat.items():
         if path.endswith("kernel") and not np.asarray(value).any():
             flat[path] = np.asarray(rng.normal(size=value.shape) * 0.3, np.float32)
@@ -53,7 +54,7 @@ def models(tmp_path_factory, tiny_data):
     """Folders of an untrained generator and of two critics."""
     folder, tokenizer = tmp_path_factory.mktemp("circle"), tiny_data / "tokenizer.model"
     data = DataConfig(path=str(tiny_data), max_prompt_tokens=24, max_target_tokens=28, max_words=20)
-    t5 = dataclasses.replace(TINY.t5, vocab_size=Tokenizer.load(tokenizer).vocab_size + 5)
+    t5 = dataclasses.replace(TINY.t5, vocab_size=load_tokenizer(tokenizer).vocab_size + 5)
     heatmap_head = dataclasses.replace(SMALLEST.heatmap_head, prior=0.4)
     made = {
         "generator": (dataclasses.replace(TINY, t5=t5), 0),
@@ -196,10 +197,10 @@ def test_the_known_latents_are_the_picture_with_the_noise_of_the_step():
         seen.append(np.asarray(z))
         return 0.3 * z
 
-    schedule, start = schedules.ddim(signals, 5), universal.noise(jax.random.key(0), 1, (2, 2, 1))
+    schedule, start = schedules.ddim(signals, 5), universal_guidance.noise(jax.random.key(0), 1, (2, 2, 1))
     denoiser = denoisers.inpainting(network, signals, known, unknown)
     with jax.disable_jit():
-        found = universal.sample(denoiser, schedule, start, options=GuidanceOptions(remat=False))
+        found = universal_guidance.sample(denoiser, schedule, start, options=GuidanceOptions(remat=False))
     z = np.asarray(start)
     first = (z - np.sqrt(schedule.signal[0]) * known) / np.sqrt(1 - schedule.signal[0])  # the noise in the known part
     for signal, following in zip(schedule.signal, schedule.following):

@@ -12,30 +12,30 @@ import sys
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = ["1_quick_start", "2_training", "3_masks_repair_selection", "4_guidance_and_reward"]
 
 #: What notebooks may import of ours, besides `rahf` itself; what else there is may change without notice.
 PUBLIC = {
-    "data_pipelines.consolidate",
-    "data_pipelines.labelled",
-    "data_pipelines.records",
+    "data_pipelines.prepare.consolidate",
+    "data_pipelines.loading.labels",
+    "data_pipelines.store.records",
     "data_pipelines.store",
     "data_pipelines.synthetic.damage",
     "data_pipelines.synthetic.scene",
     "data_pipelines.synthetic.sheet",
-    "rahf.batch",
+    "rahf.core.batch",
     "rahf.cli",
     "rahf.diffusion",
     "rahf.interop.torch",
-    "rahf.steer.choose",
-    "rahf.steer.energy",
+    "rahf.steer.best_of_n_files",
+    "rahf.critic.energy",
     "rahf.steer.masks",
-    "rahf.steer.options",
+    "rahf.diffusion.sample.options",
     "rahf.steer.repair",
     "rahf.text",
-    "rahf.viz",
+    "rahf.critic.drawing",
 }
 #: Of others: what a default install brings, and PyTorch, which notebook 4 does without where it is missing.
 OTHERS = {"jax", "numpy", "PIL", "scipy", "torch"}

@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 TOP = {"rahf", "data_pipelines"}
@@ -52,7 +52,7 @@ def test_it_holds_every_file_that_is_needed_and_no_other(wheel):
     code = {name for name in names if name.endswith(".py")}
     configs = {f"rahf/{name}" for name in sources("configs")}
     assert code == sources("rahf", "data_pipelines") | configs
-    assert "rahf/configs/demo.py" in code
+    assert "rahf/configs/critic/demo.py" in code
     rest = {name for name in names - code if not name.split("/")[0].endswith(".dist-info")}
     assert rest == set()
     assert {name.split("/")[0] for name in code} == TOP
@@ -95,11 +95,11 @@ def elsewhere(wheel, tmp_path_factory):
 
 def test_the_command_runs_without_the_clone(elsewhere):
     unpacked, run = elsewhere
-    helped = run("from rahf import cli; print(cli.__file__); cli.main(['--help'])")
+    helped = run("from rahf.cli import main as cli; print(cli.__file__); cli.main(['--help'])")
     assert helped.returncode == 0, helped.stderr
-    assert helped.stdout.startswith(f"{unpacked}/rahf/cli.py\nusage: rahf ")
-    found = run("from rahf import config; print(config.find('configs/demo.py')); print(config.load('demo.py').workdir)")
-    assert found.stdout.splitlines() == [f"{unpacked}/rahf/configs/demo.py", "runs/demo"], found.stderr
+    assert helped.stdout.startswith(f"{unpacked}/rahf/cli/main.py\nusage: rahf ")
+    found = run("from rahf import config; print(config.find('configs/critic/demo.py')); print(config.load('demo.py').workdir)")
+    assert found.stdout.splitlines() == [f"{unpacked}/rahf/configs/critic/demo.py", "runs/demo"], found.stderr
 
 
 def test_every_module_imports_without_the_clone(elsewhere):

@@ -7,19 +7,20 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import preset_maker
 import pytest
 
-from rahf import batch as batch_lib
 from rahf import config as config_lib
-from rahf import overrides
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.pretrained import files, richhf_torch, strict
-from rahf.train import optimizer as optimizer_lib
-from rahf.train import sharding
-from rahf.train import state as state_lib
-from rahf.train.step import make_train_step
+from rahf.config import overrides
+from rahf.core import batch as batch_lib
+from rahf.critic.networks import build
+from rahf.critic.published import richhf_torch
+from rahf.nn import functional
+from rahf.pretrained import files, strict
+from rahf.training import optimizer as optimizer_lib
+from rahf.training import sharding
+from rahf.training import state as state_lib
+from rahf.training.step import make_train_step
+from tests.helpers import preset_maker
 
 PRESETS = ("paper", "vitl", "fast")
 
@@ -120,12 +121,12 @@ def test_parameters_counted_by_hand(name):
     once, heatmap, score = BY_HAND[name]
     expected = once | {f"heatmap_{n}": heatmap for n in batch_lib.HEATMAPS}
     expected |= {f"score_{n}": score for n in batch_lib.SCORES}
-    assert model_lib.parameter_table(load(name).model) == expected
+    assert build.parameter_table(load(name).model) == expected
 
 
 def test_parameters_that_publications_name():
     """Spec 2.4 and the published checkpoints' own counts, in millions or to the digit."""
-    table = {name: model_lib.parameter_table(load(name).model) for name in PRESETS}
+    table = {name: build.parameter_table(load(name).model) for name in PRESETS}
     paper = {name: round(count / 1e6, 1) for name, count in table["paper"].items()}
     assert paper["score_overall"] == 140.1 and paper["heatmap_misalignment"] == 32.2
     assert round(table["paper"]["encoder"] / 1e6, 2) == round(table["vitl"]["encoder"] / 1e6, 2) == 84.95
@@ -201,13 +202,13 @@ def test_docstrings_say_command_hardware_time_and_where_the_metrics_are():
         text = pathlib.Path(file).read_text()
         for line in ("Command:   ", "Hardware:  ", "Time:      ", "Metrics:   docs/results.md"):
             assert f"\n{line}" in text, (name, line)
-        assert f"rahf train configs/{file.name}" in text
+        assert f"rahf train configs/critic/{file.name}" in text
         assert "estimate, not measured" in text  # until it is
 
 
 def test_every_field_is_listed(capsys):
     with pytest.raises(SystemExit) as ended:
-        overrides.parse("configs/richhf18k_paper.py", ["--help"])
+        overrides.parse("configs/critic/richhf18k_paper.py", ["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     for part in ("--start.vision", "google/vit-base-patch16-384", "--model.heatmap-head.kind", "--start.fresh"):
@@ -221,9 +222,9 @@ def test_shrinking_keeps_the_structure(preset):
     small = preset_maker.shrink(preset)
     assert preset_maker.structure(small) == preset_maker.structure(preset)
     assert len(preset_maker.structure(preset)) > 60
-    assert sum(model_lib.parameter_table(small.model).values()) < 200_000
-    names = functional.flatten(functional.abstract(model_lib.build(preset.model))[1])
-    fewer = functional.flatten(functional.abstract(model_lib.build(small.model))[1])
+    assert sum(build.parameter_table(small.model).values()) < 200_000
+    names = functional.flatten(functional.abstract(build.build(preset.model))[1])
+    fewer = functional.flatten(functional.abstract(build.build(small.model))[1])
     assert set(fewer) < set(names)
     for part in (names, fewer):  # which tell the flags: norms without bias, a class token, tied embeddings
         assert ("heatmap_misalignment/norm_0/bias" in part) == (preset.model.heatmap_head.norm == "layer")

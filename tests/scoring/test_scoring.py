@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from critic_maker import ColourCritic, plain
-from test_images import encode
 
+from rahf.core.errors import ScoreError
 from rahf.scoring import files
-from rahf.scoring.files import ScoreError
 from rahf.scoring.records import Reading
-from rahf.scoring.score import score
+from rahf.scoring.run import score
+from tests.helpers.critic_maker import ColourCritic, plain
+from tests.images.test_decode import encode
 
 REDS = (10, 250, 30, 99, 180)
 

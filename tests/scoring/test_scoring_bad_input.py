@@ -6,8 +6,14 @@ import tarfile
 
 import numpy as np
 import pytest
-from critic_maker import ColourCritic
-from test_scoring import (
+
+from rahf.cli import main as cli
+from rahf.core.errors import ScoreError
+from rahf.scoring import records
+from rahf.scoring.blocks import Block, lines, plan
+from rahf.scoring.records import Reading
+from tests.helpers.critic_maker import ColourCritic
+from tests.scoring.test_scoring import (
     EXPECTED,
     jsonl,
     no_waiting_for_disks,  # noqa: F401 - a fixture
@@ -20,12 +26,6 @@ from test_scoring import (
     table,
     tar,
 )
-
-from rahf import cli
-from rahf.scoring import records
-from rahf.scoring.blocks import Block, lines, plan
-from rahf.scoring.files import ScoreError
-from rahf.scoring.records import Reading
 
 
 def test_hostile_archives_write_nothing_and_stop_nothing(tmp_path):
@@ -238,7 +238,7 @@ def test_equals_the_critic(tmp_path, tiny_critic):
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("rahf.scoring.score.load_critic", lambda path: ColourCritic())
+    monkeypatch.setattr("rahf.scoring.run.load_critic", lambda path: ColourCritic())
     here = pictures(tmp_path)
     (here / "0.txt").unlink()
     (here / "1.txt").write_text("many words that nobody ever reads here")

@@ -8,16 +8,16 @@ import signal
 import sys
 import warnings
 
-import critic_maker
 import pytest
-from critic_maker import ColourCritic
-from test_scoring import jsonl, pictures, shards, table
 
+from rahf.core.errors import ScoreError
 from rahf.scoring.blocks import plan
-from rahf.scoring.files import ScoreError
 from rahf.scoring.job import Job
 from rahf.scoring.records import Reading
-from rahf.scoring.score import score
+from rahf.scoring.run import score
+from tests.helpers import critic_maker
+from tests.helpers.critic_maker import ColourCritic
+from tests.scoring.test_scoring import jsonl, pictures, shards, table
 
 
 def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):

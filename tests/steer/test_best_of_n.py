@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rahf.batch import Prediction
-from rahf.steer.select import requirement, select
+from rahf.core.batch import Prediction
+from rahf.steer.best_of_n import requirement, select
 
 
 def scored(*plausibility, **others) -> np.ndarray:

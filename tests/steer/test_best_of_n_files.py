@@ -5,13 +5,13 @@ import weakref
 
 import numpy as np
 import pytest
-from critic_maker import ColourCritic, plain
-from test_images import encode
 
-from rahf import cli
+from rahf.cli import main as cli
+from rahf.core.errors import ScoreError
 from rahf.scoring import block as block_lib
-from rahf.scoring.files import ScoreError
-from rahf.steer.choose import Choice, choose
+from rahf.steer.best_of_n_files import Choice, choose
+from tests.helpers.critic_maker import ColourCritic, plain
+from tests.images.test_decode import encode
 
 REDS = (200, 100, 50, 51, 0, 255)
 

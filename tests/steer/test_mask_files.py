@@ -5,14 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from critic_maker import ColourCritic, plain
 from PIL import Image
-from test_images import encode
 
-from rahf import cli
-from rahf.commands import mask as command
+from rahf.cli import main as cli
+from rahf.cli import mask as command
 from rahf.steer.mask_files import mask_files
 from rahf.steer.masks import MaskOptions
+from tests.helpers.critic_maker import ColourCritic, plain
+from tests.images.test_decode import encode
 
 OPTIONS = MaskOptions(dilation=0)
 

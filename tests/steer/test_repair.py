@@ -4,12 +4,12 @@ import io
 
 import numpy as np
 import pytest
-from critic_maker import ColourCritic, plain
 from PIL import Image
 
-from rahf.images import ImageError
+from rahf.core.errors import ImageError
 from rahf.steer.masks import MaskOptions
 from rahf.steer.repair import repair
+from tests.helpers.critic_maker import ColourCritic, plain
 
 OPTIONS = MaskOptions(dilation=0)
 

@@ -7,12 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from baseline_maker import END, START, save_vocabulary, vocabulary
-from rahf import text_clip
 from rahf.config import ClipConfig, ClipTextConfig, ModelConfig
-from rahf.models import kinds
-from rahf.text import Tokenizer, train_tokenizer
-from rahf.text_byte_pairs import BytePairs
+from rahf.critic.networks import kinds
+from rahf.text import Tokenizer, load_tokenizer, train_tokenizer
+from rahf.text import clip as text_clip
+from rahf.text import vocabulary as vocabulary_lib
+from rahf.text.byte_pairs import BytePairs
+from tests.helpers.baseline_maker import END, START, save_vocabulary, vocabulary
 
 PROMPTS = (
     "a red star left of two blue rings",
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return text_clip.load(folder)
+    return vocabulary_lib.load_clip(folder)
 
 
 def test_ids_by_hand(tokenizer):
@@ -54,7 +55,7 @@ def test_same_ids_as_transformers(folder, tokenizer):
         assert short.ids[short.mask].tolist() == theirs(prompt, truncation=True, max_length=9)["input_ids"]
     theirs.save_pretrained(folder / "saved")
     assert (folder / "saved" / "tokenizer.json").is_file()
-    again = text_clip.load(folder / "saved")
+    again = vocabulary_lib.load_clip(folder / "saved")
     for prompt in PROMPTS:
         assert again.encode(prompt) == tokenizer.encode(prompt)
 
@@ -83,23 +84,23 @@ def test_told_from_sentencepiece_by_content(folder, tokenizer, tmp_path):
     sentences = Tokenizer(train_tokenizer(["a red cat"], 320))
     for made in (sentences, tokenizer):
         (tmp_path / "tokenizer.model").write_bytes(made.model)
-        for again in (Tokenizer.load(tmp_path / "tokenizer.model"), pickle.loads(pickle.dumps(made))):
+        for again in (load_tokenizer(tmp_path / "tokenizer.model"), pickle.loads(pickle.dumps(made))):
             assert type(again) is type(made) and again.model == made.model
             assert again.encode("a red star") == made.encode("a red star")
-    assert isinstance(Tokenizer.load(folder), text_clip.ClipTokenizer)
+    assert isinstance(load_tokenizer(folder), text_clip.ClipTokenizer)
 
 
 def test_what_is_no_vocabulary(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no vocabulary; expected tokenizer.json"):
-        text_clip.load(tmp_path)
+        vocabulary_lib.load_clip(tmp_path)
     with pytest.raises(ValueError, match="tokenizer.model: not the JSON of a tokenizer"):
         (tmp_path / "tokenizer.model").write_text("{}")
-        Tokenizer.load(tmp_path / "tokenizer.model")
+        load_tokenizer(tmp_path / "tokenizer.model")
     (tmp_path / "vocab.json").write_text("[1]")
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(ValueError, match="vocab.json, merges.txt: not a byte-pair vocabulary"):
-        text_clip.load(tmp_path)
-    tree = json.loads(text_clip.load(folder).model)
+        vocabulary_lib.load_clip(tmp_path)
+    tree = json.loads(vocabulary_lib.load_clip(folder).model)
     tree["added_tokens"] = []
     tree["model"]["vocab"].pop(START)
     with pytest.raises(ValueError, match="lacks <.startoftext.>"):
@@ -134,8 +135,8 @@ def test_without_its_library(folder, tokenizer, monkeypatch):
     letters += [*"\u00a0é\u0308ΣΟς\u0130☃日½²\u0939\u093f\U0001f600\u200d"]
     texts = ["".join(stream.choice(letters, stream.integers(1, 25))) for _ in range(400)] + list(PROMPTS)
     texts += ["red" * 2000, END.upper() + "!!", "x" + "".join(map(chr, range(1, 0x250))) + "'LL"]
-    for library in (tokenizer, text_clip.load(folder / "again")):
-        assert text_clip.standalone_problem(library) is None
+    for library in (tokenizer, vocabulary_lib.load_clip(folder / "again")):
+        assert vocabulary_lib.standalone_problem(library) is None
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "tokenizers", None)
             alone = text_clip.ClipTokenizer(library.model, "here")

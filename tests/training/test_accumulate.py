@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_maker import SMALLEST, SUFFIX_ID, fake, made
 
-from rahf.config import Config, ConfigError, DataConfig, LossConfig, MeshConfig, TrainConfig
-from rahf.models import functional
-from rahf.train import accumulate, step
+from rahf.config import Config, DataConfig, LossConfig, MeshConfig, TrainConfig
+from rahf.core.errors import ConfigError
+from rahf.nn import functional
+from rahf.training import accumulate, step
+from tests.helpers.model_maker import SMALLEST, SUFFIX_ID, fake, made
 
 pytestmark = pytest.mark.usefixtures("quickly")
 

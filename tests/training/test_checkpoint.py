@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_resume import full_disk
 
-from rahf.train import checkpoint, stored
-from rahf.train.checkpoint import Checkpointer, CheckpointError
-from rahf.train.state import TrainState
+from rahf.core.errors import CheckpointError
+from rahf.training import checkpoint, run_folder
+from rahf.training.checkpoint import Checkpointer
+from rahf.training.state import TrainState
+from tests.training.test_resume import full_disk
 
 
 def params(seed: int, width: int = 3) -> dict:
@@ -141,7 +142,7 @@ def test_only_abandoned_writes_of_orbax_are_hushed(monkeypatch, warned):
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(str(unraisable.exc_value)))
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter(warned)
-        silence = stored.Silence().begin()
+        silence = run_folder.Silence().begin()
         if warned == "error":
             warnings.simplefilter("error")  # as pytest does before each test: our filter is gone, the hook is not
         async_serialize_of_one_array()

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_checkpoint import assert_equal, opened, params, shapes, state, steps  # noqa: F401 - fixtures
-from test_resume import full_disk
 
-from rahf.train import checkpoint, checksum
-from rahf.train.checkpoint import CheckpointError
+from rahf.core.errors import CheckpointError
+from rahf.training import checkpoint, checksum
+from tests.training.test_checkpoint import assert_equal, opened, params, shapes, state, steps  # noqa: F401 - fixtures
+from tests.training.test_resume import full_disk
 
 # What must never be lost
 

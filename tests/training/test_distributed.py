@@ -10,13 +10,14 @@ import time
 import jax
 import numpy as np
 import pytest
-import train_maker
 
-from rahf import cli
 from rahf import config as config_lib
+from rahf.cli import main as cli
 from rahf.config import Config, MeshConfig
-from rahf.train import claim, distributed, sharding
-from rahf.train.claim import TrainError
+from rahf.core.errors import TrainError
+from rahf.critic.networks import build
+from rahf.training import distributed, run_lock, sharding
+from tests.helpers import train_maker
 
 # How processes find each other
 
@@ -150,12 +151,12 @@ def test_others_must_see_and_run_the_same(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     config = Config(workdir=str(tmp_path))
     with pytest.raises(TrainError, match="process 1 of 2 does not see .*config.json, .* file system that all"):
-        claim.claim(tmp_path, config, None)
+        run_lock.claim(tmp_path, config, None)
     (tmp_path / "config.json").write_text(config_lib.to_json(config))
-    assert claim.claim(tmp_path, config, None) == []
+    assert run_lock.claim(tmp_path, config, None) == []
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=3))
     with pytest.raises(TrainError, match="another configuration than process 0, .*\n  train.seed: 0 there, 3 given"):
-        claim.claim(tmp_path, other, None)
+        run_lock.claim(tmp_path, other, None)
 
 
 def test_the_tensor_axis_stays_within_a_process(monkeypatch):
@@ -285,11 +286,10 @@ def test_a_broken_run_of_two_ends_the_same(runs):
 
 
 def test_one_process_reads_what_two_have_saved(runs):
-    from rahf.models import functional
-    from rahf.models import rahf as model_lib
-    from rahf.train import checkpoint
+    from rahf.nn import functional
+    from rahf.training import checkpoint
 
     run, state = checkpoint.find(runs[0] / "calm")
     config = config_lib.from_json((run / "config.json").read_text())
-    params = checkpoint.load_params(state, functional.abstract(model_lib.build(config.model))[1])
+    params = checkpoint.load_params(state, functional.abstract(build.build(config.model))[1])
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in functional.flatten(params).values())

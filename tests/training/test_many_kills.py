@@ -3,7 +3,7 @@
 import random
 import signal
 
-import train_maker
+from tests.helpers import train_maker
 
 KILLS = 20
 STEPS = 130  # the kills come to 65 (standard deviation 11), at most 108 in 200,000 draws

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_maker import OTHER, PLAIN
 
 from rahf.config import OptimizerConfig
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.train import optimizer
+from rahf.critic.networks import build
+from rahf.nn import functional
+from rahf.training import optimizer
+from tests.helpers.model_maker import OTHER, PLAIN
 
 PAPER = OptimizerConfig(learning_rate=0.015, schedule="rsqrt", warmup_steps=2000)
 
@@ -48,7 +48,7 @@ def test_constant_and_no_warmup():
 
 @pytest.mark.parametrize("config", [PLAIN, OTHER])
 def test_what_decays(config):
-    _, params = functional.abstract(model_lib.build(config))
+    _, params = functional.abstract(build.build(config))
     mask = functional.flatten(optimizer.decay_mask(params))
     assert mask.keys() == functional.flatten(params).keys()
     for path, decays in mask.items():
@@ -112,7 +112,7 @@ def test_steps_by_hand(clip):
 
 def test_t5_queries_are_found():
     for config in (PLAIN, OTHER):
-        _, params = functional.abstract(model_lib.build(config))
+        _, params = functional.abstract(build.build(config))
         found = {path for path, yes in functional.flatten(optimizer.is_t5_query(params)).items() if yes}
         each = [("encoder", "attention"), ("decoder", "attention"), ("decoder", "cross")]
         assert found == {f"{stack}/layer_{i}/{kind}/query/kernel" for stack, kind in each for i in range(2)}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from rahf import config as config_lib
-from rahf.losses import Parts
-from rahf.train import loop
-from rahf.train.prefetch import Prefetch
-from rahf.train.step import StepMetrics
+from rahf.critic.losses import Parts
+from rahf.training import loop
+from rahf.training.prefetch import Prefetch
+from rahf.training.step import StepMetrics
 
 
 class Loader:
@@ -139,10 +139,9 @@ def test_the_next_batch_is_placed_while_a_step_computes():
 
 def test_batches_are_committed_to_their_devices():
     """So that a step need not move them."""
-    from model_maker import fake
-
     from rahf.config import MeshConfig
-    from rahf.train import sharding
+    from rahf.training import sharding
+    from tests.helpers.model_maker import fake
 
     mesh = sharding.make_mesh(MeshConfig())
     with prefetched(_Stated(iter([fake()])), lambda batch: sharding.to_devices(batch, mesh)) as batches:

@@ -7,13 +7,13 @@ import shutil
 import signal
 
 import pytest
-import train_maker
-from ended_run import at_batch
 
-from rahf import cli
-from rahf.train import checkpoint
-from rahf.train.loop import Interrupt
-from rahf.train.prefetch import Prefetch
+from rahf.cli import main as cli
+from rahf.training import checkpoint
+from rahf.training.loop import Interrupt
+from rahf.training.prefetch import Prefetch
+from tests.helpers import train_maker
+from tests.helpers.ended_run import at_batch
 
 STEPS = 12
 

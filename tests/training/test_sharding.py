@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from rahf.config import MeshConfig
-from rahf.train import sharding
+from rahf.training import sharding
 
 
 def on(**sizes):
@@ -93,13 +93,13 @@ def test_description():
 
 @pytest.fixture(scope="module")
 def found(pytestconfig):
-    """What tests/sharded_steps.py prints."""
+    """What tests/helpers/sharded_steps.py prints."""
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles sooner
     }
-    script = pytestconfig.rootpath / "tests" / "sharded_steps.py"
+    script = pytestconfig.rootpath / "tests" / "helpers" / "sharded_steps.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_maker import SMALLEST, SUFFIX_ID, fake, made, padded, with_garbage
 
-from rahf import losses
 from rahf.config import Config, LossConfig, OptimizerConfig
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.train import state as state_lib
-from rahf.train import step as step_lib
+from rahf.critic import losses
+from rahf.critic.evaluation import eval_step
+from rahf.critic.networks import build
+from rahf.nn import functional
+from rahf.training import state as state_lib
+from rahf.training import step as step_lib
+from tests.helpers.model_maker import SMALLEST, SUFFIX_ID, fake, made, padded, with_garbage
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -50,7 +51,7 @@ def test_a_fresh_state():
     state = state_lib.create(CONFIG, setup)
     assert state.step == 0 and state.step.dtype == np.int32
     params, average = flat(state.params), flat(state.ema)
-    wanted = flat(functional.init(model_lib.build(SMALLEST), 0))
+    wanted = flat(functional.init(build.build(SMALLEST), 0))
     assert params.keys() == average.keys() == wanted.keys()
     for path in wanted:
         np.testing.assert_array_equal(params[path], wanted[path])
@@ -207,7 +208,7 @@ def test_a_dropped_label_teaches_nothing(gradients):
 def test_evaluation_is_example_by_example():
     graphdef, params = made(SMALLEST)
     batch = padded(fake(), 0, 0, 0, examples=1)
-    evaluate = step_lib.make_eval_step(graphdef, CONFIG, SUFFIX_ID, generate=True)
+    evaluate = eval_step.make_eval_step(graphdef, CONFIG, SUFFIX_ID, generate=True)
     found = jax.device_get(evaluate(params, batch))
     assert all(part.shape == (4,) and part[3] == 0 for part in found.parts)
     maps, true = found.prediction.heatmaps[:3], fake().heatmaps / 255
@@ -228,5 +229,5 @@ def test_evaluation_is_example_by_example():
         np.testing.assert_allclose(found.parts.keyword[i], wanted, rtol=1e-4)
     assert found.generated.shape == (4, 11)
     np.testing.assert_array_equal(found.generated[:, 0], log_p[:, 0].argmax(-1))  # nothing precedes the first
-    without = step_lib.make_eval_step(graphdef, CONFIG, SUFFIX_ID, generate=False)
+    without = eval_step.make_eval_step(graphdef, CONFIG, SUFFIX_ID, generate=False)
     assert jax.eval_shape(without, params, batch).generated is None

@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import train_maker
 
 from data_pipelines import store
-from data_pipelines.loader import TrainLoader
-from rahf import cli
+from data_pipelines.loading.loader import TrainLoader
 from rahf import config as config_lib
-from rahf.evaluate import Evaluation, NotFinite, metric_names
-from rahf.losses import Parts
-from rahf.train import loop, progress
-from rahf.train import state as state_lib
-from rahf.train.checkpoint import Checkpointer
-from rahf.train.loop import TrainError
-from rahf.train.step import StepMetrics
+from rahf.cli import main as cli
+from rahf.core.errors import NotFinite, TrainError
+from rahf.critic.evaluation.evaluator import Evaluation, metric_names
+from rahf.critic.losses import Parts
+from rahf.training import loop, progress
+from rahf.training import state as state_lib
+from rahf.training.checkpoint import Checkpointer
+from rahf.training.step import StepMetrics
+from tests.helpers import train_maker
 
 
 def train(config, run, *fields) -> int:

@@ -7,11 +7,11 @@ import shutil
 
 import jax
 import pytest
-from test_train import train
 
 from rahf import config as config_lib
-from rahf.train import claim as claim_lib
-from rahf.train.loop import TrainError
+from rahf.core.errors import TrainError
+from rahf.training import run_lock as claim_lib
+from tests.training.test_train import train
 
 # What is refused, in one line, before anything is computed
 

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_maker import SMALLEST, fake
 
-from rahf.config import Config, ConfigError, DataConfig, LoraConfig, OptimizerConfig
-from rahf.models import functional
-from rahf.train import checkpoint, sharding, trainable
-from rahf.train import state as state_lib
-from rahf.train import step as step_lib
+from rahf.config import Config, DataConfig, LoraConfig, OptimizerConfig
+from rahf.core.errors import ConfigError
+from rahf.nn import functional
+from rahf.training import checkpoint, sharding, trainable
+from rahf.training import state as state_lib
+from rahf.training import step as step_lib
+from tests.helpers.model_maker import SMALLEST, fake
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -130,7 +131,7 @@ def test_checkpoints(which, request, tmp_path):
 
 def test_frozen_towers_cost_no_gradient():
     """With the image tower frozen nothing of it is differentiated."""
-    graphdef, params = functional.abstract(lambda: __import__("rahf.models.rahf").models.rahf.Rahf(SMALLEST))
+    graphdef, params = functional.abstract(lambda: __import__("rahf.critic.networks.multi_head").models.rahf.Rahf(SMALLEST))
 
     def products(settings):
         def run(params):
@@ -138,7 +139,7 @@ def test_frozen_towers_cost_no_gradient():
             whole = lambda tree: trainable.replaced(params, None, tree)[0]  # noqa: E731
             return step_lib.loss_and_gradients(graphdef, settings, trained, fake(), None, None, None, whole)[1]
 
-        from rahf.models.flops import count_flops
+        from rahf.nn.flops import count_flops
 
         return count_flops(run, params)
 

@@ -10,16 +10,17 @@ from typing import Any, Callable, Iterable, NamedTuple, Protocol, Sequence
 import jax
 import numpy as np
 
-from rahf.batch import HEATMAPS, Batch
 from rahf.config import Config
-from rahf.losses import OF_LABELS
+from rahf.core.batch import HEATMAPS, Batch
+from rahf.core.errors import NotFinite
+from rahf.critic.evaluation.eval_step import Evaluated, make_eval_step
+from rahf.critic.evaluation.report.page import ReportExample
+from rahf.critic.losses import OF_LABELS
+from rahf.critic.networks import kinds
 from rahf.metrics.evaluation import EvaluationMetrics, MeanBaseline, TrainingMean
-from rahf.models import functional, kinds
-from rahf.report import ReportExample
+from rahf.nn import functional
 from rahf.text import Tokenizer, align_labels, parse_target
-from rahf.train import sharding
-from rahf.train.step import Evaluated, make_eval_step
-
+from rahf.training import sharding
 
 _LOSSES = tuple(f"loss/{name}" for name in (*OF_LABELS, "total"))
 
@@ -29,12 +30,8 @@ def metric_names() -> list[str]:
     return [*EvaluationMetrics.names(), *_LOSSES]
 
 
-class NotFinite(ValueError):
-    """A network says NaN or infinity of an example; the message names it."""
-
-
 class StoredLabels(Protocol):
-    """Labels as stored, by position in the split (`data_pipelines.labelled.Labels`)."""
+    """Labels as stored, by position in the split (`data_pipelines.loading.labels.Labels`)."""
 
     def __getitem__(self, index: int) -> Any: ...
 

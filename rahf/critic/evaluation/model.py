@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from rahf import config as config_lib
-from rahf import critic as critic_lib
-from rahf.batch import Batch
 from rahf.config import Config
-from rahf.critic import Critic
-from rahf.evaluate import Evaluation, Evaluator
-from rahf.losses import Parts
-from rahf.models import kinds
-from rahf.text import Tokenizer
-from rahf.train import checkpoint, sharding
-from rahf.train import state as state_lib
-from rahf.train.step import Evaluated
+from rahf.core.batch import Batch
+from rahf.critic import loading
+from rahf.critic.critic import Critic
+from rahf.critic.evaluation.eval_step import Evaluated
+from rahf.critic.evaluation.evaluator import Evaluation, Evaluator
+from rahf.critic.losses import Parts
+from rahf.critic.networks import kinds
+from rahf.text import Tokenizer, load_tokenizer
+from rahf.training import checkpoint, sharding
+from rahf.training import state as state_lib
 
 
 class Opened(NamedTuple):
@@ -46,15 +46,15 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
       batch_size: over all devices, instead of the config's.
 
     Raises:
-      rahf.train.checkpoint.CheckpointError, rahf.exported.ExportError: no model.
+      rahf.training.checkpoint.CheckpointError, rahf.critic.export.read.ExportError: no model.
       ValueError: an export of scores only.
     """
-    if critic_lib.is_exported(model):
+    if loading.is_exported(model):
         return _exported(pathlib.Path(model), data, batch_size)
     run, state = checkpoint.find(model)
     config = config_lib.from_json((run / "config.json").read_text(), where=str(run / "config.json"))
     config = _placed(config, data, batch_size, len(jax.devices()))
-    tokenizer = Tokenizer.load(run / "tokenizer.model")
+    tokenizer = load_tokenizer(run / "tokenizer.model")
     made = state_lib.setup(config)
     params = checkpoint.load_params(state, made.shapes.params)
     evaluator = Evaluator(made.graphdef, config, tokenizer, made.mesh)
@@ -64,7 +64,7 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
 
 
 def _exported(file: pathlib.Path, data: str | None, batch_size: int | None) -> Opened:
-    critic = critic_lib.load(file)
+    critic = loading.load(file)
     if critic.network.forward is None:
         raise ValueError(f"{file}: was exported with --scores-only; evaluate needs heatmaps and words, too")
     config = _placed(critic.config, data, batch_size, 1)

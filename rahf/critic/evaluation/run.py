@@ -16,15 +16,16 @@ from rich.progress import track
 
 import rahf
 from data_pipelines import store
-from data_pipelines.labelled import Labels, training_mean
-from data_pipelines.loader import eval_loader
-from rahf import provenance
+from data_pipelines.loading.labels import Labels
+from data_pipelines.loading.loader import eval_loader
 from rahf.config import Config
-from rahf.evaluate import Evaluation
-from rahf.evaluated_model import Opened, open_model
-from rahf.predict import write_atomically
-from rahf.report import metrics_json, metrics_table, write_report
-from rahf.train.progress import read_rows
+from rahf.core.files import write_atomically
+from rahf.critic import provenance
+from rahf.critic.evaluation.evaluator import Evaluation
+from rahf.critic.evaluation.model import Opened, open_model
+from rahf.critic.evaluation.report.page import metrics_json, metrics_table, write_report
+from rahf.critic.evaluation.training_mean import training_mean
+from rahf.training.progress import read_rows
 
 
 def run(

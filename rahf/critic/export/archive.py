@@ -17,6 +17,8 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+from rahf.core.errors import ExportError
+
 #: Of what this module reads and writes. A reader refuses what is newer.
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -24,10 +26,6 @@ _SEAL = b"rahf sha256 "
 _DIGITS = 64
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _MOST_PARTS = 100
-
-
-class ExportError(ValueError):
-    """An exported file cannot be written, read or trusted; the message names it and says why."""
 
 
 def write(path: str | os.PathLike, parts: Mapping[str, bytes], about: Mapping[str, Any]) -> None:

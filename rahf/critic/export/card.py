@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from rahf.batch import HEATMAPS, SCORES
 from rahf.config import Config
-from rahf.models import kinds
-from rahf.provenance import Provenance
+from rahf.core.batch import HEATMAPS, SCORES
+from rahf.critic.networks import kinds
+from rahf.critic.provenance import Provenance
 
 _METRICS = (
     *(f"scores/{name}/{kind}" for name in SCORES for kind in ("plcc", "srcc")),

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from rahf import tree
-from rahf.critic import Critic
+from rahf.core import tree
+from rahf.critic.critic import Critic
 
 
 def needed(critic: Critic) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def serialized(
     """Name → function of (weights as a nested dict, pixels float32 [b,S,S,3], text_ids, text_mask, …).
 
     The batch size b is symbolic. `scores` gives [b,4], `heatmaps` [b,S,S,2]; `predict` takes prompt_ids and
-    word_end besides, and gives the fields of `rahf.batch.Prediction`. Weights of other types are widened to
+    word_end besides, and gives the fields of `rahf.core.batch.Prediction`. Weights of other types are widened to
     float32 first.
 
     Args:

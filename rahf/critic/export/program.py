@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from rahf.exported import flatbuffers_reader
-from rahf.exported.archive import ExportError
-from rahf.tree import Params
+from rahf.core.errors import ExportError
+from rahf.core.tree import Params
+from rahf.critic.export import flatbuffers_reader
 
 
 def deserialize(data: bytes, what: str) -> Any:

@@ -13,16 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from rahf import config as config_lib
-from rahf import origin, provenance, tree
-from rahf.batch import Prediction
 from rahf.config import Config
-from rahf.critic import Critic
-from rahf.exported import archive, program
-from rahf.exported.archive import ExportError
-from rahf.network import Network
-from rahf.pixels import unit
-from rahf.provenance import Provenance, Quantiles
+from rahf.core import licenses, tree
+from rahf.core.batch import Prediction
+from rahf.core.errors import ExportError
+from rahf.critic import provenance
+from rahf.critic.critic import Critic
+from rahf.critic.export import archive, program
+from rahf.critic.network import Network
+from rahf.critic.provenance import Provenance, Quantiles
+from rahf.nn.pixels import unit
 from rahf.text import Tokenizer
+from rahf.text.vocabulary import tokenizer_from_bytes
 
 __all__ = ["ExportError", "load"]
 
@@ -64,7 +66,7 @@ def _critic(path: str, manifest: dict[str, Any], parts: dict[str, bytes], dtype:
     if dtype is not None and jnp.dtype(dtype).name != computes:
         raise ValueError(f"dtype: {path} computes in {computes}, asked for {jnp.dtype(dtype).name}; export it so")
     try:
-        tokenizer = Tokenizer.from_bytes(parts[TOKENIZER], f"{path}: {TOKENIZER}")
+        tokenizer = tokenizer_from_bytes(parts[TOKENIZER], f"{path}: {TOKENIZER}")
     except (ImportError, ValueError) as error:
         raise ExportError(str(error)) from error
     known = _provenance(path, manifest, parts, config, tokenizer)
@@ -73,7 +75,7 @@ def _critic(path: str, manifest: dict[str, Any], parts: dict[str, bytes], dtype:
         for name, file in manifest["functions"].items()
     }
     licences = known.weight_licence
-    origin.tell_exported(os.path.basename(path), "" if licences == provenance.UNSPECIFIED else licences)
+    licenses.tell_exported(os.path.basename(path), "" if licences == provenance.UNSPECIFIED else licences)
     params = jax.device_put(_weights(path, parts[WEIGHTS]))
     network = _network(functions, config.model.image_size)
     return Critic(

@@ -1,4 +1,4 @@
-"""`rahf export`: a trained model → one self-contained file (`rahf.exported` reads it).
+"""`rahf export`: a trained model → one self-contained file (`rahf.critic.export.read` reads it).
 
 The functions are StableHLO of `jax.export` with a symbolic batch size, for several kinds of devices at once, with
 their derivative; the weights are arguments of the functions, not constants in them.
@@ -23,13 +23,18 @@ from rich.console import Console
 
 import rahf
 from rahf import config as config_lib
-from rahf import critic as critic_lib
-from rahf import export_functions, exported, model_card, provenance, text_clip, tree
-from rahf.batch import Prediction
-from rahf.critic import Critic
-from rahf.exported import archive
-from rahf.exported.archive import ExportError
-from rahf.models import kinds
+from rahf.core import tree
+from rahf.core.batch import Prediction
+from rahf.core.errors import ExportError
+from rahf.critic import loading, provenance
+from rahf.critic.critic import Critic
+from rahf.critic.export import archive
+from rahf.critic.export import card as model_card
+from rahf.critic.export import functions as export_functions
+from rahf.critic.export import read as exported
+from rahf.critic.networks import kinds
+from rahf.text import vocabulary
+from rahf.text.prompts import PromptWarning
 
 #: One file serves all of them.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -61,7 +66,7 @@ def run(
       As `rahf.load` and `export`.
     """
     console = console or Console(highlight=False)
-    critic = critic_lib.load(model)
+    critic = loading.load(model)
     done = export(critic, file, metrics=_metrics(pathlib.Path(model), critic), **options)
     known = exported.load(done.file).provenance
     checked = f"largest difference to the checkpoint {done.difference:.1e}"
@@ -124,7 +129,7 @@ def export(
     file = pathlib.Path(file)
     if file.is_dir():
         raise ExportError(f"{file}: is a directory; give the name of a file to write")
-    problem = text_clip.standalone_problem(critic.tokenizer)
+    problem = vocabulary.standalone_problem(critic.tokenizer)
     if problem:
         raise ExportError(
             f"{critic.tokenizer.source}: {problem}; what reads an exported file knows only CLIP's own way with texts. "
@@ -205,7 +210,7 @@ def _difference(critic: Critic, file: pathlib.Path, bf16: bool) -> float:
     images = list(stream.integers(0, 256, (3, side, side, 3), np.uint8))
     prompts = ["a", "a red star left of two blue rings", "one picture, made by a machine"]
     with warnings.catch_warnings():  # a network of short prompts cuts these, and nobody gave them
-        warnings.simplefilter("ignore", critic_lib.PromptWarning)
+        warnings.simplefilter("ignore", PromptWarning)
         found, expected = again(images, prompts), critic(images, prompts)
     # Without what an export of scores only lacks, and what a baseline does not predict.
     filled = Prediction(*(b if a is None else a for a, b in zip(tuple(found), tuple(expected))))

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rahf import tasks as tasks_lib
-from rahf.batch import HEATMAPS, SCORES, Batch
 from rahf.config import ModelConfig
-from rahf.models import layers
-from rahf.models import rahf as model_lib
-from rahf.models.rahf import Fused, Rahf
+from rahf.core.batch import HEATMAPS, SCORES, Batch
+from rahf.critic import label_prompts as tasks_lib
+from rahf.critic.networks.multi_head import Rahf
+from rahf.critic.networks.outputs import Fused
+from rahf.nn import layers
 from rahf.text import PAD_ID
 
-#: First task and number of tasks of each kind of output, in the order of `rahf.tasks.TASKS`.
+#: First task and number of tasks of each kind of output, in the order of `rahf.critic.label_prompts.TASKS`.
 _HEATMAPS, _SCORES, _SEQUENCE = (0, len(HEATMAPS)), (len(HEATMAPS), len(SCORES)), (tasks_lib.COUNT - 1, 1)
 #: Examples that share a draw of tasks, at most; see `draw`.
 _LARGEST_STRATUM = 32
@@ -166,7 +166,7 @@ def prepend(
     if len(prefixes) != len(tasks_lib.TASKS):
         raise ValueError(
             f"model.task_ids has {len(prefixes)} prefixes, expected {len(tasks_lib.TASKS)}; a run finds them when it "
-            "starts (rahf.tasks.resolve)"
+            "starts (rahf.critic.label_prompts.resolve)"
         )
     longest = max(map(len, prefixes))
     table = np.full((tasks_lib.COUNT, longest + text_ids.shape[1]), PAD_ID, np.int32)

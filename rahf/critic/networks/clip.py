@@ -11,55 +11,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from rahf.batch import HEATMAPS, SCORES, Batch
-from rahf.config import ClipTextConfig, ModelConfig, ViTConfig
-from rahf.models import layers, vit
-from rahf.models import rahf as model_lib
+from rahf.config import ModelConfig
+from rahf.core.batch import HEATMAPS, SCORES, Batch
+from rahf.critic.networks import outputs
+from rahf.nn import layers, vit
+from rahf.nn.clip_text import TextTower
 
 #: A logit of a value in [0,1] that is 0 or 1 would be infinite.
 _EDGE = 1e-6
-
-
-class TextTower(nnx.Module):
-    """Token ids → one vector: a causal transformer, read where the text ends."""
-
-    def __init__(self, config: ClipTextConfig, *, dtype: jnp.dtype):
-        block = ViTConfig(
-            width=config.width,
-            depth=config.depth,
-            heads=config.heads,
-            mlp_width=config.mlp_width,
-            layer_norm_eps=config.layer_norm_eps,
-            activation=config.activation,
-        )
-        self.config, self.dtype = config, dtype
-        self.embedding = layers.parameter(config.vocab_size, config.width, std=0.02)
-        self.position = layers.parameter(config.positions, config.width, std=0.01)
-        for number in range(config.depth):
-            setattr(self, f"layer_{number}", vit.ViTBlock(block, dtype=dtype))
-        self.norm = layers.LayerNorm(config.width, eps=config.layer_norm_eps, dtype=dtype)
-
-    def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b d"]:
-        """The hidden state at the end of each text, after the final norm.
-
-        What stands behind the end has no influence, since no token looks ahead; so padding needs no mask.
-
-        Raises:
-          ValueError: more tokens than positions.
-        """
-        length = ids.shape[1]
-        if length > self.config.positions:
-            raise ValueError(
-                f"texts of {length} tokens, but this CLIP has {self.config.positions} positions; "
-                f"set data.max_prompt_tokens to {self.config.positions}"
-            )
-        x = (self.embedding[...][ids] + self.position[...][:length]).astype(self.dtype)
-        causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
-        for number in range(self.config.depth):
-            x = getattr(self, f"layer_{number}")(x, mask=causal)
-        at = ids if self.config.eos_token_id == 2 else ids == self.config.eos_token_id
-        end = jnp.argmax(at, -1)  # the first of the highest: old published configs call the end 2
-        return self.norm(jnp.take_along_axis(x, end[:, None, None], 1)[:, 0])
 
 
 class Embedded(NamedTuple):
@@ -99,7 +58,7 @@ class Clip(nnx.Module):
 
     def image_tokens(self, image: Array, key: layers.Key = None) -> Float[Array, "b s s 3"]:
         """Normalised pixels: the heatmap is a gradient in them, so the tower itself belongs to `fuse`."""
-        return model_lib.normalised(self.config, image)
+        return outputs.normalised(self.config, image)
 
     def image_embedding(self, pixels: Float[Array, "b s s 3"], key: layers.Key = None) -> Float[Array, "b w"]:
         """Embedding of normalised images, length 1, float32."""
@@ -170,10 +129,10 @@ class Clip(nnx.Module):
         """There is no target sequence."""
         return None
 
-    def __call__(self, batch: Batch, key: layers.Key = None) -> model_lib.Logits:
+    def __call__(self, batch: Batch, key: layers.Key = None) -> outputs.Logits:
         """All outputs of a batch, before the sigmoids. `key` switches dropout on."""
         fused = self.fuse(self.image_tokens(batch.image), batch.text_ids, batch.text_mask, key)
-        return model_lib.Logits(self.heatmap_logits(fused), self.score_logits(fused), None)
+        return outputs.Logits(self.heatmap_logits(fused), self.score_logits(fused), None)
 
 
 def _unit(x: Float[Array, "b w"]) -> Float[Array, "b w"]:

@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rahf.config import HeatmapHeadConfig, ScoreHeadConfig
-from rahf.models import execution as execution_lib
-from rahf.models import layers
-from rahf.models.execution import Execution
+from rahf.nn import execution as execution_lib
+from rahf.nn import layers
+from rahf.nn.execution import Execution
 
 
 class UpStage(nnx.Module):

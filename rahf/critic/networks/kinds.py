@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rahf.batch import HEATMAPS, SCORES, Batch, Prediction
 from rahf.config import ModelConfig
+from rahf.core.batch import HEATMAPS, SCORES, Batch, Prediction
 from rahf.text import Tokenizer
 
 

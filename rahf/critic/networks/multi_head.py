@@ -6,29 +6,20 @@ RAHF (Liang et al., CVPR 2024), figure 3, multi-head variant; the other one is i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from rahf import pixels
-from rahf.batch import HEATMAPS, SCORES, Batch, Prediction
 from rahf.config import ModelConfig
-from rahf.models import execution as execution_lib
-from rahf.models import functional, gradients, heads, layers, t5, vit
-from rahf.models import tags as tags_lib
+from rahf.core.batch import HEATMAPS, SCORES, Batch
+from rahf.critic.networks import heads
+from rahf.critic.networks import word_tags as tags_lib
+from rahf.critic.networks.outputs import Fused, Logits, normalised
+from rahf.nn import execution as execution_lib
+from rahf.nn import gradients, layers, t5, vit
 from rahf.text import EOS_ID, PAD_ID
-
-
-class Fused(NamedTuple):
-    """Output of the fusion stack: `image` [B,h,w,D] token grid, `memory` [B,N,D] and its mask for the decoder."""
-
-    image: Float[Array, "b h w d"]
-    memory: Float[Array, "b n d"]
-    memory_mask: Bool[Array, "b n"]
-    inputs: Any = None  # augmented-prompt: what was fused, to be fused again with each task's prefix
 
 
 class Rahf(nnx.Module):
@@ -170,93 +161,3 @@ class Rahf(nnx.Module):
         start = jnp.zeros(b, jnp.int32)
         state = (jnp.int32(0), start, jnp.zeros((b, length), jnp.int32), jnp.zeros(b, bool), cache)
         return jax.lax.while_loop(running, step, state)[2]
-
-
-class Logits(NamedTuple):
-    """Raw outputs, float32: `heatmaps` [B,S,S,2], `scores` [B,4], `sequence` [B,T,V]; in training perhaps `tags` [B,V].
-
-    A baseline need not predict everything (`rahf.models.kinds.outputs`): NaN then, and None for the sequence.
-    """
-
-    heatmaps: Float[Array, "b s s 2"]
-    scores: Float[Array, "b 4"]
-    sequence: Float[Array, "b t v"] | None
-    tags: Float[Array, "b v"] | None = None
-
-
-def normalised(config: ModelConfig, image: Array) -> Float[Array, "b s s 3"]:
-    """uint8 0..255 or float 0..1, any size → float32 of the network's size and normalisation; differentiable."""
-    x = pixels.unit(image, config.image_size)
-    return (x - jnp.asarray(config.image_mean)) / jnp.asarray(config.image_std)
-
-
-def word_probabilities(
-    logits: Float[Array, "b t v"], prompt_ids: Int[Array, "b t"], word_end: Int[Array, "b k"], suffix_id: int
-) -> Float[Array, "b k"]:
-    """Constrained keyword scoring: how likely the suffix follows each word of the prompt.
-
-    The prompt itself is the target (no suffixes); at each word's end the suffix's first piece competes
-    with the piece that continues the prompt: p = softmax([log p(suffix), log p(next)])[0]. Needs no
-    generation and cannot hallucinate; differentiable.
-
-    Args:
-      logits: of teacher forcing on `prompt_ids`.
-      prompt_ids: words without suffix, end of sequence, padding.
-      word_end: index of each word's last piece, -1 for words cut off.
-      suffix_id: first piece of the suffix.
-
-    Returns:
-      Probability of misalignment, float32 [B,K]; 0 for words cut off.
-    """
-    following = jnp.clip(word_end + 1, 0, logits.shape[1] - 1)
-    at_end = jnp.take_along_axis(logits, following[..., None], 1)
-    next_id = jnp.take_along_axis(prompt_ids, following, 1)
-    next_logit = jnp.take_along_axis(at_end, next_id[..., None], 2)[..., 0]
-    return jnp.where(word_end >= 0, jax.nn.sigmoid(at_end[..., suffix_id] - next_logit), 0.0)
-
-
-def predict(
-    model: Rahf, batch: Batch, suffix_id: int, fused: Fused | None = None, logits: Logits | None = None
-) -> Prediction:
-    """Heatmaps, scores and word probabilities of a batch, no generation; pure and differentiable.
-
-    Args:
-      suffix_id: first piece of the suffix, `Tokenizer.suffix_ids[0]`.
-      fused: of the same batch, if it has been computed already.
-      logits: likewise; their heatmaps and scores are taken.
-    """
-    if fused is None:
-        fused = model.fuse(model.image_tokens(batch.image), batch.text_ids, batch.text_mask)
-    sequence = model.sequence_logits(fused, batch.prompt_ids)
-    if sequence is None:
-        words = jnp.full(batch.word_end.shape, jnp.nan, jnp.float32)
-    else:
-        words = word_probabilities(sequence, batch.prompt_ids, batch.word_end, suffix_id)
-    return Prediction(
-        jax.nn.sigmoid(model.heatmap_logits(fused) if logits is None else logits.heatmaps),
-        jax.nn.sigmoid(model.score_logits(fused) if logits is None else logits.scores),
-        words,
-    )
-
-
-def build(config: ModelConfig):
-    """A function that builds the module of the configured kind; for `functional.init` and `abstract`."""
-    if config.kind == "diffusion":
-        from rahf.diffusion import unet
-
-        return lambda: unet.TextToImage(config)
-    if config.kind != "rahf":
-        from rahf.models import baselines  # which are made from this module's parts
-
-        return baselines.build(config)
-    if config.variant == "augmented-prompt":
-        from rahf.models import augmented  # which is made from this module
-
-        return lambda: augmented.AugmentedRahf(config)
-    return lambda: Rahf(config)
-
-
-def parameter_table(config: ModelConfig) -> dict[str, int]:
-    """Number of parameters by part, without allocating any."""
-    _, params = functional.abstract(build(config))
-    return {name: functional.count({name: params[name]}) for name in sorted(params)}

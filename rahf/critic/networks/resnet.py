@@ -5,97 +5,15 @@ It sees no prompt, as the low alignment score of the paper's ResNet-50 suggests;
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rahf.batch import HEATMAPS, SCORES, Batch
-from rahf.config import ModelConfig, ResNetConfig
-from rahf.models import heads, layers
-from rahf.models import rahf as model_lib
-
-#: Channels of a stage's output per channel of its 3x3 convolutions.
-EXPANSION = 4
-
-
-class ConvAffine(nnx.Module):
-    """A convolution without bias, then scale and bias of each channel.
-
-    Batch normalization with frozen statistics: γ (x - μ) / √(σ² + ε) + β is scale γ / √(σ² + ε) and bias
-    β - scale · μ. The published kernels stay as they are, scale and bias are trained like any other parameter.
-    Running statistics would be a state beside the parameters, and statistics of the batch would make the
-    prediction for one image depend on the others and on how they are spread over devices.
-    """
-
-    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, scale: float = 1.0, dtype: jnp.dtype):
-        self.kernel = layers.parameter(size, size, inputs, outputs, std=(2.0 / (size * size * inputs)) ** 0.5)
-        self.scale, self.bias = layers.parameter(outputs, fill=scale), layers.parameter(outputs)
-        self.size, self.stride, self.dtype = size, stride, dtype
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
-        edge = (self.size // 2, self.size // 2)  # on both sides, as PyTorch; "SAME" would shift with stride 2
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            (self.stride, self.stride),
-            (edge, edge),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return y * self.scale[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
-
-
-class Bottleneck(nnx.Module):
-    """1x1, 3x3 with the stride, 1x1; added to the input, or to its projection where shapes differ."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, *, dtype: jnp.dtype):
-        inner = outputs // EXPANSION
-        self.conv1 = ConvAffine(inputs, inner, 1, dtype=dtype)
-        self.conv2 = ConvAffine(inner, inner, 3, stride=stride, dtype=dtype)
-        # From random parameters without batch statistics a deep network is stable only if every block begins as
-        # the identity (De & Smith 2020, SkipInit).
-        self.conv3 = ConvAffine(inner, outputs, 1, scale=0.0, dtype=dtype)
-        self.projects = stride != 1 or inputs != outputs
-        if self.projects:
-            self.shortcut = ConvAffine(inputs, outputs, 1, stride=stride, dtype=dtype)
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
-        y = jax.nn.relu(self.conv1(x))
-        y = self.conv3(jax.nn.relu(self.conv2(y)))
-        return jax.nn.relu(y + (self.shortcut(x) if self.projects else x))
-
-
-class ResNet(nnx.Module):
-    """Normalised images → feature map at 1 / 4 · 1 / 2^(stages - 1) of their side."""
-
-    def __init__(self, config: ResNetConfig, *, dtype: jnp.dtype):
-        if len(config.widths) != len(config.depths):
-            raise ValueError(f"model.resnet: {len(config.widths)} widths but {len(config.depths)} depths")
-        self.config = config
-        self.stem = ConvAffine(3, config.stem_width, 7, stride=2, dtype=dtype)
-        inputs = config.stem_width
-        for stage, (outputs, depth) in enumerate(zip(config.widths, config.depths)):
-            for number in range(depth):
-                stride = 2 if stage and not number else 1
-                setattr(self, f"stage_{stage}_{number}", Bottleneck(inputs, outputs, stride, dtype=dtype))
-                inputs = outputs
-
-    def __call__(self, image: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
-        x = jax.nn.relu(self.stem(image))
-        # Padding of a maximum: values that never win; after a ReLU, 0 does not either.
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
-        for stage, depth in enumerate(self.config.depths):
-            for number in range(depth):
-                x = getattr(self, f"stage_{stage}_{number}")(x)
-        return x
-
-
-def grid(image_size: int, config: ResNetConfig) -> int:
-    """Side of the feature map; every halving rounds up."""
-    for _ in range(len(config.widths) + 1):
-        image_size = -(-image_size // 2)
-    return image_size
+from rahf.config import ModelConfig
+from rahf.core.batch import HEATMAPS, SCORES, Batch
+from rahf.critic.networks import heads, outputs
+from rahf.nn import layers
+from rahf.nn.resnet import ResNet, grid
 
 
 class ResNetBaseline(nnx.Module):
@@ -114,7 +32,7 @@ class ResNetBaseline(nnx.Module):
 
     def image_tokens(self, image: Array, key: layers.Key = None) -> Float[Array, "b h w c"]:
         """The feature map of images of any size, uint8 or float in [0,1]."""
-        return self.resnet(model_lib.normalised(self.config, image).astype(self.dtype))
+        return self.resnet(outputs.normalised(self.config, image).astype(self.dtype))
 
     def fuse(self, image_tokens: Float[Array, "b h w c"], text_ids, text_mask, key: layers.Key = None) -> Array:
         """The feature map as it is."""
@@ -138,8 +56,8 @@ class ResNetBaseline(nnx.Module):
         """There is no target sequence."""
         return None
 
-    def __call__(self, batch: Batch, key: layers.Key = None) -> model_lib.Logits:
+    def __call__(self, batch: Batch, key: layers.Key = None) -> outputs.Logits:
         """All outputs of a batch, before the sigmoids. `key` switches dropout on."""
         features = self.image_tokens(batch.image)
         heatmaps = self.heatmap_logits(features, layers.subkey(key, 2))
-        return model_lib.Logits(heatmaps, self.score_logits(features, layers.subkey(key, 3)), None)
+        return outputs.Logits(heatmaps, self.score_logits(features, layers.subkey(key, 3)), None)

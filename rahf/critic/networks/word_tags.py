@@ -19,8 +19,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from rahf.batch import Batch
-from rahf.models import gradients, layers
+from rahf.core.batch import Batch
+from rahf.nn import gradients, layers
 
 #: Share of images that show a word, before training: about that of a word among those of a batch.
 _PRIOR_LOGIT = -3.0

@@ -10,15 +10,16 @@ from typing import Any
 
 import rahf
 from rahf import config as config_lib
-from rahf import origin
-from rahf.batch import SCORES
 from rahf.config import Config, DataConfig, ModelConfig
-from rahf.models import functional
-from rahf.models import rahf as model_lib
+from rahf.core import licenses
+from rahf.core.batch import SCORES
+from rahf.core.errors import PretrainedError
+from rahf.critic.networks import build
+from rahf.critic.published.richhf_torch import write_model
+from rahf.nn import functional
 from rahf.pretrained import clip, files, resnet
 from rahf.pretrained import source as source_lib
-from rahf.pretrained.richhf_torch import write_model
-from rahf.pretrained.source import PretrainedError, Source
+from rahf.pretrained.source import Source
 from rahf.text import Tokenizer, train_tokenizer
 
 #: Where the vocabulary lies that PickScore and its own base, OpenCLIP's ViT-H/14, were trained with.
@@ -125,7 +126,7 @@ def import_resnet(
     name: str | os.PathLike,
     out: str | os.PathLike,
     *,
-    config: str = "configs/baseline_resnet50.py",
+    config: str = "configs/critic/baseline_resnet50.py",
     license: str | None = None,
     revision: str | None = None,
 ) -> pathlib.Path:
@@ -149,7 +150,7 @@ def import_resnet(
     base = config_lib.load(config)
     model = dataclasses.replace(base.model, resnet=there.resnet, image_mean=there.image_mean, image_std=there.image_std)
     params, _ = load(model, _weights(found))
-    params = functional.init(model_lib.build(model), base.train.seed, given=params)
+    params = functional.init(build.build(model), base.train.seed, given=params)
     vocabulary = Tokenizer(train_tokenizer(["the network reads no text"]))
     made = dataclasses.replace(base, workdir=str(out), model=model)
     return _write(out, made, params, vocabulary, found, license, "resnet", untrained="heatmap and score heads")
@@ -157,7 +158,7 @@ def import_resnet(
 
 def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> None:
     """Raises PretrainedError, naming both sizes, if a vocabulary cannot be the network's."""
-    from rahf.models import kinds
+    from rahf.critic.networks import kinds
 
     problem = kinds.vocabulary_problem(model, tokenizer)
     if problem is None and tokenizer.vocab_size != model.clip.text.vocab_size:
@@ -187,7 +188,7 @@ def _write(
     **more: str,
 ) -> pathlib.Path:
     record = {
-        "license": license or origin.folder_license(found.folder),
+        "license": license or licenses.folder_license(found.folder),
         "source": found.name,
         "revision": found.revision,
         "sha256": _hashes(found),

@@ -18,12 +18,12 @@ import numpy as np
 
 import rahf
 from rahf import config as config_lib
-from rahf.batch import HEATMAPS, SCORES
 from rahf.config import Config, HeatmapHeadConfig, ModelConfig, ScoreHeadConfig, T5Config, ViTConfig
-from rahf.models import functional
-from rahf.models import rahf as model_lib
+from rahf.core.batch import HEATMAPS, SCORES
+from rahf.core.errors import PretrainedError
+from rahf.critic.networks import build
+from rahf.nn import functional
 from rahf.pretrained import files, strict, t5, towers, vit
-from rahf.pretrained.source import PretrainedError
 from rahf.text import Tokenizer
 
 _HEAD_WIDTH = 64  # of the attention of every published ViT up to L
@@ -65,7 +65,7 @@ def convert(
         params[f"score_{name}"] = _score_head(taker.under(f"score_predictor.{name}."), width, grid, config.score_head)
     taker.drop("vit.pooler.*")
     taker.finish()
-    strict.check_complete(params, functional.abstract(model_lib.build(config))[1], where)
+    strict.check_complete(params, functional.abstract(build.build(config))[1], where)
     return config, params
 
 
@@ -272,7 +272,7 @@ def write_model(
 
     It is made under a temporary name beside `out` and renamed when complete.
     """
-    from rahf.train import checkpoint
+    from rahf.training import checkpoint
 
     out.parent.mkdir(parents=True, exist_ok=True)
     making = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from rahf.models import layers
-from rahf.models.attention import attention
+from rahf.nn import layers
+from rahf.nn.attention import attention
 
 
 class GroupNorm(nnx.Module):

@@ -14,10 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rahf.config import ModelConfig
-from rahf.diffusion.blocks import GroupNorm, ResidualBlock, TextAttention, time_features
-from rahf.models import execution as execution_lib
-from rahf.models import layers, t5
-from rahf.steer import schedules
+from rahf.diffusion import schedules
+from rahf.diffusion.networks.blocks import GroupNorm, ResidualBlock, TextAttention, time_features
+from rahf.nn import execution as execution_lib
+from rahf.nn import layers, t5
 
 
 class Prompt(NamedTuple):

@@ -1,4 +1,4 @@
-"""Any network of a diffusion → the denoiser that `rahf.steer.universal` takes: (z, t, cond) → eps."""
+"""Any network of a diffusion → the denoiser that `rahf.diffusion.sample.universal_guidance` takes: (z, t, cond) → eps."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from rahf.steer.options import GuidanceOptions
+from rahf.diffusion.sample.options import GuidanceOptions
 
 
 def descend(

@@ -26,14 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rahf.steer import displace, schedules
-from rahf.steer.denoisers import Denoiser
-from rahf.steer.options import GuidanceOptions
-from rahf.steer.schedules import Schedule
+from rahf.diffusion import schedules
+from rahf.diffusion.sample import displace
+from rahf.diffusion.sample.denoisers import Denoiser
+from rahf.diffusion.sample.options import GuidanceOptions
+from rahf.diffusion.schedules import Schedule
 
 #: Clean latents or pictures [B,...] → what the energy takes, usually pixels [B,h,w,3] in [0,1].
 Decode = Callable[[Array], Array]
-#: What `decode` gives → [B], lower is better. `rahf.steer.energy.Energy`, or any function.
+#: What `decode` gives → [B], lower is better. `rahf.critic.energy.Energy`, or any function.
 EnergyFunction = Callable[[Array], Array]
 
 
@@ -108,7 +109,7 @@ def sample(
 
     Args:
       denoiser: (z [B,...], t int32 [B], cond) → predicted noise. It gets z in the dtype of `start`.
-      schedule: of `rahf.steer.schedules`.
+      schedule: of `rahf.diffusion.schedules`.
       start: pure noise, e.g. of `noise`.
       cond: handed to the denoiser as it is.
       energy: what to lower; None: plain sampling.

@@ -6,21 +6,26 @@ import shutil
 
 import numpy as np
 import pytest
-import train_maker
 from PIL import Image
 
 import rahf
 from data_pipelines import store
-from rahf import batch as batch_lib
-from rahf import cli, evaluate, evaluation_report, provenance
-from rahf.batch import HEATMAPS, SCORES, Prediction
+from rahf.cli import main as cli
+from rahf.core import batch as batch_lib
+from rahf.core import errors as errors_lib
+from rahf.core.batch import HEATMAPS, SCORES, Prediction
+from rahf.critic import provenance
+from rahf.critic.evaluation import evaluator
+from rahf.critic.evaluation import run as evaluation_report
+from rahf.critic.evaluation.eval_step import Evaluated
+from rahf.critic.losses import Parts
+from rahf.critic.networks import kinds
 from rahf.images import load_grey
-from rahf.losses import Parts
-from rahf.models import kinds
-from rahf.metrics.heatmaps import HeatmapMetrics, resize
+from rahf.images.resize import resize
+from rahf.metrics.heatmaps import HeatmapMetrics
 from rahf.metrics.keywords import KeywordMetrics
 from rahf.metrics.scores import ScoreMetrics
-from rahf.train.step import Evaluated
+from tests.helpers import train_maker
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -255,14 +260,14 @@ def test_outputs_that_are_not_finite_are_named(field, row):
     values = found.parts.keyword if values is None else values
     rows = np.flatnonzero(batch.example_mask)
     values[2] = np.nan  # filling: of no interest
-    evaluate._check_finite(kinds.Outputs(), batch, found, rows)
+    evaluator._check_finite(kinds.Outputs(), batch, found, rows)
     values[row] = np.inf
-    with pytest.raises(evaluate.NotFinite, match=rf"{field.replace('_', ' ')}.* of example {row} "):
-        evaluate._check_finite(kinds.Outputs(), batch, found, rows)
+    with pytest.raises(errors_lib.NotFinite, match=rf"{field.replace('_', ' ')}.* of example {row} "):
+        evaluator._check_finite(kinds.Outputs(), batch, found, rows)
 
 
 def test_an_exported_file_is_evaluated(evaluated, finished_run, tiny_data, tmp_path):
-    from rahf import export
+    from rahf.critic.export import write as export
 
     critic = rahf.load(finished_run)
     file = export.export(critic, tmp_path / "tiny.rahf", platforms=("cpu",)).file

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rahf.batch import HEATMAPS, SCORES, fake
+from rahf.core.batch import HEATMAPS, SCORES, fake
+from rahf.critic.evaluation.report.curves import curves_html, lines
+from rahf.critic.evaluation.report.gallery import errors
+from rahf.critic.evaluation.report.metrics import groups, number
+from rahf.critic.evaluation.report.page import ReportExample, metrics_json, metrics_table, write_report
 from rahf.metrics import EvaluationMetrics, mean_baseline
-from rahf.report import ReportExample, metrics_json, metrics_table, write_report
-from rahf.report_curves import curves_html, lines
-from rahf.report_gallery import errors
-from rahf.report_metrics import groups, number
 
 HOSTILE = '<script>alert("x")</script> & a "cat" \x00'
 

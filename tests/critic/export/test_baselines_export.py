@@ -6,24 +6,27 @@ import json
 import pathlib
 import zipfile
 
-import bare_reader
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from baseline_maker import CLIP, RESNET, clip, clip_folder
-from test_images import encode, smooth
 
 import rahf
-from rahf import cli, export, text_clip
-from rahf.batch import SCORES, Prediction
+from rahf.cli import main as cli
 from rahf.config import Config, DataConfig
-from rahf.critic import Critic
-from rahf.exported.archive import ExportError
-from rahf.models import functional, kinds
-from rahf.models import rahf as model_lib
-from rahf.pretrained import baselines
+from rahf.core.batch import SCORES, Prediction
+from rahf.core.errors import ExportError
+from rahf.critic import loading
+from rahf.critic.critic import Critic
+from rahf.critic.export import write as export
+from rahf.critic.networks import build, kinds
+from rahf.critic.published import baselines
+from rahf.nn import functional
 from rahf.text import Tokenizer, train_tokenizer
+from rahf.text import clip as text_clip
+from tests.helpers import bare_reader
+from tests.helpers.baseline_maker import CLIP, RESNET, clip, clip_folder
+from tests.images.test_decode import encode, smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
 PROMPTS = ["a red star", "two blue rings", "one green star above"]
@@ -59,7 +62,7 @@ def exported_clip(checkpoint, folder) -> pathlib.Path:
 
 def critic_of(model, tokenizer, name: str) -> Critic:
     stream = np.random.default_rng(1)
-    flat = functional.flatten(functional.init(model_lib.build(model), 0))
+    flat = functional.flatten(functional.init(build.build(model), 0))
     noisy = {path: v + 0.1 * stream.standard_normal(v.shape, np.float32) for path, v in flat.items()}
     data = DataConfig(max_prompt_tokens=20, max_target_tokens=24, max_words=8)
     return Critic(Config(data=data, model=model), functional.unflatten(noisy), tokenizer, name, 7)
@@ -129,7 +132,7 @@ def test_clip_without_transformers_and_tokenizers(exported_clip, checkpoint, pic
 
 
 def test_commands_take_an_exported_clip(exported_clip, run, checkpoint, tiny_data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(rahf.critic, "load", functools.cache(rahf.critic.load))
+    monkeypatch.setattr(loading, "load", functools.cache(loading.load))
     picture = tmp_path / "picture.png"
     picture.write_bytes(encode(smooth(40, 60)))
     arguments = ["predict", str(exported_clip), str(picture), "--prompt", PROMPTS[0], "--out", str(tmp_path / "out")]

@@ -6,26 +6,29 @@ import pathlib
 import shutil
 import zipfile
 
-import bare_reader
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_images import encode, smooth
 
 import rahf
-from rahf import cli, export, exported, tree
 from rahf import config as config_lib
-from rahf.batch import Prediction
-from rahf.exported.archive import ExportError
-from rahf.images import ImageError
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.provenance import ModelMismatch, Quantiles
-from rahf.steer import energy as energy_lib
-from rahf.steer import schedules, universal
-from rahf.steer.options import GuidanceOptions
-from rahf.train.checkpoint import Checkpointer
+from rahf.cli import main as cli
+from rahf.core import tree
+from rahf.core.batch import Prediction
+from rahf.core.errors import ExportError, ImageError
+from rahf.critic import energy as energy_lib
+from rahf.critic.export import read as exported
+from rahf.critic.export import write as export
+from rahf.critic.networks import build
+from rahf.critic.provenance import ModelMismatch, Quantiles
+from rahf.diffusion import schedules
+from rahf.diffusion.sample import universal_guidance
+from rahf.diffusion.sample.options import GuidanceOptions
+from rahf.nn import functional
+from rahf.training.checkpoint import Checkpointer
+from tests.helpers import bare_reader
+from tests.images.test_decode import encode, smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -50,7 +53,7 @@ def run(tiny_run, folder) -> pathlib.Path:
     vit = dataclasses.replace(config.model.vit, depth=1)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vit=vit, t5=t5, **heads))
     (made / "config.json").write_text(config_lib.to_json(config))
-    params = functional.init(model_lib.build(config.model), seed=0)
+    params = functional.init(build.build(config.model), seed=0)
     for name, part in params.items():  # the heads start with almost constant outputs
         if name.startswith(("heatmap_", "score_")):
             part["out"]["kernel"] = part["out"]["kernel"] * 20
@@ -138,16 +141,16 @@ def test_guides_a_sampler_as_the_checkpoint_does(critic, checkpoint):
     """Forwards through the denoiser, backwards, repeated, recomputed for the gradient; in one compiled scan."""
     schedule = schedules.ddim(schedules.cosine(50), 3)
     options = GuidanceOptions(scale=0.5, backward_steps=2, recurrences=2, clean_range=(-1.0, 1.0))
-    start = universal.noise(jax.random.key(0), 2, (24, 40, 3))
+    start = universal_guidance.noise(jax.random.key(0), 2, (24, 40, 3))
     made = {}
     for name, one in {"file": critic, "run": checkpoint}.items():
         steer = jax.jit(
-            lambda z, energy: universal.sample(
+            lambda z, energy: universal_guidance.sample(
                 lambda z, t, cond: 0.1 * z,
                 schedule,
                 z,
                 energy=energy,
-                decode=universal.unit_pixels,
+                decode=universal_guidance.unit_pixels,
                 options=options,
                 key=jax.random.key(1),
             )
@@ -156,7 +159,7 @@ def test_guides_a_sampler_as_the_checkpoint_does(critic, checkpoint):
     assert made["file"].trace.guided[1:].all()  # all but the first step, of pure noise
     np.testing.assert_allclose(made["file"].energy, made["run"].energy, atol=1e-5)
     np.testing.assert_allclose(made["file"].sample, made["run"].sample, atol=1e-4)
-    plain = universal.sample(lambda z, t, cond: 0.1 * z, schedule, start, key=jax.random.key(1))
+    plain = universal_guidance.sample(lambda z, t, cond: 0.1 * z, schedule, start, key=jax.random.key(1))
     assert np.abs(plain.sample - made["file"].sample).max() > 0.1
 
 

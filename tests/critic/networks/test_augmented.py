@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_maker import AUGMENTED, PLAIN, SMALLEST, SUFFIX_ID, compiled, fake, made, padded, with_garbage
 
-from rahf import losses
-from rahf.batch import HEATMAPS, SCORES
 from rahf.config import Config, LossConfig, TrainConfig
-from rahf.models import augmented, functional
-from rahf.models import rahf as model_lib
-from rahf.train import step as step_lib
+from rahf.core.batch import HEATMAPS, SCORES
+from rahf.critic import losses
+from rahf.critic.networks import augmented_prompt, build
+from rahf.critic.networks import multi_head as model_lib
+from rahf.nn import functional
+from rahf.training import step as step_lib
+from tests.helpers.model_maker import AUGMENTED, PLAIN, SMALLEST, SUFFIX_ID, compiled, fake, made, padded, with_garbage
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -91,9 +92,9 @@ def test_without_prefixes_it_cannot_be_asked():
 
 def test_the_image_goes_through_the_tower_once():
     """Seven passes and one pass differ by the fusion stack and the heads alone, and unused passes are not made."""
-    from rahf.models.flops import count_flops
+    from rahf.nn.flops import count_flops
 
-    graphdef, params = functional.abstract(model_lib.build(AUGMENTED))
+    graphdef, params = functional.abstract(build.build(AUGMENTED))
     model = lambda p: functional.merge(graphdef, p)
     batch = fake()
     tower = count_flops(lambda p: model(p).image_tokens(batch.image), params)
@@ -142,7 +143,7 @@ LOSS = LossConfig(2.0, 3.0, 0.5, suffix_weight=2.5, keyword_warmup_steps=4, heat
 
 def test_the_expected_loss_and_gradient_are_those_of_all_tasks(monkeypatch):
     """Beginning at each of the seven tasks in turn, every example gets every task equally often."""
-    monkeypatch.setattr(augmented, "draw", lambda tasks, *_: tasks)
+    monkeypatch.setattr(augmented_prompt, "draw", lambda tasks, *_: tasks)
     config, batch, params = dataclasses.replace(TRAINED, tasks_per_example=2), labelled(3), made(TRAINED)[1]
     order, run = np.array([2, 0, 1])[:, None], training(config, LOSS)
     each = [run(params, batch, (first + 2 * order + np.arange(2)) % 7) for first in range(7)]
@@ -161,7 +162,7 @@ def test_the_expected_loss_and_gradient_are_those_of_all_tasks(monkeypatch):
 
 def test_every_head_sees_only_its_own_tasks():
     """14 examples: two tasks of each kind, so places for 4 heatmaps, 8 scores and 2 sequences."""
-    graphdef, params = functional.abstract(model_lib.build(TRAINED))
+    graphdef, params = functional.abstract(build.build(TRAINED))
     sample = lambda p, b: functional.merge(graphdef, p).sample(b, jax.random.key(0))[:3]
     found = jax.eval_shape(sample, params, fake(14))
     assert [leaf.shape for leaf in found] == [(4, 16, 16), (8,), (2, 11, 48)]

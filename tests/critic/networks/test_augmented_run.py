@@ -5,13 +5,14 @@ import json
 import jax
 import numpy as np
 import pytest
-import train_maker
 
 import rahf
-from rahf import cli, tasks
 from rahf import config as config_lib
-from rahf.batch import HEATMAPS
-from rahf.text import Tokenizer
+from rahf.cli import main as cli
+from rahf.core.batch import HEATMAPS
+from rahf.critic import label_prompts
+from rahf.text import load_tokenizer
+from tests.helpers import train_maker
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -40,7 +41,7 @@ def test_it_learns_and_the_model_knows_its_prefixes(run):
     for part in ("keyword", "total"):
         assert rows[-1][f"loss/{part}"] < 0.9 * rows[0][f"loss/{part}"]
     config = config_lib.from_json((run / "config.json").read_text())
-    assert config.model.task_ids == tasks.encode(Tokenizer.load(run / "tokenizer.model"))
+    assert config.model.task_ids == label_prompts.encode(load_tokenizer(run / "tokenizer.model"))
     evaluated = [row for row in train_maker.rows(run) if "eval/loss/total" in row]
     assert {"eval/keywords/f1", "eval/scores/mean/plcc", "eval/heatmaps/misalignment/mse"} <= evaluated[-1].keys()
 

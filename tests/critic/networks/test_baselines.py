@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from baseline_maker import CLIP, RESNET, clip
-from rahf import batch as batch_lib
-from rahf import losses
-from rahf.batch import HEATMAPS, SCORES
 from rahf.config import LossConfig, ModelConfig
-from rahf.models import functional, kinds
-from rahf.models import rahf as model_lib
-from rahf.models.baselines import resnet
+from rahf.core import batch as batch_lib
+from rahf.core.batch import HEATMAPS, SCORES
+from rahf.critic import apply, losses
+from rahf.critic.networks import build as build_lib
+from rahf.critic.networks import kinds
+from rahf.nn import functional
+from rahf.nn import resnet as resnet_lib
+from tests.helpers.baseline_maker import CLIP, RESNET, clip
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -22,9 +23,9 @@ TRAINED = clip(scores="trained")
 
 
 def parts(config):
-    graphdef, _ = functional.abstract(model_lib.build(config))
+    graphdef, _ = functional.abstract(build_lib.build(config))
     stream = np.random.default_rng(1)
-    flat = functional.flatten(functional.init(model_lib.build(config), 0))
+    flat = functional.flatten(functional.init(build_lib.build(config), 0))
     noisy = {k: v + 0.1 * stream.standard_normal(v.shape, np.float32) for k, v in flat.items()}
     return graphdef, functional.unflatten(noisy)
 
@@ -42,7 +43,7 @@ def test_outputs_are_what_is_said_and_nan_else(config):
     def run(params):
         model = functional.merge(graphdef, params)
         fused = model.fuse(model.image_tokens(given.image), given.text_ids, given.text_mask)
-        return model(given), model_lib.predict(model, given, 4, fused), model.generate(fused, 5)
+        return model(given), apply.predict(model, given, 4, fused), model.generate(fused, 5)
 
     logits, found, generated = jax.device_get(run(params))
     assert generated is None and logits.sequence is None
@@ -175,7 +176,7 @@ def test_gradient_map_lies_where_the_network_looks():
 
 
 def test_blur_is_a_gaussian():
-    from rahf.models.baselines.clip import _blur
+    from rahf.critic.networks.clip import _blur
 
     picture = np.random.default_rng(0).random((40, 40))
     matrix = _blur(40, 2.0).astype(np.float64)
@@ -201,10 +202,10 @@ def test_clip_needs_a_class_token_and_known_scores():
 
     with pytest.raises(ValueError, match="class_token"):
         functional.abstract(
-            model_lib.build(dataclasses.replace(CLIP, vit=dataclasses.replace(CLIP.vit, class_token=False)))
+            build_lib.build(dataclasses.replace(CLIP, vit=dataclasses.replace(CLIP.vit, class_token=False)))
         )
     with pytest.raises(ValueError, match="no score 'beauty'"):
-        functional.abstract(model_lib.build(clip(cosine_scores=("beauty",))))
+        functional.abstract(build_lib.build(clip(cosine_scores=("beauty",))))
 
 
 # ResNet
@@ -212,10 +213,10 @@ def test_clip_needs_a_class_token_and_known_scores():
 
 def test_resnet_50_at_full_size():
     config = ModelConfig(kind="resnet")
-    table = model_lib.parameter_table(config)
+    table = build_lib.parameter_table(config)
     # torchvision's resnet50 has 25,557,032 parameters, 2,049,000 of them in the classifier.
     assert table["resnet"] == 25_557_032 - 2_049_000
-    graphdef, params = functional.abstract(model_lib.build(config))
+    graphdef, params = functional.abstract(build_lib.build(config))
 
     def run(params, image):
         model = functional.merge(graphdef, params)
@@ -234,7 +235,7 @@ def test_a_fresh_resnet_passes_signals_of_the_same_size():
     spread = []
     for depth in (1, 6):
         config = ResNetConfig(8, (16, 16), (depth, depth))
-        build = lambda: resnet.ResNet(config, dtype=jnp.dtype("float32"))  # noqa: E731,B023
+        build = lambda: resnet_lib.ResNet(config, dtype=jnp.dtype("float32"))  # noqa: E731,B023
         graphdef, _ = functional.abstract(build)
         spread.append(float(jnp.std(functional.merge(graphdef, functional.init(build, 0))(image))))
     assert spread[0] == pytest.approx(spread[1], rel=1e-5) and 0.2 < spread[0] < 5

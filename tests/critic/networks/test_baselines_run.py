@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import rahf
-import train_maker
-from baseline_maker import clip_folder, resnet_folder
-from rahf import cli
-from rahf.models import functional
+from rahf.cli import main as cli
+from rahf.nn import functional
 from rahf.pretrained import clip as clip_files
+from tests.helpers import train_maker
+from tests.helpers.baseline_maker import clip_folder, resnet_folder
 
 RESNET = """
 from rahf.config import *

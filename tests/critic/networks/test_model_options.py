@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_maker import OTHER, PLAIN, compiled, fake, made
 
-from rahf import losses
 from rahf.config import LossConfig, ScoreHeadConfig
-from rahf.models import functional
-from rahf.models import rahf as model_lib
+from rahf.critic import losses
+from rahf.critic.networks import build as build_lib
+from rahf.nn import functional
+from tests.helpers.model_maker import OTHER, PLAIN, compiled, fake, made
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -122,7 +122,7 @@ def test_other_sizes_are_resized_and_differentiable():
 
 def test_impossible_networks():
     def build(**change):
-        return functional.abstract(model_lib.build(dataclasses.replace(PLAIN, **change)))
+        return functional.abstract(build_lib.build(dataclasses.replace(PLAIN, **change)))
 
     with pytest.raises(ValueError, match="image_size 20 is not a multiple of patch_size 8"):
         build(image_size=20)
@@ -131,8 +131,8 @@ def test_impossible_networks():
 
 
 def test_options_name_their_parameters():
-    _, plain = functional.abstract(model_lib.build(PLAIN))
-    _, other = functional.abstract(model_lib.build(OTHER))
+    _, plain = functional.abstract(build_lib.build(PLAIN))
+    _, other = functional.abstract(build_lib.build(OTHER))
     assert "output" in plain and "output" not in other
     assert "class_token" in other["vit"] and "class_token" not in plain["vit"]
     assert other["vit"]["position"].shape == (17, 16) and plain["vit"]["position"].shape == (4, 16)
@@ -162,20 +162,21 @@ TYPED = """
 import sys
 sys.path.insert(0, {tests!r})
 from jaxtyping import install_import_hook
-with install_import_hook(["rahf.models", "rahf.losses"], "beartype.beartype"):
+with install_import_hook(["rahf.nn", "rahf.critic.losses"], "beartype.beartype"):
     import model_maker
-    import rahf.losses
+    import rahf.critic.losses
 import jax
+from rahf.critic.networks import build as build_lib
 for config in (*model_maker.BOTH.values(), model_maker.AUGMENTED):
     run, (graphdef, params), batch = model_maker.compiled(config), model_maker.made(config), model_maker.fake()
     jax.eval_shape(run, params, batch, jax.random.key(0))
     jax.eval_shape(model_maker.generating(config, 7), params, batch)
-step = lambda p, b, key: rahf.losses.sampled(
+step = lambda p, b, key: rahf.critic.losses.sampled(
     model_maker.LossConfig(), model_maker.functional.merge(graphdef, p).sample(b, key, key), b
 )
 jax.eval_shape(step, params, batch, jax.random.key(0))
 try:
-    jax.eval_shape(rahf.losses.masked_mean, batch.scores, batch.heatmap_mask)
+    jax.eval_shape(rahf.critic.losses.masked_mean, batch.scores, batch.heatmap_mask)
 except Exception as error:
     print(type(error).__name__)
 """

@@ -8,16 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from rahf import batch as batch_lib
 from rahf import config as config_lib
 from rahf.config import HeatmapHeadConfig, ModelConfig, ScoreHeadConfig, T5Config, ViTConfig
-from rahf.models import functional, heads, t5, vit
-from rahf.models import rahf as model_lib
+from rahf.core import batch as batch_lib
+from rahf.critic import apply
+from rahf.critic.networks import build as build_lib
+from rahf.critic.networks import heads
+from rahf.nn import functional, t5, vit
 
 F32 = np.dtype("float32")
 LARGE = ViTConfig(width=1024, depth=24, heads=16, mlp_width=4096)
 T5_BASE = T5Config(mlp_width=3072, ff="relu", tie_embeddings=True)
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 SHIPPED = sorted(p.name for p in (ROOT / "configs").glob("[a-z]*.py"))
 
 
@@ -76,7 +78,7 @@ def test_vision_towers_as_published():
 
 
 def test_parts_of_the_network_of_the_paper():
-    table = model_lib.parameter_table(ModelConfig())
+    table = build_lib.parameter_table(ModelConfig())
     assert list(table) == sorted(table)
     millions = {name: round(number / 1e6, 1) for name, number in table.items()}
     heatmap, score = 32.2, 140.1
@@ -105,20 +107,20 @@ def test_a_preset_of_a_million():
         heatmap_head=HeatmapHeadConfig(conv_widths=(32,), up_widths=(16,)),
         score_head=ScoreHeadConfig(conv_widths=(32,), pool=2, dense_widths=(64,)),
     )
-    assert 0.9e6 < sum(model_lib.parameter_table(small).values()) < 1.1e6
+    assert 0.9e6 < sum(build_lib.parameter_table(small).values()) < 1.1e6
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_can_be_built(name):
     config = config_lib.load(name)
-    assert math.isfinite(sum(model_lib.parameter_table(config.model).values()))
+    assert math.isfinite(sum(build_lib.parameter_table(config.model).values()))
 
 
 def test_the_largest_network_whole():
     """ViT-L/16 and T5-base at 512 pixels in bfloat16: outputs and gradients are float32."""
     config = ModelConfig(vit=LARGE, compute_dtype="bfloat16")
-    graphdef, params = functional.abstract(model_lib.build(config))
-    table = model_lib.parameter_table(config)
+    graphdef, params = functional.abstract(build_lib.build(config))
+    table = build_lib.parameter_table(config)
     assert functional.count(params) == sum(table.values())
     assert round(table["vit"] / 1e6) == 304 and table["projection"] == 1024 * 768 + 768
     shapes = batch_lib.spec(4, 512, 64, 64, 30)
@@ -128,7 +130,7 @@ def test_the_largest_network_whole():
     def run(params, batch):
         model = functional.merge(graphdef, params)
         fused = model.fuse(model.image_tokens(batch.image), batch.text_ids, batch.text_mask)
-        return fused, model(batch), model_lib.predict(model, batch, 834), model.generate(fused, 64)
+        return fused, model(batch), apply.predict(model, batch, 834), model.generate(fused, 64)
 
     fused, logits, prediction, generated = jax.eval_shape(run, params, batch)
     assert fused.image.shape == (4, 32, 32, 768) and fused.memory.shape == (4, 1024 + 64, 768)

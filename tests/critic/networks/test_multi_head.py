@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_maker import BOTH, OTHER, PLAIN, compiled, fake, generating, made, padded, with_garbage
 
-from rahf.models import functional, t5
+from rahf.nn import functional, t5
 from rahf.text import EOS_ID, PAD_ID
+from tests.helpers.model_maker import BOTH, OTHER, PLAIN, compiled, fake, generating, made, padded, with_garbage
 
 pytestmark = pytest.mark.usefixtures("quickly")
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rahf import batch as batch_lib
 from rahf.config import Config, HeatmapHeadConfig, ModelConfig, T5Config, ViTConfig
-from rahf.models import functional, heads
-from rahf.models import rahf as model_lib
-from rahf.models.flops import count_flops
-from rahf.train import step as step_lib
+from rahf.core import batch as batch_lib
+from rahf.critic.networks import build as build_lib
+from rahf.critic.networks import heads
+from rahf.nn import functional
+from rahf.nn.flops import count_flops
+from rahf.training import step as step_lib
 
 F32 = np.dtype("float32")
 #: ViT-L/16 at 384 pixels and T5-base; scanned, which is traced faster and counts the same.
@@ -42,10 +43,10 @@ def test_a_training_step_takes_less_than_half():
     batch = batch_lib.Batch(**{n: jax.ShapeDtypeStruct(*s) for n, s in shapes.items()}, index=None)
     training = []
     for config in (LARGE, QUARTER):
-        graphdef, params = functional.abstract(model_lib.build(config))
+        graphdef, params = functional.abstract(build_lib.build(config))
         step = lambda p, b: step_lib.loss_and_gradients(graphdef, Config(model=config), p, b, None)
         training.append(count_flops(step, params, batch))
-    graphdef, params = functional.abstract(model_lib.build(LARGE))
+    graphdef, params = functional.abstract(build_lib.build(LARGE))
     forward = count_flops(lambda p, b: functional.merge(graphdef, p)(b), params, batch)
     assert 1.9e12 < forward < 2.1e12
     _, params = functional.abstract(lambda: heads.HeatmapHead(768, 384, LARGE.heatmap_head, dtype=F32))

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model_maker import SMALLEST, fake, made
-from rahf import batch as batch_lib
-from rahf import losses
-from rahf.config import Config, ConfigError, LossConfig
-from rahf.models import functional, tags
-from rahf.train import step as step_lib
+from rahf.config import Config, LossConfig
+from rahf.core import batch as batch_lib
+from rahf.core.errors import ConfigError
+from rahf.critic import losses
+from rahf.critic.networks import word_tags
+from rahf.nn import functional
+from rahf.training import step as step_lib
+from tests.helpers.model_maker import SMALLEST, fake, made
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -42,21 +44,21 @@ def pieces(mask):
 
 
 def test_targets():
-    found = jax.jit(tags.targets, static_argnums=1)(words(), VOCABULARY)
+    found = jax.jit(word_tags.targets, static_argnums=1)(words(), VOCABULARY)
     assert pieces(found.said) == [[10, 11, 12, 13], []]  # neither the end of sequence nor padding
     assert pieces(found.shown) == [[10, 11, 13], []]
     everything = words(word_mask=np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool))
-    assert pieces(tags.targets(everything, VOCABULARY).shown) == [[10, 11, 13], [12, 14]]
+    assert pieces(word_tags.targets(everything, VOCABULARY).shown) == [[10, 11, 13], [12, 14]]
 
 
 def test_a_word_said_twice_is_shown_if_one_of_them_is():
     twice = words(prompt_ids=np.array([[10, 12, 12, 13, 1, 0], [12, 14, 1, 0, 0, 0]], np.int32))
-    assert pieces(tags.targets(twice, VOCABULARY).shown)[0] == [10, 12, 13]
+    assert pieces(word_tags.targets(twice, VOCABULARY).shown)[0] == [10, 12, 13]
 
 
 def test_words_cut_off_are_left_out():
     cut = words(word_end=np.array([[1, 2, -1, -1], [0, 1, -1, -1]], np.int32))
-    assert pieces(tags.targets(cut, VOCABULARY).said)[0] == [10, 11, 12]
+    assert pieces(word_tags.targets(cut, VOCABULARY).said)[0] == [10, 11, 12]
 
 
 def test_loss_by_hand():
@@ -70,7 +72,7 @@ def test_loss_by_hand():
 
 
 def test_log_mean_exp_over_places():
-    graphdef, _ = functional.abstract(lambda: tags.TagHead(2, 3, dtype=jnp.dtype("float32")))
+    graphdef, _ = functional.abstract(lambda: word_tags.TagHead(2, 3, dtype=jnp.dtype("float32")))
     kernel, bias = np.array([[1.0, 0, 0], [0, 2, 0]], np.float32), np.array([0, 0, -1], np.float32)
     head = functional.merge(graphdef, {"kernel": kernel, "bias": bias})
     seen = np.log(np.array([[[2.0, 1], [4, 3]]], np.float32))

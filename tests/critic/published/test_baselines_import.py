@@ -7,13 +7,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import rahf
-from baseline_maker import clip_folder, resnet_folder, save_vocabulary
-from rahf import cli
 from rahf import config as config_lib
-from rahf.batch import SCORES
-from rahf.pretrained import PretrainedError, baselines
+from rahf.cli import main as cli
+from rahf.core.batch import SCORES
+from rahf.core.errors import PretrainedError
+from rahf.critic.published import baselines
 from rahf.pretrained import clip as clip_files
 from rahf.pretrained import resnet as resnet_files
+from tests.helpers.baseline_maker import clip_folder, resnet_folder, save_vocabulary
 
 PROMPT = "two red stars above a blue ring"
 

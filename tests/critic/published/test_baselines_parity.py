@@ -13,14 +13,17 @@ pytest.importorskip("transformers", reason="parity needs the transformers packag
 from transformers.models.clip import configuration_clip, modeling_clip  # noqa: E402
 from transformers.models.resnet import configuration_resnet, modeling_resnet  # noqa: E402
 
-from parity import DTYPE, agree, disturb, pictures, record_calls  # noqa: E402
-from rahf import pretrained  # noqa: E402
 from rahf.config import HeatmapHeadConfig, ModelConfig, ResNetConfig, ScoreHeadConfig  # noqa: E402
-from rahf.models import functional, vit  # noqa: E402
-from rahf.models import rahf as model_lib  # noqa: E402
-from rahf.models.baselines import resnet  # noqa: E402
+from rahf.core import errors
+from rahf.critic import towers  # noqa: E402
+from rahf.critic.networks import (
+    build,  # noqa: E402
+)
+from rahf.nn import functional, vit  # noqa: E402
+from rahf.nn import resnet as resnet_lib
 from rahf.pretrained import clip as clip_files  # noqa: E402
 from rahf.pretrained import resnet as resnet_files  # noqa: E402
+from tests.helpers.parity import DTYPE, agree, disturb, pictures, record_calls  # noqa: E402
 
 TOWER = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=80)
 END = 95
@@ -61,7 +64,7 @@ def test_clip(tmp_path, monkeypatch, act, eos):
     image, ids = pictures(32, 3), texts(eos)
     inputs = torch.from_numpy(image).permute(0, 3, 1, 2).requires_grad_()
     theirs = module(input_ids=torch.from_numpy(ids).long(), pixel_values=inputs, output_hidden_states=True)
-    graphdef, _ = functional.abstract(model_lib.build(config))
+    graphdef, _ = functional.abstract(build.build(config))
     layers = record_calls(monkeypatch, vit.ViTBlock)
 
     def run(params):
@@ -107,9 +110,9 @@ def test_clip_text_config_as_old_files_hold_it(tmp_path):
 @pytest.mark.parametrize("size", [32, 48])
 def test_image_tower_of_clip_serves_the_paper_network(tmp_path, size):
     module = make_clip(tmp_path, "quick_gelu", 2)
-    found = pretrained.published_vision(tmp_path)
+    found = towers.published_vision(tmp_path)
     network = ModelConfig(image_size=size, vit=found.vit, image_mean=found.image_mean, image_std=found.image_std)
-    params = pretrained.load_vision(tmp_path, network)
+    params = towers.load_vision(tmp_path, network)
     # Transformers normalises the class token only; here every token goes through the same norm.
     image = pictures(size)
     with torch.no_grad():
@@ -140,8 +143,8 @@ def small_resnet(folder, classifier=True):
 
 
 def run_resnet(config, params, image, monkeypatch):
-    blocks = record_calls(monkeypatch, resnet.Bottleneck)
-    graphdef, _ = functional.abstract(lambda: resnet.ResNet(config, dtype=DTYPE))
+    blocks = record_calls(monkeypatch, resnet_lib.Bottleneck)
+    graphdef, _ = functional.abstract(lambda: resnet_lib.ResNet(config, dtype=DTYPE))
 
     def run(params):
         final = functional.merge(graphdef, params)(image)
@@ -168,7 +171,7 @@ def test_resnet(tmp_path, monkeypatch, size, classifier):
     for ours, expected in zip(blocks, seen, strict=True):
         agree(ours, expected)
     agree(final, theirs)
-    assert final.shape[1] == resnet.grid(size, found.resnet)
+    assert final.shape[1] == resnet_lib.grid(size, found.resnet)
 
 
 def torchvision_state(module):
@@ -217,24 +220,24 @@ def test_resnet_starts_a_network(tmp_path):
         image_mean=found.image_mean,
         image_std=found.image_std,
     )
-    params, record = pretrained.load_towers(config, vision=tmp_path)
+    params, record = towers.load_towers(config, vision=tmp_path)
     assert sorted(params) == ["resnet"] and record["vision"]["name"] == str(tmp_path)
-    with pytest.raises(pretrained.PretrainedError, match="depths"):
+    with pytest.raises(errors.PretrainedError, match="depths"):
         smaller = dataclasses.replace(found.resnet, depths=(1, 1, 1))
-        pretrained.load_towers(dataclasses.replace(config, resnet=smaller), vision=tmp_path)
-    with pytest.raises(pretrained.PretrainedError, match="image_mean"):
-        pretrained.load_towers(dataclasses.replace(config, image_mean=(0.5, 0.5, 0.5)), vision=tmp_path)
+        towers.load_towers(dataclasses.replace(config, resnet=smaller), vision=tmp_path)
+    with pytest.raises(errors.PretrainedError, match="image_mean"):
+        towers.load_towers(dataclasses.replace(config, image_mean=(0.5, 0.5, 0.5)), vision=tmp_path)
 
 
 def test_clip_starts_a_network(tmp_path):
     make_clip(tmp_path, "gelu", END)
     config = clip_files.published(tmp_path).model(scores="trained")
-    params, record = pretrained.load_towers(config, vision=tmp_path)
+    params, record = towers.load_towers(config, vision=tmp_path)
     assert sorted(params) == ["image_projection", "logit_scale", "text", "text_projection", "vit"]
-    _, expected = functional.abstract(model_lib.build(config))
+    _, expected = functional.abstract(build.build(config))
     assert {n for n in expected if n not in params} == {"score_dense_0", "score_out"}
-    with pytest.raises(pretrained.PretrainedError, match="start.vision"):
-        pretrained.load_towers(config, vision=tmp_path, text=tmp_path)
-    with pytest.raises(pretrained.PretrainedError, match="model.clip.width is 7, the checkpoint has 24"):
+    with pytest.raises(errors.PretrainedError, match="start.vision"):
+        towers.load_towers(config, vision=tmp_path, text=tmp_path)
+    with pytest.raises(errors.PretrainedError, match="model.clip.width is 7, the checkpoint has 24"):
         other = dataclasses.replace(config, clip=dataclasses.replace(config.clip, width=7))
-        pretrained.load_towers(other, vision=tmp_path)
+        towers.load_towers(other, vision=tmp_path)

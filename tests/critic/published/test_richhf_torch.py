@@ -7,15 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-import pretrained_maker as maker
 import rahf
 from rahf import config as config_lib
 from rahf import text
-from rahf.models import functional
-from rahf.models import rahf as model_lib
-from rahf.pretrained import richhf_torch
-from rahf.pretrained.source import PretrainedError
-from rahf.train import checkpoint
+from rahf.core import errors
+from rahf.core.errors import PretrainedError
+from rahf.critic.networks import build
+from rahf.critic.published import richhf_torch
+from rahf.nn import functional
+from rahf.training import checkpoint
+from tests.helpers import pretrained_maker as maker
 
 
 def test_sizes_of_short_heads():
@@ -23,7 +24,7 @@ def test_sizes_of_short_heads():
     assert config.heatmap_head.conv_widths == (12,) and config.heatmap_head.up_widths == (10, 6)
     assert config.score_head.conv_widths == (8, 3) and config.score_head.dense_widths == (7,)
     assert config.score_head.kernel_size == 3 and config.image_size == 32
-    assert not functional.differences(params, functional.abstract(model_lib.build(config))[1])
+    assert not functional.differences(params, functional.abstract(build.build(config))[1])
 
 
 def test_rows_of_the_first_dense_layer_follow_the_grid():
@@ -80,7 +81,7 @@ def vocabulary(tmp_path_factory):
     """A SentencePiece file and its number of pieces."""
     file = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
     file.write_bytes(text.train_tokenizer(["a yellow cat sits on a red mat", "two dogs run in the snow"], 320))
-    return file, text.Tokenizer.load(file).vocab_size
+    return file, text.load_tokenizer(file).vocab_size
 
 
 @pytest.fixture
@@ -97,13 +98,13 @@ def stored_params(out):
     run, state_folder = checkpoint.find(out)
     assert run == out and state_folder == out / "checkpoints" / "best" / "0" / "state"
     config = config_lib.from_json((out / "config.json").read_text())
-    _, expected = functional.abstract(model_lib.build(config.model))
+    _, expected = functional.abstract(build.build(config.model))
     return config, functional.flatten(checkpoint.load_params(state_folder, expected))
 
 
 def test_a_model_directory_is_found_and_read_like_a_run(tmp_path, vocabulary):
     model, converted = richhf_torch.convert(maker.richhf_state(vocabulary[1]), vit_heads=2)
-    tokenizer, out = text.Tokenizer.load(vocabulary[0]), tmp_path / "models" / "richhf"
+    tokenizer, out = text.load_tokenizer(vocabulary[0]), tmp_path / "models" / "richhf"
     config = config_lib.Config(workdir=str(out), model=model)
     richhf_torch.write_model(out, config, converted, tokenizer, {"license": "unknown"})
     found, stored = stored_params(out)
@@ -120,7 +121,7 @@ def test_a_model_directory_loads_and_says_its_licence(tmp_path, vocabulary, capl
     out = tmp_path / "richhf"
     record = {"license": "CC BY-NC 4.0", "source": "rahf_model.pt"}
     config = config_lib.Config(workdir=str(out), model=model)
-    richhf_torch.write_model(out, config, converted, text.Tokenizer.load(vocabulary[0]), record)
+    richhf_torch.write_model(out, config, converted, text.load_tokenizer(vocabulary[0]), record)
     critic = rahf.load(out)
     assert caplog.messages == ["weights of richhf come from rahf_model.pt: licence CC BY-NC 4.0"]
     assert critic.provenance.weight_licence == "CC BY-NC 4.0"
@@ -161,10 +162,10 @@ def test_a_failed_import_leaves_nothing_behind(tmp_path, published, vocabulary, 
     folder = tmp_path / "models"
 
     def full(*args):
-        raise checkpoint.CheckpointError("disk full")
+        raise errors.CheckpointError("disk full")
 
     monkeypatch.setattr(checkpoint.Checkpointer, "save_best", full)
-    with pytest.raises(checkpoint.CheckpointError, match="disk full"):
+    with pytest.raises(errors.CheckpointError, match="disk full"):
         richhf_torch.import_checkpoint(published, folder / "out", tokenizer=vocabulary[0], vit_heads=2)
     assert list(folder.iterdir()) == []
 

@@ -6,16 +6,17 @@ import json
 
 import numpy as np
 import pytest
-from feedback_maker import HEIGHT, PROMPT, WIDTH, grey, picture, records, run, write_three
 from PIL import Image
-from richhf18k_maker import contents, encode, kinds, refused
 
 from data_pipelines import store
-from data_pipelines.consolidate import RawAnnotation, consolidate
 from data_pipelines.feedback import splits
 from data_pipelines.feedback.prepare import prepare
-from rahf import cli, text
-from rahf.batch import HEATMAPS, SCORES
+from data_pipelines.prepare.consolidate import RawAnnotation, consolidate
+from rahf import text
+from rahf.cli import main as cli
+from rahf.core.batch import HEATMAPS, SCORES
+from tests.helpers.feedback_maker import HEIGHT, PROMPT, WIDTH, grey, picture, records, run, write_three
+from tests.helpers.richhf18k_maker import contents, encode, kinds, refused
 
 
 def test_for_each_label_only_those_count_who_gave_it(tmp_path):
@@ -238,7 +239,7 @@ def test_the_command_prints_its_table_and_the_data_can_be_opened(three, capsys):
     printed = capsys.readouterr().out
     assert "used 3 of 3 records (100.0%)" in printed and "missing image" in printed
     assert store.splits(out) == {"train": 3}
-    assert text.Tokenizer.load(store.tokenizer_path(out)).encode("a red cat")
+    assert text.load_tokenizer(store.tokenizer_path(out)).encode("a red cat")
     assert cli.main([*arguments, "--dev", "0.5", "--test", "0.5"]) == 1
     assert capsys.readouterr().err == (
         "rahf: --dev 0.5 and --test 0.5 leave nothing to train on; their sum must be less than 1\n"
@@ -278,8 +279,8 @@ def test_the_vocabulary_is_learnt_from_the_prompts_that_are_trained_on(tmp_path)
 
 def test_one_picture_at_a_time(three, monkeypatch):
     """A record is written before the next picture is read, but for the one that the writer looks ahead."""
-    from data_pipelines import store_writer
     from data_pipelines.feedback import folder
+    from data_pipelines.store import write as store_writer
 
     events = []
     read, example = folder.Folder.read, store_writer._to_example

@@ -6,11 +6,11 @@ import struct
 import zlib
 
 import pytest
-from feedback_maker import GOOD, picture, run, write_three
-from richhf18k_maker import contents, refused
 
 from data_pipelines.feedback.prepare import prepare
-from data_pipelines.store import DatasetError
+from rahf.core.errors import DatasetError
+from tests.helpers.feedback_maker import GOOD, picture, run, write_three
+from tests.helpers.richhf18k_maker import contents, refused
 
 
 def bad(**fields):

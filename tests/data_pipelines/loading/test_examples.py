@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from loader_maker import CONFIG, SIZE, encode, record, tokenizer  # noqa: F401 - fixtures
 from PIL import Image
 
-from data_pipelines.examples import example
-from rahf.batch import spec
+from data_pipelines.loading.examples import example
 from rahf.config import AugmentConfig
+from rahf.core.batch import spec
+from tests.helpers.loader_maker import CONFIG, SIZE, encode, record, tokenizer  # noqa: F401 - fixtures
 
 
 def test_fields_by_hand(tokenizer):

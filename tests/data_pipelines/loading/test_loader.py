@@ -6,7 +6,12 @@ import os
 
 import numpy as np
 import pytest
-from loader_maker import (
+
+from data_pipelines.loading import loader
+from rahf.config import AugmentConfig
+from rahf.core.batch import Batch
+from rahf.core.errors import DataError
+from tests.helpers.loader_maker import (  # noqa: F401 - fixtures
     CONFIG,
     SIZE,
     Listed,
@@ -21,12 +26,7 @@ from loader_maker import (
     source,
     take,
     tokenizer,
-)  # noqa: F401 - fixtures
-
-from data_pipelines import loader
-from data_pipelines.examples import DataError
-from rahf.batch import Batch
-from rahf.config import AugmentConfig
+)
 
 
 def test_every_epoch_is_another_permutation(source, tokenizer):

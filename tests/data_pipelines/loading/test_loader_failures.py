@@ -12,10 +12,10 @@ import textwrap
 import time
 
 import pytest
-from loader_maker import Listed, alive, assert_equal, evaluate, make, record, source, take, tokenizer  # noqa: F401 - fixtures
 
-from data_pipelines import loader
-from data_pipelines.examples import DataError
+from data_pipelines.loading import loader
+from rahf.core.errors import DataError, WorkerFailure
+from tests.helpers.loader_maker import Listed, alive, assert_equal, evaluate, make, record, source, take, tokenizer  # noqa: F401 - fixtures
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -51,7 +51,7 @@ def test_a_worker_that_always_dies_at_a_record_stops_the_run(source, tokenizer):
         reported = []
         batches.report = reported.append
         wanted = r"worker 1 of 1 died at record 6 \(uid 'u6'\) of .*killed by SIGKILL.*memory.* 3 times at the same"
-        with pytest.raises(loader.deaths.WorkerDied, match=wanted):
+        with pytest.raises(WorkerFailure, match=wanted):
             take(batches, 6)
     assert len(reported) >= 2 and all("at record 6 (uid" in line and "started again" in line for line in reported)
 
@@ -87,7 +87,7 @@ def test_script_without_guard_and_workers_end_with_their_parent(tokenizer, tmp_p
         import os, pathlib, signal, sys
         import jax  # as every training script does
         sys.path.insert(0, sys.argv[1])
-        import loader_maker
+        from tests.helpers import loader_maker
         from rahf.text import Tokenizer
         folder = pathlib.Path(sys.argv[2])
         (folder / f"main-{os.getpid()}").touch()
@@ -100,9 +100,9 @@ def test_script_without_guard_and_workers_end_with_their_parent(tokenizer, tmp_p
     """)
     )
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.model)
-    here = pathlib.Path(__file__).parent
+    here = pathlib.Path(__file__).resolve().parents[3]
     command = [sys.executable, str(script), str(here), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(here.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(here)}
     with open(tmp_path / "errors", "w") as errors:  # no pipe: a worker that lived on would keep it open
         done = subprocess.run(command, env=environment, stderr=errors, timeout=120)
     assert done.returncode == -signal.SIGKILL, (tmp_path / "errors").read_text()

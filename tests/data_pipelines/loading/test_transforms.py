@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import transforms
+from data_pipelines.loading import transforms
 from rahf import images
 from rahf.config import AugmentConfig
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.consolidate import RawAnnotation, consolidate, draw_discs, vote_heatmap
-from rahf.batch import SCORES
+from data_pipelines.prepare.consolidate import RawAnnotation, consolidate, draw_discs, vote_heatmap
+from rahf.core.batch import SCORES
 from rahf.text import split_words
 
 

@@ -9,7 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from richhf18k_maker import (
+
+from data_pipelines import store
+from data_pipelines.richhf18k import join, tfrecord
+from data_pipelines.richhf18k.prepare import prepare
+from rahf import text
+from tests.helpers.richhf18k_maker import (
     CAPTION,
     contents,
     encode,
@@ -23,11 +28,6 @@ from richhf18k_maker import (
     write_labels,
     write_shard,
 )
-
-from data_pipelines import store
-from data_pipelines.richhf18k import join, tfrecord
-from data_pipelines.richhf18k.prepare import prepare
-from rahf import text
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_joins_both_sides_of_the_rows(small, capsys):
     np.testing.assert_array_equal(record.scores, np.float32([0.75, 0.5, 0.25, 1.0]))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(record.implausibility))), grey_map())
     assert [r.uid for r in store.open_split(out, "train")] == [f"a{i}" for i in range(5)]
-    assert text.Tokenizer.load(store.tokenizer_path(out)).encode("a red cat")
+    assert text.load_tokenizer(store.tokenizer_path(out)).encode("a red cat")
     assert not out.with_name("out.partial").exists()
     printed = capsys.readouterr().out
     assert "word/label mismatch" in printed and "used 9 of 9 records (100.0%)" in printed

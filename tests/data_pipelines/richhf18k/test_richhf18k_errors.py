@@ -8,7 +8,12 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from richhf18k_maker import (
+
+from data_pipelines import store
+from data_pipelines.richhf18k import join
+from data_pipelines.richhf18k.prepare import prepare
+from rahf.core.errors import DatasetError
+from tests.helpers.richhf18k_maker import (
     contents,
     example,
     kinds,
@@ -18,11 +23,6 @@ from richhf18k_maker import (
     write_labels,
     write_shard,
 )
-
-from data_pipelines import store
-from data_pipelines.richhf18k import join
-from data_pipelines.richhf18k.prepare import prepare
-from data_pipelines.store import DatasetError
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ prepare.prepare(sys.argv[1], [sys.argv[2]], sys.argv[3], progress=False)
 
 def run_and_kill(labels, images, out, *where):
     command = [sys.executable, "-c", KILLER, *map(str, (labels, images[0], out, *where))]
-    root = pathlib.Path(__file__).resolve().parent.parent
+    root = pathlib.Path(__file__).resolve().parents[3]
     assert subprocess.run(command, cwd=root).returncode == -9
     assert not out.exists()
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import tf_example
-from data_pipelines.records import missing_labels
 from data_pipelines.richhf18k import labels, tfrecord
-from data_pipelines.store import DatasetError
+from data_pipelines.store import tf_example
+from data_pipelines.store.records import missing_labels
+from rahf.core.errors import DatasetError
 
 
 def slow_masked_crc(data):

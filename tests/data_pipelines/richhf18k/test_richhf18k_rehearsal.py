@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from richhf18k_maker import kinds
 
 from data_pipelines import store
 from data_pipelines.richhf18k.prepare import prepare
+from tests.helpers.richhf18k_maker import kinds
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 import pickle
 import shutil
 import subprocess
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import store, store_writer
-from data_pipelines.records import Record
-from rahf.batch import SCORES
+from data_pipelines import store
+from data_pipelines.store import write as store_writer
+from data_pipelines.store.records import Record
+from rahf.core.batch import SCORES
 
 
 def encoded(kind="PNG", size=(8, 6), mode="L", value=85):
@@ -119,14 +121,13 @@ def test_the_text_of_a_source_names_the_data_not_the_place(dataset, tmp_path):
 
 def test_same_records_give_same_bytes_in_another_process(dataset, tmp_path):
     code = (
-        "import sys; sys.path[:0] = sys.argv[2:]; import test_store as t; from data_pipelines import store;"
+        "import sys; from tests.data_pipelines.store import test_store as t; from data_pipelines import store;"
         "splits = {'train': t.make_records(12), 'dev': [], 'test': t.make_records(3, 't')};"
         "store.write_dataset(sys.argv[1], splits,"
         " 'A test.', b'model', {'note.txt': 'hello', 'late.txt': b'late'});"
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'jax', 'tensorflow', 'torch'}))"
     )
-    here = os.path.dirname(__file__)
-    command = [sys.executable, "-c", code, str(tmp_path / "again"), here, os.path.dirname(here)]
+    command = [sys.executable, "-c", code, str(tmp_path / "again")]
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "[]"
@@ -142,7 +143,7 @@ def test_reading_starts_without_jax_and_tfds():
         "import sys; from data_pipelines import store;"
         "print(sorted({'jax', 'tensorflow', 'tensorflow_datasets', 'torch'} & set(sys.modules)))"
     )
-    root = os.path.dirname(os.path.dirname(__file__))
+    root = str(pathlib.Path(__file__).resolve().parents[3])
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root)
     assert done.stdout.strip() == "[]"
 

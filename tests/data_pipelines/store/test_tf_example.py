@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_pipelines import tf_example
+from data_pipelines.store import tf_example
+from rahf.core import errors
 
 
 def reference(**features):
@@ -67,7 +68,7 @@ def test_unpacked_numbers_and_unknown_fields():
     ],
 )
 def test_malformed(payload, message):
-    with pytest.raises(tf_example.ExampleError, match=message):
+    with pytest.raises(errors.ExampleError, match=message):
         tf_example.parse(payload)
 
 
@@ -82,7 +83,7 @@ def test_garbage_raises_nothing_else():
                 data[rng.integers(len(data))] = rng.integers(256)
         try:
             tf_example.parse(bytes(data))
-        except tf_example.ExampleError:
+        except errors.ExampleError:
             refused += 1
     assert 500 < refused < 3000
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from data_pipelines.consolidate import consolidate
+from data_pipelines.prepare.consolidate import consolidate
 from data_pipelines.synthetic import damage, draw, language, layout, shapes
 from data_pipelines.synthetic.scene import generate, prompt, record, scene
 from data_pipelines.synthetic.sheet import contact_sheet

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, features
 
-from rahf.batch import HEATMAPS, SCORES
-from rahf.metrics.heatmaps import resize
-from rahf.viz import as_unit, heatmap_rgba, prompt_html
+from rahf.core.batch import HEATMAPS, SCORES
+from rahf.critic.drawing import prompt_html
+from rahf.images.overlay import as_unit, heatmap_rgba
+from rahf.images.resize import resize
 
 
 @dataclasses.dataclass(frozen=True)

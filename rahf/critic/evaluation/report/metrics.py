@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
-from rahf.batch import HEATMAPS, SCORES
+from rahf.core.batch import HEATMAPS, SCORES
 
 Values = Mapping[str, float]
 Intervals = Mapping[str, tuple[float, float]]

@@ -12,10 +12,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rahf.report_curves import curves_html
-from rahf.report_gallery import ORDERS, Encoding, ReportExample, article
-from rahf.report_metrics import headline_html, metrics_html, metrics_json, metrics_table
-from rahf.report_style import SCRIPT, STYLE
+from rahf.critic.evaluation.report.curves import curves_html
+from rahf.critic.evaluation.report.gallery import ORDERS, Encoding, ReportExample, article
+from rahf.critic.evaluation.report.metrics import headline_html, metrics_html, metrics_json, metrics_table
+from rahf.critic.evaluation.report.style import SCRIPT, STYLE
 
 __all__ = ["ReportExample", "metrics_json", "metrics_table", "write_report"]
 

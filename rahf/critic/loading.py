@@ -8,7 +8,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rahf.critic import Critic
+    from rahf.critic.critic import Critic
 
 
 def load(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
@@ -21,19 +21,19 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
         exported file computes as it was exported.
 
     Raises:
-      rahf.train.checkpoint.CheckpointError: no model there, a damaged one, or one of another architecture
+      rahf.training.checkpoint.CheckpointError: no model there, a damaged one, or one of another architecture
         than its `config.json` says (lists the shapes that differ).
-      rahf.exported.ExportError: an exported file that was changed, or is too new for this reader.
+      rahf.critic.export.read.ExportError: an exported file that was changed, or is too new for this reader.
       rahf.config.ConfigError: `config.json` has an unknown field.
       ValueError: another dtype.
     """
     if is_exported(path):
-        from rahf import exported
+        from rahf.critic.export import read as exported
 
         return exported.load(path, dtype=dtype)
-    from rahf import run_critic  # Flax and Orbax; an exported file does without
+    from rahf.critic import from_run  # Flax and Orbax; an exported file does without
 
-    return run_critic.load(path, dtype=dtype)
+    return from_run.load(path, dtype=dtype)
 
 
 def is_exported(path: str | os.PathLike) -> bool:

@@ -1,0 +1,51 @@
+"""Configs: what a run is, as frozen dataclasses; a config file is Python that returns one."""
+
+from rahf.config.read import find, from_dict, from_json, load, to_json
+from rahf.config.schema import (
+    AugmentConfig,
+    ClipConfig,
+    ClipTextConfig,
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    HeatmapHeadConfig,
+    LoraConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ResNetConfig,
+    ScoreHeadConfig,
+    StartConfig,
+    T5Config,
+    TrainConfig,
+    ViTConfig,
+)
+from rahf.core.errors import ConfigError
+
+__all__ = [
+    "AugmentConfig",
+    "ClipConfig",
+    "ClipTextConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DiffusionConfig",
+    "HeatmapHeadConfig",
+    "LoraConfig",
+    "LossConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ResNetConfig",
+    "ScoreHeadConfig",
+    "StartConfig",
+    "T5Config",
+    "TrainConfig",
+    "ViTConfig",
+    "find",
+    "from_dict",
+    "from_json",
+    "load",
+    "to_json",
+]

@@ -1,0 +1,62 @@
+"""Errors that a user may see. Their message names the thing, what was expected, what was found and what to do.
+
+Each also is the built-in class that a caller would expect (`ValueError`, `RuntimeError`).
+"""
+
+from __future__ import annotations
+
+
+class RahfError(Exception):
+    """Base of every error whose message is all that a user needs. Anything else that rahf raises is a bug."""
+
+
+class ConfigError(RahfError, ValueError):
+    """A config has an unknown field or a value of the wrong kind; the message says where and what to write."""
+
+
+class TrainError(RahfError, RuntimeError):
+    """A run cannot start or go on; the message says why and what to do."""
+
+
+class CheckpointError(RahfError, RuntimeError):
+    """A checkpoint cannot be written, read, or does not fit the model; the message says what to do."""
+
+
+class Damaged(CheckpointError):
+    """The files of a checkpoint are not what was written."""
+
+
+class ImageError(RahfError, ValueError):
+    """An image cannot be used; the message is one line that names it and says what is wrong."""
+
+
+class NotFinite(RahfError, ValueError):
+    """A network says NaN or infinity of an example; the message names it."""
+
+
+class ExportError(RahfError, ValueError):
+    """An exported file cannot be written, read or trusted; the message names it and says why."""
+
+
+class ScoreError(RahfError, ValueError):
+    """An input or output of scoring cannot be used; the message says what is wrong and what to do."""
+
+
+class PretrainedError(RahfError, RuntimeError):
+    """Published weights cannot be found or read, or are another network's; says which file and tensor."""
+
+
+class DataError(RahfError, ValueError):
+    """A record cannot become an example, or a loader's state does not fit its data; the message says so."""
+
+
+class DatasetError(RahfError, ValueError):
+    """A prepared dataset cannot be read or written; the message says what is wrong and what to do."""
+
+
+class WorkerFailure(RahfError, RuntimeError):
+    """A data worker process died, again and again; the message says why and at which record."""
+
+
+class ExampleError(RahfError, ValueError):
+    """The bytes are not a `tf.train.Example`; the message says at which byte and why."""

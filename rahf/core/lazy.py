@@ -1,0 +1,33 @@
+"""Public faces of packages whose names are imported when they are first used (PEP 562).
+
+A package that imported all of its names would make `import rahf` load JAX, and the reader of an exported file
+load Flax.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def attach(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The functions `__getattr__` and `__dir__` and the list `__all__` of a package.
+
+    Args:
+      package: its `__name__`.
+      places: the module in which each public name is defined.
+    """
+
+    def getattr_(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(places[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def dir_() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *places})
+
+    return getattr_, dir_, sorted(places)

@@ -1,0 +1,28 @@
+"""What a split of the training data is on average: the baseline that every critic must beat."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_pipelines.loading.labels import Labels
+from rahf.core.batch import HEATMAPS
+from rahf.images.resize import resize
+from rahf.metrics.evaluation import TrainingMean
+
+
+def training_mean(labels: Labels, size: int = 256, limit: int = 2000) -> TrainingMean:
+    """Mean heatmaps and scores of a split, for the baseline that always predicts them.
+
+    Args:
+      labels: of the training split.
+      size: side in pixels at which maps are averaged; the mean is smooth.
+      limit: examples at equal steps through the split; more change the mean's third digit.
+    """
+    mean = TrainingMean()
+    for index in np.unique(np.linspace(0, len(labels) - 1, min(limit, len(labels))).astype(int)):
+        truth = labels[index]
+        maps = [resize(truth.heatmaps[..., k].astype(np.float32) / 255.0, (size, size)) for k in range(len(HEATMAPS))]
+        scores = np.asarray(truth.record.scores, np.float32)
+        known = np.isfinite(scores)
+        mean.update(np.stack(maps, -1)[None], truth.heatmap_mask[None], np.where(known, scores, 0)[None], known[None])
+    return mean

@@ -1,0 +1,107 @@
+"""Energies: what guidance lowers. One number per picture, lower is better, differentiable in the pixels.
+
+    total = plausible + 0.5 * calm + 0.1 * energy.function(my_energy, target)
+    total(pixels)                                                         # float32 [B]
+
+An energy is a pytree: parameters, tokens, masks and weights are its leaves. Handed to a function under
+`jax.jit` they are arguments, not constants of the compiled program, and another prompt, mask or weight
+compiles nothing new. Energies of a critic are made in `rahf.critic.energy`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One summand: `weight` · `function(pixels, *arrays)`; `function` and `name` are static."""
+
+    weight: Any
+    arrays: tuple[Any, ...]
+    function: Callable[..., Array] = dataclasses.field(metadata=dict(static=True))
+    name: str = dataclasses.field(metadata=dict(static=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Energy:
+    """A weighted sum of terms. ``a + b`` and ``2.0 * a`` are energies, too.
+
+    Attributes:
+      terms: the summands.
+    """
+
+    terms: tuple[Term, ...]
+
+    __array_ufunc__ = None  # or NumPy would multiply an array by it one element after the other
+
+    def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
+        """The energy of each picture.
+
+        Args:
+          pixels: [B,h,w,3] in [0,1], any floating dtype; energies are computed in float32.
+
+        Returns:
+          float32 [B], lower is better.
+
+        Raises:
+          ValueError: a function that does not give one number per picture; names it.
+        """
+        pixels = _float32(pixels)
+        return sum(jnp.asarray(term.weight, jnp.float32) * _value(term, pixels) for term in self.terms)
+
+    def parts(self, pixels: Float[Array, "b h w 3"]) -> dict[str, Float[Array, " b"]]:
+        """The terms by name, each float32 [B] without its weight; a name that occurs twice gets a number."""
+        pixels, found = _float32(pixels), {}
+        for number, term in enumerate(self.terms):
+            found[term.name if term.name not in found else f"{term.name} #{number}"] = _value(term, pixels)
+        return found
+
+    def __add__(self, other: Any) -> Energy:
+        return Energy(self.terms + other.terms) if isinstance(other, Energy) else NotImplemented
+
+    def __mul__(self, factor: Any) -> Energy:
+        if isinstance(factor, Energy) or np.ndim(factor):
+            return NotImplemented
+        return Energy(tuple(dataclasses.replace(term, weight=term.weight * factor) for term in self.terms))
+
+    __rmul__ = __mul__
+
+
+def function(function: Callable[..., Array], *arrays: Any, name: str | None = None) -> Energy:
+    """Any JAX function of (pixels float32 [B,h,w,3], *arrays) → one number per picture, lower is better.
+
+    Args:
+      arrays: pytrees that the function needs besides; leaves of the energy. What the function closes over
+        instead becomes a constant of compiled programs.
+      name: for messages and `Energy.parts`; None: the function's.
+    """
+    return of(function, name or getattr(function, "__name__", type(function).__name__), *arrays)
+
+
+def of(function: Callable[..., Array], name: str, *arrays: Any) -> Energy:
+    """The energy of one term, weight 1."""
+    return Energy((Term(1.0, arrays, function, name),))
+
+
+def _value(term: Term, pixels: Array) -> Array:
+    found = jnp.asarray(term.function(pixels, *term.arrays))
+    if found.shape != pixels.shape[:1]:
+        raise ValueError(
+            f"energy {term.name!r}: expected one number per picture, shape {pixels.shape[:1]}, found {found.shape}; "
+            "average over pixels and channels, not over pictures"
+        )
+    return found.astype(jnp.float32)
+
+
+def _float32(pixels: Any) -> Array:
+    return jnp.asarray(pixels).astype(jnp.float32)

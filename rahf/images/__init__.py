@@ -1,0 +1,29 @@
+"""Pictures as people have them → arrays. Importable without JAX: data workers decode."""
+
+from rahf.core.errors import ImageError
+from rahf.images.decode import (
+    FULL,
+    MAX_PIXELS,
+    Box,
+    Header,
+    check_header,
+    decode_map,
+    decode_resized,
+    load_grey,
+    load_rgb,
+    resize_grey,
+)
+
+__all__ = [
+    "FULL",
+    "MAX_PIXELS",
+    "Box",
+    "Header",
+    "ImageError",
+    "check_header",
+    "decode_map",
+    "decode_resized",
+    "load_grey",
+    "load_rgb",
+    "resize_grey",
+]

@@ -1,0 +1,52 @@
+"""The causal text tower of CLIP (Radford et al. 2021)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from rahf.config import ClipTextConfig, ViTConfig
+from rahf.nn import layers, vit
+
+
+class TextTower(nnx.Module):
+    """Token ids → one vector: a causal transformer, read where the text ends."""
+
+    def __init__(self, config: ClipTextConfig, *, dtype: jnp.dtype):
+        block = ViTConfig(
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            mlp_width=config.mlp_width,
+            layer_norm_eps=config.layer_norm_eps,
+            activation=config.activation,
+        )
+        self.config, self.dtype = config, dtype
+        self.embedding = layers.parameter(config.vocab_size, config.width, std=0.02)
+        self.position = layers.parameter(config.positions, config.width, std=0.01)
+        for number in range(config.depth):
+            setattr(self, f"layer_{number}", vit.ViTBlock(block, dtype=dtype))
+        self.norm = layers.LayerNorm(config.width, eps=config.layer_norm_eps, dtype=dtype)
+
+    def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b d"]:
+        """The hidden state at the end of each text, after the final norm.
+
+        What stands behind the end has no influence, since no token looks ahead; so padding needs no mask.
+
+        Raises:
+          ValueError: more tokens than positions.
+        """
+        length = ids.shape[1]
+        if length > self.config.positions:
+            raise ValueError(
+                f"texts of {length} tokens, but this CLIP has {self.config.positions} positions; "
+                f"set data.max_prompt_tokens to {self.config.positions}"
+            )
+        x = (self.embedding[...][ids] + self.position[...][:length]).astype(self.dtype)
+        causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+        for number in range(self.config.depth):
+            x = getattr(self, f"layer_{number}")(x, mask=causal)
+        at = ids if self.config.eos_token_id == 2 else ids == self.config.eos_token_id
+        end = jnp.argmax(at, -1)  # the first of the highest: old published configs call the end 2
+        return self.norm(jnp.take_along_axis(x, end[:, None, None], 1)[:, 0])

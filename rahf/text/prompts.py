@@ -1,0 +1,102 @@
+"""Prompts as people hand them to a critic → token arrays, and notes on what of them is not read.
+
+Importable without JAX.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from rahf.config.schema import DataConfig
+from rahf.text.tokenizer import Tokenizer
+from rahf.text.words import split_words
+
+if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
+    from jaxtyping import Bool, Int
+
+
+class PromptWarning(UserWarning):
+    """Part of a prompt is not read, or some of its words are not judged."""
+
+
+class Text(NamedTuple):
+    """One prompt as the network reads it."""
+
+    prompt: str
+    words: list[str]
+    text_ids: Int[np.ndarray, " L"]
+    text_mask: Bool[np.ndarray, " L"]
+    prompt_ids: Int[np.ndarray, " T"]
+    word_end: Int[np.ndarray, " K"]  # -1 for words without a place
+    notes: list[str]  # what of the prompt is not read or not judged
+
+
+def prompt_list(prompts: str | Sequence[str], count: int | None = None) -> list[str]:
+    """One prompt for all or one per image → one per image.
+
+    Args:
+      count: of images; None: as many as there are prompts.
+
+    Raises:
+      ValueError: another number of prompts than images, an empty prompt, or one that is not valid Unicode.
+      TypeError: a prompt is not a string.
+    """
+    if not isinstance(prompts, Iterable):
+        raise TypeError(f"prompts: expected one text or one per image, found {type(prompts).__name__}")
+    found = [prompts] * (1 if count is None else count) if isinstance(prompts, str) else list(prompts)
+    if not found:
+        raise ValueError("prompts: there are none")
+    if count is not None and len(found) != count:
+        raise ValueError(f"{count} images but {len(found)} prompts; give one for all, or one per image")
+    for number, prompt in enumerate(found):
+        which = "the prompt" if isinstance(prompts, str) else f"prompt {number}"
+        if not isinstance(prompt, str):
+            raise TypeError(f"{which}: expected text, found {type(prompt).__name__}")
+        if not prompt.strip():
+            raise ValueError(f"{which} is empty; give the text that the image was made from")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{which} is not valid Unicode ({error.reason}): {prompt[:60]!r}") from error
+    return found
+
+
+def encode(prompt: str, config: DataConfig, tokenizer: Tokenizer) -> Text:
+    """Tokenizes a prompt like the data loader. Words without a place are named in `notes`."""
+    words = split_words(prompt)
+    text = tokenizer.encode_prompt(prompt, config.max_prompt_tokens)
+    plain, ends = tokenizer.encode_target(words, None, config.max_target_tokens)
+    word_end = np.full(config.max_words, -1, np.int32)
+    word_end[: len(ends)] = ends[: config.max_words]
+    notes = []
+    if text.words_lost:
+        notes.append(f"the model reads {config.max_prompt_tokens} tokens; not read: {_some(text.words_lost)}")
+    judged = int((word_end >= 0).sum())
+    if judged < len(words):
+        notes.append(
+            f"{judged} of {len(words)} words are judged ({config.max_target_tokens} tokens, "
+            f"{config.max_words} words at most); not judged: {_some(words[judged:])}"
+        )
+    return Text(prompt, words, text.ids, text.mask, plain.ids, word_end, notes)
+
+
+def warn(texts: Sequence[Text]) -> None:
+    """One `PromptWarning` for all prompts of which something is lost, on the line that called the critic."""
+    notes = {text.prompt: text.notes for text in texts if text.notes}
+    if notes:
+        lines = [f"prompt {_start(prompt)}: {'; '.join(found)}" for prompt, found in list(notes.items())[:5]]
+        more = [f"… and {len(notes) - 5} more prompts"] if len(notes) > 5 else []
+        warnings.warn("\n".join([*lines, *more]), PromptWarning, stacklevel=3)
+
+
+def _start(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= 40 else prompt[:40] + "…")
+
+
+def _some(words: Sequence[str], most: int = 12) -> str:
+    shown = ", ".join(words[:most])
+    return shown if len(words) <= most else f"{shown} … and {len(words) - most} more"

@@ -1,0 +1,126 @@
+"""Vocabularies on disk: SentencePiece models and CLIP's byte pairs, loaded or trained."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+from typing import Sequence
+
+from rahf.text.byte_pairs import END, PIECES, START, WORD_END, BytePairs
+from rahf.text.clip import ClipTokenizer
+from rahf.text.tokenizer import EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from rahf.text.words import split_words
+
+
+def train_tokenizer(prompts: Sequence[str], vocab_size: int = 1024) -> bytes:
+    """Trains a small byte-pair SentencePiece model for data that bring no vocabulary of their own.
+
+    Deterministic for the same prompts. Bytes stand in for characters that the prompts lack, and ``_``
+    and the digits stay pieces of their own, so that the suffix can always be written.
+
+    Args:
+      prompts: texts to learn from; at least one.
+      vocab_size: upper limit; fewer pieces result if the texts do not yield as many.
+
+    Returns:
+      The serialized model, for `Tokenizer`.
+    """
+    import sentencepiece
+
+    words = [" ".join(split_words(prompt)) for prompt in prompts]
+    lines = [line for line in {*prompts, *words} if line.strip()]
+    if not lines:
+        raise ValueError("cannot train a vocabulary: no prompt has any text")
+    writer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sorted(lines)),
+        model_writer=writer,
+        vocab_size=max(vocab_size, 256 + 64),
+        hard_vocab_limit=False,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        user_defined_symbols=["_"],
+        character_coverage=1.0,
+        pad_id=PAD_ID,
+        eos_id=EOS_ID,
+        unk_id=UNK_ID,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return writer.getvalue()
+
+
+#: Pieces, digits, contractions, signs, letters of other scripts, and all that is normalised.
+_SAMPLES = (
+    "A  photo\tof 12 red STARS, it's    left-of the dog's ring!! (they'll, we'd)...",
+    "na\u00efve nai\u0308ve \u0130STANBUL \u039f\u03a3 \u65e5\u672c \u0915\u093f \u2603\ufe0f",
+    "\u00bd\u00b2 \u00a0\u3000\U0001f600",
+    "don't<|endoftext|>DON'T _snake_case_ a1b2 'sun' <|STARTOFTEXT|>",
+)
+
+
+def standalone_problem(tokenizer: Tokenizer) -> str | None:
+    """Why a vocabulary could not be read by an exported file's reader, which has no `tokenizers`; None if it can."""
+    if not isinstance(tokenizer, ClipTokenizer):
+        return None
+    try:
+        alone = BytePairs(tokenizer.model)
+    except ValueError as error:
+        return str(error)
+    differing = [text for text in _SAMPLES if alone.encode(text) != tokenizer.encode(text)]
+    return f"it cuts {differing[0]!r} into other pieces than CLIP's rules do" if differing else None
+
+
+def load_clip(folder: str | os.PathLike) -> ClipTokenizer:
+    """Loads `tokenizer.json`, or else `vocab.json` and `merges.txt`, from a folder.
+
+    Raises:
+      FileNotFoundError: neither is there; names the folder.
+      ValueError: they are not a vocabulary of CLIP.
+    """
+    folder = pathlib.Path(folder)
+    whole, vocabulary, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if whole.is_file():
+        return ClipTokenizer(whole.read_bytes(), str(whole))
+    if vocabulary.is_file() and merges.is_file():
+        return ClipTokenizer(_assembled(vocabulary, merges), str(vocabulary))
+    raise FileNotFoundError(f"{folder}: no vocabulary; expected tokenizer.json, or vocab.json and merges.txt, in it")
+
+
+def _assembled(vocabulary: pathlib.Path, merges: pathlib.Path) -> bytes:
+    """The tokenizer of CLIP around its two files, as JSON."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    try:
+        model = models.BPE.from_file(str(vocabulary), str(merges), unk_token=END, end_of_word_suffix=WORD_END)
+    except Exception as error:  # the library raises no narrower class
+        raise ValueError(f"{vocabulary}, {merges.name}: not a byte-pair vocabulary ({error})") from error
+    made = Tokenizer(model)
+    blanks = normalizers.Replace(Regex(r"\s+"), " ")
+    made.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
+    split = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (START, END)])
+    return made.to_str().encode()
+
+
+def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+    """Loads a vocabulary: a SentencePiece ``.model`` file, or the folder or JSON file of a CLIP vocabulary.
+
+    Raises:
+      FileNotFoundError: no such file; names it.
+      ValueError: not a vocabulary; names the file.
+    """
+    if os.path.isdir(path):
+        return load_clip(path)
+    with open(path, "rb") as file:
+        return tokenizer_from_bytes(file.read(), str(path))
+
+
+def tokenizer_from_bytes(model: bytes, source: str = "bytes") -> Tokenizer:
+    """The tokenizer with the attribute `model`: SentencePiece bytes, or the JSON of a CLIP vocabulary."""
+    return ClipTokenizer(model, source) if model[:1] == b"{" else Tokenizer(model, source)

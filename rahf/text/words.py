@@ -1,0 +1,80 @@
+"""Words of a prompt, and how they stand in the target sequence.
+
+The target sequence repeats the words of the prompt; a misaligned word carries the suffix ``_0``
+("a yellow cat", black cat pictured: ``a yellow_0 cat``; RAHF paper, section 4.1). Words come from the
+split rule of the released dataset, so the target has no punctuation.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Sequence
+
+import numpy as np
+
+#: Suffix of a misaligned word in the target sequence.
+SUFFIX = "_0"
+
+
+# The eight separators of google-research/richhf_18k and the blank. Newline, tab, hyphen,
+# parentheses and apostrophe do not separate words.
+WORD_RULE = r'[^,.?!":; ]+'
+
+
+WORD = re.compile(WORD_RULE)
+
+
+def split_words(prompt: str) -> list[str]:
+    """Splits a prompt by the dataset's rule: at any of ``, . ? ! " : ;`` and blank, empties dropped."""
+    return WORD.findall(prompt)
+
+
+def parse_target(text: str) -> list[tuple[str, int]]:
+    """Splits a decoded target into (word, label): ``"a yellow_0 cat"`` → [("a",1),("yellow",0),("cat",1)]."""
+    parsed = []
+    for piece in text.split():
+        misaligned = piece.endswith(SUFFIX) and piece != SUFFIX
+        parsed.append((piece[: -len(SUFFIX)] if misaligned else piece, 0 if misaligned else 1))
+    return parsed
+
+
+def align_labels(words: Sequence[str], decoded: Sequence[tuple[str, int]]) -> list[int]:
+    """Carries labels of generated words over to the prompt's words.
+
+    Minimum edit distance over word strings (spec 2.5); a substitution does not match, so its prompt word
+    counts as aligned, like a deleted one. Generated words without a counterpart are ignored.
+
+    Returns:
+      One label per prompt word: 1 aligned, 0 misaligned.
+    """
+    n, m = len(words), len(decoded)
+    cost = np.zeros((n + 1, m + 1), np.int32)
+    cost[:, 0], cost[0, :] = np.arange(n + 1), np.arange(m + 1)
+    same = [[_same(word, other) for other, _ in decoded] for word in words]
+    for i in range(1, n + 1):
+        for j in range(1, m + 1):
+            swap = cost[i - 1, j - 1] + (0 if same[i - 1][j - 1] else 1)
+            cost[i, j] = min(swap, cost[i - 1, j] + 1, cost[i, j - 1] + 1)
+    labels = [1] * n
+    i, j = n, m
+    while i and j:
+        if same[i - 1][j - 1] and cost[i, j] == cost[i - 1, j - 1]:
+            labels[i - 1] = decoded[j - 1][1]
+            i, j = i - 1, j - 1
+        elif cost[i, j] == cost[i - 1, j - 1] + 1:
+            i, j = i - 1, j - 1
+        elif cost[i, j] == cost[i - 1, j] + 1:
+            i -= 1
+        else:
+            j -= 1
+    return labels
+
+
+def _same(word: str, other: str) -> bool:
+    # SentencePiece normalises (NFKC) and collapses white space, so compare without it.
+    return word == other or without_blanks(word).casefold() == without_blanks(other).casefold()
+
+
+def without_blanks(text: str) -> str:
+    """The text without any white space."""
+    return "".join(text.split())
