@@ -14,6 +14,7 @@ from rahf.config import DataConfig
 from rahf.core.batch import HEATMAPS, Batch, spec
 from rahf.core.errors import DataError
 from rahf.text import Tokenizer
+from rahf.text.words import word_ends
 
 
 @runtime_checkable
@@ -89,8 +90,6 @@ def _text(record: Record, config: DataConfig, tokenizer: Tokenizer) -> dict[str,
     if labelled:
         target, _ = tokenizer.encode_target(record.words, record.word_labels, config.max_target_tokens)
     count = min(len(record.words), config.max_words)
-    word_end = np.full(config.max_words, -1, np.int32)
-    word_end[:count] = ends[:count]
     word_labels = np.zeros(config.max_words, np.int32)
     if labelled:
         word_labels[:count] = record.word_labels[:count]
@@ -100,7 +99,7 @@ def _text(record: Record, config: DataConfig, tokenizer: Tokenizer) -> dict[str,
         "target_ids": target.ids,
         "target_mask": target.mask & labelled,
         "prompt_ids": plain.ids,
-        "word_end": word_end,
+        "word_end": word_ends(ends, config.max_words),
         "word_labels": word_labels,
         "word_mask": (np.arange(config.max_words) < count) & labelled,
     }

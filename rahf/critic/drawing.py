@@ -7,8 +7,8 @@ with the value, so that the picture stays visible where nothing is wrong.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,11 +16,13 @@ from PIL import Image, ImageDraw
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.names import printable
 from rahf.images.overlay import font, overlay, panel
+from rahf.text.words import pieces
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
     from jaxtyping import Float, Real, UInt8
     from rich.table import Table
     from rich.text import Text
+
 
 def feedback_panel(
     image: UInt8[np.ndarray, "H W 3"],
@@ -79,36 +81,6 @@ def _score_picture(scores: Float[np.ndarray, "4"], width: int, size: int) -> Ima
 def _shown(score: float) -> str:
     """Two digits; a dash, plain because Pillow's font lacks others, for a score that a model does not predict."""
     return "-" if np.isnan(score) else f"{score:.2f}"
-
-
-class Piece(NamedTuple):
-    """A stretch of a prompt: a word with its number, or what stands between words (number None)."""
-
-    text: str
-    word: int | None
-
-
-def pieces(prompt: str, words: Sequence[str]) -> Iterator[Piece]:
-    """Cuts a prompt into its words and what stands between them, so that joining gives the prompt again.
-
-    Words that the prompt does not contain in this order (labels of another prompt) are appended after it.
-    """
-    position = 0
-    for number, word in enumerate(words):
-        start = prompt.find(word, position)
-        if start < 0:
-            if prompt[position:]:
-                yield Piece(prompt[position:], None)
-            for rest in range(number, len(words)):
-                yield Piece(" ", None)
-                yield Piece(words[rest], rest)
-            return
-        if start > position:
-            yield Piece(prompt[position:start], None)
-        yield Piece(word, number)
-        position = start + len(word)
-    if prompt[position:]:
-        yield Piece(prompt[position:], None)
 
 
 def prompt_text(prompt: str, words: Sequence[str], labels: Sequence[int]) -> Text:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rahf.config.schema import DataConfig
 from rahf.text.tokenizer import Tokenizer
-from rahf.text.words import split_words
+from rahf.text.words import split_words, word_ends
 
 if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
     from jaxtyping import Bool, Int
@@ -70,8 +70,7 @@ def encode(prompt: str, config: DataConfig, tokenizer: Tokenizer) -> Text:
     words = split_words(prompt)
     text = tokenizer.encode_prompt(prompt, config.max_prompt_tokens)
     plain, ends = tokenizer.encode_target(words, None, config.max_target_tokens)
-    word_end = np.full(config.max_words, -1, np.int32)
-    word_end[: len(ends)] = ends[: config.max_words]
+    word_end = word_ends(ends, config.max_words)
     notes = []
     if text.words_lost:
         notes.append(f"the model reads {config.max_prompt_tokens} tokens; not read: {_some(text.words_lost)}")

@@ -8,25 +8,71 @@ split rule of the released dataset, so the target has no punctuation.
 from __future__ import annotations
 
 import re
-from typing import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
+    from jaxtyping import Int
 
 #: Suffix of a misaligned word in the target sequence.
 SUFFIX = "_0"
 
-
 # The eight separators of google-research/richhf_18k and the blank. Newline, tab, hyphen,
 # parentheses and apostrophe do not separate words.
 WORD_RULE = r'[^,.?!":; ]+'
-
-
 WORD = re.compile(WORD_RULE)
 
 
 def split_words(prompt: str) -> list[str]:
     """Splits a prompt by the dataset's rule: at any of ``, . ? ! " : ;`` and blank, empties dropped."""
     return WORD.findall(prompt)
+
+
+class Piece(NamedTuple):
+    """A stretch of a prompt: a word with its number, or the text between two words (number None)."""
+
+    text: str
+    word: int | None
+
+
+def pieces(prompt: str, words: Sequence[str]) -> Iterator[Piece]:
+    """Cuts a prompt into its words and the text between them; joining the pieces gives the prompt again.
+
+    Words that the prompt does not contain in this order (labels of another prompt) are appended after it.
+    """
+    position = 0
+    for number, word in enumerate(words):
+        start = prompt.find(word, position)
+        if start < 0:
+            if prompt[position:]:
+                yield Piece(prompt[position:], None)
+            for rest in range(number, len(words)):
+                yield Piece(" ", None)
+                yield Piece(words[rest], rest)
+            return
+        if start > position:
+            yield Piece(prompt[position:start], None)
+        yield Piece(word, number)
+        position = start + len(word)
+    if prompt[position:]:
+        yield Piece(prompt[position:], None)
+
+
+def word_ends(ends: Sequence[int], max_words: int) -> Int[np.ndarray, " K"]:
+    """The field `word_end` of a batch for one prompt.
+
+    Args:
+      ends: for every word the index of its last piece, -1 for a word without a place (`Tokenizer.encode_target`).
+      max_words: K, the number of words that a batch has room for; later words are dropped.
+
+    Returns:
+      int32 [K], filled up with -1.
+    """
+    row = np.full(max_words, -1, np.int32)
+    row[: len(ends)] = ends[:max_words]
+    return row
 
 
 def parse_target(text: str) -> list[tuple[str, int]]:

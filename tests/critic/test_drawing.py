@@ -9,7 +9,6 @@ from rich.console import Console
 from rahf.core.batch import SCORES
 from rahf.critic import drawing
 from rahf.images import overlay
-from rahf.text import split_words
 
 
 def shown(renderable, **options) -> str:
@@ -87,24 +86,6 @@ def test_panel_and_feedback_panel(image):
     full = drawing.feedback_panel(image, heatmaps, scores, heatmaps, height=64)
     assert full.width == plain.width and full.height > 2 * 64 + 4 * 12
     assert plain.mode == full.mode == "RGB"
-
-
-PROMPT = '  A yellow cat,  "two" dogs\n & a cat!'
-
-
-def test_pieces_rejoin_to_the_prompt():
-    words = split_words(PROMPT)
-    found = list(drawing.pieces(PROMPT, words))
-    assert "".join(piece.text for piece in found) == PROMPT
-    assert [piece.text for piece in found if piece.word is not None] == words
-    assert [piece.word for piece in found if piece.word is not None] == list(range(len(words)))
-    assert list(drawing.pieces("", [])) == []
-
-
-def test_words_of_another_prompt_are_not_lost():
-    found = list(drawing.pieces("a cat", ["a", "dog", "ran"]))
-    assert [(p.text, p.word) for p in found if p.word is not None] == [("a", 0), ("dog", 1), ("ran", 2)]
-    assert "".join(p.text for p in found).startswith("a cat")
 
 
 def test_prompt_in_the_terminal():
