@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.prepare.consolidate import consolidate
 from data_pipelines.synthetic.scene import Scene
-from rahf.core.batch import SCORES
+from rahf.core.batch import HEATMAPS, SCORES
+from rahf.images.overlay import overlay
+from rahf.text.words import pieces
 
 _TILE = 132  # side of one picture on the sheet, in pixels
 _GAP, _TEXT = 6, 74
@@ -39,30 +41,13 @@ def contact_sheet(scenes: Sequence[Scene], columns: int = 4) -> Image.Image:
     return sheet
 
 
-def overlay(image: np.ndarray, heatmap: np.ndarray, tint: tuple[int, int, int]) -> np.ndarray:
-    """The picture in pale grey with a map laid over it.
-
-    Args:
-      image: uint8 [S,S,3].
-      heatmap: uint8 [S,S].
-      tint: colour of full strength.
-
-    Returns:
-      uint8 [S,S,3].
-    """
-    grey = 90 + 0.6 * image.mean(axis=-1, keepdims=True)
-    share = 0.85 * heatmap[..., None] / 255
-    return (grey * (1 - share) + np.array(tint) * share).astype(np.uint8)
-
-
 def _draw_scene(sheet: Image.Image, one: Scene, left: int, top: int) -> None:
     side = one.image.shape[0]
     labels = consolidate(one.annotations, side, side, one.words)
-    pictures = (
-        one.image,
-        overlay(one.image, labels.heatmaps[..., 0], (235, 60, 20)),
-        overlay(one.image, labels.heatmaps[..., 1], (30, 70, 235)),
-    )
+    pale = (90 + 0.6 * one.image.mean(axis=-1, keepdims=True)).astype(np.uint8)  # all colour is the heatmap's
+    pale = pale.repeat(3, axis=-1)
+    maps = (overlay(pale, labels.heatmaps[..., kind], name) for kind, name in enumerate(HEATMAPS))
+    pictures = (one.image, *maps)
     for number, picture in enumerate(pictures):
         tile = Image.fromarray(picture).resize((_TILE, _TILE), Image.Resampling.BICUBIC)
         sheet.paste(tile, (left + number * (_TILE + _GAP), top))
@@ -79,7 +64,7 @@ def _draw_scene(sheet: Image.Image, one: Scene, left: int, top: int) -> None:
 
 def _draw_words(pencil, one: Scene, left: int, y: int, width: int, font) -> int:
     """Writes the prompt, untrue words in red; returns where the next line starts."""
-    x, position = left, 0
+    x = left
 
     def write(text: str, colour: tuple[int, int, int]) -> None:
         nonlocal x, y
@@ -88,10 +73,6 @@ def _draw_words(pencil, one: Scene, left: int, y: int, width: int, font) -> int:
         pencil.text((x, y), text, colour, font)
         x += pencil.textlength(text, font)
 
-    for word, label in zip(one.words, one.word_labels):
-        start = one.prompt.index(word, position)
-        write(one.prompt[position:start], _INK)
-        write(word, _INK if label else _WRONG)
-        position = start + len(word)
-    write(one.prompt[position:], _INK)
+    for piece in pieces(one.prompt, one.words):
+        write(piece.text, _INK if piece.word is None or one.word_labels[piece.word] else _WRONG)
     return y + 17
