@@ -7,6 +7,7 @@ suggests the nearest name. The command line overrides any field (``--train.steps
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import json
 import pathlib
@@ -99,7 +100,14 @@ def find(path: str) -> pathlib.Path:
     if name in files:
         return files[name]
     names = [f"configs/{file}" for file in files]
-    raise ConfigError(f"no config file {path}.{suggest(path, names)}")
+    nearest = difflib.get_close_matches(given.name, [file.rsplit("/", 1)[-1] for file in files], n=1)
+    if not nearest:
+        raise ConfigError(f"no config file {path}.{suggest(path, names)}")
+    # The file name decides; among files of one name in several folders, the likeness of the whole path does.
+    same_name = [candidate for candidate in names if candidate.endswith("/" + nearest[0])]
+    asked = f"configs/{given.name if given.is_absolute() else name}"
+    best = max(same_name, key=lambda candidate: difflib.SequenceMatcher(None, asked, candidate).ratio())
+    raise ConfigError(f"no config file {path}. Did you mean {best!r}?")
 
 
 def load(path: str) -> Config:

@@ -69,7 +69,7 @@ def test_a_command_whose_output_nobody_reads_ends_silently(speak, code):
 
 def test_an_expected_error_is_one_line(tmp_path, capsys):
     assert cli.main(["train", str(tmp_path / "demmo.py")]) == 1
-    assert capsys.readouterr().err == f"rahf: no config file {tmp_path}/demmo.py. Did you mean 'demo.py'?\n"
+    assert capsys.readouterr().err == f"rahf: no config file {tmp_path}/demmo.py. Did you mean 'configs/critic/demo.py'?\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -160,10 +160,10 @@ def test_heads_do_not_share_parameters():
 
 TYPED = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 from jaxtyping import install_import_hook
 with install_import_hook(["rahf.nn", "rahf.critic.losses"], "beartype.beartype"):
-    import model_maker
+    from tests.helpers import model_maker
     import rahf.critic.losses
 import jax
 from rahf.critic.networks import build as build_lib
@@ -185,7 +185,7 @@ except Exception as error:
 def test_annotated_shapes_are_true(pytestconfig):
     """Everything once more with jaxtyping's annotations checked at run time."""
     pytest.importorskip("beartype", reason="checking annotations needs beartype: pip install rahf[test]")
-    program = TYPED.format(tests=str(pytestconfig.rootpath / "tests"))
+    program = TYPED.format(root=str(pytestconfig.rootpath))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "TypeCheckError"  # and wrong ones are noticed
