@@ -6,7 +6,6 @@ import math
 from typing import Any, Mapping
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines.feedback.folder import Folder
 from data_pipelines.feedback.opinions import Opinions
@@ -15,6 +14,7 @@ from data_pipelines.prepare.counts import Refused
 from data_pipelines.prepare.stored_images import encode_map, is_grey_png
 from rahf import images
 from rahf.core.batch import HEATMAPS, SCORES
+from rahf.images.resize import resize
 
 _LEAST_ALIKE = 0.98  # sides of the picture and of what was shown, which was perhaps scaled to whole pixels
 
@@ -91,7 +91,7 @@ def heatmaps(opinions: Opinions, shown: Size, folder: Folder, map_size: int | No
     made = dict.fromkeys(HEATMAPS)
     for name, values in found.items():
         if wanted is not None and values.shape[::-1] != wanted:
-            made[name] = encode_map(np.asarray(Image.fromarray(values).resize(wanted, Image.Resampling.BILINEAR)))
+            made[name] = encode_map(resize(values, wanted[::-1]))
         else:
             kept = name in encoded and is_grey_png(encoded[name])
             made[name] = encoded[name] if kept else encode_map(values)

@@ -18,6 +18,7 @@ from rahf.core.batch import HEATMAPS, SCORES, Prediction
 from rahf.critic import drawing
 from rahf.critic.provenance import UNSPECIFIED, NamedScores, Provenance, warn_if_different
 from rahf.images.pictures import Picture
+from rahf.images.resize import resize
 from rahf.text import align_labels, parse_target
 from rahf.text.prompts import Text
 
@@ -88,9 +89,7 @@ class Feedback:
         """One heatmap at the original's size, not kept. Raises KeyError naming the known ones."""
         if name not in HEATMAPS:
             raise KeyError(f"no heatmap {name!r}; known: {', '.join(HEATMAPS)}")
-        height, width = self.size
-        small = Image.fromarray(np.ascontiguousarray(self.network_heatmaps[:, :, HEATMAPS.index(name)]))
-        return np.clip(np.asarray(small.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
+        return np.clip(resize(self.network_heatmaps[:, :, HEATMAPS.index(name)], self.size), 0, 1)
 
     def has_heatmap(self, name: str) -> bool:
         """Whether the model predicts a heatmap."""
@@ -245,10 +244,7 @@ def _with_margins(image: np.ndarray, heatmaps: np.ndarray) -> tuple[np.ndarray, 
     padded = np.full((high, wide, 3), 225, np.uint8)
     padded[top : top + rows, left : left + columns] = image
     maps = np.zeros((high, wide, heatmaps.shape[2]), np.float32)
-    for kind in range(heatmaps.shape[2]):
-        small = Image.fromarray(np.ascontiguousarray(heatmaps[:, :, kind]))
-        resized = small.resize((columns, rows), Image.Resampling.BILINEAR)
-        maps[top : top + rows, left : left + columns, kind] = np.asarray(resized)
+    maps[top : top + rows, left : left + columns] = resize(heatmaps, (rows, columns))
     return padded, maps
 
 

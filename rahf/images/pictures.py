@@ -14,6 +14,7 @@ from PIL import Image
 
 from rahf import images as image_lib
 from rahf.core.errors import ImageError
+from rahf.images.resize import resize
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
     from jaxtyping import Float, UInt8
@@ -135,14 +136,11 @@ def check_channels(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _resize(array: np.ndarray, side: int) -> np.ndarray:
-    """As `rahf.images.decode_resized`; floats channel by channel, without rounding to 8 bits."""
+    """As `rahf.images.decode_resized`; floats without rounding to 8 bits."""
     if array.shape[:2] == (side, side):
         return array
-    to = ((side, side), Image.Resampling.BILINEAR)
-    if array.dtype == np.uint8:
-        return np.asarray(Image.fromarray(np.ascontiguousarray(array)).resize(*to))
-    channels = [Image.fromarray(np.ascontiguousarray(array[:, :, c])).resize(*to) for c in range(3)]
-    return np.clip(np.stack([np.asarray(c) for c in channels], -1), 0, 1)
+    resized = resize(array, (side, side))
+    return resized if resized.dtype == np.uint8 else np.clip(resized, 0, 1)
 
 
 def _shown(full: np.ndarray) -> np.ndarray:

@@ -1,37 +1,38 @@
-"""Bilinear resizing of float maps in NumPy, antialiased where a map shrinks."""
+"""Bilinear resizing of maps and pictures, antialiased where they shrink. NumPy and Pillow only."""
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
-    from jaxtyping import Float, Real
+    from jaxtyping import Float, Real, UInt8
 
 
-def resize(image: Real[np.ndarray, "h w"], shape: tuple[int, ...]) -> Float[np.ndarray, "H W"]:
+def resize(
+    values: Real[np.ndarray, "h w *c"], shape: tuple[int, ...]
+) -> Float[np.ndarray, "H W *c"] | UInt8[np.ndarray, "H W *c"]:
     """Bilinear resize with half-pixel centres, smoothed when shrinking (`jax.image.resize`, "bilinear").
 
-    Works in float64 and rounds to float32, so that a constant map stays exactly constant: rounding noise
-    would otherwise rank its pixels.
+    A constant map stays exactly constant, because Pillow sums in float64: rounding noise would rank its pixels.
 
     Args:
-      image: [h,w] of any real dtype.
+      values: [h,w] or [h,w,c] of any real dtype; uint8 with channels has three (RGB).
       shape: (H, W).
 
     Returns:
-      float32 [H,W].
+      uint8 if `values` are uint8, rounded; else float32. Read-only.
     """
-    rows, columns = _resize_weights(image.shape[0], shape[0]), _resize_weights(image.shape[1], shape[1])
-    return (rows @ image.astype(np.float64) @ columns.T).astype(np.float32)
+    if values.dtype == np.uint8:
+        return _resized(values, shape)
+    values = values.astype(np.float32, copy=False)
+    if values.ndim == 2:
+        return _resized(values, shape)
+    return np.stack([_resized(values[:, :, channel], shape) for channel in range(values.shape[2])], axis=-1)
 
 
-@functools.lru_cache(maxsize=16)
-def _resize_weights(source: int, target: int) -> np.ndarray:
-    scale = source / target
-    centres = (np.arange(target) + 0.5) * scale - 0.5
-    distance = np.abs(centres[:, None] - np.arange(source)) / max(scale, 1.0)
-    weights = np.maximum(1.0 - distance, 0.0)
-    return weights / weights.sum(1, keepdims=True)
+def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    image = Image.fromarray(np.ascontiguousarray(values))
+    return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))

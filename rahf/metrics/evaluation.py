@@ -176,8 +176,7 @@ class MeanBaseline:
         truth = batch.heatmaps if true_heatmaps is None else true_heatmaps
         size, (height, width) = len(truth), truth.shape[1:3]
         if self.mean_heatmaps.shape[:2] != (height, width):  # once, not for every example
-            resized = [resize(self.mean_heatmaps[:, :, k], (height, width)) for k in range(len(HEATMAPS))]
-            self.mean_heatmaps = np.stack(resized, axis=-1)
+            self.mean_heatmaps = resize(self.mean_heatmaps, (height, width))
         maps = np.broadcast_to(self.mean_heatmaps, (size, *self.mean_heatmaps.shape))
         scores = np.broadcast_to(self.mean_scores, (size, len(SCORES)))
         aligned = np.ones_like(batch.word_labels)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipelines.loading.labels import Labels
-from rahf.core.batch import HEATMAPS
 from rahf.images.resize import resize
 from rahf.metrics.evaluation import TrainingMean
 
@@ -21,8 +20,8 @@ def training_mean(labels: Labels, size: int = 256, limit: int = 2000) -> Trainin
     mean = TrainingMean()
     for index in np.unique(np.linspace(0, len(labels) - 1, min(limit, len(labels))).astype(int)):
         truth = labels[index]
-        maps = [resize(truth.heatmaps[..., k].astype(np.float32) / 255.0, (size, size)) for k in range(len(HEATMAPS))]
+        maps = resize(truth.heatmaps.astype(np.float32) / 255.0, (size, size))
         scores = np.asarray(truth.record.scores, np.float32)
-        known = np.isfinite(scores)
-        mean.update(np.stack(maps, -1)[None], truth.heatmap_mask[None], np.where(known, scores, 0)[None], known[None])
+        rated = np.isfinite(scores)
+        mean.update(maps[None], truth.heatmap_mask[None], np.where(rated, scores, 0)[None], rated[None])
     return mean
