@@ -1,13 +1,20 @@
-# make demo   sets up .venv, then draws scenes, trains, evaluates and predicts on them
-# make test   sets up .venv, then runs the tests
+# make demo              sets up .venv, then draws scenes, trains, evaluates and predicts on them
+# make test              sets up .venv, then runs the tests
+# make test ROOM=critic  runs the tests of one package: those in tests/critic
+# make lint              checks style, imports and format
 #
-# Both need nothing but Python 3.11 or newer (PYTHON=python3.12 names another one) and may be repeated.
+# These need nothing but Python 3.11 or newer (PYTHON=python3.12 names another one) and may be repeated.
+# Tests of the parts for PyTorch, diffusers and Ray are skipped where those are not installed. EXTRAS=test,torch,ray
+# installs them, too, as CI does: with PyPI's build of PyTorch for Linux several gigabytes, with its CPU build less.
 
 PYTHON ?= python3
+EXTRAS ?= test
+ROOM ?=
 VENV := .venv
-READY := $(VENV)/.installed
+COMMA := ,
+READY := $(VENV)/.installed-$(subst $(COMMA),-,$(EXTRAS))
 
-.PHONY: demo test
+.PHONY: demo test lint
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -15,11 +22,16 @@ demo: $(READY)
 
 # The tests of a file share what they compile, so a file stays in one process; conftest.py puts long files first.
 test: $(READY)
-	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(or $(addprefix tests/,$(ROOM)),tests)
+
+lint: $(READY)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/lint-imports --no-cache
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("rahf needs Python 3.11 or newer, $(PYTHON) is " + v + "; name another one: make PYTHON=python3.12")'
 	@echo "setting up $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@

@@ -3,6 +3,7 @@
 import ast
 import configparser
 import email
+import os
 import pathlib
 import re
 import shutil
@@ -188,8 +189,9 @@ def test_constraints_pin_everything_asked_for():
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line) for line in lines)  # no address, no path
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     assert len(pinned) == len(lines)
-    assert required("options", "install_requires") | required("options.extras_require", "test") <= pinned
-    assert not {"torch", "tensorflow", "ray", "rahf"} & pinned
+    extras = (required("options.extras_require", extra) for extra in ("test", "torch", "ray"))
+    assert required("options", "install_requires").union(*extras) <= pinned
+    assert not {"tensorflow", "rahf"} & pinned
 
 
 def test_make_does_what_the_readme_promises(tmp_path):
@@ -200,22 +202,32 @@ def test_make_does_what_the_readme_promises(tmp_path):
     for name in ("Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
 
-    def planned(target: str) -> str:
-        command = [make, "--no-print-directory", "-n", target]  # `make test` itself runs these tests
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    def planned(*arguments: str, **environment: str) -> str:
+        command = [make, "--no-print-directory", "-n", *arguments]  # `make test` itself runs these tests
+        variables = {name: value for name, value in os.environ.items() if name not in ("EXTRAS", "ROOM", "MAKEFLAGS")}
+        made = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True, env=variables | environment
+        )
+        return made.stdout
 
-    tests = ".venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder"
+    pytest_command = ".venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile"
+    tests = f"{pytest_command} --no-loadscope-reorder tests"
     for target, last in (("demo", ".venv/bin/rahf demo"), ("test", tests)):
         plan = planned(target)
         assert plan.splitlines()[-1] == last
         assert "-m pip install" in plan and '-c constraints.txt -e ".[test]"' in plan
+    assert '-e ".[test,torch,ray]"' in planned("test", EXTRAS="test,torch,ray")
     (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv/.installed").touch()
+    (tmp_path / ".venv/.installed-test").touch()
     assert planned("test") == tests + "\n"  # once is enough
+    assert planned("test", "ROOM=critic") == tests + "/critic\n"
     assert planned("demo") == ".venv/bin/rahf demo\n"
+    checks = (".venv/bin/ruff check", ".venv/bin/ruff format --check", ".venv/bin/lint-imports --no-cache")
+    assert tuple(planned("lint").splitlines()) == checks
     old = subprocess.run(
-        [make, "-B", ".venv/.installed", "PYTHON=false #"], cwd=tmp_path, capture_output=True, text=True
+        [make, "-B", ".venv/.installed-test", "PYTHON=false #"], cwd=tmp_path, capture_output=True, text=True
     )
     assert old.returncode != 0 and not (tmp_path / ".venv/bin").exists()
     run = (ROOT / ".ci/run").read_text()
-    assert run.splitlines()[-1] == "make test" and (ROOT / ".ci/run").stat().st_mode & 0o111
+    assert run.splitlines()[-3:] == ["export EXTRAS=test,torch,ray", "make lint", "make test"]
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111
