@@ -1,4 +1,7 @@
-"""`rahf doctor`: what this machine has, and whether what training and inference rest on works here."""
+"""What this machine has, and whether what training and inference rest on works here; `rahf doctor` prints it.
+
+A module of its own, because `doctor.py` is imported for every ``--help`` and only parses and prints.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
-import json
 import os
 import pathlib
 import platform
@@ -23,15 +25,16 @@ Verdict = Literal["ok", "warning", "broken", "absent"]
 
 #: Without these nothing runs.
 _ESSENTIAL = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array-record", "numpy")
-_FURTHER = ("sentencepiece", "tensorflow-datasets", "transformers", "safetensors", "pillow", "simplejpeg", "scipy")
+_USUAL = ("sentencepiece", "tensorflow-datasets", "transformers", "safetensors", "pillow", "simplejpeg", "scipy")
 #: Optional part → the module by which it is recognised, and what it is for.
 _OPTIONAL = {
     "torch": ("torch", "published .pt checkpoints"),
     "diffusers": ("diffusers", "the critic inside diffusion pipelines"),
-    "ray": ("ray", "scoring large folders on many machines"),
+    "ray": ("ray", "scoring on many machines"),
     "notebook": ("notebook", "the notebooks"),
 }
-_LITTLE_MEMORY, _LITTLE_DISK = 2 * 2**30, 5 * 2**30  # bytes below which a warning is due
+#: Bytes below which a check warns.
+_LITTLE_MEMORY, _LITTLE_DISK = 2 * 2**30, 5 * 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +44,16 @@ class Check:
     section: str
     name: str
     verdict: Verdict  # "broken" makes `rahf doctor` exit with 1
-    found: str
+    found: str  # what there is, or what is wrong
 
 
 def examine(workdir: str | os.PathLike = ".") -> list[Check]:
-    """Looks at everything. Never raises: what fails becomes a line that says so.
+    """Runs all checks. Never raises: a check that fails becomes a line that says so.
 
     Args:
       workdir: where runs would go; its disk is measured.
     """
+    compile_cache.enable()
     parts: list[tuple[str, Callable[[], list[Check]]]] = [
         ("versions", versions),
         ("devices", devices),
@@ -58,13 +62,13 @@ def examine(workdir: str | os.PathLike = ".") -> list[Check]:
         ("speed", cached_compilation),
         ("optional parts", optional),
     ]
-    found = []
-    for section, look in parts:
+    checks = []
+    for section, check in parts:
         try:
-            found += look()
+            checks += check()
         except Exception as error:  # noqa: BLE001 - a broken installation fails in any way
-            found.append(Check(section, getattr(look, "__name__", section), "broken", _line(error)))
-    return found
+            checks.append(Check(section, getattr(check, "__name__", section), "broken", _line(error)))
+    return checks
 
 
 def versions() -> list[Check]:
@@ -73,7 +77,7 @@ def versions() -> list[Check]:
         Check("versions", name, "ok", version)
         for name, version in (("rahf", rahf.__version__), ("python", platform.python_version()))
     ]
-    for name in (*_ESSENTIAL, *_FURTHER):
+    for name in (*_ESSENTIAL, *_USUAL):
         try:
             checks.append(Check("versions", name, "ok", importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
@@ -83,7 +87,7 @@ def versions() -> list[Check]:
 
 
 def devices() -> list[Check]:
-    """What JAX sees, and whether it computes."""
+    """The devices that JAX sees, and whether it computes on the default one."""
     import jax
     import jax.numpy as jnp
 
@@ -95,13 +99,13 @@ def devices() -> list[Check]:
         checks.append(Check("devices", f"{device.platform}:{device.id}", "ok", f"{device.device_kind}{memory}"))
     if jax.process_count() > 1:
         checks.append(Check("devices", "processes", "ok", f"{jax.process_index()} of {jax.process_count()}"))
-    found = float(jnp.arange(8.0) @ jnp.arange(8.0))
-    right = found == 140.0
-    what = "works" if right else f"0·0+…+7·7 = {found}, not 140"
-    checks.append(Check("devices", "arithmetic", "ok" if right else "broken", what))
+    product = float(jnp.arange(8.0) @ jnp.arange(8.0))
+    correct = product == 140.0
+    result = "works" if correct else f"0·0+…+7·7 = {product}, not 140"
+    checks.append(Check("devices", "arithmetic", "ok" if correct else "broken", result))
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
-        unused = "there is an NVIDIA GPU that JAX does not use: pip install rahf[gpu]"
-        checks.append(Check("devices", "gpu", "warning", unused))
+        remedy = "there is an NVIDIA GPU that JAX does not use: pip install rahf[gpu]"
+        checks.append(Check("devices", "gpu", "warning", remedy))
     return checks
 
 
@@ -115,17 +119,17 @@ def space(workdir: str | os.PathLike = ".") -> list[Check]:
     if pathlib.Path("/dev/shm").is_dir():
         places["shared memory"] = pathlib.Path("/dev/shm")
     for name, place in places.items():
-        there = next(p for p in (place.resolve(), *place.resolve().parents) if p.exists())
-        free = shutil.disk_usage(there).free
+        folder = next(p for p in (place.resolve(), *place.resolve().parents) if p.exists())
+        free = shutil.disk_usage(folder).free
         enough = free >= _LITTLE_DISK or name == "shared memory"
-        writable = os.access(there, os.W_OK)
-        what = f"{_gib(free)} free in {there}" + ("" if writable else ", but it cannot be written to")
-        checks.append(Check("memory", name, "ok" if enough and writable else "warning", what))
+        writable = os.access(folder, os.W_OK)
+        text = f"{_gib(free)} free in {folder}" + ("" if writable else ", but it cannot be written to")
+        checks.append(Check("memory", name, "ok" if enough and writable else "warning", text))
     return checks
 
 
 def fused_attention() -> list[Check]:
-    """cuDNN's attention with a mask against XLA's, on an NVIDIA GPU; elsewhere XLA is what there is."""
+    """On an NVIDIA GPU compares cuDNN's masked attention with XLA's. Other backends have XLA's only."""
     import jax
     import jax.numpy as jnp
 
@@ -134,14 +138,14 @@ def fused_attention() -> list[Check]:
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (jax.random.normal(key, (2, 128, 4, 64), jnp.bfloat16) for key in keys)
     mask = jnp.arange(128)[None, None, None, :] < jnp.array([128, 77])[:, None, None, None]
-    wanted = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+    expected = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
     try:
-        found = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-        apart = float(jnp.abs(found - wanted).max())
+        fused = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+        difference = float(jnp.abs(fused - expected).max())
     except Exception as error:  # noqa: BLE001 - cuDNN and XLA refuse in many ways
         return [Check("speed", "fused attention", "warning", f"XLA; cuDNN does not work here: {_line(error)}")]
-    verdict: Verdict = "ok" if apart < 0.05 else "warning"
-    return [Check("speed", "fused attention", verdict, f"cuDNN, masks included; differs by {apart:.1e} from XLA")]
+    verdict: Verdict = "ok" if difference < 0.05 else "warning"
+    return [Check("speed", "fused attention", verdict, f"cuDNN, masks included; differs by {difference:.1e} from XLA")]
 
 
 def cached_compilation() -> list[Check]:
@@ -152,24 +156,24 @@ def cached_compilation() -> list[Check]:
     import jax
 
     name = "jax_persistent_cache_min_compile_time_secs"
-    shortest = getattr(jax.config, name)
+    configured = getattr(jax.config, name)
     jax.config.update(name, 0.0)
     try:
-        missed, hits = _compile_probe(), _compile_probe()
+        hits_first, hits_second = _compile_probe(), _compile_probe()
     finally:
-        jax.config.update(name, shortest)
-    if hits:
+        jax.config.update(name, configured)
+    if hits_second:
         return [Check("speed", "compile cache", "ok", f"works, in {folder}")]
-    why = "" if os.access(folder, os.W_OK) else ", which cannot be written to"
-    twice = f"a program was compiled twice ({missed} hits) in spite of {folder}{why}"
-    return [Check("speed", "compile cache", "warning", twice)]
+    reason = "" if os.access(folder, os.W_OK) else ", which cannot be written to"
+    text = f"a program was compiled twice ({hits_first} hits) in spite of {folder}{reason}"
+    return [Check("speed", "compile cache", "warning", text)]
 
 
 _STAMP = time.time_ns() % 2**20  # so that the first probe of a process is new to the cache
 
 
 def _compile_probe() -> int:
-    """Compiles; how often the cache had it."""
+    """Compiles the probe. Returns how often the cache supplied it: 0 or 1."""
     import jax
     import jax.monitoring
 
@@ -189,7 +193,7 @@ def _compile_probe() -> int:
 
 
 def optional() -> list[Check]:
-    """Which extras are installed. Nothing is imported."""
+    """The extras that are installed. Imports none of them."""
     checks = []
     for name, (module, purpose) in _OPTIONAL.items():
         if importlib.util.find_spec(module) is None:
@@ -201,7 +205,7 @@ def optional() -> list[Check]:
 
 
 def _free_memory() -> int | None:
-    """Bytes that programs may still take, by Linux's own estimate and the limit of a container."""
+    """Bytes that programs may still allocate, by Linux's estimate and the limit of the container; None: unknown."""
     try:
         lines = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
@@ -220,41 +224,3 @@ def _gib(count: float) -> str:
 
 def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-
-
-def run(as_json: bool = False, workdir: str | os.PathLike = ".", console: Any = None) -> int:
-    """Prints what `examine` has found, as a table or as JSON.
-
-    Returns:
-      Exit code: 1 if something is broken without which nothing works, else 0.
-    """
-    compile_cache.enable()
-    checks = examine(workdir)
-    broken = [check for check in checks if check.verdict == "broken"]
-    if as_json:
-        print(json.dumps({"ok": not broken, "checks": [dataclasses.asdict(check) for check in checks]}, indent=2))
-    else:
-        _table(checks, broken, console)
-    return 1 if broken else 0
-
-
-_MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "broken": "[red]✗[/]", "absent": "[bright_black]–[/]"}
-
-
-def _table(checks: list[Check], broken: list[Check], console: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = console or Console(highlight=False)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    section = ""
-    for check in checks:
-        if check.section != section:
-            section = check.section
-            table.add_row("", Text(section, style="bold"), "")
-        table.add_row(_MARKS[check.verdict], Text(f"  {check.name}"), Text(check.found))
-    console.print(table)
-    warnings = sum(check.verdict == "warning" for check in checks)
-    said = f"{len(broken)} broken: {', '.join(c.name for c in broken)}" if broken else "everything essential works"
-    console.print(f"\n{said}{f', {warnings} to look at' if warnings else ''}")

@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     """Runs it; the exit code."""
     from rahf.steer import best_of_n_files
 
-    choice = best_of_n_files.Choice(args.by, args.threshold, args.quantile, not args.all, args.min_gap, tuple(args.require))
+    choice = best_of_n_files.Choice(
+        args.by, args.threshold, args.quantile, not args.all, args.min_gap, tuple(args.require)
+    )
     kept = best_of_n_files.choose(
         args.model,
         args.candidates,
