@@ -33,7 +33,7 @@ from data_pipelines.loading.examples import (
 )
 from rahf.config import DataConfig
 from rahf.core.batch import Batch
-from rahf.core.errors import DataError
+from rahf.core.errors import ConfigError, DataError
 from rahf.text import Tokenizer
 
 _WORKER_BUFFER = 2  # finished batches that a worker process holds
@@ -83,7 +83,7 @@ class TrainLoader:
         source: Source,
     ):
         if config.workers < 0:
-            raise ValueError(f"data.workers: expected 0 or more, found {config.workers}")
+            raise ConfigError(f"data.workers: expected 0 or more, found {config.workers}")
         if config.augment is not None:
             transforms.check(config.augment)
         self._local = _local_batch(config.batch_size, process_index, process_count)
@@ -286,9 +286,9 @@ class _EvalPart:
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch size {batch_size}: expected a multiple of the number of processes, {process_count}")
+        raise ConfigError(f"batch size {batch_size}: expected a multiple of the number of processes, {process_count}")
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process {process_index} of {process_count}: no such process")
+        raise ConfigError(f"process {process_index} of {process_count}: no such process")
     return batch_size // process_count
 
 

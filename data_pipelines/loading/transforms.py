@@ -18,6 +18,7 @@ import simplejpeg
 from jaxtyping import Float, UInt8
 
 from rahf.config import AugmentConfig
+from rahf.core.errors import ConfigError
 from rahf.images import FULL, Box
 
 Image = UInt8[np.ndarray, "h w 3"]
@@ -123,12 +124,12 @@ def check(config: AugmentConfig) -> None:
     """Raises ValueError naming a range or probability that cannot be drawn from."""
     for name in ("crop_probability", "photometric_probability", "grey_probability", "crop_keeps_mass"):
         if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"augment.{name}: expected 0..1, found {getattr(config, name)}")
+            raise ConfigError(f"augment.{name}: expected 0..1, found {getattr(config, name)}")
     limits = {"crop_keep": (0.01, 1), "contrast": (0, 10), "saturation": (0, 10), "jpeg_quality": (1, 100)}
     for name, (least, most) in limits.items():
         low, high = getattr(config, name)
         if not least <= low <= high <= most:
-            raise ValueError(f"augment.{name}: expected two rising values within {least}..{most}, found {low}, {high}")
+            raise ConfigError(f"augment.{name}: expected two rising values within {least}..{most}, found {low}, {high}")
     for name, most in (("brightness", 1), ("hue", 0.5)):
         if not 0 <= getattr(config, name) <= most:
-            raise ValueError(f"augment.{name}: expected 0..{most}, found {getattr(config, name)}")
+            raise ConfigError(f"augment.{name}: expected 0..{most}, found {getattr(config, name)}")

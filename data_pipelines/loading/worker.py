@@ -24,6 +24,8 @@ import threading
 from multiprocessing import spawn
 from typing import Any
 
+from rahf.core.errors import ConfigError
+
 _NAME = "data_pipelines.loading.worker"
 _PREFIX = "grain-process-prefetch"  # how Grain names its worker processes
 _HIDDEN = ("jax", "jaxlib")
@@ -79,7 +81,7 @@ def start(index: int, count: int) -> None:
 def check_shared_memory(needed: int, workers: int) -> None:
     """Too little of it would end a worker with a bare "bus error" in the middle of a batch."""
     if os.path.isdir(_SHARED_MEMORY) and (free := shutil.disk_usage(_SHARED_MEMORY).free) < needed:
-        raise ValueError(
+        raise ConfigError(
             f"{workers} data workers need {needed / 2**20:.0f} MiB of shared memory for finished batches, "
             f"{_SHARED_MEMORY} has {free / 2**20:.0f} MiB free; enlarge it (docker run --shm-size), "
             "or set data.workers to 0 (threads), or a smaller batch"

@@ -16,6 +16,7 @@ from data_pipelines import store
 from data_pipelines.store.records import Record
 from data_pipelines.synthetic.language import SPLITS
 from data_pipelines.synthetic.scene import SIDE, prompt, record, scene
+from rahf.core.errors import ArgumentError
 from rahf.text import train_tokenizer
 
 #: Goes up when the same arguments give other scenes than before.
@@ -62,7 +63,7 @@ def prepare(
     """
     counts = {name: count for name, count in zip(SPLITS, (train, dev, test)) if count}
     if not counts or min(counts.values()) < 0 or workers < 0:
-        raise ValueError(
+        raise ArgumentError(
             f"train={train}, dev={dev}, test={test}, workers={workers}: expected no negative number "
             "and at least one scene"
         )

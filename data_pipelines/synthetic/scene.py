@@ -17,6 +17,7 @@ from data_pipelines.prepare.consolidate import RawAnnotation, consolidate
 from data_pipelines.store.records import Record
 from data_pipelines.synthetic import damage, draw, language, layout, raters
 from rahf.core.batch import SCORES
+from rahf.core.errors import ArgumentError
 
 #: Default side of the pictures in pixels; they look right from 64 to 512.
 SIDE = 96
@@ -97,9 +98,9 @@ def _draw_look(rng: np.random.Generator) -> _Look:
 def _stream(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
     """Independent randomness: what is said (0), how it is drawn (1), who rates it (2)."""
     if split not in language.SPLITS:
-        raise ValueError(f"split {split!r}: expected one of {', '.join(language.SPLITS)}")
+        raise ArgumentError(f"split {split!r}: expected one of {', '.join(language.SPLITS)}")
     if min(seed, index) < 0:
-        raise ValueError(f"seed {seed}, index {index}: expected numbers that are not negative")
+        raise ArgumentError(f"seed {seed}, index {index}: expected numbers that are not negative")
     return np.random.default_rng((seed, list(language.SPLITS).index(split), index, purpose))
 
 
@@ -127,7 +128,7 @@ def scene(seed: int, split: str, index: int, size: int = SIDE) -> Scene:
       ValueError: an unknown split, or a number out of range.
     """
     if size < 32:
-        raise ValueError(f"size {size}: expected a side of at least 32 pixels")
+        raise ArgumentError(f"size {size}: expected a side of at least 32 pixels")
     saying, drawing, rating = (_stream(seed, split, index, purpose) for purpose in range(3))
     texture, plan = _say(saying, split)
     # A missing group keeps its place, so that it can be said where it should be.

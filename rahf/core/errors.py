@@ -10,6 +10,14 @@ class RahfError(Exception):
     """Base of every error whose message is all that a user needs. Anything else that rahf raises is a bug."""
 
 
+class ArgumentError(RahfError, ValueError):
+    """A command or a function was given a value that it cannot use; the message says what it expects."""
+
+
+class UnknownNameError(ArgumentError):
+    """No score, heatmap or other choice has this name; the message suggests the nearest."""
+
+
 class ConfigError(RahfError, ValueError):
     """A config has an unknown field or a value of the wrong kind; the message says where and what to write."""
 
@@ -24,6 +32,10 @@ class CheckpointError(RahfError, RuntimeError):
 
 class Damaged(CheckpointError):
     """The files of a checkpoint are not what was written."""
+
+
+class TokenizerError(RahfError, ValueError):
+    """A vocabulary cannot be read or cannot write what is needed; the message names its file."""
 
 
 class ImageError(RahfError, ValueError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rahf.core.batch import SCORES
+from rahf.core.errors import ArgumentError, UnknownNameError
 from rahf.core.names import suggest
 
 if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
@@ -23,17 +24,17 @@ def position(kind: str, name: str, known: Sequence[str]) -> int:
       known: `rahf.core.batch.SCORES` or `rahf.core.batch.HEATMAPS`.
 
     Raises:
-      ValueError: no such name; suggests the nearest.
+      UnknownNameError: no such name; suggests the nearest.
     """
     if name not in known:
-        raise ValueError(f"no {kind} is called {name!r}.{suggest(name, known)}")
+        raise UnknownNameError(f"no {kind} is called {name!r}.{suggest(name, known)}")
     return known.index(name)
 
 
 def nearest_score(name: str) -> str:
-    """`name` if it is a score. Raises ValueError that suggests the nearest one."""
+    """`name` if it is a score. Raises UnknownNameError that suggests the nearest one."""
     if name not in SCORES:
-        raise ValueError(f"no score {name!r}.{suggest(str(name), list(SCORES))}")
+        raise UnknownNameError(f"no score {name!r}.{suggest(str(name), list(SCORES))}")
     return name
 
 
@@ -41,12 +42,13 @@ def weights(score: str | Mapping[str, float]) -> Float[np.ndarray, "4"]:
     """A score's name, or weights by name → float32 [4] in the order of `SCORES`.
 
     Raises:
-      ValueError: an unknown score (suggests the nearest), no score at all, or a weight that is not finite.
+      UnknownNameError: an unknown score; suggests the nearest.
+      ArgumentError: no score at all, or a weight that is not finite.
     """
-    given = {score: 1.0} if isinstance(score, str) else dict(score)
-    found = np.zeros(len(SCORES), np.float32)
-    for name, weight in given.items():
-        found[SCORES.index(nearest_score(name))] = weight
-    if not given or not np.isfinite(found).all():
-        raise ValueError(f"score: expected a name or finite weights by name, found {score!r}")
-    return found
+    by_name = {score: 1.0} if isinstance(score, str) else dict(score)
+    vector = np.zeros(len(SCORES), np.float32)
+    for name, weight in by_name.items():
+        vector[SCORES.index(nearest_score(name))] = weight
+    if not by_name or not np.isfinite(vector).all():
+        raise ArgumentError(f"score: expected a name or finite weights by name, found {score!r}")
+    return vector

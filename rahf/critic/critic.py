@@ -20,7 +20,7 @@ import numpy as np
 from rahf.config import Config
 from rahf.core import labels, tree
 from rahf.core.batch import HEATMAPS, SCORES, Prediction
-from rahf.core.errors import ImageError
+from rahf.core.errors import ArgumentError, ImageError
 from rahf.critic import feedback as feedback_lib
 from rahf.critic import provenance
 from rahf.critic.feedback import Feedback
@@ -232,7 +232,7 @@ class Critic:
           float32 [B,S,S,2] in [0,1] at the network's side S, order `rahf.core.batch.HEATMAPS`, high = bad.
         """
         if self._heatmaps is None:
-            raise ValueError(_ONLY_SCORES)
+            raise ArgumentError(_ONLY_SCORES)
         params = self.params if params is None else params
         return pixels_lib.call(self._heatmaps, params, pixels, text_ids, text_mask)
 
@@ -267,9 +267,9 @@ class Critic:
 
     def _feedback(self, images, texts, batch_size, generate, on_error, progress=None):
         if self._forward is None:
-            raise ValueError(_ONLY_SCORES)
+            raise ArgumentError(_ONLY_SCORES)
         if generate and self.graphdef is None:
-            raise ValueError(
+            raise ArgumentError(
                 "generate: an exported file decides about words by constrained scoring only; leave generate out, "
                 "or load the run directory"
             )
@@ -308,5 +308,5 @@ def _batch_size(asked: int | None, count: int) -> int:
     if asked is None:
         return min(_DEFAULT_BATCH, 1 << (count - 1).bit_length())
     if asked < 1:
-        raise ValueError(f"batch_size: expected at least 1, found {asked}")
+        raise ArgumentError(f"batch_size: expected at least 1, found {asked}")
     return asked

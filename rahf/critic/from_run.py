@@ -80,5 +80,5 @@ def _config(file: pathlib.Path, dtype: Any) -> Config:
         return config
     name = jnp.dtype(dtype).name
     if name not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype: expected float32 or bfloat16, found {name}")
+        raise errors.ArgumentError(f"dtype: expected float32 or bfloat16, found {name}")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, compute_dtype=name))

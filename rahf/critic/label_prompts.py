@@ -9,6 +9,7 @@ import dataclasses
 
 from rahf.config import Config
 from rahf.core.batch import HEATMAPS, SCORES
+from rahf.core.errors import ConfigError
 from rahf.text import UNK_ID, Tokenizer
 
 #: Heatmaps, then scores. The task after them, the target sequence, has no prefix.
@@ -27,13 +28,13 @@ def encode(tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     found = tuple(tuple(tokenizer.encode(task)) for task in TASKS)
     for task, ids in zip(TASKS, found):
         if not ids or UNK_ID in ids:
-            raise ValueError(
+            raise ConfigError(
                 f"the vocabulary {tokenizer.source} cannot write {task!r}, a prefix of the augmented-prompt variant; "
                 "use one with byte pieces (T5's, or one made by `rahf prepare`), or model.variant multi-head"
             )
     for number, ids in enumerate(found):
         if ids in found[:number]:
-            raise ValueError(
+            raise ConfigError(
                 f"the vocabulary {tokenizer.source} writes {TASKS[found.index(ids)]!r} and {TASKS[number]!r} alike; "
                 "the augmented-prompt variant needs another vocabulary, or model.variant multi-head"
             )
@@ -50,7 +51,7 @@ def resolve(config: Config, tokenizer: Tokenizer) -> Config:
         return config
     found = encode(tokenizer)
     if config.model.task_ids not in ((), found):
-        raise ValueError(
+        raise ConfigError(
             f"model.task_ids are not those of the vocabulary {tokenizer.source}; leave them out, they are found "
             "when a run starts, or use the vocabulary that the model was made with"
         )

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from rahf.core import names as names_lib
 from rahf.core.batch import HEATMAPS, SCORES
-from rahf.core.errors import ImageError
+from rahf.core.errors import ArgumentError, ImageError
 from rahf.core.files import write_atomically
 from rahf.critic import drawing
 from rahf.critic.feedback import Feedback, png
@@ -67,7 +67,7 @@ def predict(
     """
     console, errors = console or Console(), errors or Console(stderr=True)
     if not images:
-        raise ValueError("no images given")
+        raise ArgumentError("no images given")
     images = [os.fsdecode(path) for path in images]
     run = _Run(images, out, json_file, console, errors)
     usable, prompts = run.with_prompts(given_prompts(images, prompt, prompts_file))
@@ -97,7 +97,7 @@ class _Run:
         self.json_file = pathlib.Path(json_file) if json_file else self.out / "predictions.json"
         inputs = {key for path in images for key in _keys(pathlib.Path(path))}
         if inputs & _keys(self.json_file):
-            raise ValueError(f"--json {self.json_file} would overwrite an image; give another file")
+            raise ArgumentError(f"--json {self.json_file} would overwrite an image; give another file")
         self.names = _names(images, self.out, inputs | _keys(self.json_file))
         self.results: dict[int, dict[str, Any]] = {}
         self.failures: dict[int, str] = {}
@@ -169,14 +169,14 @@ def given_prompts(
       ValueError: none at all, both, or another number than images.
     """
     if prompt is not None and prompts_file is not None:
-        raise ValueError("give --prompt or --prompts, not both")
+        raise ArgumentError("give --prompt or --prompts, not both")
     if prompts_file is not None:
         lines = _read_text(pathlib.Path(prompts_file)).splitlines()
         prompt = lines[:-1] if lines and not lines[-1].strip() else lines
     if prompt is None:
         found = [_beside(path) for path in images]
         if all(isinstance(one, _NoPrompt) for one in found):
-            raise ValueError(
+            raise ArgumentError(
                 "no prompt: give --prompt TEXT for all images, --prompts FILE with one line per image, "
                 f"or a text file beside each image ({_sidecar(images[0]) or 'IMAGE.txt'})"
             )
@@ -214,11 +214,11 @@ def _read_text(path: pathlib.Path) -> str:
     with open(path, "rb") as file:
         data = file.read(_MAX_PROMPT_BYTES + 1)
     if len(data) > _MAX_PROMPT_BYTES:
-        raise ValueError(f"{path}: more than {_MAX_PROMPT_BYTES} bytes, too long for prompts")
+        raise ArgumentError(f"{path}: more than {_MAX_PROMPT_BYTES} bytes, too long for prompts")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise ArgumentError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def _names(images: Sequence[str], out: pathlib.Path, taken: set[str]) -> list[str]:

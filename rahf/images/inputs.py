@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from rahf.core.errors import ImageError
+from rahf.core.errors import ArgumentError, ImageError
 from rahf.images.pictures import Picture, is_floating, picture
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
@@ -44,7 +44,7 @@ def image_list(images: Any) -> list[Any]:
             f"images: expected paths, encoded bytes, Pillow images or arrays, found {type(images).__name__}"
         )
     if not found:
-        raise ValueError("images: there are none; give at least one")
+        raise ArgumentError("images: there are none; give at least one")
     return found
 
 

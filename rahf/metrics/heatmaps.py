@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from rahf.core.batch import HEATMAPS
+from rahf.core.errors import NotFinite
 from rahf.images.resize import resize
 from rahf.metrics.accumulator import Accumulator, weighted_mean
 
@@ -176,7 +177,7 @@ def _one_map(prediction: np.ndarray, truth: np.ndarray, name: str, options: Heat
     p = np.ascontiguousarray(prediction).ravel()
     low, high = p.min(), p.max()
     if not (low >= 0 and np.isfinite(high)):
-        raise ValueError(
+        raise NotFinite(
             f"{name}: values from {low} to {high}, expected finite values in [0, 1]; "
             "the parameters have probably diverged"
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rahf.core.errors import DataError, NotFinite
 from rahf.metrics.accumulator import Accumulator, divide, weighted_mean
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
@@ -56,7 +57,7 @@ class KeywordMetrics(Accumulator):
             wrong = mask & ~np.isin(labels, (0, 1))
             if wrong.any():
                 row, column = np.argwhere(wrong)[0]
-                raise ValueError(
+                raise DataError(
                     f"example {int(index[row])}, word {column}: {name} label {labels[row, column]}, "
                     "expected 1 (aligned) or 0 (misaligned)"
                 )
@@ -65,7 +66,7 @@ class KeywordMetrics(Accumulator):
         else:
             chance = np.where(mask, np.asarray(probability, np.float64), 0.0)
             if not ((chance >= 0) & (chance <= 1)).all():
-                raise ValueError("probabilities of misaligned words must be finite and within [0, 1]")
+                raise NotFinite("probabilities of misaligned words must be finite and within [0, 1]")
         self._add(
             index,
             prediction=np.where(mask, prediction, 1).astype(np.int8),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rahf.core.batch import SCORES
+from rahf.core.errors import NotFinite
 from rahf.metrics.accumulator import Accumulator, divide
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
@@ -44,7 +45,7 @@ class ScoreMetrics(Accumulator):
         bad = mask & ~np.isfinite(prediction) & (np.asarray(index) >= 0)[:, None]
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            raise ValueError(
+            raise NotFinite(
                 f"example {int(index[row])}: predicted {SCORES[column]} is {prediction[row, column]}, "
                 "expected a finite number; the parameters have probably diverged"
             )

@@ -12,6 +12,7 @@ import jax.extend.backend
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rahf.core.errors import ConfigError
 from rahf.nn import gradients
 
 #: Padded lengths are multiples of it: legal, and rows of a bias stay aligned to 16 bytes.
@@ -49,14 +50,14 @@ def attention(
         another implementation.
     """
     if implementation not in ("auto", "xla", "cudnn"):
-        raise ValueError(f"attention {implementation!r}: expected auto, xla or cudnn")
+        raise ConfigError(f"attention {implementation!r}: expected auto, xla or cudnn")
     if implementation == "cudnn" or (implementation == "auto" and _on_nvidia()):
         obstacle = _obstacle(query, mask)
         if not obstacle:
             return padded(query, key, value, mask, bias, causal, scale, "cudnn")
         # A single query, as in decoding, has no matrix to save.
         if implementation == "cudnn" and query.shape[1] > 1:
-            raise ValueError(f"attention 'cudnn': {obstacle}; use 'auto' or 'xla'")
+            raise ConfigError(f"attention 'cudnn': {obstacle}; use 'auto' or 'xla'")
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
     if gradients.reordered():

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rahf.config import ClipTextConfig, ViTConfig
+from rahf.core.errors import ConfigError
 from rahf.nn import layers, vit
 
 
@@ -39,7 +40,7 @@ class TextTower(nnx.Module):
         """
         length = ids.shape[1]
         if length > self.config.positions:
-            raise ValueError(
+            raise ConfigError(
                 f"texts of {length} tokens, but this CLIP has {self.config.positions} positions; "
                 f"set data.max_prompt_tokens to {self.config.positions}"
             )

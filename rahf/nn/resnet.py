@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rahf.config import ResNetConfig
+from rahf.core.errors import ConfigError
 from rahf.nn import layers
 
 #: Channels of a stage's output per channel of its 3x3 convolutions.
@@ -65,7 +66,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, config: ResNetConfig, *, dtype: jnp.dtype):
         if len(config.widths) != len(config.depths):
-            raise ValueError(f"model.resnet: {len(config.widths)} widths but {len(config.depths)} depths")
+            raise ConfigError(f"model.resnet: {len(config.widths)} widths but {len(config.depths)} depths")
         self.config = config
         self.stem = ConvAffine(3, config.stem_width, 7, stride=2, dtype=dtype)
         inputs = config.stem_width

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from rahf.config import ViTConfig
+from rahf.core.errors import ConfigError
 from rahf.nn import execution as execution_lib
 from rahf.nn import layers
 from rahf.nn.attention import attention
@@ -89,11 +90,11 @@ class ViT(nnx.Module):
 
     def __init__(self, config: ViTConfig, image_size: int, *, dtype: jnp.dtype, execution: Execution = Execution()):
         if image_size % config.patch_size:
-            raise ValueError(f"image_size {image_size} is not a multiple of patch_size {config.patch_size}")
+            raise ConfigError(f"image_size {image_size} is not a multiple of patch_size {config.patch_size}")
         if config.patch_size % 2 ** len(config.stem):
-            raise ValueError(f"a stem of {len(config.stem)} halvings does not divide patch_size {config.patch_size}")
+            raise ConfigError(f"a stem of {len(config.stem)} halvings does not divide patch_size {config.patch_size}")
         if config.width % config.heads:
-            raise ValueError(f"vit.width {config.width} is not a multiple of vit.heads {config.heads}")
+            raise ConfigError(f"vit.width {config.width} is not a multiple of vit.heads {config.heads}")
         self.config, self.grid, self.dtype = config, image_size // config.patch_size, dtype
         self.execution = execution
         channels = 3

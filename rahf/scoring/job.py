@@ -16,7 +16,7 @@ from typing import Any
 
 from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
-from rahf.scoring import block as block_lib
+from rahf.scoring import score_block
 from rahf.scoring import files
 from rahf.scoring.blocks import Block, Plan
 from rahf.scoring.records import Reading
@@ -114,7 +114,7 @@ class Job:
         """Scores a block and writes its part.
 
         Args:
-          critic: see `rahf.scoring.block.score_block`.
+          critic: see `rahf.scoring.score_block.score_block`.
           block: which one.
           expected: id of the model that the job was begun with; None: not known yet.
 
@@ -131,8 +131,8 @@ class Job:
                 f"{self.out}: was begun with the model {expected}, but this is {model}; their scores do not compare. "
                 "Give another folder, or --restart to throw its scores away"
             )
-        scored = list(block_lib.score_block(critic, block, self.reading, self.batch_size))
-        table = block_lib.table(scored, block.source).replace_schema_metadata({_MODEL_KEY: model.encode()})
+        scored = list(score_block.score_block(critic, block, self.reading, self.batch_size))
+        table = score_block.table(scored, block.source).replace_schema_metadata({_MODEL_KEY: model.encode()})
         files.write(self.part(block.number), files.parquet_bytes(table))
         return model, len(scored), sum(one.scores is None for one in scored)
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from rahf.core import labels
 from rahf.core.batch import SCORES
+from rahf.core.errors import ArgumentError
 
 _OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _REQUIREMENT = re.compile(r"\s*([A-Za-z_]+)\s*(>=|<=|>|<)\s*(\S+)\s*")
@@ -51,7 +52,9 @@ def requirement(text: str) -> Requirement:
     except ValueError:
         value = None
     if found is None or value is None or not np.isfinite(value):
-        raise ValueError(f"constraint {text!r}: expected a score, >= <= > or <, and a number, as in 'alignment>=0.6'")
+        raise ArgumentError(
+            f"constraint {text!r}: expected a score, >= <= > or <, and a number, as in 'alignment>=0.6'"
+        )
     labels.position("score", found[1], SCORES)
     return Requirement(found[1], found[2], value)
 
@@ -116,7 +119,7 @@ def select(
     scores = np.round(np.asarray(getattr(preds, "scores", preds), np.float64), 6)
     if scores.ndim != 2 or scores.shape[1] != len(SCORES):
         columns = f"one column each for {', '.join(SCORES)}"
-        raise ValueError(f"scores: expected [N,{len(SCORES)}], {columns}; found {scores.shape}")
+        raise ArgumentError(f"scores: expected [N,{len(SCORES)}], {columns}; found {scores.shape}")
     column = labels.position("score", key, SCORES)
     _check(len(scores), threshold, quantile, best_of, min_gap, groups)
     require = [one if isinstance(one, Requirement) else requirement(one) for one in require]
@@ -131,17 +134,19 @@ def select(
 
 def _check(count, threshold, quantile, best_of, min_gap, groups) -> None:
     if threshold is not None and quantile is not None:
-        raise ValueError("give a threshold or a quantile, not both")
+        raise ArgumentError("give a threshold or a quantile, not both")
     if threshold is not None and not np.isfinite(threshold):
-        raise ValueError(f"threshold: expected a number, found {threshold}")
+        raise ArgumentError(f"threshold: expected a number, found {threshold}")
     if quantile is not None and not 0 <= quantile < 1:
-        raise ValueError(f"quantile: expected at least 0 and below 1, found {quantile}; 0.75 keeps the upper quarter")
+        raise ArgumentError(
+            f"quantile: expected at least 0 and below 1, found {quantile}; 0.75 keeps the upper quarter"
+        )
     if min_gap is not None and not (min_gap >= 0 and best_of):
-        raise ValueError(f"min_gap: expected 0 or more, and the best of each group to be chosen; found {min_gap}")
+        raise ArgumentError(f"min_gap: expected 0 or more, and the best of each group to be chosen; found {min_gap}")
     if best_of and groups is None:
-        raise ValueError("groups: needed to find the best of each; give one name per candidate, or best_of=False")
+        raise ArgumentError("groups: needed to find the best of each; give one name per candidate, or best_of=False")
     if groups is not None and len(groups) != count:
-        raise ValueError(f"groups: expected one per candidate ({count}), found {len(groups)}")
+        raise ArgumentError(f"groups: expected one per candidate ({count}), found {len(groups)}")
 
 
 class _Run:

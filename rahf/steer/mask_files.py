@@ -15,7 +15,7 @@ import numpy as np
 from rahf import images as image_lib
 from rahf.core import labels
 from rahf.core.batch import HEATMAPS
-from rahf.core.errors import ImageError
+from rahf.core.errors import ArgumentError, ImageError
 from rahf.core.files import write_atomically
 from rahf.critic.feedback import png
 from rahf.critic.predict import given_prompts
@@ -76,7 +76,7 @@ def mask_files(
     """
     kind = labels.position("heatmap", which, HEATMAPS)
     if latent_grid is not None and latent_grid < 1:
-        raise ValueError(f"latent grid: expected at least 1 pixel per cell, found {latent_grid}")
+        raise ArgumentError(f"latent grid: expected at least 1 pixel per cell, found {latent_grid}")
     paths = _paths(images, pathlib.Path(out), json_file)
     prompts = given_prompts(images, prompt, prompts_file)
     written, errors = [], [str(one) for one in prompts if isinstance(one, ImageError)]
@@ -166,20 +166,20 @@ def _tinted(picture: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def _paths(images: Sequence[str], out: pathlib.Path, json_file) -> list[pathlib.Path]:
     """Where each mask goes. Nothing given may be overwritten."""
     if not images:
-        raise ValueError("no images given")
+        raise ArgumentError("no images given")
     if out.suffix.lower() == ".png":
         if len(images) > 1:
-            raise ValueError(f"--out {out}: {len(images)} pictures have no place in one file; give a folder")
+            raise ArgumentError(f"--out {out}: {len(images)} pictures have no place in one file; give a folder")
         paths = [out]
     else:
         if out.suffix and not out.is_dir():
-            raise ValueError(f"--out {out}: masks are PNG files; give a name that ends in .png, or a folder")
+            raise ArgumentError(f"--out {out}: masks are PNG files; give a name that ends in .png, or a folder")
         paths = _numbered(images, out)
     beside = [path.with_name(f"{path.stem}_{kind}.png") for path in paths for kind in _KINDS]
     ours = {os.path.realpath(path) for path in [*paths, *beside, *([json_file] if json_file else [])]}
     for image in images:
         if os.path.realpath(image) in ours:
-            raise ValueError(f"{image}: would be overwritten; give another --out")
+            raise ArgumentError(f"{image}: would be overwritten; give another --out")
     return paths
 
 

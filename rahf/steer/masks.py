@@ -16,6 +16,7 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import Bool, Float, Real
 
+from rahf.core.errors import ArgumentError
 from rahf.images.resize import resize
 
 #: Pixels that touch at a corner belong together; so the outside of a hole is connected by edges only.
@@ -53,15 +54,15 @@ class MaskOptions:
     def __post_init__(self):
         """Raises ValueError naming the option, what was expected and what was found."""
         if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold: expected above 0 and at most 1, found {self.threshold}")
+            raise ArgumentError(f"threshold: expected above 0 and at most 1, found {self.threshold}")
         if self.seeds is not None and not self.threshold <= self.seeds <= 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"seeds: expected from the threshold ({self.threshold}) to 1, found {self.seeds}; "
                 "regions grow from the seeds down to the threshold"
             )
         for name in ("min_area", "dilation", "max_hole", "feather", "warn_above"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected 0 to 1, found {getattr(self, name)}")
+                raise ArgumentError(f"{name}: expected 0 to 1, found {getattr(self, name)}")
 
 
 class Mask(NamedTuple):
@@ -113,7 +114,7 @@ def from_heatmap(
     values = _unit(heatmap)
     size = values.shape if size is None else (int(size[0]), int(size[1]))
     if min(size) < 1:
-        raise ValueError(f"size: expected height and width of at least 1, found {size}")
+        raise ArgumentError(f"size: expected height and width of at least 1, found {size}")
     if size != values.shape:
         values = np.clip(resize(values, size), 0, 1)
     peak = float(values.max())
@@ -206,7 +207,7 @@ def to_latent(mask: Real[np.ndarray, "h w"], cell: int = 8) -> Real[np.ndarray, 
       [ceil(h/cell), ceil(w/cell)] of the same dtype; the cells at the right and lower border may be smaller.
     """
     if cell < 1:
-        raise ValueError(f"cell: expected at least 1 pixel, found {cell}")
+        raise ArgumentError(f"cell: expected at least 1 pixel, found {cell}")
     mask = np.asarray(mask)
     rows, columns = (range(0, side, cell) for side in mask.shape)
     return np.maximum.reduceat(np.maximum.reduceat(mask, rows, axis=0), columns, axis=1)
@@ -220,15 +221,19 @@ def _distance(mask: np.ndarray) -> np.ndarray:
 def _unit(heatmap: np.ndarray) -> np.ndarray:
     values = np.asarray(heatmap)
     if values.ndim != 2 or not values.size:
-        raise ValueError(f"heatmap: expected [height, width], found shape {values.shape}; give one map of one picture")
+        raise ArgumentError(
+            f"heatmap: expected [height, width], found shape {values.shape}; give one map of one picture"
+        )
     if values.dtype == np.uint8:
         return values.astype(np.float32) / 255
     values = values.astype(np.float32)
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("heatmap: has values that are not finite (NaN or infinite)")
+        raise ArgumentError("heatmap: has values that are not finite (NaN or infinite)")
     if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(f"heatmap: expected values in 0..1, found {low:g} to {high:g}; give uint8, or divide by 255")
+        raise ArgumentError(
+            f"heatmap: expected values in 0..1, found {low:g} to {high:g}; give uint8, or divide by 255"
+        )
     return np.clip(values, 0, 1)
 
 

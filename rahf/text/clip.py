@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Sequence
 
+from rahf.core.errors import TokenizerError
 from rahf.text.byte_pairs import END, START, WORD_END, BytePairs
 from rahf.text.tokenizer import Encoded, Tokenizer, pad
 from rahf.text.words import split_words
@@ -31,7 +32,7 @@ class ClipTokenizer(Tokenizer):
         self._tokenizer = _opened(model, source)
         ids = [self._tokenizer.token_to_id(token) for token in (START, END)]
         if None in ids:
-            raise ValueError(f"{source}: lacks {START} or {END}; expected the vocabulary of a CLIP")
+            raise TokenizerError(f"{source}: lacks {START} or {END}; expected the vocabulary of a CLIP")
         self.start_id, self.eos_id = ids
 
     def __reduce__(self):  # data workers receive the tokenizer by pickle
@@ -78,7 +79,7 @@ class _Library:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
         except Exception as error:  # the library raises no narrower class
-            raise ValueError(str(error)) from error
+            raise TokenizerError(str(error)) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.token_to_id = self._tokenizer.token_to_id
@@ -97,10 +98,10 @@ def _opened(model: bytes, source: str) -> _Library | BytePairs:
     except ImportError:
         pass
     except ValueError as error:
-        raise ValueError(f"{source}: not the JSON of a tokenizer ({error})") from error
+        raise TokenizerError(f"{source}: not the JSON of a tokenizer ({error})") from error
     try:
         return BytePairs(model)
     except ValueError as error:
-        raise ValueError(
+        raise TokenizerError(
             f"{source}: {error}. It can only be read with the tokenizers library; pip install tokenizers"
         ) from error

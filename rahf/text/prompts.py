@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rahf.config.schema import DataConfig
+from rahf.core.errors import ArgumentError
 from rahf.text.tokenizer import Tokenizer
 from rahf.text.words import split_words, word_ends
 
@@ -49,19 +50,19 @@ def prompt_list(prompts: str | Sequence[str], count: int | None = None) -> list[
         raise TypeError(f"prompts: expected one text or one per image, found {type(prompts).__name__}")
     found = [prompts] * (1 if count is None else count) if isinstance(prompts, str) else list(prompts)
     if not found:
-        raise ValueError("prompts: there are none")
+        raise ArgumentError("prompts: there are none")
     if count is not None and len(found) != count:
-        raise ValueError(f"{count} images but {len(found)} prompts; give one for all, or one per image")
+        raise ArgumentError(f"{count} images but {len(found)} prompts; give one for all, or one per image")
     for number, prompt in enumerate(found):
         which = "the prompt" if isinstance(prompts, str) else f"prompt {number}"
         if not isinstance(prompt, str):
             raise TypeError(f"{which}: expected text, found {type(prompt).__name__}")
         if not prompt.strip():
-            raise ValueError(f"{which} is empty; give the text that the image was made from")
+            raise ArgumentError(f"{which} is empty; give the text that the image was made from")
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{which} is not valid Unicode ({error.reason}): {prompt[:60]!r}") from error
+            raise ArgumentError(f"{which} is not valid Unicode ({error.reason}): {prompt[:60]!r}") from error
     return found
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
+from rahf.core.errors import TokenizerError
 from rahf.text.words import SUFFIX, WORD, split_words, without_blanks
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # T5's convention, and that of `train_tokenizer`
@@ -40,10 +41,10 @@ class Tokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"{source}: not a SentencePiece model ({error})") from error
+            raise TokenizerError(f"{source}: not a SentencePiece model ({error})") from error
         found = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
         if found != (PAD_ID, EOS_ID, UNK_ID):
-            raise ValueError(
+            raise TokenizerError(
                 f"{source}: padding, end and unknown ids are {found}, expected (0, 1, 2) as in T5; "
                 "use a T5 vocabulary or one made by `rahf prepare`"
             )
@@ -75,7 +76,7 @@ class Tokenizer:
         """Ids of ``_0`` behind a word (T5: 834, 632)."""
         plain, suffixed = self.encode("cat"), self.encode("cat" + SUFFIX)
         if suffixed[: len(plain)] != plain or len(suffixed) == len(plain):
-            raise ValueError(f"{self.source}: the vocabulary cannot write the suffix {SUFFIX!r}")
+            raise TokenizerError(f"{self.source}: the vocabulary cannot write the suffix {SUFFIX!r}")
         return suffixed[len(plain) :]
 
     def encode_prompt(self, prompt: str, length: int) -> Encoded:
@@ -116,7 +117,7 @@ class Tokenizer:
           ValueError: numbers of words and labels differ.
         """
         if labels is not None and len(labels) != len(words):
-            raise ValueError(f"{len(words)} words but {len(labels)} labels")
+            raise TokenizerError(f"{len(words)} words but {len(labels)} labels")
         ids: list[int] = []
         ends: list[int] = []
         full = False

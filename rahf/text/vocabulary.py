@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Sequence
 
+from rahf.core.errors import TokenizerError
 from rahf.text.byte_pairs import END, PIECES, START, WORD_END, BytePairs
 from rahf.text.clip import ClipTokenizer
 from rahf.text.tokenizer import EOS_ID, PAD_ID, UNK_ID, Tokenizer
@@ -31,7 +32,7 @@ def train_tokenizer(prompts: Sequence[str], vocab_size: int = 1024) -> bytes:
     words = [" ".join(split_words(prompt)) for prompt in prompts]
     lines = [line for line in {*prompts, *words} if line.strip()]
     if not lines:
-        raise ValueError("cannot train a vocabulary: no prompt has any text")
+        raise TokenizerError("cannot train a vocabulary: no prompt has any text")
     writer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sorted(lines)),
@@ -97,7 +98,7 @@ def _assembled(vocabulary: pathlib.Path, merges: pathlib.Path) -> bytes:
     try:
         model = models.BPE.from_file(str(vocabulary), str(merges), unk_token=END, end_of_word_suffix=WORD_END)
     except Exception as error:  # the library raises no narrower class
-        raise ValueError(f"{vocabulary}, {merges.name}: not a byte-pair vocabulary ({error})") from error
+        raise TokenizerError(f"{vocabulary}, {merges.name}: not a byte-pair vocabulary ({error})") from error
     made = Tokenizer(model)
     blanks = normalizers.Replace(Regex(r"\s+"), " ")
     made.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])

@@ -8,7 +8,7 @@ import pytest
 
 from rahf.cli import main as cli
 from rahf.core.errors import ScoreError
-from rahf.scoring import block as block_lib
+from rahf.scoring import score_block
 from rahf.steer.best_of_n_files import Choice, choose
 from tests.helpers.critic_maker import ColourCritic, plain
 from tests.images.test_decode import encode
@@ -224,7 +224,7 @@ def test_pictures_are_alive_only_while_they_wait(folder, monkeypatch):
     class Tracked(np.ndarray):
         pass
 
-    decode = block_lib.decode
+    decode = score_block.decode
 
     def tracked(record, side):
         square, error = decode(record, side)
@@ -235,7 +235,7 @@ def test_pictures_are_alive_only_while_they_wait(folder, monkeypatch):
         most.append(len(alive))
         return square, error
 
-    monkeypatch.setattr(block_lib, "decode", tracked)
+    monkeypatch.setattr(score_block, "decode", tracked)
     done = run(folder, batch_size=4, block_size=400)
     assert done.candidates == len(most) == 400 and done.groups == 50
     assert 4 < max(most) <= 8 and not alive

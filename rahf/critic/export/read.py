@@ -16,7 +16,7 @@ from rahf import config as config_lib
 from rahf.config import Config
 from rahf.core import licenses, tree
 from rahf.core.batch import Prediction
-from rahf.core.errors import ExportError
+from rahf.core.errors import ArgumentError, ExportError
 from rahf.critic import provenance
 from rahf.critic.critic import Critic
 from rahf.critic.export import archive, program
@@ -64,7 +64,7 @@ def _critic(path: str, manifest: dict[str, Any], parts: dict[str, bytes], dtype:
     config = config_lib.from_json(parts[CONFIG].decode(), where=f"{path}: {CONFIG}")
     computes = config.model.compute_dtype
     if dtype is not None and jnp.dtype(dtype).name != computes:
-        raise ValueError(f"dtype: {path} computes in {computes}, asked for {jnp.dtype(dtype).name}; export it so")
+        raise ArgumentError(f"dtype: {path} computes in {computes}, asked for {jnp.dtype(dtype).name}; export it so")
     try:
         tokenizer = tokenizer_from_bytes(parts[TOKENIZER], f"{path}: {TOKENIZER}")
     except (ImportError, ValueError) as error:

@@ -25,7 +25,7 @@ import rahf
 from rahf import config as config_lib
 from rahf.core import tree
 from rahf.core.batch import Prediction
-from rahf.core.errors import ExportError
+from rahf.core.errors import ArgumentError, ExportError
 from rahf.critic import loading, provenance
 from rahf.critic.critic import Critic
 from rahf.critic.export import archive
@@ -122,10 +122,12 @@ def export(
       ValueError: the model is an exported file itself, or an unknown platform.
     """
     if critic.graphdef is None:
-        raise ValueError("export: this model is an exported file already; give the run directory it was made from")
+        raise ArgumentError("export: this model is an exported file already; give the run directory it was made from")
     unknown = sorted(set(platforms) - {"cpu", "cuda", "rocm", "tpu"})
     if unknown or not platforms:
-        raise ValueError(f"platforms: expected some of {', '.join(PLATFORMS)}, found {', '.join(platforms) or 'none'}")
+        raise ArgumentError(
+            f"platforms: expected some of {', '.join(PLATFORMS)}, found {', '.join(platforms) or 'none'}"
+        )
     file = pathlib.Path(file)
     if file.is_dir():
         raise ExportError(f"{file}: is a directory; give the name of a file to write")

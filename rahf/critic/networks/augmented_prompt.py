@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rahf.config import ModelConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch
+from rahf.core.errors import ConfigError
 from rahf.critic import label_prompts as tasks_lib
 from rahf.critic.networks.multi_head import Rahf
 from rahf.critic.networks.outputs import Fused
@@ -74,7 +75,7 @@ class AugmentedRahf(Rahf):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         if not 1 <= config.tasks_per_example <= tasks_lib.COUNT:
-            raise ValueError(
+            raise ConfigError(
                 f"model.tasks_per_example {config.tasks_per_example}: expected 1 to {tasks_lib.COUNT}, as many as there are"
             )
 
@@ -164,7 +165,7 @@ def prepend(
       ValueError: no prefixes.
     """
     if len(prefixes) != len(tasks_lib.TASKS):
-        raise ValueError(
+        raise ConfigError(
             f"model.task_ids has {len(prefixes)} prefixes, expected {len(tasks_lib.TASKS)}; a run finds them when it "
             "starts (rahf.critic.label_prompts.resolve)"
         )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rahf.config import ModelConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch
+from rahf.core.errors import ConfigError
 from rahf.critic.networks import outputs
 from rahf.nn import layers, vit
 from rahf.nn.clip_text import TextTower
@@ -35,10 +36,10 @@ class Clip(nnx.Module):
     def __init__(self, config: ModelConfig):
         clip, dtype = config.clip, jnp.dtype(config.compute_dtype)
         if not config.vit.class_token:
-            raise ValueError("model.vit.class_token: CLIP reads the image from its class token; set it to True")
+            raise ConfigError("model.vit.class_token: CLIP reads the image from its class token; set it to True")
         unknown = sorted(set(clip.cosine_scores) - set(SCORES))
         if unknown:
-            raise ValueError(f"model.clip.cosine_scores: no score {unknown[0]!r}; known: {', '.join(SCORES)}")
+            raise ConfigError(f"model.clip.cosine_scores: no score {unknown[0]!r}; known: {', '.join(SCORES)}")
         self.config, self.dtype = config, dtype
         self.vit = vit.ViT(config.vit, config.image_size, dtype=dtype)
         self.text = TextTower(clip.text, dtype=dtype)

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rahf.config import HeatmapHeadConfig, ScoreHeadConfig
+from rahf.core.errors import ConfigError
 from rahf.nn import execution as execution_lib
 from rahf.nn import layers
 from rahf.nn.execution import Execution
@@ -50,7 +51,7 @@ def up_widths(config: HeatmapHeadConfig, image_size: int, grid: int) -> tuple[in
         return config.up_widths
     stages = max(0, math.ceil(math.log2(image_size / (4 * grid))))
     if stages > len(config.up_widths):
-        raise ValueError(
+        raise ConfigError(
             f"heatmap head: from a grid of {grid} to a quarter of the image side {image_size} it takes {stages} "
             f"stages, up_widths has only {len(config.up_widths)}; add widths, or use kind 'full'"
         )
@@ -126,10 +127,10 @@ class ScoreHead(nnx.Module):
         if config.padding == "VALID":
             grid -= (config.kernel_size - 1) * len(config.conv_widths)
             if grid < 1:
-                raise ValueError("score head: the token grid is too small for VALID padding; use SAME")
+                raise ConfigError("score head: the token grid is too small for VALID padding; use SAME")
         if config.pool:
             if grid % config.pool:
-                raise ValueError(f"score head: pool {config.pool} does not divide the grid of {grid}")
+                raise ConfigError(f"score head: pool {config.pool} does not divide the grid of {grid}")
             grid = config.pool
         width *= grid * grid
         for number, out in enumerate(config.dense_widths):

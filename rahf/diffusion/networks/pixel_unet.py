@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rahf.config import ModelConfig
+from rahf.core.errors import ConfigError
 from rahf.diffusion import schedules
 from rahf.diffusion.networks.blocks import GroupNorm, ResidualBlock, TextAttention, time_features
 from rahf.nn import execution as execution_lib
@@ -147,15 +148,15 @@ def signals(config: ModelConfig) -> Float[np.ndarray, " t"]:
 def _check(config: ModelConfig) -> None:
     made = config.diffusion
     if made.patch < 1:
-        raise ValueError(f"model.diffusion.patch: expected at least 1, found {made.patch}")
+        raise ConfigError(f"model.diffusion.patch: expected at least 1, found {made.patch}")
     coarsest = made.patch * 2 ** (len(made.widths) - 1)
     if config.image_size % coarsest:
-        raise ValueError(
+        raise ConfigError(
             f"model.image_size {config.image_size}: expected a multiple of {coarsest}, because model.diffusion.patch is "
             f"{made.patch} and model.diffusion.widths has {len(made.widths)} levels; each but the first halves the side"
         )
     for width in made.widths[made.attention_from :]:
         if width % made.heads:
-            raise ValueError(f"model.diffusion.widths: {width} cannot be shared by model.diffusion.heads {made.heads}")
+            raise ConfigError(f"model.diffusion.widths: {width} cannot be shared by model.diffusion.heads {made.heads}")
     if made.widths[0] % 2:
-        raise ValueError(f"model.diffusion.widths: the first must be even, found {made.widths[0]}")
+        raise ConfigError(f"model.diffusion.widths: the first must be even, found {made.widths[0]}")
