@@ -19,7 +19,7 @@ from rahf.config import Config, DiffusionConfig, ModelConfig, OptimizerConfig, T
 
 def config() -> Config:
     """64-pixel pictures in cells of 4 x 4; the network gives the clean picture; averaged parameters."""
-    demo = config_lib.load(str(pathlib.Path(__file__).with_name("demo.py")))
+    demo = config_lib.load(str(pathlib.Path(__file__).parents[1] / "critic" / "demo.py"))
     return Config(
         workdir="runs/demo_diffusion",
         data=dataclasses.replace(demo.data, batch_size=64),

@@ -217,7 +217,7 @@ def test_blocks_travel_as_text():
 
 
 def test_a_picture_that_is_too_large_is_not_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("rahf.scoring.block.MAX_IMAGE", 50)
+    monkeypatch.setattr("rahf.scoring.score_block.MAX_IMAGE", 50)
     run([jsonl(tmp_path)], tmp_path / "out")
     assert table(tmp_path / "out")[0]["error"] == "0.png: more than 5e-05 MB"
     assert records.MAX_IMAGE == 100_000_000
