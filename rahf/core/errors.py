@@ -72,3 +72,10 @@ class WorkerFailure(RahfError, RuntimeError):
 
 class ExampleError(RahfError, ValueError):
     """The bytes are not a `tf.train.Example`; the message says at which byte and why."""
+
+
+class DiskFull(RahfError, OSError):
+    """A file cannot be written because no space is left; the message names the file."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)  # without the number that OSError puts before it

@@ -1,39 +1,161 @@
-"""Files that are written whole or not at all, and files that are not what their name says."""
+"""Atomic writes, and the check for Git-LFS pointers.
+
+A reader of a path sees its old content or the complete new one, never a part of it. The new content is written under a
+temporary name in the same folder and takes its own name by `os.replace`. A failure removes what was written so far; a
+killed process leaves it behind, and the old content in its place.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import os
 import pathlib
 import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from typing import BinaryIO
 
-from rahf.core.errors import DatasetError
+from rahf.core.errors import DatasetError, DiskFull
+
+#: End of the names of files and folders that are being written.
+UNFINISHED = ".unfinished"
+_NAME_LENGTH = 40  # characters of a file's name in its temporary name: file systems limit names to 255 bytes
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file under a temporary name beside it, then renames. Makes its folder. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.parent / f".{path.name}.{os.getpid()}"
+def write_atomically(path: str | os.PathLike, data: bytes | str, sync: bool = False) -> None:
+    """Writes a file, and the folders that are to hold it.
+
+    Args:
+      path: the file; one that exists is replaced.
+      data: its content; text is written as UTF-8.
+      sync: wait until the content is on the device, so that it also survives a crash of the machine.
+
+    Raises:
+      DiskFull: no space left.
+      OSError: the file cannot be written.
+    """
+    with open_atomically(path, sync) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def open_atomically(path: str | os.PathLike, sync: bool = False) -> Iterator[BinaryIO]:
+    """A binary file to write in pieces; takes its name when the block ends without an error. See `write_atomically`."""
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        yield file
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields the temporary path at which the block creates the file; renames it when the block ends without an error.
+
+    Raises:
+      DiskFull: no space left.
+      OSError: the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    unfinished = path.with_name(temporary_name(path.name))
+    with _disk_full_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield unfinished
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a new empty folder; it takes the name `path` when the block ends without an error.
+
+    A folder may be large. Its temporary name is therefore always the same, so that the next write removes what a killed
+    process has left. A folder in the place of `path` is replaced. This takes two renames: a process that is killed
+    between them leaves nothing under the name `path`, and the old folder as ``.NAME.old``.
+
+    Raises:
+      DiskFull: no space left.
+      OSError: the folder cannot be written.
+    """
+    path = pathlib.Path(path)
+    unfinished, old = path.with_name(f".{path.name}{UNFINISHED}"), path.with_name(f".{path.name}.old")
+    with _disk_full_named(path):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                os.replace(path, old)
+            try:
+                os.replace(unfinished, path)
+            except OSError:
+                if old.exists():
+                    os.replace(old, path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def temporary_name(name: str) -> str:
+    """A name for the unfinished file `name`. Differs each time: several machines may write to one folder."""
+    return f".{name[:_NAME_LENGTH]}.{secrets.token_hex(4)}{UNFINISHED}"
+
+
+def remove_unfinished(path: str | os.PathLike) -> None:
+    """Removes what killed processes have left of writes to `path`. Nobody else may be writing to it."""
+    path = pathlib.Path(path)
+    for file in path.parent.glob(f".{glob.escape(path.name[:_NAME_LENGTH])}.*{UNFINISHED}"):
+        file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_full_named(path: pathlib.Path) -> Iterator[None]:
+    """Turns the error of a full disk into one that names the file and the remedy."""
     try:
-        unfinished.write_bytes(data)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or isinstance(error, DiskFull):
+            raise
+        message = f"{path}: the disk is full ({error.strerror}); free some space, or write to another place"
+        raise DiskFull(error.errno, message) from error
 
 
 _LFS_START = b"version https://git-lfs"
+#: What to do about a Git-LFS pointer.
+LFS_REMEDY = "get it with `git lfs install && git lfs pull` in the clone it comes from"
 
 
-def check_not_lfs_pointer(path: pathlib.Path) -> None:
-    """Raises DatasetError, with the remedy, if the file is a Git-LFS pointer instead of its content."""
+def is_lfs_pointer(path: str | os.PathLike) -> bool:
+    """Whether a file is a Git-LFS pointer instead of its content. Raises OSError if it cannot be read."""
     with open(path, "rb") as file:
-        start = file.read(512)
-    if not start.startswith(_LFS_START):
+        return file.read(len(_LFS_START)) == _LFS_START
+
+
+def check_not_lfs_pointer(path: str | os.PathLike, remedy: str = LFS_REMEDY) -> None:
+    """Checks that a file is no Git-LFS pointer.
+
+    Args:
+      path: the file.
+      remedy: what the user shall do, for the end of the message.
+
+    Raises:
+      DatasetError: it is one; the message gives size and digest of the content, and the remedy.
+      OSError: the file cannot be read.
+    """
+    if not is_lfs_pointer(path):
         return
-    text = start.decode(errors="replace")
+    with open(path, "rb") as file:
+        text = file.read(512).decode(errors="replace")
     size, oid = re.search(r"size (\d+)", text), re.search(r"oid (\S+)", text)
     raise DatasetError(
-        f"{path} is a Git-LFS pointer, not the data: the real file has "
-        f"{size[1] if size else 'an unknown number of'} bytes ({oid[1] if oid else 'no oid given'}). "
-        "Get it with `git lfs install && git lfs pull` in the clone it comes from "
-        "(labels: https://github.com/google-research-datasets/richhf-18k)"
+        f"{os.fspath(path)} is a Git-LFS pointer, not the data: the content has "
+        f"{size[1] if size else 'an unknown number of'} bytes ({oid[1] if oid else 'no oid given'}); {remedy}"
     )
