@@ -8,11 +8,12 @@ from __future__ import annotations
 import fnmatch
 import json
 import logging
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from rahf.core.files import write_atomically
 
 MODEL_FILE, START_FILE = "model.json", "start.json"
 UNKNOWN = "unknown"
@@ -96,9 +97,7 @@ def write(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
     if not record:
         file.unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
         return
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, file)
+    write_atomically(file, json.dumps(record, indent=1) + "\n")
 
 
 def table(record: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import re
 from typing import Any, Iterable, NamedTuple
 
 from rahf.core.errors import PretrainedError
+from rahf.core.files import is_lfs_pointer
 
 
 class Source(NamedTuple):
@@ -121,8 +122,7 @@ def check_colours(source: Source, found: Any, config: Any) -> None:
 def if_pointer(file: pathlib.Path) -> str:
     """What to do about a file that cannot be read, for the end of a message."""
     try:
-        with open(file, "rb") as stream:
-            pointer = stream.read(24).startswith(b"version https://git-lfs")
+        pointer = is_lfs_pointer(file)
     except OSError:
         pointer = False
     return "it is a Git LFS pointer: run `git lfs pull`" if pointer else "download it again"

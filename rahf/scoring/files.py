@@ -7,10 +7,10 @@ import io
 import os
 import pathlib
 import posixpath
-import uuid
 from typing import BinaryIO
 
 from rahf.core.errors import ScoreError
+from rahf.core.files import temporary_name, write_atomically
 
 _GLOB = frozenset("*?[")
 
@@ -119,18 +119,10 @@ def write(path: str, data: bytes) -> None:
 
     Raises OSError.
     """
-    unfinished = join(parent(path), f".{posixpath.basename(path)}.{uuid.uuid4().hex}{UNFINISHED}")
     if not is_url(path):
-        os.makedirs(parent(path) or ".", exist_ok=True)
-        try:
-            with open(unfinished, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            pathlib.Path(unfinished).unlink(missing_ok=True)
+        write_atomically(path, data, sync=True)
         return
+    unfinished = join(parent(path), temporary_name(posixpath.basename(path)))
     fs, inside = filesystem(path)
     _, beside = filesystem(unfinished)
     fs.makedirs(parent(inside), exist_ok=True)
@@ -146,10 +138,6 @@ def remove(path: str) -> None:
     fs, inside = filesystem(path)
     if fs.exists(inside):
         fs.rm(inside)
-
-
-#: End of the names of files that are being written.
-UNFINISHED = ".unfinished"
 
 
 def parquet_file(path: str):

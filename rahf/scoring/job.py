@@ -16,6 +16,7 @@ from typing import Any
 
 from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
+from rahf.core.files import UNFINISHED
 from rahf.scoring import score_block
 from rahf.scoring import files
 from rahf.scoring.blocks import Block, Plan
@@ -82,7 +83,7 @@ class Job:
         else:
             files.write(self._path("job.json"), _json(ours))
         for name in there:
-            if name.endswith(files.UNFINISHED):
+            if name.endswith(UNFINISHED):
                 files.remove(self._path(name))
         done = {int(found[1]) for name in there if (found := _PART.fullmatch(name))}
         return [block for block in plan.blocks if block.number not in done]
@@ -91,7 +92,7 @@ class Job:
         """Removes what jobs write, and nothing else; the description last, so that a break leaves no orphans."""
         if "job.json" not in there:
             return list(there)
-        ours = [name for name in there if _PART.fullmatch(name) or name.endswith(files.UNFINISHED)]
+        ours = [name for name in there if _PART.fullmatch(name) or name.endswith(UNFINISHED)]
         ours += [name for name in reversed(_OURS) if name in there]
         for name in ours:
             files.remove(self._path(name))

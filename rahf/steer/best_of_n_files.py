@@ -18,6 +18,7 @@ import numpy as np
 
 from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
+from rahf.core.files import open_atomically
 from rahf.scoring import blocks, files, records
 from rahf.scoring import run as score_lib
 from rahf.scoring.job import Job, Summary
@@ -174,8 +175,8 @@ def _write(paths, candidates, job: Job, summary: Summary, scores: np.ndarray, se
     """The manifest, line by line, and the selected lines alone."""
     kept = set(selection.indices.tolist())
     with contextlib.ExitStack() as stack:
-        manifest = stack.enter_context(_replacing(paths["manifest"]))
-        chosen = stack.enter_context(_replacing(paths["chosen"])) if "chosen" in paths else None
+        manifest = stack.enter_context(open_atomically(paths["manifest"]))
+        chosen = stack.enter_context(open_atomically(paths["chosen"])) if "chosen" in paths else None
         for index, (line, row, cut, model) in enumerate(_scored_lines(candidates, job, summary)):
             gap = selection.gap[index]
             entry = records.parse(line) | {
@@ -202,19 +203,6 @@ def _scored_lines(candidates, job: Job, summary: Summary) -> Iterator[tuple[byte
                 if found["error"] is None:
                     line = next(line for number, _, line in lines if number == found["row"])
                     yield line, found["row"], found["prompt_cut"], model
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[Any]:
-    """A file that takes its name when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_refused(path: pathlib.Path, scores_folder: pathlib.Path) -> None:

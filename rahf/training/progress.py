@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -11,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rahf.core.files import write_atomically
 
 
 class Reporter:
@@ -113,6 +114,4 @@ def _drop_after(file: pathlib.Path, step: int) -> None:
     if not file.exists():
         return
     kept = [row for row in read_rows(file) if row["step"] <= step]
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    os.replace(unfinished, file)
+    write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))

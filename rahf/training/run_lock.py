@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 from rahf import config as config_lib
 from rahf.config import Config
 from rahf.core.errors import TrainError
+from rahf.core.files import UNFINISHED, remove_unfinished, write_atomically
 from rahf.text import Tokenizer
 
 #: What may change between the start and the resumption of a run without changing what it computes.
@@ -21,7 +21,7 @@ _FREE = ("workdir", "data.path", "data.workers", "data.eval_batch_size", "train.
 #: What may change too, with a notice: to train longer, or past a breakdown.
 _TUNABLE = ("train.steps:", "train.accumulate:", "optimizer.learning_rate:", "optimizer.clip_norm:")
 #: What a run leaves that is ended before it has a `config.json`.
-_REMAINS = ("config.json.tmp", "tensorboard")
+_REMAINS = ("config.json.tmp", "tensorboard")  # the first one was left by version 0
 
 
 def claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> list[str]:
@@ -53,13 +53,12 @@ def claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> list[s
             )
         if words.exists() and words.read_bytes() != tokenizer.model:
             raise TrainError(f"{words} differs from the data's vocabulary {tokenizer.source}; choose another --workdir")
-    elif not file.exists() and workdir.exists() and any(p.name not in _REMAINS for p in workdir.iterdir()):
+    elif not file.exists() and workdir.exists() and any(not _is_remains(p.name) for p in workdir.iterdir()):
         raise TrainError(f"{workdir} is not empty and not a run directory; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     for target, content in ((file, config_lib.to_json(config).encode()), (words, tokenizer.model)):
-        unfinished = target.with_name(target.name + ".tmp")
-        unfinished.write_bytes(content)
-        os.replace(unfinished, target)
+        remove_unfinished(target)
+        write_atomically(target, content)
     return tuned
 
 
@@ -79,6 +78,10 @@ def _follow(file: pathlib.Path, config: Config) -> list[str]:
             + "\nGive the same command to all processes."
         )
     return []
+
+
+def _is_remains(name: str) -> bool:
+    return name in _REMAINS or name.endswith(UNFINISHED)
 
 
 def begun(workdir: pathlib.Path) -> bool:

@@ -19,7 +19,6 @@ from rich.console import Console
 import rahf
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import CheckpointError
-from rahf.core.files import write_atomically
 from rahf.critic import loading
 from rahf.critic import predict as predict_lib
 from rahf.critic.predict import SUFFIXES
@@ -328,18 +327,3 @@ def test_no_model_no_files(cat, folder):
     with pytest.raises(CheckpointError, match="no such file or directory"):
         Result(folder / "nowhere", [cat])
     assert not list(folder.rglob("*_feedback.png"))
-
-
-def test_writing_is_all_or_nothing(folder, monkeypatch):
-    target = folder / "deep" / "file.png"
-    write_atomically(target, b"old")
-
-    def full(self, data):
-        with open(self, "wb") as file:
-            file.write(data[:2])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(target, b"new content")
-    assert os.listdir(target.parent) == ["file.png"] and target.read_bytes() == b"old"

@@ -137,4 +137,4 @@ def test_a_finished_run_can_go_on(tiny_config, finished_run, tmp_path, capsys):
     assert "with another train.steps: 12 there, 13 given" in capsys.readouterr().out
     assert saved(run) == [12, 13]
     assert json.loads((run / "config.json").read_text())["train"]["steps"] == 13
-    assert list(run.glob("*.tmp")) == []
+    assert list(run.glob("*.unfinished")) == []

@@ -122,6 +122,6 @@ def test_what_may_change_is_written_down(tmp_path):
 
 
 def test_a_run_that_died_before_its_config_was_whole(tmp_path):
-    (tmp_path / "config.json.tmp").write_text('{"workdir"')
+    (tmp_path / ".config.json.1a2b3c4d.unfinished").write_text('{"workdir"')
     assert claim_lib.claim(tmp_path, config_lib.Config(), Words()) == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "tokenizer.model"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import pathlib
 import shlex
 import sys
@@ -138,7 +137,4 @@ def _write(
     found = metrics_json(evaluation.metrics, evaluation.intervals, evaluation.baselines) | {"meta": meta}
     text = json.dumps(found, indent=2) + "\n"
     for file in (folder / "metrics.json", *([pathlib.Path(json_file)] if json_file else [])):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, file)
+        write_atomically(file, text)

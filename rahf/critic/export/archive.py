@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rahf.core.errors import ExportError
+from rahf.core.files import replacing
 
 #: Of what this module reads and writes. A reader refuses what is newer.
 FORMAT = 1
@@ -46,15 +47,10 @@ def write(path: str | os.PathLike, parts: Mapping[str, bytes], about: Mapping[st
     for name in members:
         if not _NAME.fullmatch(name):
             raise ExportError(f"{path}: {name!r} is not a safe name for a part")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as unfinished:
             write_zip(unfinished, members)
             seal(unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written ({error})") from error
 

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import tempfile
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from rahf import config as config_lib
 from rahf.core import tree
 from rahf.core.batch import Prediction
 from rahf.core.errors import ArgumentError, ExportError
+from rahf.core.files import replacing
 from rahf.critic import loading, provenance
 from rahf.critic.critic import Critic
 from rahf.critic.export import archive
@@ -143,13 +143,11 @@ def export(
     weights = {path: np.ascontiguousarray(leaf, dtype) for path, leaf in weights.items()}
     functions = export_functions.serialized(critic, weights, scores_only, tuple(platforms))
     known = _known(critic, bf16, weight_licence)
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
-        unfinished = pathlib.Path(folder) / file.name
+    with replacing(file) as unfinished:
         about, parts = _parts(critic, functions, weights, known, platforms, metrics)
         archive.write(unfinished, parts, about)
         here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
         difference = _difference(critic, unfinished, bf16) if here in platforms else float("nan")
-        os.replace(unfinished, file)
     return Exported(file, file.stat().st_size, difference)
 
 

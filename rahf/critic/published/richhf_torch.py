@@ -10,8 +10,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Mapping
 
 import numpy as np
@@ -21,6 +19,7 @@ from rahf import config as config_lib
 from rahf.config import Config, HeatmapHeadConfig, ModelConfig, ScoreHeadConfig, T5Config, ViTConfig
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import PretrainedError
+from rahf.core.files import replacing_folder
 from rahf.critic.networks import build
 from rahf.nn import functional
 from rahf.pretrained import files, strict, t5, towers, vit
@@ -274,19 +273,12 @@ def write_model(
     """
     from rahf.training import checkpoint
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    making = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        (making / "config.json").write_text(config_lib.to_json(config))
-        (making / "tokenizer.model").write_bytes(tokenizer.model)
-        (making / "model.json").write_text(json.dumps(record, indent=2) + "\n")
-        saver = checkpoint.Checkpointer(making, keep=1)
+    with replacing_folder(out) as unfinished:
+        (unfinished / "config.json").write_text(config_lib.to_json(config))
+        (unfinished / "tokenizer.model").write_bytes(tokenizer.model)
+        (unfinished / "model.json").write_text(json.dumps(record, indent=2) + "\n")
+        saver = checkpoint.Checkpointer(unfinished, keep=1)
         try:
             saver.save_best(0, params, {})
         finally:
             saver.close()
-        making.chmod(0o755)
-        os.replace(making, out)
-    except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
-        raise

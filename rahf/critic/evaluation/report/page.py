@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rahf.core.files import write_atomically
 from rahf.critic.evaluation.report.curves import curves_html
 from rahf.critic.evaluation.report.gallery import ORDERS, Encoding, ReportExample, article
 from rahf.critic.evaluation.report.metrics import headline_html, metrics_html, metrics_json, metrics_table
@@ -60,15 +61,8 @@ def write_report(
     room = max_bytes - len(fixed.encode("utf-8", "replace")) - 20_000  # 20 kB: controls, facts, script
     parts = _gallery_parts(chosen, room)
     page = fixed + _gallery(parts, len(examples)) + _facts(meta or {}) + _foot()
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    target, unfinished = folder / "index.html", folder / f".index.html.{os.getpid()}"
-    try:
-        # A prompt may hold a lone surrogate, which UTF-8 cannot write.
-        unfinished.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    target = pathlib.Path(folder) / "index.html"
+    write_atomically(target, page.encode("utf-8", "replace"))  # a prompt may hold a lone surrogate: no UTF-8
     return target
 
 
