@@ -17,8 +17,7 @@ from typing import Any
 from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
 from rahf.core.files import UNFINISHED
-from rahf.scoring import score_block
-from rahf.scoring import files
+from rahf.scoring import files, score_block
 from rahf.scoring.blocks import Block, Plan
 from rahf.scoring.records import Reading
 
