@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rahf import images as image_lib
-from rahf.core import labels
+from rahf.core import labels, names
 from rahf.core.batch import HEATMAPS
 from rahf.core.errors import ArgumentError, ImageError
 from rahf.core.files import write_atomically
