@@ -23,22 +23,10 @@ from rahf.critic.provenance import ModelMismatch
 from rahf.images import inputs
 from rahf.nn import functional
 from rahf.text import split_words, train_tokenizer
-from tests.images.test_decode import encode, smooth
+from tests.helpers.critic_maker import PROMPTS, assert_same
+from tests.helpers.image_maker import encode, smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
-
-PROMPTS = ["a red cat on a blue mat", "two dogs", "one green bird and two cats.", "mat", "a blue bird, a dog"]
-
-
-@pytest.fixture
-def critic(tiny_critic) -> Critic:
-    return tiny_critic
-
-
-@pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
-    sizes = [(40, 60), (32, 32), (33, 31), (200, 90), (8, 8)]
-    return [smooth(h, w, seed) for seed, (h, w) in enumerate(sizes)]
 
 
 def direct(critic: Critic, data: list[bytes], prompts: list[str]) -> Prediction:
@@ -56,11 +44,6 @@ def direct(critic: Critic, data: list[bytes], prompts: list[str]) -> Prediction:
         return apply.predict(functional.merge(critic.graphdef, params), batch, suffix)
 
     return jax.device_get(run(critic.params, examples.stack(made)))
-
-
-def assert_same(found: Prediction, expected: Prediction, atol: float = 1e-5):
-    for name, a, b in zip(Prediction._fields, found, expected):
-        np.testing.assert_allclose(a, b, atol=atol, rtol=0, err_msg=name)
 
 
 def test_prediction_equals_evaluation(critic):

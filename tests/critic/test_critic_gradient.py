@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rahf.core.errors import ImageError
-from tests.critic.test_critic import PROMPTS, critic, pictures  # noqa: F401 - fixtures
-from tests.images.test_decode import smooth
+from tests.helpers.critic_maker import PROMPTS
+from tests.helpers.image_maker import smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
 

@@ -12,8 +12,8 @@ from PIL import Image
 from rahf.core.batch import Prediction
 from rahf.core.errors import ImageError
 from rahf.images.pictures import picture
-from tests.critic.test_critic import assert_same, critic, pictures  # noqa: F401 - fixtures
-from tests.images.test_decode import encode, smooth
+from tests.helpers.critic_maker import assert_same
+from tests.helpers.image_maker import encode, smooth
 
 
 def test_every_kind_of_source_gives_the_same(critic, pictures, tmp_path):

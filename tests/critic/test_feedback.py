@@ -15,8 +15,8 @@ from rahf.critic.feedback import Feedback
 from rahf.nn import functional
 from rahf.text import split_words
 from rahf.text.prompts import PromptWarning
-from tests.critic.test_critic import PROMPTS, critic, pictures  # noqa: F401 - fixtures
-from tests.images.test_decode import smooth
+from tests.helpers.critic_maker import PROMPTS
+from tests.helpers.image_maker import smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
 

@@ -22,7 +22,7 @@ from rahf.core.errors import CheckpointError
 from rahf.critic import loading
 from rahf.critic import predict as predict_lib
 from rahf.critic.predict import SUFFIXES
-from tests.images.test_decode import encode, png16, smooth
+from tests.helpers.image_maker import encode, png16, smooth
 
 PICTURE = smooth(40, 60)
 

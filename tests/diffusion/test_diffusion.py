@@ -11,7 +11,6 @@ import pytest
 import rahf
 from rahf import diffusion
 from rahf.cli import main as cli
-from rahf.config import DiffusionConfig
 from rahf.core.batch import fake
 from rahf.core.errors import CheckpointError
 from rahf.critic.networks import build
@@ -19,16 +18,9 @@ from rahf.diffusion import loss, schedules
 from rahf.diffusion.networks import blocks, pixel_unet
 from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.nn import functional
-from tests.helpers.model_maker import SMALLEST
+from tests.helpers.diffusion_maker import TINY
 
 pytestmark = pytest.mark.usefixtures("quickly")
-
-TINY = dataclasses.replace(
-    SMALLEST,
-    kind="diffusion",
-    image_size=16,
-    diffusion=DiffusionConfig(widths=(8, 16), heads=2, groups=4, times=50),
-)
 
 
 def network(seed=0, scale=0.0):

@@ -12,35 +12,7 @@ import pytest
 from rahf.diffusion import schedules
 from rahf.diffusion.sample import displace, universal_guidance
 from rahf.diffusion.sample.options import GuidanceOptions
-
-SIGNALS = schedules.scaled_linear()
-MEAN, TARGET = jnp.array([0.5, -1.0, 2.0, 0.0]), jnp.array([1.0, 1.0, -1.0, 0.5])
-ALWAYS = dict(window=(0.0, 1.0))
-
-
-def gaussian(std=1.0, signals=SIGNALS):
-    """The exact eps of data N(MEAN, std² I): z_t ~ N(sqrt(abar) MEAN, (abar std² + 1 - abar) I)."""
-    known = jnp.asarray(signals, jnp.float32)
-
-    def eps(z, t, cond):
-        a = known[t][:, None].astype(z.dtype)
-        return jnp.sqrt(1 - a) * (z - jnp.sqrt(a) * MEAN.astype(z.dtype)) / (a * std**2 + 1 - a)
-
-    return eps
-
-
-def quadratic(x0):
-    return 0.5 * jnp.square(x0 - TARGET).sum(-1)
-
-
-def start(batch=3, seed=0):
-    return universal_guidance.noise(jax.random.key(seed), batch, (4,))
-
-
-def one_step(signal, following=0.5):
-    """A schedule of one step, as if cut out of a long one."""
-    values = [np.float32([x]) for x in (signal, following, (1 - following) ** 0.5, 0.0)]
-    return schedules.Schedule(np.int32([int(np.argmin(np.abs(SIGNALS - signal)))]), *values)
+from tests.helpers.guidance_maker import ALWAYS, MEAN, SIGNALS, TARGET, gaussian, one_step, quadratic, start
 
 
 @pytest.mark.parametrize("through", [True, False])
@@ -138,7 +110,9 @@ def test_zero_scale_is_the_plain_sampler_bit_for_bit(sampler):
         return jnp.tanh(z @ weights + t[:, None] / 1000)
 
     def run(energy, **options):
-        return universal_guidance.sample(network, schedule, start(), energy=energy, options=GuidanceOptions(**options), key=key)
+        return universal_guidance.sample(
+            network, schedule, start(), energy=energy, options=GuidanceOptions(**options), key=key
+        )
 
     plain = run(None)
     zero = run(quadratic, scale=0.0)
@@ -181,7 +155,9 @@ def test_ddpm_draws_the_variance_of_the_posterior():
         a, b = float(row.signal[0]), float(row.following[0])
         beta = 1 - a / b
         eps = 0.25 * jnp.ones(4)
-        found = universal_guidance.sample(lambda z, t, c: jnp.tile(eps, (len(z), 1)), row, many, key=jax.random.key(5)).sample
+        found = universal_guidance.sample(
+            lambda z, t, c: jnp.tile(eps, (len(z), 1)), row, many, key=jax.random.key(5)
+        ).sample
         x0 = (np.asarray(many[0]) - (1 - a) ** 0.5 * 0.25) / a**0.5
         mean = b**0.5 * beta / (1 - a) * x0 + (1 - beta) ** 0.5 * (1 - b) / (1 - a) * np.asarray(many[0])
         expected = beta * (1 - b) / (1 - a) if variance == "small" else beta
@@ -227,7 +203,9 @@ def test_window_decides_where_energies_are_asked():
     schedule = schedules.ddim(SIGNALS, 10)
     inside = (schedule.signal >= 0.2) & (schedule.signal <= 0.8)
     options = GuidanceOptions(scale=0.3, window=(0.2, 0.8), recurrences=2)
-    found = universal_guidance.sample(gaussian(), schedule, start(), energy=quadratic, options=options, key=jax.random.key(0))
+    found = universal_guidance.sample(
+        gaussian(), schedule, start(), energy=quadratic, options=options, key=jax.random.key(0)
+    )
     trace = found.trace
     assert 0 < inside.sum() < 10
     assert trace.step.tolist() == np.repeat(np.arange(10), np.where(inside, 2, 1)).tolist()

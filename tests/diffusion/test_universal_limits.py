@@ -8,7 +8,7 @@ import pytest
 from rahf.diffusion import schedules
 from rahf.diffusion.sample import denoisers, universal_guidance
 from rahf.diffusion.sample.options import GuidanceOptions
-from tests.diffusion.test_universal_guidance import ALWAYS, SIGNALS, gaussian, one_step, quadratic, start
+from tests.helpers.guidance_maker import ALWAYS, SIGNALS, gaussian, one_step, quadratic, start
 
 
 @pytest.mark.parametrize("backward", [0, 2])
@@ -59,7 +59,9 @@ def test_energies_stay_float32_under_a_bfloat16_denoiser():
     )
     assert seen == {"denoiser": jnp.bfloat16, "energy": jnp.float32}
     assert {x.dtype for x in (found.sample, found.energy, *found.trace[3:6])} == {jnp.dtype("float32")}
-    exact = universal_guidance.sample(gaussian(), schedules.ddim(SIGNALS, 6), start(), energy=quadratic, options=options)
+    exact = universal_guidance.sample(
+        gaussian(), schedules.ddim(SIGNALS, 6), start(), energy=quadratic, options=options
+    )
     np.testing.assert_allclose(found.sample, exact.sample, atol=0.2)
 
 

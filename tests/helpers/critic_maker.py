@@ -1,4 +1,4 @@
-"""A critic that judges colours: what it says of a picture can be computed by hand."""
+"""Prompts for critics, how to compare predictions, and a critic of colours, whose scores are computed by hand."""
 
 import warnings
 
@@ -9,6 +9,7 @@ from rahf.core.batch import Prediction
 from rahf.text.prompts import PromptWarning
 
 SIDE = 8
+PROMPTS = ["a red cat on a blue mat", "two dogs", "one green bird and two cats.", "mat", "a blue bird, a dog"]
 
 
 class ColourCritic:
@@ -54,3 +55,8 @@ class ColourCritic:
 def plain(red, green, blue, size=(SIDE, SIDE)) -> np.ndarray:
     """A picture of one colour, uint8 [h,w,3]."""
     return np.full((*size, 3), (red, green, blue), np.uint8)
+
+
+def assert_same(found: Prediction, expected: Prediction, atol: float = 1e-5):
+    for name, a, b in zip(Prediction._fields, found, expected):
+        np.testing.assert_allclose(a, b, atol=atol, rtol=0, err_msg=name)

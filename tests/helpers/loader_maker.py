@@ -9,14 +9,13 @@ import sys
 import threading
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from data_pipelines.loading import loader
 from data_pipelines.store.records import Record
 from rahf.config import DataConfig
 from rahf.core.batch import Batch
-from rahf.text import Tokenizer, split_words, train_tokenizer
+from rahf.text import split_words
 
 SIZE = 24
 CONFIG = DataConfig(
@@ -61,16 +60,6 @@ class Listed:
 
     def __getitem__(self, index):
         return self.records[index]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(train_tokenizer(PROMPTS))
-
-
-@pytest.fixture(scope="module")
-def source() -> Listed:
-    return Listed([record(i) for i in range(10)])
 
 
 def make(source, tokenizer, seed=0, process=(0, 1), **changes) -> loader.TrainLoader:

@@ -9,6 +9,8 @@ import warnings
 
 import numpy as np
 
+from rahf.cli import main as cli
+
 HERE = pathlib.Path(__file__).resolve().parent
 _PROGRAM = "import sys; from rahf.cli.main import main; sys.exit(main())"
 
@@ -42,6 +44,11 @@ def config():
         ),
     )
 """
+
+
+def train(config: str | os.PathLike, run: str | os.PathLike, *fields: str) -> int:
+    """Runs `rahf train` in this process; its exit code."""
+    return cli.main(["train", str(config), "--workdir", str(run), *fields])
 
 
 def in_process(*arguments: str, stop: str = "", **environment: str | None) -> subprocess.CompletedProcess:

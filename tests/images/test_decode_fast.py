@@ -7,7 +7,7 @@ import pytest
 
 from rahf import images
 from rahf.images import decode as decode_lib
-from tests.images.test_decode import RGB, encode, expect_error, slow, smooth
+from tests.helpers.image_maker import RGB, encode, expect_error, slow, smooth
 
 
 @pytest.mark.parametrize("box", [None, (0.1, 0.05, 0.95, 0.9), (0.503, 0.25, 0.8, 1.0)])

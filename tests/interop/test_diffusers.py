@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.images.test_decode import smooth
+from tests.helpers.image_maker import smooth
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install rahf[torch]")
 pytest.importorskip("diffusers", reason="needs diffusers: pip install rahf[torch]")

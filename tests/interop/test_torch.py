@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.images.test_decode import smooth
+from tests.helpers.image_maker import smooth
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install rahf[torch]")
 

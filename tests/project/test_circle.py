@@ -21,7 +21,7 @@ from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.nn import functional
 from rahf.text import load_tokenizer
 from rahf.training.checkpoint import Checkpointer
-from tests.diffusion.test_diffusion import TINY
+from tests.helpers.diffusion_maker import TINY
 from tests.helpers.model_maker import SMALLEST
 
 pytestmark = pytest.mark.usefixtures("quickly")

@@ -13,10 +13,9 @@ from rahf.scoring import records
 from rahf.scoring.blocks import Block, lines, plan
 from rahf.scoring.records import Reading
 from tests.helpers.critic_maker import ColourCritic
-from tests.scoring.test_scoring import (
+from tests.helpers.score_maker import (
     EXPECTED,
     jsonl,
-    no_waiting_for_disks,  # noqa: F401 - a fixture
     parquet,
     picture,
     pictures,

@@ -17,7 +17,7 @@ from rahf.scoring.records import Reading
 from rahf.scoring.run import score
 from tests.helpers import critic_maker
 from tests.helpers.critic_maker import ColourCritic
-from tests.scoring.test_scoring import jsonl, pictures, shards, table
+from tests.helpers.score_maker import jsonl, pictures, shards, table
 
 
 def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):

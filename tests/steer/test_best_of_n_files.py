@@ -11,7 +11,7 @@ from rahf.core.errors import ScoreError
 from rahf.scoring import score_block
 from rahf.steer.best_of_n_files import Choice, choose
 from tests.helpers.critic_maker import ColourCritic, plain
-from tests.images.test_decode import encode
+from tests.helpers.image_maker import encode
 
 REDS = (200, 100, 50, 51, 0, 255)
 

@@ -12,7 +12,7 @@ from rahf.cli import mask as command
 from rahf.steer.mask_files import mask_files
 from rahf.steer.masks import MaskOptions
 from tests.helpers.critic_maker import ColourCritic, plain
-from tests.images.test_decode import encode
+from tests.helpers.image_maker import encode
 
 OPTIONS = MaskOptions(dilation=0)
 

@@ -1,6 +1,5 @@
 """Checkpoints: what goes in comes out; what does not fit or is damaged is named; what is there is kept."""
 
-import contextlib
 import gc
 import logging
 import re
@@ -9,57 +8,11 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from rahf.core.errors import CheckpointError
 from rahf.training import checkpoint, run_folder
-from rahf.training.checkpoint import Checkpointer
-from rahf.training.state import TrainState
-from tests.training.test_resume import full_disk
-
-
-def params(seed: int, width: int = 3) -> dict:
-    values = np.random.default_rng(seed).standard_normal((2, width)).astype(np.float32)
-    return {"tower": {"kernel": jnp.asarray(values), "bias": jnp.full(width, seed, jnp.float32)}}
-
-
-def state(step: int, average: bool = False, width: int = 3) -> TrainState:
-    moments = (jax.tree.map(lambda x: x / 3, params(step, width)), {"count": jnp.int32(step)}, ())
-    return TrainState(jnp.int32(step), params(step, width), moments, params(step + 100, width) if average else None)
-
-
-def shapes(of: TrainState) -> TrainState:
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), of)
-
-
-def assert_equal(found, expected) -> None:
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.fixture
-def opened(tmp_path):
-    """Makes checkpointers of one run and closes them."""
-    made = []
-
-    def open_again(keep: int = 2) -> Checkpointer:
-        for before in made:
-            with contextlib.suppress(CheckpointError):
-                before.wait()
-        made.append(Checkpointer(tmp_path / "run", keep))
-        return made[-1]
-
-    yield open_again
-    for one in made:
-        one.close()
-
-
-def steps(folder) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
+from tests.helpers.checkpoint_maker import assert_equal, full_disk, params, shapes, state, steps
 
 
 @pytest.mark.parametrize("average", [False, True])

@@ -12,8 +12,7 @@ import pytest
 
 from rahf.core.errors import CheckpointError
 from rahf.training import checkpoint, checksum
-from tests.training.test_checkpoint import assert_equal, opened, params, shapes, state, steps  # noqa: F401 - fixtures
-from tests.training.test_resume import full_disk
+from tests.helpers.checkpoint_maker import assert_equal, full_disk, params, shapes, state, steps
 
 # What must never be lost
 

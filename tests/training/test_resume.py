@@ -2,24 +2,20 @@
 
 import json
 import random
-import resource
 import shutil
 import signal
 
 import pytest
 
-from rahf.cli import main as cli
 from rahf.training import checkpoint
 from rahf.training.loop import Interrupt
 from rahf.training.prefetch import Prefetch
 from tests.helpers import train_maker
+from tests.helpers.checkpoint_maker import full_disk
 from tests.helpers.ended_run import at_batch
+from tests.helpers.train_maker import train
 
 STEPS = 12
-
-
-def train(config, run, *fields) -> int:
-    return cli.main(["train", str(config), "--workdir", str(run), *fields])
 
 
 def saved(run) -> list[int]:
@@ -87,17 +83,6 @@ def test_a_second_ctrl_c_ends_at_once():
         assert interrupt.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-
-
-class full_disk:
-    """No file can grow beyond 20 kB, which to a program looks like a disk that is full: write(2) fails."""
-
-    def __enter__(self):
-        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, self.before[1]))
-
-    def __exit__(self, *_):
-        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tiny_config, finished_run, tmp_path, monkeypatch, capsys):

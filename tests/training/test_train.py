@@ -13,7 +13,6 @@ import pytest
 from data_pipelines import store
 from data_pipelines.loading.loader import TrainLoader
 from rahf import config as config_lib
-from rahf.cli import main as cli
 from rahf.core.errors import NotFinite, TrainError
 from rahf.critic.evaluation.evaluator import Evaluation, metric_names
 from rahf.critic.losses import Parts
@@ -22,10 +21,7 @@ from rahf.training import state as state_lib
 from rahf.training.checkpoint import Checkpointer
 from rahf.training.step import StepMetrics
 from tests.helpers import train_maker
-
-
-def train(config, run, *fields) -> int:
-    return cli.main(["train", str(config), "--workdir", str(run), *fields])
+from tests.helpers.train_maker import train
 
 
 def steps(folder) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from rahf import config as config_lib
 from rahf.core.errors import TrainError
 from rahf.training import run_lock as claim_lib
-from tests.training.test_train import train
+from tests.helpers.train_maker import train
 
 # What is refused, in one line, before anything is computed
 

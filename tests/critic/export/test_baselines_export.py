@@ -26,7 +26,7 @@ from rahf.text import Tokenizer, train_tokenizer
 from rahf.text import clip as text_clip
 from tests.helpers import bare_reader
 from tests.helpers.baseline_maker import CLIP, RESNET, clip, clip_folder
-from tests.images.test_decode import encode, smooth
+from tests.helpers.image_maker import encode, smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
 PROMPTS = ["a red star", "two blue rings", "one green star above"]

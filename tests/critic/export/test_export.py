@@ -28,7 +28,7 @@ from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.nn import functional
 from rahf.training.checkpoint import Checkpointer
 from tests.helpers import bare_reader
-from tests.images.test_decode import encode, smooth
+from tests.helpers.image_maker import encode, smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
 

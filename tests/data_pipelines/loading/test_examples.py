@@ -9,7 +9,7 @@ from PIL import Image
 from data_pipelines.loading.examples import example
 from rahf.config import AugmentConfig
 from rahf.core.batch import spec
-from tests.helpers.loader_maker import CONFIG, SIZE, encode, record, tokenizer  # noqa: F401 - fixtures
+from tests.helpers.loader_maker import CONFIG, SIZE, encode, record
 
 
 def test_fields_by_hand(tokenizer):

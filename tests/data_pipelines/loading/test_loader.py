@@ -11,7 +11,7 @@ from data_pipelines.loading import loader
 from rahf.config import AugmentConfig
 from rahf.core.batch import Batch
 from rahf.core.errors import DataError
-from tests.helpers.loader_maker import (  # noqa: F401 - fixtures
+from tests.helpers.loader_maker import (
     CONFIG,
     SIZE,
     Listed,
@@ -23,9 +23,7 @@ from tests.helpers.loader_maker import (  # noqa: F401 - fixtures
     make,
     order,
     record,
-    source,
     take,
-    tokenizer,
 )
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from data_pipelines.loading import loader
 from rahf.core.errors import DataError, WorkerFailure
-from tests.helpers.loader_maker import Listed, alive, assert_equal, evaluate, make, record, source, take, tokenizer  # noqa: F401 - fixtures
+from tests.helpers.loader_maker import Listed, alive, assert_equal, evaluate, make, record, take
 
 
 @pytest.mark.parametrize("workers", [0, 1])
