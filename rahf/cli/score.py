@@ -12,7 +12,7 @@ Input: JSONL files (image, prompt, group), parquet files, webdataset shards (.ta
 of pictures with a .txt beside each; paths, URLs (s3://, gs://, https://) or quoted patterns.
 
 Output: DIR/part-*.parquet, one block each, with source, row, key, prompt, group, the four scores, prompt_cut and
-error; refused.jsonl; summary.json. The same command again goes on where it was; finished blocks are skipped.
+error; refused.jsonl; summary.json. The same command again skips finished blocks.
 
 Examples:
   rahf score runs/demo pictures/ --prompt "a red cat" --out scores/
@@ -35,9 +35,9 @@ def add(commands) -> None:
         "--block-size",
         type=int,
         default=1024,
-        help="lines or pictures per block, the piece that is lost by a kill; a parquet row group or a tar is one block",
+        help="lines or pictures per block, all that a killed process loses; a parquet row group or a tar is one block",
     )
-    parser.add_argument("--restart", action="store_true", help="throw away what is in DIR and score anew")
+    parser.add_argument("--restart", action="store_true", help="remove the scores in DIR and score again")
     ray = parser.add_argument_group("with --runner ray")
     ray.add_argument("--workers", type=int, default=2, help="actors, each with its own copy of the model")
     ray.add_argument("--cpus-per-worker", type=float, default=1, help="CPU cores that an actor reserves")
@@ -46,26 +46,29 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; the exit code: 1 if no picture could be scored."""
-    from rahf.scoring import run as score
-    from rahf.scoring.records import Reading
+    """Runs the command; returns the exit code: 1 if no picture could be scored."""
+    from rahf.scoring import ReadOptions, score
 
-    cluster = {"workers": args.workers, "cpus": args.cpus_per_worker, "gpus": args.gpus_per_worker}
-    summary = score.score(
+    summary = score(
         args.model,
         args.inputs,
         args.out,
         runner=args.runner,
-        reading=Reading(args.prompt, args.image_column, args.prompt_column, args.group_column),
+        options=ReadOptions(args.prompt, args.image_column, args.prompt_column, args.group_column),
         batch_size=args.batch_size,
         block_size=args.block_size,
         restart=args.restart,
         progress=True,
-        cluster=cluster | {"address": args.address},
+        cluster={
+            "workers": args.workers,
+            "cpus": args.cpus_per_worker,
+            "gpus": args.gpus_per_worker,
+            "address": args.address,
+        },
     )
     if summary.refused:
-        why = f"{args.out}/refused.jsonl"
-        print(f"{summary.refused} of {summary.rows} could not be scored; why: {why}", file=sys.stderr)
+        reasons = f"{args.out}/refused.jsonl"
+        print(f"{summary.refused} of {summary.rows} could not be scored; why: {reasons}", file=sys.stderr)
     if summary.prompts_cut:
         print(f"of {summary.prompts_cut} the model did not read the whole prompt (column prompt_cut)", file=sys.stderr)
     print(f"{summary.scored} scored by {summary.model} in {summary.blocks} blocks: {args.out}/part-*.parquet")

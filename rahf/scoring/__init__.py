@@ -1,1 +1,12 @@
-"""Scores of very many pictures: blocks that are done or not, in one process or on a cluster."""
+"""Scores of very many pictures: blocks that are finished or not, in one process or on a cluster."""
+
+from rahf.core.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "ReadOptions": "rahf.scoring.records",
+        "ScoringSummary": "rahf.scoring.job",
+        "score": "rahf.scoring.run",
+    },
+)

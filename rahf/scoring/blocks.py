@@ -1,6 +1,6 @@
-"""Inputs of any kind → blocks: the pieces that are scored, written, retried and skipped as a whole.
+"""Inputs of any kind → blocks: the units that are scored, written, retried and skipped.
 
-A block says where its records are, in plain values that travel to any machine; `rahf.scoring.records` reads them.
+A block describes where its records are, in plain values that any machine can read; `rahf.scoring.records` reads them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Block:
     """A piece of the input.
 
     Attributes:
-      number: position among all blocks, which names its output.
+      number: position among all blocks; part of the name of its output.
       kind: "jsonl", "folder", "parquet" or "tar".
       source: absolute path or URL of the file or folder.
-      start: jsonl: byte at which it begins; parquet: the row group; else 0.
-      first: number of its first record in the source: lines count from 1, all else from 0.
-      count: how many lines, files or rows; None: as many as there are (tar).
-      names: folder: the pictures, relative to it.
-      error: why nothing of it can be read; "" otherwise.
+      start: jsonl: byte at which the block begins; parquet: the row group; else 0.
+      first: number of the first record in the source: lines count from 1, all else from 0.
+      count: number of lines, files or rows; None: not known before reading (tar).
+      names: folder: paths of the pictures, relative to it.
+      error: why the block cannot be read; "" otherwise.
     """
 
     number: int
@@ -45,7 +45,7 @@ class Block:
     error: str = ""
 
     def to_json(self) -> str:
-        """All of it as text."""
+        """The block as text."""
         return json.dumps(dataclasses.asdict(self))
 
     @staticmethod
@@ -56,20 +56,20 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class BlockPlan:
     """All blocks of some inputs, and a hash that changes when the inputs do."""
 
     blocks: list[Block]
     digest: str
 
 
-def plan(inputs: Sequence[str], size: int) -> Plan:
-    """Cuts inputs into blocks, in the order given; nothing is decoded.
+def plan(inputs: Sequence[str], size: int) -> BlockPlan:
+    """Cuts inputs into blocks, in their order; decodes no picture.
 
     Args:
       inputs: JSONL files, parquet files, webdataset shards (.tar, .tar.gz, .tgz), folders of such shards, folders of
         pictures, or patterns of these; local paths or URLs.
-      size: most records of a block of lines or pictures. A block of parquet is a row group, one of tar is a shard.
+      size: most records of a block of lines or of pictures. In parquet a row group is a block, in tar a shard.
 
     Raises:
       ScoreError: an input that does not exist, is of another kind, or holds nothing.
@@ -78,19 +78,19 @@ def plan(inputs: Sequence[str], size: int) -> Plan:
         raise ScoreError(f"block size: expected at least 1, found {size}")
     digest = hashlib.sha256(str(size).encode())
     blocks: list[Block] = []
-    for given in inputs:
-        found = files.expand(given)
-        if not found:
-            raise ScoreError(f"{given}: nothing fits this pattern")
-        for path in found:
-            for one in _blocks(files.absolute(path), size, digest):
-                blocks.append(dataclasses.replace(one, number=len(blocks)))
+    for pattern in inputs:
+        paths = files.expand(pattern)
+        if not paths:
+            raise ScoreError(f"{pattern}: nothing fits this pattern")
+        for path in paths:
+            for block in _blocks(files.absolute(path), size, digest):
+                blocks.append(dataclasses.replace(block, number=len(blocks)))
     if not blocks:
         raise ScoreError(f"no records in {', '.join(inputs) or 'no inputs'}")
-    # Of a long plan only the hash travels. Where the input lies does not matter, so it may be moved.
+    # job.json stores the hash instead of a long plan. The hash leaves out the folder of the input, which may be moved.
     for block in blocks:
         digest.update(repr((block.kind, block.start, block.first, block.count, block.names)).encode())
-    return Plan(blocks, digest.hexdigest())
+    return BlockPlan(blocks, digest.hexdigest())
 
 
 def _blocks(path: str, size: int, digest) -> Iterator[Block]:
@@ -105,7 +105,7 @@ def _blocks(path: str, size: int, digest) -> Iterator[Block]:
         digest.update(f"{files.size(path)}".encode())
         yield Block(0, "tar", path)
     else:
-        files.size(path)  # that it is missing says more than its name
+        files.size(path)  # raises if the file is missing, which says more than a message about its name
         raise ScoreError(f"{path}: expected .jsonl, .parquet, {', '.join(TARS)} or a folder")
 
 
@@ -118,8 +118,8 @@ def _folder(path: str, size: int, digest) -> Iterator[Block]:
     for shard in shards:
         yield from _blocks(files.join(path, shard), size, digest)
     for start in range(0, len(pictures), size):
-        some = pictures[start : start + size]
-        yield Block(0, "folder", path, first=start, count=len(some), names=some)
+        part = pictures[start : start + size]
+        yield Block(0, "folder", path, first=start, count=len(part), names=part)
     if not shards and not pictures:
         raise ScoreError(f"{path}: a folder without pictures ({', '.join(IMAGES)}) and without shards")
 
@@ -140,16 +140,19 @@ def _jsonl(path: str, size: int, digest) -> Iterator[Block]:
 
 
 def lines(file: BinaryIO, number: int = 1, offset: int = 0) -> Iterator[tuple[int, int, bytes | None]]:
-    """Numbers, offsets and content of the lines of a file from where it stands; None: longer than `MAX_TEXT`.
+    """Reads the lines of a file from its present position.
 
-    A line that is too long is read in pieces, so that no file can fill the memory.
+    A line longer than `MAX_TEXT` is read in pieces, so that no file can fill the memory.
+
+    Yields:
+      Number and offset of a line, and its content; None instead of the content of a line longer than `MAX_TEXT`.
     """
     while line := file.readline(MAX_TEXT + 1):
-        length, whole = len(line), len(line) <= MAX_TEXT
+        length, complete = len(line), len(line) <= MAX_TEXT
         piece = line
         while not piece.endswith(b"\n") and (piece := file.readline(MAX_TEXT)):
-            length, whole = length + len(piece), False
-        yield number, offset, line if whole else None
+            length, complete = length + len(piece), False
+        yield number, offset, line if complete else None
         number, offset = number + 1, offset + length
 
 
@@ -161,7 +164,7 @@ def _parquet(path: str, digest) -> Iterator[Block]:
         with files.parquet_file(path) as file:
             rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # not there, no permission, no network
+        if isinstance(error, OSError) and error.errno:  # missing, no permission, no network
             raise
         yield Block(0, "parquet", path, error=f"not a readable parquet file ({one_line(error)})")
         return
@@ -172,5 +175,5 @@ def _parquet(path: str, digest) -> Iterator[Block]:
 
 
 def one_line(error: Any) -> str:
-    """What an error of another library says, in one short line."""
+    """The message of another library's error as one short line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

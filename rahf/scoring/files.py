@@ -16,12 +16,12 @@ _GLOB = frozenset("*?[")
 
 
 def is_url(path: str) -> bool:
-    """Whether a path names a protocol. Only such ones reach fsspec, so that local names may hold anything."""
+    """Whether a path names a protocol. Only such paths reach fsspec, so local names may contain any character."""
     return "://" in path
 
 
 def filesystem(url: str):
-    """The fsspec filesystem of a URL, and its path there. Raises ScoreError if its package is missing."""
+    """The fsspec filesystem of a URL, and the path in it. Raises ScoreError if the protocol's package is missing."""
     import fsspec.core
 
     try:
@@ -31,13 +31,13 @@ def filesystem(url: str):
 
 
 def absolute(path: str | os.PathLike) -> str:
-    """A path that means the same in every process."""
+    """A path that means the same in every process: an absolute path or a URL."""
     path = os.fspath(path)
     return path if is_url(path) else os.path.abspath(path)
 
 
 def join(folder: str, name: str) -> str:
-    """`name` in `folder`; an absolute name or a URL stays what it is."""
+    """`name` in `folder`; an absolute name or a URL stays as it is."""
     if is_url(name):
         return name
     return posixpath.join(folder, name) if is_url(folder) else os.path.join(folder, name)
@@ -86,21 +86,21 @@ def walk(folder: str) -> list[str]:
     if is_url(folder):
         fs, inside = filesystem(folder)
         start = len(inside.rstrip("/")) + 1
-        found = [path[start:] for path in fs.find(inside)]
+        paths = [path[start:] for path in fs.find(inside)]
     else:
         root = pathlib.Path(folder)
-        found = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.split("/")))
+        paths = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.split("/")))
 
 
 def expand(path: str) -> list[str]:
-    """The files of a pattern, sorted; a name without * ? [ or that exists as it is stands for itself."""
+    """The files of a pattern, sorted. A name without * ? [ and the name of an existing file stand for themselves."""
     if not _GLOB & set(path):
         return [path]
     if not is_url(path):
         return [path] if os.path.exists(path) else sorted(glob.glob(path))
     fs, inside = filesystem(path)
-    return sorted(fs.unstrip_protocol(found) for found in fs.glob(inside))
+    return sorted(fs.unstrip_protocol(match) for match in fs.glob(inside))
 
 
 def listing(folder: str) -> list[str]:
@@ -115,7 +115,7 @@ def listing(folder: str) -> list[str]:
 
 
 def write(path: str, data: bytes) -> None:
-    """Writes a file under another name, then renames it, so that it is always whole. Makes its folder.
+    """Writes a file under another name, then renames it, so that readers never see a part of it. Makes its folder.
 
     Raises OSError.
     """

@@ -1,9 +1,9 @@
-"""A folder of scored blocks: what it belongs to, which blocks are done, and how one is done.
+"""A folder of scored blocks: which job it belongs to, which blocks are finished, and how a block is finished.
 
 job.json              inputs, blocks and options; another job is refused
-part-00000.parquet    one block each, written under another name and then renamed
+part-00000.parquet    one block each, written under a temporary name and then renamed
 refused.jsonl         every record that could not be scored, with the reason
-summary.json          counts and the model, when all is done
+summary.json          counts and the model, when all blocks are finished
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
 from rahf.core.files import UNFINISHED
 from rahf.scoring import files, score_block
-from rahf.scoring.blocks import Block, Plan
-from rahf.scoring.records import Reading
+from rahf.scoring.blocks import Block, BlockPlan
+from rahf.scoring.records import ReadOptions
 
 _FORMAT = 1
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 _MODEL_KEY = b"rahf.model"
-_OURS = ("job.json", "refused.jsonl", "summary.json")
+_JOB_FILES = ("job.json", "refused.jsonl", "summary.json")
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a finished job holds.
+class ScoringSummary:
+    """Counts of a finished job.
 
     Attributes:
       out: its folder.
-      model: id of the model that scored.
+      model: id of the model that scored its pictures.
       blocks, rows, scored, refused: counts; rows = scored + refused.
-      prompts_cut: scored rows whose prompt the network does not read wholly.
+      prompts_cut: scored rows of which the network does not read the end of the prompt.
     """
 
     out: str
@@ -49,64 +49,71 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A folder, and how its blocks are to be scored. Plain values: it travels to any machine."""
+    """A folder, and how its blocks are to be scored. Plain values, which any machine can read."""
 
     out: str
-    reading: Reading
+    options: ReadOptions
     batch_size: int
 
-    def begin(self, plan: Plan, restart: bool = False) -> list[Block]:
-        """Makes the folder, or finds what is done in it.
+    def begin(self, plan: BlockPlan, restart: bool = False) -> list[Block]:
+        """Creates the folder, or finds the finished blocks in it. Leaves files of other names alone.
+
+        Args:
+          plan: all blocks of the job.
+          restart: first remove what an earlier job wrote.
 
         Returns:
           The blocks that are still to be scored.
 
         Raises:
-          ScoreError: the folder belongs to another job. Files of other names are left alone.
+          ScoreError: the folder belongs to another job.
         """
-        ours = {
+        description = {
             "format": _FORMAT,
             "scores": list(SCORES),
             "blocks": len(plan.blocks),
             "plan": plan.digest,
             "batch_size": self.batch_size,
-            **dataclasses.asdict(self.reading),
+            **dataclasses.asdict(self.options),
         }
-        there = files.listing(self.out)
+        names = files.listing(self.out)
         if restart:
-            there = self._clear(there)
-        if "job.json" in there:
-            self._compare(ours)
-        elif any(_PART.fullmatch(name) or name in _OURS for name in there):
+            names = self._clear(names)
+        if "job.json" in names:
+            self._compare(description)
+        elif any(_PART.fullmatch(name) or name in _JOB_FILES for name in names):
             raise ScoreError(f"{self.out}: has parts of a job but no job.json; give another folder")
         else:
-            files.write(self._path("job.json"), _json(ours))
-        for name in there:
+            files.write(self._path("job.json"), _json(description))
+        for name in names:
             if name.endswith(UNFINISHED):
                 files.remove(self._path(name))
-        done = {int(found[1]) for name in there if (found := _PART.fullmatch(name))}
-        return [block for block in plan.blocks if block.number not in done]
+        finished = {int(part[1]) for name in names if (part := _PART.fullmatch(name))}
+        return [block for block in plan.blocks if block.number not in finished]
 
-    def _clear(self, there: Sequence[str]) -> list[str]:
-        """Removes what jobs write, and nothing else; the description last, so that a break leaves no orphans."""
-        if "job.json" not in there:
-            return list(there)
-        ours = [name for name in there if _PART.fullmatch(name) or name.endswith(UNFINISHED)]
-        ours += [name for name in reversed(_OURS) if name in there]
-        for name in ours:
+    def _clear(self, names: Sequence[str]) -> list[str]:
+        """Removes the files of a job and no others; returns the names that are left.
+
+        Removes job.json last: should the process be killed before, the next restart still recognises the parts.
+        """
+        if "job.json" not in names:
+            return list(names)
+        removed = [name for name in names if _PART.fullmatch(name) or name.endswith(UNFINISHED)]
+        removed += [name for name in reversed(_JOB_FILES) if name in names]
+        for name in removed:
             files.remove(self._path(name))
-        return [name for name in there if name not in ours]
+        return [name for name in names if name not in removed]
 
-    def _compare(self, ours: dict[str, Any]) -> None:
+    def _compare(self, description: dict[str, Any]) -> None:
         try:
-            theirs = dict(json.loads(files.read(self._path("job.json"), 1_000_000)))
+            stored = dict(json.loads(files.read(self._path("job.json"), 1_000_000)))
         except (ValueError, TypeError) as error:
             raise ScoreError(f"{self._path('job.json')}: damaged; start again with --restart") from error
-        differing = [name for name in ours if ours[name] != theirs.get(name)]
+        differing = [name for name, value in description.items() if value != stored.get(name)]
         if differing:
-            said = ", ".join({"plan": "the inputs or the block size"}.get(name, name) for name in differing)
+            what = ", ".join({"plan": "the inputs or the block size"}.get(name, name) for name in differing)
             raise ScoreError(
-                f"{self.out}: holds scores of another job ({said} differ); give another folder, or --restart to "
+                f"{self.out}: holds scores of another job ({what} differ); give another folder, or --restart to "
                 "throw them away"
             )
 
@@ -115,11 +122,11 @@ class Job:
 
         Args:
           critic: see `rahf.scoring.score_block.score_block`.
-          block: which one.
-          expected: id of the model that the job was begun with; None: not known yet.
+          block: the block.
+          expected: id of the model that scored the finished blocks; None: there are none.
 
         Returns:
-          Id of the model, number of rows, and of those without scores.
+          Id of the model, number of rows, and number of rows without scores.
 
         Raises:
           ScoreError: another model.
@@ -131,17 +138,17 @@ class Job:
                 f"{self.out}: was begun with the model {expected}, but this is {model}; their scores do not compare. "
                 "Give another folder, or --restart to throw its scores away"
             )
-        scored = list(score_block.score_block(critic, block, self.reading, self.batch_size))
+        scored = list(score_block.score_block(critic, block, self.options, self.batch_size))
         table = score_block.table(scored, block.source).replace_schema_metadata({_MODEL_KEY: model.encode()})
         files.write(self.part(block.number), files.parquet_bytes(table))
-        return model, len(scored), sum(one.scores is None for one in scored)
+        return model, len(scored), sum(row.scores is None for row in scored)
 
     def part(self, number: int) -> str:
         """Path of the part of a block."""
         return self._path(f"part-{number:05d}.parquet")
 
     def model(self, count: int) -> str | None:
-        """Id of the model that the first finished block was scored with; None: no block is finished."""
+        """Id of the model that scored the first finished block; None: no block is finished."""
         names = set(files.listing(self.out))
         for number in range(count):
             if f"part-{number:05d}.parquet" in names:
@@ -150,7 +157,7 @@ class Job:
         return None
 
     def rows(self, count: int, columns: Sequence[str]) -> Iterator[tuple[int, str, Any]]:
-        """Number of the block, id of its model, and pieces of its table, in order; never more than a piece at once."""
+        """Yields the rows of all blocks in order, in pieces: number of the block, id of its model, rows."""
         for number in range(count):
             with self._open(number) as part:
                 for batch in part.iter_batches(4096, columns=list(columns)):
@@ -166,8 +173,8 @@ class Job:
         except (pyarrow.ArrowException, OSError) as error:
             raise ScoreError(f"{self.part(number)}: damaged ({error}); delete it, and start the job again") from error
 
-    def finish(self, count: int) -> Summary:
-        """Counts, writes ``refused.jsonl`` and ``summary.json``.
+    def finish(self, count: int) -> ScoringSummary:
+        """Counts the rows, writes ``refused.jsonl`` and ``summary.json``.
 
         Raises:
           ScoreError: the blocks were scored with different models.
@@ -179,13 +186,13 @@ class Job:
             models.setdefault(model, number)
             rows += batch.num_rows
             cut += sum(batch["prompt_cut"].to_pylist())
-            bad = batch.filter(batch["error"].is_valid()).select(["source", "row", "key", "error"])
-            refused += [(json.dumps(one) + "\n").encode() for one in bad.to_pylist()]
+            errors = batch.filter(batch["error"].is_valid()).select(["source", "row", "key", "error"])
+            refused += [(json.dumps(row) + "\n").encode() for row in errors.to_pylist()]
         if len(models) > 1:
-            said = " and ".join(f"{model} (from part {number} on)" for model, number in models.items())
-            raise ScoreError(f"{self.out}: scored by different models, {said}; start again with --restart")
+            names = " and ".join(f"{model} (from part {number} on)" for model, number in models.items())
+            raise ScoreError(f"{self.out}: scored by different models, {names}; start again with --restart")
         scored = rows - len(refused)
-        summary = Summary(self.out, next(iter(models), "unknown"), count, rows, scored, len(refused), cut)
+        summary = ScoringSummary(self.out, next(iter(models), "unknown"), count, rows, scored, len(refused), cut)
         files.write(self._path("refused.jsonl"), b"".join(refused))
         counts = {name: value for name, value in dataclasses.asdict(summary).items() if name != "out"}
         files.write(self._path("summary.json"), _json(counts))
@@ -202,7 +209,7 @@ def run_local(
     expected: str | None,
     done: Callable[[int, int], None],
 ) -> None:
-    """Scores blocks one after the other in this process. `done` is told the rows of each and those refused."""
+    """Scores blocks one after the other in this process; calls `done` with the rows and the refused rows of each."""
     critic = load() if blocks else None
     for block in blocks:
         expected, rows, refused = job.score(critic, block, expected)

@@ -1,6 +1,6 @@
-"""A block → its records: picture and prompt, or why there is none. Nothing is decoded or unpacked here.
+"""A block → its records: encoded picture and prompt, or the reason why a record has none. No picture is decoded here.
 
-Archives are read as streams; no member is ever written to disk, so that its name cannot lead anywhere.
+Archives are read as streams. No member is written to disk, so the name of a member cannot lead out of a folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rahf.core.errors import ScoreError
 from rahf.scoring import files
 from rahf.scoring.blocks import IMAGES, MAX_TEXT, Block, lines, one_line
 
-#: Largest encoded picture.
+#: Largest encoded picture in bytes.
 MAX_IMAGE = 100_000_000
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "path", "image_path", "file_name")
 _PROMPT_COLUMNS = ("prompt", "caption", "text")
@@ -26,12 +26,13 @@ _EXTENSIONS = tuple(ending[1:] for ending in IMAGES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """What a block does not say itself.
+class ReadOptions:
+    """How the records of all blocks are read.
 
     Attributes:
-      prompt: of every picture; None: each has its own.
-      image_column, prompt_column, group_column: of parquet and JSONL; None: the first of the usual names.
+      prompt: of every picture; None: each picture has its own.
+      image_column, prompt_column, group_column: names of columns of parquet and of fields of JSONL; None: the first
+        of the usual names.
     """
 
     prompt: str | None = None
@@ -40,37 +41,37 @@ class Reading:
     group_column: str | None = None
 
 
-class Record(NamedTuple):
+class ScoringRecord(NamedTuple):
     """One picture to score."""
 
     row: int  # its number in the source: lines count from 1, all else from 0
     key: str  # path, name in the archive, or "row 17"
-    image: bytes | str | None  # encoded, or where it is
+    image: bytes | str | None  # encoded, or its path or URL
     prompt: str | None
     group: str | None
     error: str | None  # why it cannot be scored
 
 
-def records(block: Block, reading: Reading = Reading()) -> Iterator[Record]:
-    """The records of a block, in order. A bad one has an error; the others go on.
+def records(block: Block, options: ReadOptions = ReadOptions()) -> Iterator[ScoringRecord]:
+    """The records of a block, in order. A record that cannot be read has an error; the others follow all the same.
 
     Raises:
-      OSError: the source cannot be reached, which may be different at the next try.
+      OSError: the source cannot be reached; the next attempt may succeed.
       ScoreError: a column that does not exist.
     """
     if block.error:
         yield _bad(block.first, block.source, block.error)
         return
-    read = {"jsonl": _jsonl, "folder": _folder, "parquet": _parquet, "tar": _tar}[block.kind]
-    yield from read(block, reading)
+    reader = {"jsonl": _jsonl, "folder": _folder, "parquet": _parquet, "tar": _tar}[block.kind]
+    yield from reader(block, options)
 
 
-def _bad(row: int, key: str, error: str) -> Record:
-    return Record(row, key, None, None, None, error)
+def _bad(row: int, key: str, error: str) -> ScoringRecord:
+    return ScoringRecord(row, key, None, None, None, error)
 
 
-def _made(row: int, key: str, image: Any, prompt: Any, group: Any, missing: str = "prompt") -> Record:
-    """A record of checked fields."""
+def _checked(row: int, key: str, image: Any, prompt: Any, group: Any, missing: str = "prompt") -> ScoringRecord:
+    """A record of fields that are checked; `missing` says what is wrong if there is no prompt."""
     error = None
     if prompt is None:
         error = f"no {missing}"
@@ -84,10 +85,10 @@ def _made(row: int, key: str, image: Any, prompt: Any, group: Any, missing: str 
         error = f"group: expected text or a whole number, found {type(group).__name__}"
     if error:
         return _bad(row, key, error)
-    return Record(row, key, image, prompt, prompt if group is None else str(group), None)
+    return ScoringRecord(row, key, image, prompt, prompt if group is None else str(group), None)
 
 
-def _jsonl(block: Block, reading: Reading) -> Iterator[Record]:
+def _jsonl(block: Block, options: ReadOptions) -> Iterator[ScoringRecord]:
     folder = files.parent(block.source)
     with files.open_binary(block.source) as file:
         file.seek(block.start)
@@ -95,23 +96,23 @@ def _jsonl(block: Block, reading: Reading) -> Iterator[Record]:
             if number >= block.first + block.count:
                 return
             if line is None or line.strip():
-                yield _from_line(number, line, folder, reading)
+                yield _from_line(number, line, folder, options)
 
 
-def _from_line(number: int, line: bytes | None, folder: str, reading: Reading) -> Record:
+def _from_line(number: int, line: bytes | None, folder: str, options: ReadOptions) -> ScoringRecord:
     key = f"line {number}"
     try:
         fields = parse(line)
     except ValueError as error:
         return _bad(number, key, str(error))
-    image = _first(fields, reading.image_column, ("image",))
+    image = _first(fields, options.image_column, ("image",))
     if not isinstance(image, str) or not image:
         return _bad(number, key, "image: expected a path" + ("" if image is None else f", found {image!r:.60}"))
     if any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF for c in image):
         return _bad(number, key, f"image: not a path: {image!r:.60}")
-    prompt = reading.prompt or _first(fields, reading.prompt_column, ("prompt",))
-    group = _first(fields, reading.group_column, ("group",))
-    return _made(number, image, files.join(folder, image), prompt, group)
+    prompt = options.prompt or _first(fields, options.prompt_column, ("prompt",))
+    group = _first(fields, options.group_column, ("group",))
+    return _checked(number, image, files.join(folder, image), prompt, group)
 
 
 def parse(line: bytes | None) -> dict[str, Any]:
@@ -119,22 +120,23 @@ def parse(line: bytes | None) -> dict[str, Any]:
     if line is None:
         raise ValueError(f"the line is longer than {MAX_TEXT // 1000} kB")
     try:
-        found = json.loads(line)
+        fields = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({one_line(error)})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"expected an object with image and prompt, found {type(found).__name__}")
-    return found
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected an object with image and prompt, found {type(fields).__name__}")
+    return fields
 
 
-def _first(fields: dict[str, Any], asked: str | None, usual: tuple[str, ...]) -> Any:
-    return next((fields[name] for name in ([asked] if asked else usual) if fields.get(name) is not None), None)
+def _first(fields: dict[str, Any], column: str | None, usual: tuple[str, ...]) -> Any:
+    """The value of `column`, or of the first of the usual names that has one; None: there is no value."""
+    return next((fields[name] for name in ([column] if column else usual) if fields.get(name) is not None), None)
 
 
-def _folder(block: Block, reading: Reading) -> Iterator[Record]:
+def _folder(block: Block, options: ReadOptions) -> Iterator[ScoringRecord]:
     for row, name in enumerate(block.names, block.first):
         path = files.join(block.source, name)
-        prompt, missing = reading.prompt, "prompt"
+        prompt, missing = options.prompt, "prompt"
         if prompt is None:
             beside = posixpath.splitext(name)[0] + ".txt"
             missing = f"prompt: give one for all, or write it to {beside}"
@@ -144,7 +146,7 @@ def _folder(block: Block, reading: Reading) -> Iterator[Record]:
                 pass
             except ValueError as error:
                 missing = f"prompt: {beside}: {error}"
-        yield _made(row, name, path, prompt, None, missing)
+        yield _checked(row, name, path, prompt, None, missing)
 
 
 def _text(data: bytes) -> str:
@@ -154,17 +156,17 @@ def _text(data: bytes) -> str:
         raise ValueError(f"not UTF-8 ({error.reason})") from error
 
 
-def _parquet(block: Block, reading: Reading) -> Iterator[Record]:
+def _parquet(block: Block, options: ReadOptions) -> Iterator[ScoringRecord]:
     import pyarrow
 
     folder, row = files.parent(block.source), block.first
     try:
         with files.parquet_file(block.source) as file:
-            image, prompt, group = _columns(file.schema_arrow.names, block.source, reading)
+            image, prompt, group = _columns(file.schema_arrow.names, block.source, options)
             columns = [name for name in (image, prompt, group) if name]
             for batch in file.iter_batches(16, row_groups=[block.start], columns=columns):
                 for fields in batch.to_pylist():
-                    text = reading.prompt or fields.get(prompt)
+                    text = options.prompt or fields.get(prompt)
                     yield _from_row(row, fields[image], text, fields.get(group), folder)
                     row += 1
     except (pyarrow.ArrowException, OSError) as error:
@@ -173,36 +175,36 @@ def _parquet(block: Block, reading: Reading) -> Iterator[Record]:
         yield _bad(row, f"row {row}", f"the file is damaged from here on ({one_line(error)})")
 
 
-def _columns(names: list[str], source: str, reading: Reading) -> tuple[str, str | None, str | None]:
-    def find(asked: str | None, usual: tuple[str, ...], option: str, needed: bool) -> str | None:
-        for name in [asked] if asked else usual:
+def _columns(names: list[str], source: str, options: ReadOptions) -> tuple[str, str | None, str | None]:
+    def find(column: str | None, usual: tuple[str, ...], option: str, required: bool) -> str | None:
+        for name in [column] if column else usual:
             if name in names:
                 return name
-        if needed or asked:
-            expected = asked or " or ".join(usual)
+        if required or column:
+            expected = column or " or ".join(usual)
             raise ScoreError(f"{source}: no column {expected}; it has {', '.join(names)}. Give {option}")
         return None
 
     return (
-        find(reading.image_column, _IMAGE_COLUMNS, "--image-column", True),
-        find(reading.prompt_column, _PROMPT_COLUMNS, "--prompt-column or --prompt", reading.prompt is None),
-        find(reading.group_column, ("group",), "--group-column", False),
+        find(options.image_column, _IMAGE_COLUMNS, "--image-column", True),
+        find(options.prompt_column, _PROMPT_COLUMNS, "--prompt-column or --prompt", options.prompt is None),
+        find(options.group_column, ("group",), "--group-column", False),
     )
 
 
-def _from_row(row: int, image: Any, prompt: Any, group: Any, folder: str) -> Record:
+def _from_row(row: int, image: Any, prompt: Any, group: Any, folder: str) -> ScoringRecord:
     key = f"row {row}"
-    if isinstance(image, dict):  # as the `datasets` library stores images
+    if isinstance(image, dict):  # the `datasets` library stores images so
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str) and image:
         key, image = image, files.join(folder, image)
     elif not isinstance(image, bytes):
         return _bad(row, key, f"image: expected bytes or a path, found {type(image).__name__}")
-    return _made(row, key, image, prompt, group)
+    return _checked(row, key, image, prompt, group)
 
 
-def _tar(block: Block, reading: Reading) -> Iterator[Record]:
-    """Webdataset: members that follow each other and share their name up to its first dot are one sample."""
+def _tar(block: Block, options: ReadOptions) -> Iterator[ScoringRecord]:
+    """Webdataset: consecutive members whose names are equal up to the first dot are one sample."""
     row, sample = 0, _Sample("")
     try:
         with files.open_binary(block.source) as file, contextlib.closing(tarfile.open(fileobj=file, mode="r|*")) as tar:
@@ -213,30 +215,30 @@ def _tar(block: Block, reading: Reading) -> Iterator[Record]:
                 stem, _, ending = name.partition(".")
                 key = posixpath.join(folder, stem)
                 if key != sample.key:
-                    if made := sample.record(row, reading):
-                        yield made
+                    if record := sample.record(row, options):
+                        yield record
                         row += 1
                     sample = _Sample(key)
                 sample.add(ending.lower(), tar, member)
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        # The sample at which it breaks off may lack a part: it is not scored.
+        # The last sample may lack a part, so it is not scored.
         yield _bad(row, sample.key or block.source, f"the shard is damaged from here on ({one_line(error)})")
         return
-    if made := sample.record(row, reading):
-        yield made
+    if record := sample.record(row, options):
+        yield record
 
 
 class _Sample:
-    """What of one sample has been read."""
+    """The members of one sample that have been read so far."""
 
     def __init__(self, key: str):
         self.key, self.image, self.error = key, None, None
         self.texts: dict[str, bytes] = {}
 
     def add(self, ending: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        """Reads a member that is a picture or says something; others are skipped."""
+        """Reads a member that holds a picture, a prompt or fields; skips any other."""
         picture = ending in _EXTENSIONS
         if not picture and ending not in ("txt", "json"):
             return
@@ -252,8 +254,8 @@ class _Sample:
         else:
             self.texts[ending] = data
 
-    def record(self, row: int, reading: Reading) -> Record | None:
-        """The sample as a record; None: there was nothing."""
+    def record(self, row: int, options: ReadOptions) -> ScoringRecord | None:
+        """The sample as a record; None: no member was of any use."""
         if self.error:
             return _bad(row, self.key, self.error)
         if self.image is None:
@@ -263,7 +265,7 @@ class _Sample:
             text = _text(self.texts["txt"]) if "txt" in self.texts else None
         except ValueError as error:
             return _bad(row, self.key, str(error))
-        asked = _first(fields, reading.prompt_column, _PROMPT_COLUMNS)
-        prompt = reading.prompt or (asked if reading.prompt_column else text or asked)
-        group = _first(fields, reading.group_column, ("group",))
-        return _made(row, self.key, self.image, prompt, group, "prompt: no .txt, and no prompt in .json")
+        from_json = _first(fields, options.prompt_column, _PROMPT_COLUMNS)
+        prompt = options.prompt or (from_json if options.prompt_column else text or from_json)
+        group = _first(fields, options.group_column, ("group",))
+        return _checked(row, self.key, self.image, prompt, group, "prompt: no .txt, and no prompt in .json")

@@ -1,4 +1,4 @@
-"""One block → a table of scores. Pictures are alive only while they wait for the network."""
+"""One block → a table of scores. Knows no folder and no job; a picture is in memory only until it is scored."""
 
 from __future__ import annotations
 
@@ -15,49 +15,54 @@ from rahf import images
 from rahf.core.batch import SCORES
 from rahf.scoring import files
 from rahf.scoring.blocks import Block
-from rahf.scoring.records import MAX_IMAGE, Reading, Record, records
+from rahf.scoring.records import MAX_IMAGE, ReadOptions, ScoringRecord, records
 from rahf.text.prompts import PromptWarning
 
 
-class Scored(NamedTuple):
-    """What became of one record."""
+class ScoredRecord(NamedTuple):
+    """A record with its scores, or with the reason why it has none."""
 
-    record: Record
+    record: ScoringRecord
     scores: np.ndarray | None  # float32 [4]
     prompt_cut: bool  # the network does not read the whole prompt
     error: str | None
 
 
-def score_block(critic: Any, block: Block, reading: Reading, batch_size: int) -> Iterator[Scored]:
+def score_block(critic: Any, block: Block, options: ReadOptions, batch_size: int) -> Iterator[ScoredRecord]:
     """Scores the records of a block, in order.
 
-    At most two batches of pictures are alive at any time: one with the network, the next being decoded, each picture
-    at the network's size as soon as it is decoded. Which records share a batch follows from the block alone, so a
-    repeated block gives the same bits.
+    At most two batches of pictures are in memory at any time: the network scores one while threads decode the next.
+    Each picture is resized to the network's size as soon as it is decoded. Which records share a batch follows from
+    the block alone, so a repeated block gives the same bits.
 
     Args:
-      critic: `rahf.load(...)`, or anything that is called and answers like it and has its `image_size`.
-      block, reading: what to read.
+      critic: `rahf.load(...)`, or any object with the same call, `tokens` and `image_size`.
+      block, options: what to read, and how.
       batch_size: pictures per step of the network.
 
     Raises:
       OSError: the source cannot be reached.
     """
-    for batch in _decoded(records(block, reading), image_size(critic), batch_size):
+    for batch in _decoded(records(block, options), image_size(critic), batch_size):
         yield from _scored(critic, batch, batch_size)
 
 
-def _scored(critic: Any, batch: list, batch_size: int) -> list[Scored]:
-    """Scores one batch and empties it: its pictures must be gone before the next ones are decoded."""
-    good = [number for number, (_, square, _) in enumerate(batch) if square is not None]
+def _scored(critic: Any, batch: list, batch_size: int) -> list[ScoredRecord]:
+    """Scores one batch and empties it: its pictures must be freed before the next ones are decoded."""
+    decoded = [number for number, (_, square, _) in enumerate(batch) if square is not None]
     scores: dict[int, np.ndarray] = {}
     cut: set[str] = set()
-    if good:
-        found, cut = _ask(critic, [batch[n][1] for n in good], [batch[n][0].prompt for n in good], batch_size)
-        scores = dict(zip(good, found))
-    rest = [(record, error) for record, _, error in batch]
+    if decoded:
+        squares, prompts = [batch[n][1] for n in decoded], [batch[n][0].prompt for n in decoded]
+        values, cut = _ask(critic, squares, prompts, batch_size)
+        scores = dict(zip(decoded, values))
+        del squares
+    records_and_errors = [(record, error) for record, _, error in batch]
     batch.clear()
-    return [Scored(record, scores.get(n), record.prompt in cut, error) for n, (record, error) in enumerate(rest)]
+    return [
+        ScoredRecord(record, scores.get(number), record.prompt in cut, error)
+        for number, (record, error) in enumerate(records_and_errors)
+    ]
 
 
 def image_size(critic: Any) -> int:
@@ -67,47 +72,47 @@ def image_size(critic: Any) -> int:
 
 
 def _ask(critic: Any, squares: list, prompts: list[str], batch_size: int) -> tuple[np.ndarray, set[str]]:
-    """Scores, and the prompts that the network does not read wholly."""
+    """The scores, and the prompts of which the network does not read the end."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PromptWarning)
-        found = np.asarray(critic(squares, prompts, batch_size=batch_size).scores)
+        scores = np.asarray(critic(squares, prompts, batch_size=batch_size).scores)
     cut: set[str] = set()
-    if any(issubclass(one.category, PromptWarning) for one in caught):
+    if any(issubclass(warning.category, PromptWarning) for warning in caught):
         cut = {prompt for prompt in set(prompts) if _is_cut(critic, prompt)}
-    return found, cut
+    return scores, cut
 
 
 def _is_cut(critic: Any, prompt: str) -> bool:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PromptWarning)
         critic.tokens(prompt)
-    return any(issubclass(one.category, PromptWarning) for one in caught)
+    return any(issubclass(warning.category, PromptWarning) for warning in caught)
 
 
 def _decoded(
-    source: Iterator[Record], side: int, size: int
-) -> Iterator[list[tuple[Record, np.ndarray | None, str | None]]]:
+    source: Iterator[ScoringRecord], side: int, size: int
+) -> Iterator[list[tuple[ScoringRecord, np.ndarray | None, str | None]]]:
     """Batches of records with their squares, decoded in threads one batch ahead of the caller."""
     with concurrent.futures.ThreadPoolExecutor(min(size, os.cpu_count() or 1, 16)) as threads:
 
-        def begin() -> list[tuple[Record, concurrent.futures.Future]]:
-            some = itertools.islice(source, size)
-            # Of an encoded picture only the thread keeps hold.
-            return [(one._replace(image=None), threads.submit(decode, one, side)) for one in some]
+        def submit() -> list[tuple[ScoringRecord, concurrent.futures.Future]]:
+            batch = itertools.islice(source, size)
+            # Only the thread keeps a reference to the encoded picture.
+            return [(record._replace(image=None), threads.submit(decode, record, side)) for record in batch]
 
         try:
-            ahead = begin()
-            while ahead:
-                now, ahead = ahead, begin()
-                batch = [(record, *future.result()) for record, future in now]
-                del now
+            following = submit()
+            while following:
+                current, following = following, submit()
+                batch = [(record, *future.result()) for record, future in current]
+                del current
                 yield batch
         finally:
             threads.shutdown(cancel_futures=True)
 
 
-def decode(record: Record, side: int) -> tuple[np.ndarray | None, str | None]:
-    """The square uint8 [side,side,3] of a record, or why there is none.
+def decode(record: ScoringRecord, side: int) -> tuple[np.ndarray | None, str | None]:
+    """The picture of a record as uint8 [side,side,3], or the reason why there is none.
 
     Raises:
       OSError: a picture by URL cannot be fetched now.
@@ -121,7 +126,7 @@ def decode(record: Record, side: int) -> tuple[np.ndarray | None, str | None]:
         except ValueError as error:
             return None, f"{record.key}: {error}"
         except OSError as error:
-            # Files here are there or not; of a network the next try may be better.
+            # A local file stays missing or unreadable. A network may answer at the next attempt.
             if files.is_url(record.image) and not isinstance(error, FileNotFoundError):
                 raise
             return None, f"{record.key}: {error.strerror or 'cannot be read'}"
@@ -131,8 +136,8 @@ def decode(record: Record, side: int) -> tuple[np.ndarray | None, str | None]:
         return None, str(error)
 
 
-def table(scored: Sequence[Scored], source: str) -> Any:
-    """What is written of a block: one row per record, also of those that could not be scored.
+def table(scored: Sequence[ScoredRecord], source: str) -> Any:
+    """The table that is written for a block: one row per record, scored or not.
 
     Columns: source, row, key, prompt, group, the four scores (float32, null if not scored), prompt_cut, error (null
     if scored).
@@ -141,18 +146,19 @@ def table(scored: Sequence[Scored], source: str) -> Any:
 
     columns = {
         "source": pa.array([source] * len(scored), pa.string()),
-        "row": pa.array([one.record.row for one in scored], pa.int64()),
-        "key": pa.array([_text(one.record.key) for one in scored], pa.string()),
-        "prompt": pa.array([one.record.prompt for one in scored], pa.string()),
-        "group": pa.array([_text(one.record.group) for one in scored], pa.string()),
+        "row": pa.array([row.record.row for row in scored], pa.int64()),
+        "key": pa.array([_text(row.record.key) for row in scored], pa.string()),
+        "prompt": pa.array([row.record.prompt for row in scored], pa.string()),
+        "group": pa.array([_text(row.record.group) for row in scored], pa.string()),
     }
-    for at, name in enumerate(SCORES):
-        columns[name] = pa.array([None if s.scores is None else float(s.scores[at]) for s in scored], pa.float32())
-    columns["prompt_cut"] = pa.array([one.prompt_cut for one in scored], pa.bool_())
-    columns["error"] = pa.array([_text(one.error) for one in scored], pa.string())
+    for column, name in enumerate(SCORES):
+        values = [None if row.scores is None else float(row.scores[column]) for row in scored]
+        columns[name] = pa.array(values, pa.float32())
+    columns["prompt_cut"] = pa.array([row.prompt_cut for row in scored], pa.bool_())
+    columns["error"] = pa.array([_text(row.error) for row in scored], pa.string())
     return pa.table(columns)
 
 
 def _text(text: str | None) -> str | None:
-    """Text that can be stored: names of files may hold bytes that are not UTF-8."""
+    """Text that can be stored as UTF-8: names of files may contain other bytes."""
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()

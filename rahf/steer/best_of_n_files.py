@@ -21,8 +21,8 @@ from rahf.core.errors import ScoreError
 from rahf.core.files import open_atomically
 from rahf.scoring import blocks, files, records
 from rahf.scoring import run as score_lib
-from rahf.scoring.job import Job, Summary
-from rahf.scoring.records import Reading
+from rahf.scoring.job import Job, ScoringSummary
+from rahf.scoring.records import ReadOptions
 from rahf.steer import best_of_n as select_lib
 from rahf.steer.best_of_n import Selection
 
@@ -67,7 +67,7 @@ class Chosen:
     selected: int
     groups: int
     threshold: float | None
-    scoring: Summary
+    scoring: ScoringSummary
 
 
 def choose(
@@ -93,7 +93,7 @@ def choose(
         group, `gap` to the second of it, `reason`, `prompt_cut` and `model`. In the order of the candidates.
       choice: how to choose.
       chosen: also write the selected lines alone, as they were given; for training.
-      batch_size, block_size, restart, progress, load: as in `rahf.scoring.run.score`.
+      batch_size, block_size, restart, progress, load: as in `rahf.scoring.score`.
 
     Returns:
       Paths and counts. Equal input gives equal bytes, interrupted or not.
@@ -118,7 +118,7 @@ def choose(
     if not summary.scored:
         why = f"{scores_folder}/refused.jsonl"
         raise ScoreError(f"{candidates}: none of {summary.rows} candidates can be scored; see {why}")
-    job = Job(os.path.abspath(scores_folder), Reading(), batch_size)
+    job = Job(os.path.abspath(scores_folder), ReadOptions(), batch_size)
     lines, groups, scores = _read(job, summary)
     selection = choice.select(scores, groups, lambda index: f"line {lines[index]}")
     _write(paths, candidates, job, summary, scores, selection)
@@ -155,7 +155,7 @@ def _paths(candidates, out, chosen) -> dict[str, pathlib.Path]:
     return paths
 
 
-def _read(job: Job, summary: Summary) -> tuple[np.ndarray, list[int], np.ndarray]:
+def _read(job: Job, summary: ScoringSummary) -> tuple[np.ndarray, list[int], np.ndarray]:
     """Line numbers, groups (as numbers) and scores [N,4] of what was scored; only these are held in memory."""
     lines: list[int] = []
     groups: list[int] = []
@@ -171,7 +171,7 @@ def _read(job: Job, summary: Summary) -> tuple[np.ndarray, list[int], np.ndarray
     return np.array(lines), groups, np.round(scores, 6)
 
 
-def _write(paths, candidates, job: Job, summary: Summary, scores: np.ndarray, selection: Selection) -> None:
+def _write(paths, candidates, job: Job, summary: ScoringSummary, scores: np.ndarray, selection: Selection) -> None:
     """The manifest, line by line, and the selected lines alone."""
     kept = set(selection.indices.tolist())
     with contextlib.ExitStack() as stack:
@@ -194,7 +194,7 @@ def _write(paths, candidates, job: Job, summary: Summary, scores: np.ndarray, se
                 chosen.write(line.rstrip(b"\r\n") + b"\n")
 
 
-def _scored_lines(candidates, job: Job, summary: Summary) -> Iterator[tuple[bytes, int, bool, str]]:
+def _scored_lines(candidates, job: Job, summary: ScoringSummary) -> Iterator[tuple[bytes, int, bool, str]]:
     """The lines that were scored, in order, with their numbers, whether the prompt was cut, and the model."""
     with open(candidates, "rb") as file:
         lines = blocks.lines(file)

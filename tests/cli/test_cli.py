@@ -56,12 +56,16 @@ def test_help_shows_every_command_and_the_version(capsys):
 )
 def test_a_command_whose_output_nobody_reads_ends_silently(speak, code):
     """As in `rahf … | head`: the pipe is closed before anything is written."""
-    program = f"import sys; from rahf.cli import main as cli; from rahf.cli import train; train.run = lambda _: {speak}; sys.exit(cli.main(['train', '_']))"
-    started = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    started.stdout.close()
-    error = started.stderr.read().decode()
-    started.stderr.close()
-    assert (started.wait(), error) == (code, "")
+    program = (
+        "import sys; from rahf.cli import main as cli; from rahf.cli import train\n"
+        f"train.run = lambda _: {speak}\n"
+        "sys.exit(cli.main(['train', '_']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    error = process.stderr.read().decode()
+    process.stderr.close()
+    assert (process.wait(), error) == (code, "")
 
 
 # Errors

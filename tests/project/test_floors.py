@@ -33,11 +33,9 @@ TO_BE_REMOVED = {
     ("rahf/diffusion/pixel_generator.py", "rahf.core.errors.CheckpointError"),
     ("rahf/diffusion/pixel_generator.py", "rahf.critic.from_run"),
     ("rahf/interop/diffusers.py", "rahf.steer.repair.repair"),
-    ("rahf/scoring/ray_runner.py", "rahf.scoring.run.load_critic"),
-    ("rahf/scoring/run.py", "rahf"),
     ("rahf/steer/mask_files.py", "rahf"),
 }
-CIRCLES_TO_BE_REMOVED = [["rahf.critic.apply"], ["rahf.scoring.ray_runner", "rahf.scoring.run"]]
+CIRCLES_TO_BE_REMOVED = [["rahf.critic.apply"]]
 
 
 def files() -> list[pathlib.Path]:

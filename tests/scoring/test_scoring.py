@@ -9,7 +9,7 @@ import pytest
 
 from rahf.core.errors import ScoreError
 from rahf.scoring import files
-from rahf.scoring.records import Reading
+from rahf.scoring.records import ReadOptions
 from tests.helpers.critic_maker import ColourCritic
 from tests.helpers.score_maker import (
     EXPECTED,
@@ -82,7 +82,7 @@ def test_one_prompt_for_all_and_columns_by_name(tmp_path):
     here = pictures(tmp_path)
     for text in here.rglob("*.txt"):
         text.unlink()
-    run([here], tmp_path / "a", reading=Reading(prompt="all"))
+    run([here], tmp_path / "a", options=ReadOptions(prompt="all"))
     assert {row["prompt"] for row in table(tmp_path / "a")} == {"all"}
     refused = run([here], tmp_path / "b")
     assert refused.refused == 5
@@ -91,7 +91,7 @@ def test_one_prompt_for_all_and_columns_by_name(tmp_path):
     pq.write_table(pa.table({"img": [picture(9)], "words": ["w"], "who": [3]}), odd)
     with pytest.raises(ScoreError, match="no column image or jpg.*it has img, words, who. Give --image-column"):
         run([odd], tmp_path / "c")
-    run([odd], tmp_path / "d", reading=Reading(None, "img", "words", "who"))
+    run([odd], tmp_path / "d", options=ReadOptions(None, "img", "words", "who"))
     assert [(row["prompt"], row["group"]) for row in table(tmp_path / "d")] == [("w", "3")]
     with pytest.raises(ScoreError, match="no column word; it has img, words, who"):
-        run([odd], tmp_path / "e", reading=Reading(None, "img", "word"))
+        run([odd], tmp_path / "e", options=ReadOptions(None, "img", "word"))

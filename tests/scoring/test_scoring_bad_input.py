@@ -11,7 +11,7 @@ from rahf.cli import main as cli
 from rahf.core.errors import ScoreError
 from rahf.scoring import records
 from rahf.scoring.blocks import Block, lines, plan
-from rahf.scoring.records import Reading
+from rahf.scoring.records import ReadOptions
 from tests.helpers.critic_maker import ColourCritic
 from tests.helpers.score_maker import (
     EXPECTED,
@@ -119,7 +119,7 @@ def test_other_jobs_are_refused(tmp_path):
     for options, what in (
         (dict(batch_size=4), "batch_size differ"),
         (dict(block_size=3), "the inputs or the block size differ"),
-        (dict(reading=Reading("x")), "prompt differ"),
+        (dict(options=ReadOptions("x")), "prompt differ"),
     ):
         with pytest.raises(ScoreError, match=what):
             run([source], tmp_path / "out", **options)
@@ -149,7 +149,7 @@ def test_mixed_models_are_noticed_at_the_end(tmp_path):
 
     from rahf.scoring.job import Job
 
-    job = Job(str(tmp_path / "out"), Reading(), 2)
+    job = Job(str(tmp_path / "out"), ReadOptions(), 2)
     made = plan([str(source)], 2)
     for block in job.begin(made):
         critic = Changing()
@@ -237,7 +237,7 @@ def test_equals_the_critic(tmp_path, tiny_critic):
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("rahf.scoring.run.load_critic", lambda path: ColourCritic())
+    monkeypatch.setattr("rahf.critic.loading.load", lambda path: ColourCritic())
     here = pictures(tmp_path)
     (here / "0.txt").unlink()
     (here / "1.txt").write_text("many words that nobody ever reads here")

@@ -13,7 +13,7 @@ import pytest
 from rahf.core.errors import ScoreError
 from rahf.scoring.blocks import plan
 from rahf.scoring.job import Job
-from rahf.scoring.records import Reading
+from rahf.scoring.records import ReadOptions
 from rahf.scoring.run import score
 from tests.helpers import critic_maker
 from tests.helpers.critic_maker import ColourCritic
@@ -27,7 +27,7 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_what_travels_is_plain(tmp_path):
-    job = Job(str(tmp_path), Reading("a"), 4)
+    job = Job(str(tmp_path), ReadOptions("a"), 4)
     assert pickle.loads(pickle.dumps(job)) == job
 
 
@@ -97,7 +97,7 @@ def test_a_restarted_job_skips_finished_blocks(tmp_path, ray):
     run([source], tmp_path / "local", "local")
     # Begun in one process and interrupted; the rest on the cluster.
     made = plan([str(source)], 1)
-    job = Job(str(tmp_path / "out"), Reading(), 2)
+    job = Job(str(tmp_path / "out"), ReadOptions(), 2)
     for block in job.begin(made)[:3]:
         job.score(ColourCritic(), block)
     (tmp_path / "asked").mkdir()
