@@ -7,16 +7,18 @@ import json
 import math
 import re
 
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from rahf.core.batch import HEATMAPS, SCORES, fake
-from rahf.critic.evaluation.report.curves import curves_html, lines
+from rahf.critic.evaluation.report.curves import charts, metric_curves
 from rahf.critic.evaluation.report.gallery import errors
-from rahf.critic.evaluation.report.metrics import groups, number
+from rahf.critic.evaluation.report.metrics import MetricRow, metric_groups, number, plot
 from rahf.critic.evaluation.report.page import ReportExample, metrics_json, metrics_table, write_report
+from rahf.critic.evaluation.report.render import render
 from rahf.metrics import EvaluationMetrics, mean_baseline
 
 HOSTILE = '<script>alert("x")</script> & a "cat" \x00'
@@ -60,7 +62,7 @@ def example(number: int = 0, **changes) -> ReportExample:
     rng = np.random.default_rng(number)
     true = np.zeros((24, 24, 2), np.uint8)
     true[4:9, 6:12, 0] = 170
-    made = ReportExample(
+    base = ReportExample(
         uid=f"uid-{number}",
         image=rng.integers(0, 256, (48, 64, 3), dtype=np.uint8),
         prompt="a yellow cat, two dogs",
@@ -74,7 +76,7 @@ def example(number: int = 0, **changes) -> ReportExample:
         true_scores=np.array([0.5, np.nan, 0.25, 1.0], np.float32),
         true_labels=[1, 0, 1, 0, 1],
     )
-    return dataclasses.replace(made, **changes)
+    return dataclasses.replace(base, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def test_every_metric_is_in_the_page_with_interval_and_baseline(tmp_path, evalua
     titles = {attrs["title"].split(":")[0] for tag, attrs in page.tags if tag == "th" and "title" in attrs}
     assert titles == set(metrics) - set(counts)
     shown = "".join(page.text)
-    for group in groups(metrics, intervals, baselines):
+    for group in metric_groups(metrics, intervals, baselines):
         assert group.count in shown
         for row in group.rows:
             assert number(row.value, row.digits) in shown
@@ -300,10 +302,10 @@ def test_numbers():
 
 def test_json_has_no_nan(evaluated):
     metrics, intervals, baselines = evaluated
-    made = metrics_json(
+    tree = metrics_json(
         {**metrics, "none": math.nan}, {**intervals, "none": (math.nan, 1.0)}, {**baselines, "i": math.inf}
     )
-    text = json.dumps(made, allow_nan=False)
+    text = json.dumps(tree, allow_nan=False)
     again = json.loads(text)
     assert again["metrics"]["none"] is None and again["intervals"]["none"] == [None, 1.0]
     assert again["baselines"]["i"] is None
@@ -316,22 +318,37 @@ def test_curves():
     rows[0]["name"] = "x"
     rows += [{"step": 5, "scores/mean/plcc": 0.1}, {"step": 9, "scores/mean/plcc": math.nan}]
     rows += [{"step": 9, "scores/mean/plcc": 0.3}, {"step": 3, "loss/total": 5.0}, {"loss/total": 1.0}]
-    known = lines(rows)
-    assert known["scores/mean/plcc"].points == [(5.0, 0.1), (9.0, 0.3)]
-    assert dict(known["loss/total"].points)[3.0] == 5.0  # the resumed run's row wins
-    assert "name" not in known
-    drawn = curves_html(rows)
-    page = Page(drawn)
+    curves = metric_curves(rows)
+    assert curves["scores/mean/plcc"].points == [(5.0, 0.1), (9.0, 0.3)]
+    assert dict(curves["loss/total"].points)[3.0] == 5.0  # the resumed run's row wins
+    assert "name" not in curves
+    drawn = charts(rows)
+    assert [(chart.title, len(chart.lines)) for chart in drawn] == [("Loss", 2), ("Scores: PLCC", 1)]
+    for line in (line for chart in drawn for line in chart.lines):
+        assert all(0 <= x <= 380 and 0 <= y <= 200 for x, y in line.points)
+        assert [x for x, _ in line.points] == sorted(x for x, _ in line.points)
+    page = Page(render("charts.html", charts=drawn))
     assert page.count("svg") == 2 and page.count("polyline") == 3
-    for tag, attrs in page.tags:
-        if tag == "polyline":
-            points = [tuple(map(float, p.split(","))) for p in attrs["points"].split()]
-            assert all(0 <= x <= 380 and 0 <= y <= 200 for x, y in points)
-            assert [x for x, _ in points] == sorted(x for x, _ in points)
-    assert curves_html([]) == curves_html([{"step": 1, "loss/total": 1.0}]) == ""
+    assert charts([]) == charts([{"step": 1, "loss/total": 1.0}]) == []
 
 
 @pytest.mark.parametrize("values", [(0.0, 0.0), (-1.0, 2.0), (1e-12, 1e9), (5.0, 5.0)])
 def test_curves_of_awkward_ranges(values):
-    page = Page(curves_html([{"step": s, "loss/total": v} for s, v in enumerate(values)]))
-    assert page.count("polyline") == 1
+    (chart,) = charts([{"step": s, "loss/total": v} for s, v in enumerate(values)])
+    (line,) = chart.lines
+    assert [x for x, _ in line.points] == [chart.left, chart.right]
+    assert all(0 <= y <= chart.height for _, y in line.points)
+
+
+def test_plot_hand_computed():
+    row = MetricRow("scores/mean/plcc", "PLCC", "", 1, 0.5, (0.25, 0.75), None, 3)
+    assert plot(row) == ((3, 93), 48, (25.5, 70.5), None)
+    wider = plot(row._replace(value=2.0, interval=(-1.0, math.nan), baseline=0.0))
+    assert wider.axis == (3, 93) and wider.interval is None
+    assert wider.value == pytest.approx(3 + 90 * 3 / 3.16, abs=0.05)  # from -1 to 2.16
+    assert plot(row._replace(value=math.nan)) is None
+
+
+def test_a_template_with_a_missing_value_is_an_error():
+    with pytest.raises(jinja2.UndefinedError, match="charts"):
+        render("charts.html")

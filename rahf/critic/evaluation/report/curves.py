@@ -1,8 +1,7 @@
-"""Training curves as inline SVG."""
+"""Training curves in the coordinates of the inline SVG that shows them."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 _WIDTH, _HEIGHT = 380, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 24
 _POINTS = 240  # of a line, at most; more would not be seen at this size
-_COLOURS = 6  # classes c0..c5 of the style sheet
+_COLOURS = 6  # classes c0..c5 of `templates/style.css`
 
 #: Chart title → which metrics it shows, by the last parts of their names.
 _CHARTS = (
@@ -23,43 +22,68 @@ _CHARTS = (
 )
 
 
-class Line(NamedTuple):
+class Curve(NamedTuple):
     """A metric over the steps of a run: finite points only, steps rising."""
 
     name: str
     points: list[tuple[float, float]]
 
 
-def lines(curves: Sequence[Mapping[str, Any]]) -> dict[str, Line]:
+class DrawnCurve(NamedTuple):
+    """A curve in the coordinates of its chart."""
+
+    title: str  # tooltip
+    label: str  # in the legend
+    value: str  # the last one
+    colour: int  # number of a class c0..c5 of the style sheet
+    points: list[tuple[float, float]]
+    last: tuple[float, float]
+
+
+class Chart(NamedTuple):
+    """What the template `charts.html` draws: lengths and places in pixels."""
+
+    title: str
+    logarithmic: bool
+    values: list[tuple[float, str]]  # ticks of the vertical axis: y and text
+    steps: list[tuple[float, str]]  # ticks of the horizontal axis: x and text
+    lines: list[DrawnCurve]
+    width: int = _WIDTH
+    height: int = _HEIGHT
+    left: int = _LEFT
+    right: int = _WIDTH - _RIGHT
+
+
+def metric_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
     """Collects every numeric metric of `metrics.jsonl` rows with a "step"; a resumed run's later row wins."""
-    found: dict[str, dict[float, float]] = {}
-    for row in curves:
+    points_by_name: dict[str, dict[float, float]] = {}
+    for row in rows:
         step = row.get("step")
         if not _finite(step):
             continue
         for name, value in row.items():
             if name != "step" and _finite(value):
-                found.setdefault(str(name), {})[float(step)] = float(value)
-    return {name: Line(name, sorted(points.items())) for name, points in found.items()}
+                points_by_name.setdefault(str(name), {})[float(step)] = float(value)
+    return {name: Curve(name, sorted(points.items())) for name, points in points_by_name.items()}
 
 
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def curves_html(curves: Sequence[Mapping[str, Any]]) -> str:
+def charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Charts of losses and main metrics over steps; empty if no metric has two points.
 
     Args:
-      curves: rows of `metrics.jsonl`: dicts with "step" and metrics by name, in any mixture.
+      rows: of `metrics.jsonl`: dicts with "step" and metrics by name, in any mixture.
     """
-    known = lines(curves)
-    charts = []
+    curves = metric_curves(rows).values()
+    drawn = []
     for title, endings in _CHARTS:
-        chosen = [line for line in known.values() if _belongs(line.name, endings) and len(line.points) > 1]
+        chosen = [curve for curve in curves if _belongs(curve.name, endings) and len(curve.points) > 1]
         if chosen:
-            charts.append(_chart(title, chosen))
-    return f'<div class="cards charts">{"".join(charts)}</div>' if charts else ""
+            drawn.append(_chart(title, chosen))
+    return drawn
 
 
 def _belongs(name: str, endings: Sequence[str]) -> bool:
@@ -67,53 +91,33 @@ def _belongs(name: str, endings: Sequence[str]) -> bool:
     return parts[-1] in endings or ("loss" in endings and "loss" in parts)
 
 
-def _chart(title: str, chosen: Sequence[Line]) -> str:
-    values = [value for line in chosen for _, value in line.points]
-    steps = [step for line in chosen for step, _ in line.points]
-    log = "Loss" in title and min(values) > 0 and max(values) / min(values) > 30
-    ticks = _log_ticks(min(values), max(values)) if log else _ticks(min(values), max(values))
-    low, high = (min(values), max(values)) if log else (ticks[0], ticks[-1])
+def _chart(title: str, curves: Sequence[Curve]) -> Chart:
+    values = [value for curve in curves for _, value in curve.points]
+    steps = [step for curve in curves for step, _ in curve.points]
+    logarithmic = "Loss" in title and min(values) > 0 and max(values) / min(values) > 30
+    ticks = _log_ticks(min(values), max(values)) if logarithmic else _ticks(min(values), max(values))
+    low, high = (min(values), max(values)) if logarithmic else (ticks[0], ticks[-1])
     first, last = min(steps), max(steps)
 
     def x(step: float) -> float:
         return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * (step - first) / ((last - first) or 1), 1)
 
     def y(value: float) -> float:
-        a, b, v = (math.log(low), math.log(high), math.log(value)) if log else (low, high, value)
+        a, b, v = (math.log(low), math.log(high), math.log(value)) if logarithmic else (low, high, value)
         return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (v - a) / ((b - a) or 1), 1)
 
-    parts = []
-    right = _WIDTH - _RIGHT
-    for tick in ticks:
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(tick)}" y2="{y(tick)}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y(tick) + 3.5}" text-anchor="end">{tick:.4g}</text>')
-    for tick in _ticks(first, last, 5):
-        if first <= tick <= last:
-            anchor = "end" if x(tick) > _WIDTH - 30 else "middle"  # a number at the edge stays inside
-            place = f'x="{x(tick)}" y="{_HEIGHT - 6}" text-anchor="{anchor}"'
-            parts.append(f"<text {place}>{_steps(tick)}</text>")
-    parts += [_polyline(line, number, x, y) for number, line in enumerate(chosen)]
-    legend = "".join(
-        f'<span><i class="c{number % _COLOURS}"></i>{html.escape(_short(line.name, chosen))} '
-        f"<b>{line.points[-1][1]:.4g}</b></span>"
-        for number, line in enumerate(chosen)
-    )
-    scale = " (logarithmic)" if log else ""
-    return (
-        f'<section class="card"><h3>{title}{scale}</h3><svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'role="img" aria-label="{title} over training steps">{"".join(parts)}</svg>'
-        f'<p class="legend">{legend}</p></section>'
-    )
+    def drawn(curve: Curve, number: int) -> DrawnCurve:
+        points = [(x(step), y(value)) for step, value in _thinned(curve.points)]
+        step, value = curve.points[-1]
+        title = f"{curve.name}: {value:.4g} at step {int(step):,}"
+        return DrawnCurve(title, _short(curve.name, curves), f"{value:.4g}", number % _COLOURS, points, points[-1])
 
-
-def _polyline(line: Line, number: int, x: Any, y: Any) -> str:
-    points = _thinned(line.points)
-    path = " ".join(f"{x(step)},{y(value)}" for step, value in points)
-    step, value = line.points[-1]
-    title = html.escape(f"{line.name}: {value:.4g} at step {int(step):,}")
-    return (
-        f'<g class="c{number % _COLOURS}"><title>{title}</title><polyline points="{path}"/>'
-        f'<circle cx="{x(step)}" cy="{y(value)}" r="2.6"/></g>'
+    return Chart(
+        title,
+        logarithmic,
+        [(y(tick), f"{tick:.4g}") for tick in ticks],
+        [(x(tick), _step_text(tick)) for tick in _ticks(first, last, 5) if first <= tick <= last],
+        [drawn(curve, number) for number, curve in enumerate(curves)],
     )
 
 
@@ -127,11 +131,11 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [*means, points[-1]]
 
 
-def _short(name: str, chosen: Sequence[Line]) -> str:
-    """A name without the parts that all lines of a chart share."""
-    split = [line.name.split("/") for line in chosen]
+def _short(name: str, curves: Sequence[Curve]) -> str:
+    """A name without the parts that all curves of a chart share."""
+    split = [curve.name.split("/") for curve in curves]
     parts = name.split("/")
-    if len(chosen) == 1:
+    if len(curves) == 1:
         return name
     while len(parts) > 1 and len({s[0] for s in split}) == 1 and min(map(len, split)) > 1:
         split, parts = [s[1:] for s in split], parts[1:]
@@ -140,7 +144,7 @@ def _short(name: str, chosen: Sequence[Line]) -> str:
     return "/".join(parts)
 
 
-def _steps(value: float) -> str:
+def _step_text(value: float) -> str:
     return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"
 
 

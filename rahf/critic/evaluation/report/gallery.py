@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image, features
 
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.critic.drawing import prompt_html
+from rahf.critic.evaluation.report.render import render
 from rahf.images.overlay import as_unit, heatmap_rgba
 from rahf.images.resize import resize
 
@@ -52,20 +54,20 @@ def errors(example: ReportExample) -> dict[str, float]:
 
     Scores: mean absolute error. Heatmaps: mean squared error at the truth's size. Words: how many are wrong.
     """
-    found = {"loss": float(example.loss), "scores": math.nan, "words": math.nan}
+    wrong = {"loss": float(example.loss), "scores": math.nan, "words": math.nan}
     if example.true_scores is not None:
         difference = np.abs(np.asarray(example.scores, np.float64) - example.true_scores)
-        known = difference[np.isfinite(difference)]
-        found["scores"] = float(known.mean()) if known.size else math.nan
+        rated = difference[np.isfinite(difference)]
+        wrong["scores"] = float(rated.mean()) if rated.size else math.nan
     for kind, name in enumerate(HEATMAPS):
-        found[name] = math.nan
+        wrong[name] = math.nan
         if _has_map(example, kind) and not np.isnan(example.heatmaps[:, :, kind]).all():
             truth = as_unit(example.true_heatmaps[:, :, kind])
             predicted = resize(as_unit(example.heatmaps[:, :, kind]), truth.shape)
-            found[name] = float(np.square(predicted - truth).mean())
+            wrong[name] = float(np.square(predicted - truth).mean())
     if example.labels is not None and example.true_labels is not None:
-        found["words"] = float(sum(a != b for a, b in zip(example.labels, example.true_labels)))
-    return found
+        wrong["words"] = float(sum(a != b for a, b in zip(example.labels, example.true_labels)))
+    return wrong
 
 
 def _has_map(example: ReportExample, kind: int) -> bool:
@@ -81,75 +83,102 @@ class Encoding:
     quality: int = 82
 
 
-def article(example: ReportExample, number: int, encoding: Encoding) -> tuple[str, str]:
-    """HTML of one example and the CSS rule that holds its picture.
+class Article(NamedTuple):
+    """One example of the gallery. The picture is a background image, so that five tiles share one copy."""
 
-    The picture is a background image of class ``p<number>``, so five tiles share one copy.
+    html: Markup
+    picture_rule: str  # the CSS rule of class `p<number>` that holds the picture
+
+
+class _Tile(NamedTuple):
+    """The picture, alone or under a heatmap."""
+
+    caption: str
+    layer: str = ""  # data URI of the heatmap; "": none
+    note: str = ""
+    style: str = ""  # further CSS class: "map" greys the picture, "plain" hides it
+
+
+class _PromptLine(NamedTuple):
+    """The prompt with misaligned words marked."""
+
+    speaker: str  # "predicted" or "true"
+    missing: str  # what to say if there are no labels
+    marked: Markup | None = None  # None: there are no labels
+    count: int = 0  # of marked words
+
+
+class _ScoreRow(NamedTuple):
+    name: str
+    predicted: str
+    true: str
+    bar: float  # length in percent
+    tick: float | None  # place of the true score in percent
+
+
+def article(example: ReportExample, number: int, encoding: Encoding) -> Article:
+    """Renders one example.
+
+    Args:
+      example: what to show.
+      number: its place in the gallery, from 0.
+      encoding: of its pictures.
     """
-    rule = f".p{number}{{background-image:url({_jpeg(example.image, encoding)})}}"
-    wrong = errors(example)
-    data = "".join(f' data-{key}="{value:.6g}"' for key, value in wrong.items() if math.isfinite(value))
-    tiles = [_tile(number, example, "picture", None)]
+    height, width = example.image.shape[:2]
+    html = render(
+        "example.html",
+        example=example,
+        number=number,
+        errors={name: value for name, value in errors(example).items() if math.isfinite(value)},
+        ratio=f"{width}/{height}",
+        tiles=list(_tiles(example, encoding)),
+        prompts=_prompt_lines(example),
+        scores=[_score_row(example, index) for index in range(len(SCORES))],
+    )
+    return Article(html, f".p{number}{{background-image:url({_jpeg(example.image, encoding)})}}")
+
+
+def _tiles(example: ReportExample, encoding: Encoding) -> Iterator[_Tile]:
+    yield _Tile("picture")
     for kind, name in enumerate(HEATMAPS):
         predicted = example.heatmaps[:, :, kind]
         if np.isnan(predicted).all():
-            tiles.append(_tile(number, example, f"{name}, predicted", None, "not predicted"))
+            yield _Tile(f"{name}, predicted", note="not predicted", style="plain")
         else:
-            tiles.append(_tile(number, example, f"{name}, predicted", _layer(predicted, name, encoding)))
-        if _has_map(example, kind):
-            truth = example.true_heatmaps[:, :, kind]
-            layer = _layer(truth, name, encoding) if truth.any() else None
-            note = "" if truth.any() else "nothing marked"
-            tiles.append(_tile(number, example, f"{name}, true", layer, note))
+            yield _Tile(f"{name}, predicted", _layer(predicted, name, encoding), style="map")
+        if not _has_map(example, kind):
+            yield _Tile(f"{name}, true", note="no label", style="plain")
+        elif (truth := example.true_heatmaps[:, :, kind]).any():
+            yield _Tile(f"{name}, true", _layer(truth, name, encoding), style="map")
         else:
-            tiles.append(_tile(number, example, f"{name}, true", None, "no label"))
-    loss = f"{wrong['loss']:.4g}" if math.isfinite(wrong["loss"]) else "–"
-    words = "" if math.isnan(wrong["words"]) else f" · wrong words {wrong['words']:.0f}"
-    return (
-        f'<article class="example" data-order="{number}"{data}>'
-        f'<header><span class="rank">#{number + 1}</span><code>{html.escape(example.uid)}</code>'
-        f'<span class="small">loss {loss}{words}</span></header><div class="strip">{"".join(tiles)}</div>'
-        f'<div class="below"><div class="prompts">{_prompts(example)}</div>{_scores(example)}</div>'
-        "</article>",
-        rule,
-    )
+            yield _Tile(f"{name}, true", note="nothing marked", style="map")
 
 
-def _tile(number: int, example: ReportExample, caption: str, layer: str | None, note: str = "") -> str:
-    height, width = example.image.shape[:2]
-    inner = f'<img src="{layer}" alt="">' if layer else ""
-    inner += f'<span class="note">{note}</span>' if note else ""
-    shade = " plain" if note in ("no label", "not predicted") else "" if caption == "picture" else " map"
-    return (
-        f'<figure><div class="pic p{number}{shade}" role="img" tabindex="0" aria-label="{caption}" '
-        f'style="aspect-ratio:{width}/{height}">{inner}</div><figcaption>{caption}</figcaption></figure>'
-    )
-
-
-def _prompts(example: ReportExample) -> str:
+def _prompt_lines(example: ReportExample) -> tuple[_PromptLine, _PromptLine]:
     """The prompt twice, marked as predicted and as true; a word's class says whether the two agree."""
     predicted, true = example.labels, example.true_labels
-    lines = []
-    for heading, labels, other, differs in (
-        ("predicted", predicted, true, "false"),
-        ("true", true, predicted, "missed"),
-    ):
-        if labels is None:
-            missing = "not predicted" if heading == "predicted" else "no word labels"
-            nothing = f'<span class="small">{missing}</span>'
-            lines.append(f'<p class="prompt"><span class="who">{heading}</span>{nothing}</p>')
-            continue
-        classes = [
-            "" if label else ("hit" if other is None or i >= len(other) or other[i] == 0 else differs)
-            for i, label in enumerate(labels)
-        ]
-        titles = _titles(example.probability, len(classes)) if heading == "predicted" else None
-        marked = prompt_html(example.prompt, example.words, classes, titles)
-        count = sum(1 for c in classes if c)
-        lines.append(
-            f'<p class="prompt"><span class="who">{heading} <b>{count}</b></span><bdi dir="auto">{marked}</bdi></p>'
-        )
-    return "".join(lines)
+    upper, lower = _PromptLine("predicted", missing="not predicted"), _PromptLine("true", missing="no word labels")
+    if predicted is not None:
+        titles = _titles(example.probability, len(predicted))
+        upper = _marked(upper, example, _word_classes(predicted, true, "false"), titles)
+    if true is not None:
+        lower = _marked(lower, example, _word_classes(true, predicted, "missed"), None)
+    return upper, lower
+
+
+def _word_classes(labels: Sequence[int], other: Sequence[int] | None, differs: str) -> list[str]:
+    """A CSS class per word: "" for an aligned one, "hit" where both call it misaligned, else `differs`."""
+    return [
+        "" if label else ("hit" if other is None or i >= len(other) or other[i] == 0 else differs)
+        for i, label in enumerate(labels)
+    ]
+
+
+def _marked(
+    line: _PromptLine, example: ReportExample, classes: list[str], titles: list[str] | None
+) -> _PromptLine:
+    html = prompt_html(example.prompt, example.words, classes, titles)  # escapes
+    return line._replace(marked=Markup(html), count=sum(1 for name in classes if name))
 
 
 def _titles(probability: Sequence[float] | None, count: int) -> list[str] | None:
@@ -158,23 +187,16 @@ def _titles(probability: Sequence[float] | None, count: int) -> list[str] | None
     return [f"misaligned with probability {float(p):.2f}" for p in probability][:count]
 
 
-def _scores(example: ReportExample) -> str:
-    rows = []
-    for i, name in enumerate(SCORES):
-        score = float(example.scores[i])
-        truth = math.nan if example.true_scores is None else float(example.true_scores[i])
-        width = 100 * min(max(score, 0.0), 1.0) if math.isfinite(score) else 0
-        tick = f'<i style="left:{100 * min(max(truth, 0.0), 1.0):.1f}%"></i>' if math.isfinite(truth) else ""
-        given, rated = (f"{value:.2f}" if math.isfinite(value) else "–" for value in (score, truth))
-        rows.append(
-            f'<tr><th scope="row">{name}</th><td class="track"><div class="bar">'
-            f'<b style="width:{width:.1f}%"></b>{tick}</div></td><td>{given}</td>'
-            f'<td class="rated">{rated}</td></tr>'
-        )
-    return (
-        '<table class="scores"><thead><tr><th></th><th></th><th>predicted</th><th>true</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
+def _score_row(example: ReportExample, index: int) -> _ScoreRow:
+    score = float(example.scores[index])
+    truth = math.nan if example.true_scores is None else float(example.true_scores[index])
+    predicted, true = (f"{value:.2f}" if math.isfinite(value) else "–" for value in (score, truth))
+    bar = _percent(score) if math.isfinite(score) else 0.0
+    return _ScoreRow(SCORES[index], predicted, true, bar, _percent(truth) if math.isfinite(truth) else None)
+
+
+def _percent(score: float) -> float:
+    return 100 * min(max(score, 0.0), 1.0)
 
 
 def _jpeg(image: np.ndarray, encoding: Encoding) -> str:

@@ -1,8 +1,7 @@
-"""Metric values for people: names and directions, a terminal table, JSON, the cards of the HTML report."""
+"""Metric values for people: names and directions, a terminal table, JSON, the rows of the HTML report."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -39,9 +38,10 @@ METRICS = {
 }
 _COUNTS = ("count", "count_empty", "count_majority", "words", "misaligned")
 _DIGITS = {"mse": 5, "mse_empty": 5}
+_PLOT_WIDTH = 96  # of the box in the template `metrics.html`
 
 
-class Row(NamedTuple):
+class MetricRow(NamedTuple):
     """One metric as shown. `interval` and `baseline` are None where there is none."""
 
     name: str
@@ -54,55 +54,57 @@ class Row(NamedTuple):
     digits: int
 
 
-class Group(NamedTuple):
+class MetricGroup(NamedTuple):
     """Rows under one heading, with a line that says how many examples they rest on."""
 
     title: str
     count: str
-    rows: list[Row]
+    rows: list[MetricRow]
 
 
-def groups(metrics: Values, intervals: Intervals | None = None, baselines: Values | None = None) -> list[Group]:
+def metric_groups(
+    metrics: Values, intervals: Intervals | None = None, baselines: Values | None = None
+) -> list[MetricGroup]:
     """Sorts metrics into headings. Every metric is in exactly one row or count; unknown ones come last."""
     intervals, baselines = intervals or {}, baselines or {}
     left = dict(metrics)
 
-    def rows(title: str, names: Sequence[str], labels: Sequence[str | None], count: str) -> Group | None:
-        found = []
+    def rows(title: str, names: Sequence[str], labels: Sequence[str | None], count: str) -> MetricGroup | None:
+        shown = []
         for name, label in zip(names, labels):
             if name in left:
-                found.append(_row(name, label, left.pop(name), intervals.get(name), baselines.get(name)))
-        return Group(title, count, found) if found else None
+                shown.append(_row(name, label, left.pop(name), intervals.get(name), baselines.get(name)))
+        return MetricGroup(title, count, shown) if shown else None
 
-    made: list[Group | None] = []
+    sorted_groups: list[MetricGroup | None] = []
     for kind in ("plcc", "srcc"):
         which = [*SCORES, "mean"]
         labels = [*(name.capitalize() for name in SCORES), "Mean of the four"]
         rated = {int(metrics.get(f"scores/{name}/count", 0)) for name in SCORES if f"scores/{name}/{kind}" in metrics}
         title = f"Scores: {METRICS[kind][1].split(' with')[0]} ({METRICS[kind][0]})"
         count = f"{_range(rated)} rated images"
-        made.append(rows(title, [f"scores/{n}/{kind}" for n in which], labels, count))
+        sorted_groups.append(rows(title, [f"scores/{n}/{kind}" for n in which], labels, count))
     for heatmap in HEATMAPS:
         names = [f"heatmaps/{heatmap}/{m}" for m in METRICS]
         title = f"{heatmap.capitalize()} heatmap"
-        made.append(rows(title, names, [None] * len(names), _maps(metrics, heatmap)))
-    for prefix, how in (("keywords", "generated"), ("keywords_constrained", "constrained scoring")):
+        sorted_groups.append(rows(title, names, [None] * len(names), _maps(metrics, heatmap)))
+    for prefix, decoder in (("keywords", "generated"), ("keywords_constrained", "constrained scoring")):
         names = [f"{prefix}/{m}" for m in METRICS]
         words, missed = (int(metrics.get(f"{prefix}/{n}", 0)) for n in ("words", "misaligned"))
         count = f"{words:,} words, {missed:,} misaligned"
-        made.append(rows(f"Misaligned words, {how}", names, [None] * len(names), count))
+        sorted_groups.append(rows(f"Misaligned words, {decoder}", names, [None] * len(names), count))
     rest = [name for name in left if name.split("/")[-1] not in _COUNTS]
-    made.append(rows("Other", rest, rest, ""))
-    return [group for group in made if group]
+    sorted_groups.append(rows("Other", rest, rest, ""))
+    return [group for group in sorted_groups if group]
 
 
 def _row(
     name: str, label: str | None, value: float, interval: tuple[float, float] | None, baseline: float | None
-) -> Row:
+) -> MetricRow:
     last = name.split("/")[-1]
-    known, note, direction = METRICS.get(last, (name, "", 0))
+    usual_label, note, direction = METRICS.get(last, (name, "", 0))
     digits = _DIGITS.get(last, 3)
-    return Row(name, label or known, note, direction, value, interval, baseline, digits)
+    return MetricRow(name, label or usual_label, note, direction, value, interval, baseline, digits)
 
 
 def _range(numbers: set[int]) -> str:
@@ -139,7 +141,7 @@ def metrics_table(
     table.add_column("metric")
     for heading in ("value", "95% interval", "mean baseline"):
         table.add_column(heading, justify="right")
-    for group in groups(metrics, intervals, baselines):
+    for group in metric_groups(metrics, intervals, baselines):
         table.add_section()
         table.add_row(f"[bold]{escape(group.title)}[/bold]", "", "", "")
         if group.count:
@@ -149,13 +151,14 @@ def metrics_table(
             table.add_row(
                 f"  {escape(row.label)}{arrow}",
                 number(row.value, row.digits),
-                _interval(row),
+                interval_text(row),
                 "" if row.baseline is None else number(row.baseline, row.digits),
             )
     return table
 
 
-def _interval(row: Row) -> str:
+def interval_text(row: MetricRow) -> str:
+    """Both ends of a metric's interval as shown; empty without an interval."""
     if row.interval is None:
         return ""
     return " – ".join(number(edge, row.digits) for edge in row.interval)
@@ -190,72 +193,49 @@ _HEADLINES = (
 )
 
 
-def headline_html(metrics: Values, intervals: Intervals, baselines: Values) -> str:
-    """The few numbers that say most, large."""
-    tiles = []
-    for name, where, what in _HEADLINES:
-        if name not in metrics:
-            continue
-        row = _row(name, None, metrics[name], intervals.get(name), baselines.get(name))
-        beside = [] if row.interval is None else [f"95% {_interval(row)}"]
-        beside += [] if row.baseline is None else [f"mean baseline {number(row.baseline)}"]
-        tiles.append(
-            f'<div class="tile"><span class="where">{where}</span><span class="what">{what}</span>'
-            f'<strong>{number(row.value)}</strong><span class="small">{"<br>".join(beside)}</span></div>'
-        )
-    return f'<div class="tiles">{"".join(tiles)}</div>'
+class Headline(NamedTuple):
+    """One of the few numbers that say most, shown large."""
+
+    subject: str
+    metric: str
+    row: MetricRow
 
 
-def metrics_html(metrics: Values, intervals: Intervals, baselines: Values) -> str:
-    """All metrics as one card per heading: value, interval, baseline, and a small plot of the three."""
-    cards = []
-    for group in groups(metrics, intervals, baselines):
-        body = "".join(_row_html(row) for row in group.rows)
-        cards.append(
-            f'<section class="card"><h3>{html.escape(group.title)}</h3>'
-            f'<p class="small">{html.escape(group.count)}</p><table class="metrics"><thead>'
-            '<tr><th>metric</th><th class="plot"></th><th>value</th>'
-            "<th>95% interval</th><th>baseline</th></tr></thead>"
-            f"<tbody>{body}</tbody></table></section>"
-        )
-    return f'<div class="cards">{"".join(cards)}</div>'
+def headlines(metrics: Values, intervals: Intervals | None = None, baselines: Values | None = None) -> list[Headline]:
+    """The few numbers that say most, those of them that were measured."""
+    intervals, baselines = intervals or {}, baselines or {}
+    return [
+        Headline(subject, metric, _row(name, None, metrics[name], intervals.get(name), baselines.get(name)))
+        for name, subject, metric in _HEADLINES
+        if name in metrics
+    ]
 
 
-def _row_html(row: Row) -> str:
-    arrow = {
-        1: '&nbsp;<span class="arrow" title="higher is better">↑</span>',
-        -1: '&nbsp;<span class="arrow" title="lower is better">↓</span>',
-        0: "",
-    }[row.direction]
-    title = html.escape(f"{row.name}: {row.note}" if row.note else row.name)
-    baseline = "" if row.baseline is None else number(row.baseline, row.digits)
-    return (
-        f'<tr><th scope="row" title="{title}">{html.escape(row.label)}{arrow}</th>'
-        f'<td class="plot">{_plot(row)}</td><td class="value">{number(row.value, row.digits)}</td>'
-        f'<td class="small">{_interval(row)}</td><td class="small">{baseline}</td></tr>'
-    )
+class Plot(NamedTuple):
+    """Places, in units of a box 96 wide, of a metric's value, interval and baseline on one axis."""
+
+    axis: tuple[float, float]
+    value: float
+    interval: tuple[float, float] | None
+    baseline: float | None
 
 
-def _plot(row: Row) -> str:
-    """Value (dot), interval (line) and baseline (tick) on an axis from 0 to 1, or wider if need be."""
-    known = [row.value, *(row.interval or ()), *([] if row.baseline is None else [row.baseline])]
-    known = [v for v in known if math.isfinite(v)]
-    if not known or not math.isfinite(row.value):
-        return ""
-    low = min(0.0, *known)
-    high = 1.0 if max(known) <= 1 and row.name.split("/")[-1] not in _DIGITS else max(known) * 1.08
-    width, middle = 96, 8
+def plot(row: MetricRow) -> Plot | None:
+    """Value, interval and baseline on an axis from 0 to 1, or wider if needed; None if the value is not finite."""
+    if not math.isfinite(row.value):
+        return None
+    baseline = row.baseline if row.baseline is not None and math.isfinite(row.baseline) else None
+    finite = [v for v in (row.value, *(row.interval or ()), baseline) if v is not None and math.isfinite(v)]
+    low = min(0.0, *finite)
+    high = 1.0 if max(finite) <= 1 and row.name.split("/")[-1] not in _DIGITS else max(finite) * 1.08
 
     def x(value: float) -> float:
-        return round(3 + (width - 6) * (value - low) / ((high - low) or 1), 1)
+        return round(3 + (_PLOT_WIDTH - 6) * (value - low) / ((high - low) or 1), 1)
 
-    parts = [f'<line class="axis" x1="{x(low)}" x2="{x(high)}" y1="{middle}" y2="{middle}"/>']
-    if row.baseline is not None and math.isfinite(row.baseline):
-        at = x(row.baseline)
-        parts.append(f'<line class="base" x1="{at}" x2="{at}" y1="{middle - 5}" y2="{middle + 5}"/>')
-    if row.interval is not None and all(map(math.isfinite, row.interval)):
-        start, end = map(x, row.interval)
-        parts.append(f'<line class="range" x1="{start}" x2="{end}" y1="{middle}" y2="{middle}"/>')
-    parts.append(f'<circle class="dot" cx="{x(row.value)}" cy="{middle}" r="3.2"/>')
-    box = f'viewBox="0 0 {width} 16" width="{width}" height="16" aria-hidden="true"'
-    return f"<svg {box}>{''.join(parts)}</svg>"
+    interval = row.interval if row.interval is not None and all(map(math.isfinite, row.interval)) else None
+    return Plot(
+        (x(low), x(high)),
+        x(row.value),
+        None if interval is None else (x(interval[0]), x(interval[1])),
+        None if baseline is None else x(baseline),
+    )

@@ -5,7 +5,6 @@ Also the same metrics as a terminal table (`metrics_table`) and as JSON (`metric
 
 from __future__ import annotations
 
-import html
 import math
 import os
 import pathlib
@@ -13,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rahf.core.files import write_atomically
-from rahf.critic.evaluation.report.curves import curves_html
-from rahf.critic.evaluation.report.gallery import ORDERS, Encoding, ReportExample, article
-from rahf.critic.evaluation.report.metrics import headline_html, metrics_html, metrics_json, metrics_table
-from rahf.critic.evaluation.report.style import SCRIPT, STYLE
+from rahf.critic.evaluation.report.curves import charts
+from rahf.critic.evaluation.report.gallery import ORDERS, Article, Encoding, ReportExample, article
+from rahf.critic.evaluation.report.metrics import headlines, metric_groups, metrics_json, metrics_table
+from rahf.critic.evaluation.report.render import render
 
 __all__ = ["ReportExample", "metrics_json", "metrics_table", "write_report"]
 
 # From finest to coarsest; the first that fits the size is taken.
 _ENCODINGS = (Encoding(), Encoding(320, 112, 75), Encoding(224, 80, 65))
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_CONTROLS = 5_000  # bytes of a gallery besides its articles, at most
 
 
 def write_report(
@@ -37,7 +36,7 @@ def write_report(
     max_examples: int = 60,
     max_bytes: int = 15_000_000,
 ) -> pathlib.Path:
-    """Writes ``index.html`` into a folder, which is made if need be.
+    """Writes ``index.html`` into a folder, which is created if it does not exist.
 
     Args:
       folder: where to write; an older report there is replaced.
@@ -54,16 +53,26 @@ def write_report(
 
     Returns:
       The path of ``index.html``.
+
+    Raises:
+      OSError: the file cannot be written; an older report then stays as it is.
     """
     ordered = sorted(examples, key=lambda example: -_rankable(example.loss))
-    chosen = _spread(ordered, max_examples)
-    fixed = _head(title) + _metrics_part(title, metrics, intervals or {}, baselines or {}, curves, meta or {})
-    room = max_bytes - len(fixed.encode("utf-8", "replace")) - 20_000  # 20 kB: controls, facts, script
-    parts = _gallery_parts(chosen, room)
-    page = fixed + _gallery(parts, len(examples)) + _facts(meta or {}) + _foot()
-    target = pathlib.Path(folder) / "index.html"
-    write_atomically(target, page.encode("utf-8", "replace"))  # a prompt may hold a lone surrogate: no UTF-8
-    return target
+    values: dict[str, Any] = {
+        "title": title,
+        "headlines": headlines(metrics, intervals, baselines),
+        "groups": metric_groups(metrics, intervals, baselines),
+        "charts": charts(curves or []),
+        "meta": meta or {},
+        "orders": ORDERS,
+        "total": len(examples),
+    }
+    room = max_bytes - _size(render("page.html", articles=[], **values)) - _CONTROLS
+    articles = _articles_that_fit(_spread(ordered, max_examples), room)
+    path = pathlib.Path(folder) / "index.html"
+    # A prompt may hold a lone surrogate, which UTF-8 cannot write.
+    write_atomically(path, render("page.html", articles=articles, **values).encode("utf-8", "replace"))
+    return path
 
 
 def _rankable(loss: float) -> float:
@@ -82,89 +91,21 @@ def _spread(ordered: Sequence[ReportExample], most: int) -> list[ReportExample]:
     return [ordered[i] for i in [*kept, *range(number - ends, number)]]
 
 
-def _gallery_parts(chosen: Sequence[ReportExample], room: int) -> list[tuple[str, str]]:
-    """Articles and their style rules, as fine as fits; if nothing fits all, examples from the middle go."""
-    parts: list[tuple[str, str]] = []
+def _articles_that_fit(examples: Sequence[ReportExample], room: int) -> list[Article]:
+    """Articles with pictures as fine as the room allows; if even coarse ones need more, the middle examples go."""
+    articles: list[Article] = []
     for encoding in _ENCODINGS:
-        parts = [article(example, number, encoding) for number, example in enumerate(chosen)]
-        if _size(parts) <= room:
-            return parts
-    while parts and _size(parts) > room:
-        del parts[len(parts) // 2]
-    return parts
+        articles = [article(example, number, encoding) for number, example in enumerate(examples)]
+        if sum(map(_article_size, articles)) <= room:
+            return articles
+    while articles and sum(map(_article_size, articles)) > room:
+        del articles[len(articles) // 2]
+    return articles
 
 
-def _size(parts: Sequence[tuple[str, str]]) -> int:
-    return sum(len(text.encode("utf-8", "replace")) for pair in parts for text in pair)
+def _article_size(article: Article) -> int:
+    return sum(_size(text) + 1 for text in article)  # each ends its line
 
 
-def _head(title: str) -> str:
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>"
-    )
-
-
-def _metrics_part(
-    title: str,
-    metrics: Mapping[str, float],
-    intervals: Mapping[str, tuple[float, float]],
-    baselines: Mapping[str, float],
-    curves: Sequence[Mapping[str, Any]] | None,
-    meta: Mapping[str, Any],
-) -> str:
-    drawn = curves_html(curves or [])
-    links = [("metrics", "Metrics"), *([("curves", "Training")] if drawn else []), ("examples", "Examples")]
-    links += [("facts", "About this run")] if meta else []
-    nav = "".join(f'<a href="#{name}">{text}</a>' for name, text in links)
-    key = (
-        '<p class="key small"><span><svg width="34" height="14" aria-hidden="true">'
-        '<line class="range" x1="2" x2="32" y1="7" y2="7"/><circle class="dot" cx="17" cy="7" r="3.2"/></svg>'
-        'value with 95% bootstrap interval</span><span><svg width="8" height="14" aria-hidden="true">'
-        '<line class="base" x1="4" x2="4" y1="2" y2="12"/></svg>always predicting the training mean</span>'
-        "<span>↑ higher is better, ↓ lower is better</span></p>"
-    )
-    return (
-        f'<div class="top"><h1>{html.escape(title)}</h1><nav class="small">{nav}</nav>'
-        f"{headline_html(metrics, intervals, baselines)}</div><main>"
-        f'<h2 id="metrics">Metrics</h2>{key}{metrics_html(metrics, intervals, baselines)}'
-        + (f'<h2 id="curves">Training</h2>{drawn}' if drawn else "")
-    )
-
-
-def _gallery(parts: Sequence[tuple[str, str]], total: int) -> str:
-    if not parts:
-        return '<h2 id="examples">Examples</h2><p class="small">No examples were given.</p>'
-    shown = f"{len(parts)} of {total}" if len(parts) < total else f"All {total}"
-    choices = "".join(f'<option value="{name}">{label}</option>' for name, label in ORDERS.items())
-    return (
-        f'<style>{"".join(rule for _, rule in parts)}</style><h2 id="examples">Examples</h2>'
-        f'<p class="key small"><span>{shown} examples, worst first.</span>'
-        '<span><mark class="hit">word</mark> misaligned, and found</span>'
-        '<span><mark class="false">word</mark> called misaligned, but is not</span>'
-        '<span><mark class="missed">word</mark> misaligned, but missed</span></p>'
-        '<div class="controls" id="controls" hidden><span class="group">'
-        '<button type="button" data-way="worst" aria-pressed="true">Worst first</button>'
-        '<button type="button" data-way="best" aria-pressed="false">Best first</button></span>'
-        f'<label>by <select id="by">{choices}</select></label><label>Overlay '
-        '<input type="range" id="strength" min="0" max="1" step="0.05" value="0.8"></label>'
-        '<label><input type="checkbox" id="grey" checked>grey under heatmaps</label></div>'
-        f'<div id="gallery">{"".join(text for text, _ in parts)}</div><dialog id="large"></dialog>'
-    )
-
-
-def _facts(meta: Mapping[str, Any]) -> str:
-    if not meta:
-        return ""
-    rows = "".join(f"<dt>{html.escape(str(k))}</dt><dd>{html.escape(str(v))}</dd>" for k, v in meta.items())
-    return f'<h2 id="facts">About this run</h2><section class="card"><dl class="facts">{rows}</dl></section>'
-
-
-def _foot() -> str:
-    return (
-        '<footer class="small">Made by rahf. Metrics of one example are averaged over examples; intervals '
-        "resample examples. Scores: 1 is good. Heatmaps: high is bad.</footer></main>"
-        f"<script>{SCRIPT}</script></body></html>\n"
-    )
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
