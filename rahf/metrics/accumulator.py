@@ -32,7 +32,7 @@ class Accumulator(abc.ABC):
         """The arrays of zero examples, besides `index`: names, trailing shapes and dtypes."""
 
     @abc.abstractmethod
-    def statistics(self, weights: Float[np.ndarray, "R N"]) -> dict[str, Float[np.ndarray, "R"]]:
+    def statistics(self, weights: Float[np.ndarray, "R N"]) -> dict[str, Float[np.ndarray, " R"]]:
         """Every metric for each of R weightings of the examples.
 
         Args:
@@ -109,7 +109,7 @@ class Accumulator(abc.ABC):
         made.add_arrays(arrays)
         return made
 
-    def _add(self, index: Integer[np.ndarray, "N"], **arrays: np.ndarray) -> None:
+    def _add(self, index: Integer[np.ndarray, " N"], **arrays: np.ndarray) -> None:
         index = np.asarray(index, np.int64)
         real = index >= 0
         self._chunks.append({"index": index[real], **{n: np.asarray(a)[real] for n, a in arrays.items()}})
@@ -139,8 +139,8 @@ def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def weighted_mean(
-    values: Float[np.ndarray, "N"], keep: np.ndarray, weights: Float[np.ndarray, "R N"]
-) -> Float[np.ndarray, "R"]:
+    values: Float[np.ndarray, " N"], keep: np.ndarray, weights: Float[np.ndarray, "R N"]
+) -> Float[np.ndarray, " R"]:
     """Mean of `values` over examples where `keep` holds, for each weighting; NaN where none has weight."""
     keep = keep & np.isfinite(values)
     total = weights @ keep.astype(np.float64)

@@ -60,7 +60,7 @@ class HeatmapMetrics(Accumulator):
         prediction: Real[np.ndarray, "B h w 2"],
         truth: Real[np.ndarray, "B H W 2"],
         mask: Bool[np.ndarray, "B 2"],
-        index: Integer[np.ndarray, "B"],
+        index: Integer[np.ndarray, " B"],
     ) -> None:
         """Adds a batch. All that asks where something was marked asks it at the truth's own resolution.
 
@@ -103,7 +103,7 @@ class HeatmapMetrics(Accumulator):
             "mask": np.zeros(shape, bool),
         }
 
-    def statistics(self, weights: Float[np.ndarray, "R N"]) -> dict[str, Float[np.ndarray, "R"]]:
+    def statistics(self, weights: Float[np.ndarray, "R N"]) -> dict[str, Float[np.ndarray, " R"]]:
         arrays = self.to_arrays()
         result: dict[str, np.ndarray] = {}
         for kind, name in enumerate(HEATMAPS):
@@ -230,7 +230,7 @@ def _kld_and_sim(x: np.ndarray, where: np.ndarray, g: np.ndarray, options: Heatm
     return kld, float(np.minimum(p_share, g_share).sum())
 
 
-def auc_judd(positives: Real[np.ndarray, "n"], negatives: Real[np.ndarray, "m"]) -> float:
+def auc_judd(positives: Real[np.ndarray, " n"], negatives: Real[np.ndarray, " m"]) -> float:
     """Area under the ROC curve, thresholds at every marked pixel's value, as a Mann-Whitney statistic.
 
     The share of (marked, unmarked) pixel pairs in which the marked one is higher; a tie counts one half.

@@ -37,7 +37,7 @@ class KeywordMetrics(Accumulator):
         prediction: Integer[np.ndarray, "B K"],
         truth: Integer[np.ndarray, "B K"],
         mask: Bool[np.ndarray, "B K"],
-        index: Integer[np.ndarray, "B"],
+        index: Integer[np.ndarray, " B"],
         probability: Real[np.ndarray, "B K"] | None = None,
     ) -> None:
         """Adds a batch.
@@ -84,7 +84,7 @@ class KeywordMetrics(Accumulator):
             "probability": np.zeros((0, 0)),
         }
 
-    def statistics(self, weights: Float[np.ndarray, "R N"]) -> dict[str, Float[np.ndarray, "R"]]:
+    def statistics(self, weights: Float[np.ndarray, "R N"]) -> dict[str, Float[np.ndarray, " R"]]:
         arrays = self.to_arrays()
         mask = arrays["mask"]
         found = _per_example(arrays["prediction"], arrays["truth"], mask)
@@ -151,10 +151,10 @@ def precision_recall_f1(
 
 
 def average_precision(
-    probability: Float[np.ndarray, "W"],
-    positive: Bool[np.ndarray, "W"],
+    probability: Float[np.ndarray, " W"],
+    positive: Bool[np.ndarray, " W"],
     weights: Float[np.ndarray, "R W"] | None = None,
-) -> Float[np.ndarray, "R"]:
+) -> Float[np.ndarray, " R"]:
     """Average precision ``sum over thresholds of (recall step) * precision``, tied words taken together.
 
     Args:

@@ -28,7 +28,7 @@ class ScoreMetrics(Accumulator):
         prediction: Real[np.ndarray, "B 4"],
         truth: Real[np.ndarray, "B 4"],
         mask: Bool[np.ndarray, "B 4"],
-        index: Integer[np.ndarray, "B"],
+        index: Integer[np.ndarray, " B"],
     ) -> None:
         """Adds a batch.
 
@@ -60,7 +60,7 @@ class ScoreMetrics(Accumulator):
         shape = (0, len(SCORES))
         return {"prediction": np.zeros(shape), "truth": np.zeros(shape), "mask": np.zeros(shape, bool)}
 
-    def statistics(self, weights: Float[np.ndarray, "R N"]) -> dict[str, Float[np.ndarray, "R"]]:
+    def statistics(self, weights: Float[np.ndarray, "R N"]) -> dict[str, Float[np.ndarray, " R"]]:
         arrays = self.to_arrays()
         values: dict[str, np.ndarray] = {}
         for column, name in enumerate(SCORES):
@@ -80,8 +80,8 @@ class ScoreMetrics(Accumulator):
 
 
 def plcc(
-    x: Float[np.ndarray, "N"], y: Float[np.ndarray, "N"], weights: Float[np.ndarray, "R N"] | None = None
-) -> Float[np.ndarray, "R"]:
+    x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"], weights: Float[np.ndarray, "R N"] | None = None
+) -> Float[np.ndarray, " R"]:
     """Pearson correlation of predictions `x` with truth `y` for R weightings.
 
     A constant prediction carries no information and is given 0, so that always predicting the mean has
@@ -108,8 +108,8 @@ def plcc(
 
 
 def srcc(
-    x: Float[np.ndarray, "N"], y: Float[np.ndarray, "N"], weights: Float[np.ndarray, "R N"] | None = None
-) -> Float[np.ndarray, "R"]:
+    x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"], weights: Float[np.ndarray, "R N"] | None = None
+) -> Float[np.ndarray, " R"]:
     """Spearman correlation with average ranks for ties, ranked anew in each of R weightings.
 
     An example of weight w stands for w tied copies. Arguments, result and the cases of constant input are
@@ -126,7 +126,7 @@ def srcc(
     return _ratio(cov, var_x, var_y, _varies(x, weights), _varies(y, weights))
 
 
-def average_ranks(values: Float[np.ndarray, "N"], weights: Float[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
+def average_ranks(values: Float[np.ndarray, " N"], weights: Float[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
     """Ranks from 1, ties sharing their average, when example n occurs `weights[r, n]` times."""
     _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")

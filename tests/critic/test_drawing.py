@@ -63,7 +63,9 @@ def test_overlay_resizes_and_takes_bytes_and_bad_values(image):
     assert changed[15, 25] and not changed[35, 55]
     np.testing.assert_array_equal(result, overlay.overlay(image, small / 255.0))
     np.testing.assert_array_equal(overlay.overlay(image, np.full((40, 60), np.nan)), image)
-    np.testing.assert_array_equal(overlay.overlay(image, np.full((40, 60), 7.0)), overlay.overlay(image, np.ones((40, 60))))
+    np.testing.assert_array_equal(
+        overlay.overlay(image, np.full((40, 60), 7.0)), overlay.overlay(image, np.ones((40, 60)))
+    )
 
 
 def test_contour_is_the_border_of_the_region(image):

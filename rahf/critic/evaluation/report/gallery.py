@@ -174,9 +174,7 @@ def _word_classes(labels: Sequence[int], other: Sequence[int] | None, differs: s
     ]
 
 
-def _marked(
-    line: _PromptLine, example: ReportExample, classes: list[str], titles: list[str] | None
-) -> _PromptLine:
+def _marked(line: _PromptLine, example: ReportExample, classes: list[str], titles: list[str] | None) -> _PromptLine:
     html = prompt_html(example.prompt, example.words, classes, titles)  # escapes
     return line._replace(marked=Markup(html), count=sum(1 for name in classes if name))
 
