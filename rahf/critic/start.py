@@ -132,7 +132,7 @@ def _of_grid(position: jax.ShapeDtypeStruct, there: int, ours: int) -> jax.Shape
 
 def _moved(position: np.ndarray, there: int, ours: int) -> np.ndarray:
     """Position embeddings [class token + there², D] interpolated to [class token + ours², D], float32."""
-    from rahf.pretrained.towers import resize_positions
+    from rahf.pretrained.positions import resize_positions
 
     first, rest = np.split(position, [len(position) - there**2])
     return np.concatenate([first, resize_positions(rest, there, ours, "bicubic")])
@@ -184,10 +184,10 @@ def tokenizer(config: Config) -> Tokenizer:
 
 def _check_t5(found: Tokenizer, rows: int) -> None:
     from rahf.core.errors import PretrainedError
-    from rahf.pretrained import t5 as published
+    from rahf.pretrained import t5
 
     try:
-        published.check_vocabulary(found, rows)
+        t5.check_t5_vocabulary(found, rows)
     except PretrainedError as error:
         raise PretrainedError(f"{error}; set data.tokenizer to 'start' for the one beside the T5") from error
 
@@ -208,7 +208,7 @@ def _read(config: Config, workdir: pathlib.Path, fresh: bool) -> Tokenizer:
         if folder and (given == "start" or pathlib.Path(folder).is_dir()):
             from rahf.pretrained import clip
 
-            return clip.tokenizer(folder, revision=(start.vision_revision or None) if given == "start" else None)
+            return clip.published_clip_tokenizer(folder, revision=(start.vision_revision or None) if given == "start" else None)
     return load_tokenizer(_file(config, workdir, fresh))
 
 
@@ -232,9 +232,9 @@ def _beside_start(config: Config, workdir: pathlib.Path, fresh: bool) -> pathlib
     if not fresh:  # a run that goes on needs nothing but itself
         return workdir / "tokenizer.model"
     if config.start.text:
-        from rahf.critic import towers
+        from rahf.pretrained import source
 
-        return _in_folder(towers.locate(config.start.text, config.start.text_revision or None).folder)
+        return _in_folder(source.locate(config.start.text, config.start.text_revision or None).folder)
     if config.start.model:
         return checkpoint.find(config.start.model)[0] / "tokenizer.model"
     raise TrainError(
