@@ -208,7 +208,9 @@ def _read(config: Config, workdir: pathlib.Path, fresh: bool) -> Tokenizer:
         if folder and (given == "start" or pathlib.Path(folder).is_dir()):
             from rahf.pretrained import clip
 
-            return clip.published_clip_tokenizer(folder, revision=(start.vision_revision or None) if given == "start" else None)
+            return clip.published_clip_tokenizer(
+                folder, revision=(start.vision_revision or None) if given == "start" else None
+            )
     return load_tokenizer(_file(config, workdir, fresh))
 
 

@@ -159,7 +159,7 @@ def _check_sizes(published: PublishedClip, vision: ViTConfig, text: ClipTextConf
 def _expected(vision: ViTConfig, text: ClipTextConfig, width: int, image_size: int) -> functional.Params:
     """Shapes of what `load_clip` returns."""
     dtype = jnp.dtype("float32")
-    shape = lambda *sizes: np.broadcast_to(np.float32(0), sizes)  # noqa: E731
+    shape = lambda *sizes: np.broadcast_to(np.float32(0), sizes)
     return {
         "vit": functional.abstract(lambda: vit.ViT(vision, image_size, dtype=dtype))[1],
         "text": functional.abstract(lambda: TextTower(text, dtype=dtype))[1],
@@ -183,9 +183,7 @@ def _text(taker: strict.Taker, config: ClipTextConfig) -> functional.Params:
     return {**embeddings, **layers, "norm": taker.norm("final_layer_norm", config.width)}
 
 
-def published_clip_tokenizer(
-    name: str | os.PathLike | WeightsSource, *, revision: str | None = None
-) -> ClipTokenizer:
+def published_clip_tokenizer(name: str | os.PathLike | WeightsSource, *, revision: str | None = None) -> ClipTokenizer:
     """The vocabulary beside a published CLIP: `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
     Args:

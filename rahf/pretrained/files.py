@@ -90,9 +90,7 @@ def open_safetensors(file: pathlib.Path) -> dict[str, StoredTensor]:
     try:
         handle = safetensors.safe_open(file, framework="np")
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise PretrainedError(
-            f"{file}: not a complete safetensors file ({error}); {if_pointer(file)}"
-        ) from error
+        raise PretrainedError(f"{file}: not a complete safetensors file ({error}); {if_pointer(file)}") from error
     tensors = {}
     for name in handle.keys():
         piece = handle.get_slice(name)
@@ -133,8 +131,7 @@ def open_torch(file: pathlib.Path) -> dict[str, StoredTensor]:
     except Exception as error:  # unpickling and zip errors of many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PretrainedError(
-            f"{file}: refused by the weights-only reader, nothing in it was run ({first}); "
-            + if_pointer(file)
+            f"{file}: refused by the weights-only reader, nothing in it was run ({first}); " + if_pointer(file)
         ) from error
     tree = _state_dict(tree, file, torch)
     if all(name.startswith("module.") for name in tree):

@@ -84,9 +84,7 @@ class TowerFamily(NamedTuple):
         return self.prefix if any(name.startswith(f"{self.prefix}embeddings.") for name in names) else ""
 
 
-def published_tower(
-    family: TowerFamily, name: str | WeightsSource, revision: str | None = None
-) -> PublishedTower:
+def published_tower(family: TowerFamily, name: str | WeightsSource, revision: str | None = None) -> PublishedTower:
     """Reads sizes and normalisation of a published tower, no weights.
 
     Raises:

@@ -13,9 +13,9 @@ from transformers.models.t5 import configuration_t5, modeling_t5  # noqa: E402
 from transformers.models.vit import configuration_vit, modeling_vit  # noqa: E402
 
 from rahf.config import HeatmapHeadConfig, ModelConfig, ScoreHeadConfig  # noqa: E402
-from rahf.core import errors
+from rahf.core import errors  # noqa: E402
 from rahf.critic import towers  # noqa: E402
-from rahf.critic.networks import build
+from rahf.critic.networks import build  # noqa: E402
 from rahf.nn import functional, t5  # noqa: E402
 from rahf.pretrained.t5 import load_t5, published_t5  # noqa: E402
 from rahf.pretrained.vision import load_vision, published_vision  # noqa: E402

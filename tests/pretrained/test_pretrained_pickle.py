@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="reading PyTorch's format needs PyTo
 
 from rahf.core.errors import PretrainedError  # noqa: E402
 from rahf.pretrained import files, vision  # noqa: E402
-from tests.helpers import pretrained_maker as maker
+from tests.helpers import pretrained_maker as maker  # noqa: E402
 
 
 def tensors(state):

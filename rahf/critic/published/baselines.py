@@ -145,9 +145,7 @@ def check_clip_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> None:
         raise PretrainedError(problem)
 
 
-def _record(
-    weights: WeightsSource, params: functional.Params, license: str | None, format: str
-) -> dict[str, Any]:
+def _record(weights: WeightsSource, params: functional.Params, license: str | None, format: str) -> dict[str, Any]:
     """The content of `model.json`."""
     return {
         "license": license or licenses.folder_license(weights.folder),

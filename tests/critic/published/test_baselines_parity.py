@@ -14,7 +14,7 @@ from transformers.models.clip import configuration_clip, modeling_clip  # noqa: 
 from transformers.models.resnet import configuration_resnet, modeling_resnet  # noqa: E402
 
 from rahf.config import HeatmapHeadConfig, ModelConfig, ResNetConfig, ScoreHeadConfig  # noqa: E402
-from rahf.core import errors
+from rahf.core import errors  # noqa: E402
 from rahf.critic import towers  # noqa: E402
 from rahf.critic.networks import build  # noqa: E402
 from rahf.critic.published.baselines import clip_model  # noqa: E402
