@@ -71,7 +71,7 @@ class WorkerFailure(RahfError, RuntimeError):
 
 
 class ExampleError(RahfError, ValueError):
-    """The bytes are not a `tf.train.Example`; the message says at which byte and why."""
+    """The bytes are not a `tf.train.Example`; the message says why."""
 
 
 class DiskFull(RahfError, OSError):
