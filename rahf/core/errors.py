@@ -59,7 +59,7 @@ class PretrainedError(RahfError, RuntimeError):
 
 
 class DataError(RahfError, ValueError):
-    """A record cannot become an example, or a loader's state does not fit its data; the message says so."""
+    """Annotations, a record or a loader's saved position cannot be used; the message says which and why."""
 
 
 class DatasetError(RahfError, ValueError):
