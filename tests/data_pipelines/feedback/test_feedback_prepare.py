@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from data_pipelines import store
-from data_pipelines.feedback import splits
+from data_pipelines.feedback import folder, splits
 from data_pipelines.feedback.prepare import prepare
 from data_pipelines.prepare.consolidate import RawAnnotation, consolidate
+from data_pipelines.store import schema
 from rahf import text
 from rahf.cli import main as cli
 from rahf.core.batch import HEATMAPS, SCORES
@@ -279,12 +280,9 @@ def test_the_vocabulary_is_learnt_from_the_prompts_that_are_trained_on(tmp_path)
 
 def test_one_picture_at_a_time(three, monkeypatch):
     """A record is written before the next picture is read, but for the one that the writer looks ahead."""
-    from data_pipelines.feedback import folder
-    from data_pipelines.store import write as store_writer
-
     events = []
-    read, example = folder.Folder.read, store_writer._to_example
+    read, example = folder.Folder.read, schema.to_example
     monkeypatch.setattr(folder.Folder, "read", lambda *a: events.append("read") or read(*a))
-    monkeypatch.setattr(store_writer, "_to_example", lambda r: events.append("write") or example(r))
+    monkeypatch.setattr(schema, "to_example", lambda r: events.append("write") or example(r))
     prepare(*three, dev=0, test=0, progress=False)
     assert events == ["read", "write", "read", "write", "read", "write"]
