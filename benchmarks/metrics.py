@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from rahf.metrics import HeatmapMetrics, KeywordMetrics, ScoreMetrics, intervals
+from rahf.metrics import HeatmapMetrics, KeywordMetrics, ScoreMetrics, bootstrap_intervals
 
 
 def marked_map(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -62,7 +62,7 @@ def main() -> None:
     keywords.update(labels[0], labels[1], everything, np.arange(examples), rng.random((examples, words)))
     began = time.perf_counter()
     for family in (metrics, scores, keywords):
-        intervals(family, resamples=1000)
+        bootstrap_intervals(family, resamples=1000)
     resampling = time.perf_counter() - began
     maps = sum(values[f"heatmaps/{name}/count"] for name in ("implausibility", "misalignment"))
     result = {
