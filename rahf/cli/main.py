@@ -69,7 +69,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if os.environ.get("RAHF_TRACEBACK") or not isinstance(error, (RahfError, OSError, ValueError)):
+        if os.environ.get("RAHF_TRACEBACK") or not isinstance(error, (RahfError, OSError)):
             raise
         print(f"rahf: {error}", file=sys.stderr)
         return FAILED
