@@ -126,7 +126,7 @@ def scene(seed: int, split: str, index: int, size: int = SIDE) -> Scene:
         are the same at every size.
 
     Raises:
-      ValueError: an unknown split, or a number out of range.
+      ArgumentError: an unknown split, or a number out of range.
     """
     if size < 32:
         raise ArgumentError(f"size {size}: expected a side of at least 32 pixels")

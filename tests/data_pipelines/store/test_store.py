@@ -38,10 +38,10 @@ def make_records(count, prefix="u"):
     return records
 
 
-def assert_same(found: Record, expected: Record):
-    assert found._replace(scores=None) == expected._replace(scores=None)
-    assert found.scores.dtype == np.float32
-    np.testing.assert_array_equal(found.scores, expected.scores)
+def assert_same(stored: Record, expected: Record):
+    assert stored._replace(scores=None) == expected._replace(scores=None)
+    assert stored.scores.dtype == np.float32
+    np.testing.assert_array_equal(stored.scores, expected.scores)
 
 
 @pytest.fixture(scope="module")

@@ -73,10 +73,10 @@ def test_malformed(payload):
 
 def test_garbage_raises_nothing_else():
     rng = np.random.default_rng(0)
-    whole = reference(a=[b"abc"] * 3, b=[1.0, 2.0], c=[5, 1 << 40])
+    intact = reference(a=[b"abc"] * 3, b=[1.0, 2.0], c=[5, 1 << 40])
     refused = 0
     for _ in range(3000):
-        data = bytearray(whole[: rng.integers(0, len(whole) + 1)])
+        data = bytearray(intact[: rng.integers(0, len(intact) + 1)])
         for _ in range(rng.integers(0, 4)):
             if data:
                 data[rng.integers(len(data))] = rng.integers(256)
