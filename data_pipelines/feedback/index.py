@@ -11,6 +11,7 @@ from data_pipelines.feedback import lines, splits
 from data_pipelines.feedback.folder import Folder
 from data_pipelines.feedback.lines import FeedbackLine
 from data_pipelines.prepare.counts import Refused
+from data_pipelines.prepare.splits import PRECEDENCE, SPLITS
 from rahf.core.batch import HEATMAPS
 
 
@@ -59,11 +60,11 @@ class Index:
         self.pictures_in_two = splits.in_two([line.picture for line in usable], assigned)
         self.entries = {
             split: [line.entry for line, line_split in zip(usable, assigned) if line_split == split]
-            for split in splits.SPLITS
+            for split in SPLITS
             if split in assigned
         }
         self.owners: dict[str, int] = {}
-        for split in splits.PRECEDENCE:
+        for split in PRECEDENCE:
             for entry in self.entries.get(split, ()):
                 self.owners.setdefault(entry.uid, entry.number)
 

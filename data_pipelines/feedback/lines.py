@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from data_pipelines.feedback.splits import SPLITS
 from data_pipelines.prepare.counts import Refused
+from data_pipelines.prepare.splits import SPLITS
 from rahf.core.errors import DatasetError
 from rahf.core.files import check_not_lfs_pointer
 

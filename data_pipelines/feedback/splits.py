@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from data_pipelines.prepare.splits import PRECEDENCE
 from rahf.core.errors import DatasetError
 from rahf.text import split_words
-
-SPLITS = ("train", "dev", "test")
-#: A prompt of two splits stays in the first of these, so that no test prompt is trained on.
-PRECEDENCE = ("test", "dev", "train")
 
 
 def check_shares(dev: float, test: float) -> None:

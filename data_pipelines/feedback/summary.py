@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from data_pipelines.prepare.counts import Counts
+from data_pipelines.prepare.counts import PreparationCounts
 from rahf.core.batch import HEATMAPS, SCORES
 
 #: The seven labels, as `data_pipelines.store.records.missing_labels` names them.
@@ -16,7 +16,7 @@ _MOST_NAMES = 100  # names of unknown fields that are counted
 
 
 @dataclasses.dataclass
-class FeedbackSummary(Counts):
+class FeedbackSummary(PreparationCounts):
     """Counts of a preparation. The rows after the refusals count the examples that have each label.
 
     Attributes:

@@ -26,7 +26,7 @@ class Refused(RahfError):
 
 
 @dataclasses.dataclass
-class Counts:
+class PreparationCounts:
     """Numbers of records used and refused, per split.
 
     Attributes:
@@ -85,11 +85,11 @@ class Counts:
         return [f"used {self.total('joined')} of {self.total('records')} records ({self.share:.1%})"]
 
 
-AnyCounts = TypeVar("AnyCounts", bound=Counts)
+AnyCounts = TypeVar("AnyCounts", bound=PreparationCounts)
 
 
 def summary_files(
-    plan: str, summary: Counts, refused: Sequence[Mapping[str, Any]]
+    plan: str, summary: PreparationCounts, refused: Sequence[Mapping[str, Any]]
 ) -> dict[str, Callable[[], bytes | str]]:
     """SUMMARY_FILE and REFUSED_FILE as `extra` of `store.write_dataset`, which calls them when every record is counted.
 
@@ -113,7 +113,7 @@ def stored_counts(kind: type[AnyCounts], target: pathlib.Path, plan: str) -> Any
         return None
 
 
-def print_report(console: rich.console.Console, summary: Counts, target: pathlib.Path) -> None:
+def print_report(console: rich.console.Console, summary: PreparationCounts, target: pathlib.Path) -> None:
     """Prints table, remarks, and the paths of the dataset and of the list of refused records."""
     console.print(summary.table())
     for line in summary.remarks():

@@ -12,6 +12,7 @@ import rich.console
 
 from data_pipelines.prepare.counts import Refused, print_report, stored_counts
 from data_pipelines.prepare.progress import progress_bars
+from data_pipelines.prepare.splits import PRECEDENCE, SPLITS
 from data_pipelines.prepare.vocabulary import read_vocabulary
 from data_pipelines.richhf18k import gather, join, tfrecord
 from data_pipelines.richhf18k.assemble import VOCABULARY_SIZE, Assembly
@@ -22,9 +23,6 @@ from data_pipelines.store import layout
 from rahf.core.errors import DatasetError
 from rahf.core.files import LFS_REMEDY, check_not_lfs_pointer
 
-SPLITS = ("train", "dev", "test")
-#: A picture with labels in two splits stays in the first of these, so that no test picture is trained on.
-_PRECEDENCE = ("test", "dev", "train")
 _PLAN_VERSION = 1  # raise it when a change lets the same inputs give other bytes
 _RELEASE = "https://github.com/google-research-datasets/richhf-18k"
 
@@ -113,7 +111,7 @@ def _owners(files: Mapping[str, pathlib.Path]) -> dict[str, tuple[str, int]]:
     """For every uid the one record (split, number) that may use it."""
     owners: dict[str, tuple[str, int]] = {}
     problems: list[str] = []
-    for split in _PRECEDENCE:
+    for split in PRECEDENCE:
         for entry in tfrecord.read_examples(files[split]) if split in files else ():
             try:
                 if entry.features is None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from data_pipelines.prepare.counts import Counts
+from data_pipelines.prepare.counts import PreparationCounts
 
 
 @dataclasses.dataclass
-class RichHFSummary(Counts):
+class RichHFSummary(PreparationCounts):
     """Counts of a preparation.
 
     Attributes:

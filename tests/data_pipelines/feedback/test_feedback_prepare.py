@@ -12,6 +12,7 @@ from data_pipelines import store
 from data_pipelines.feedback import folder, splits
 from data_pipelines.feedback.prepare import prepare
 from data_pipelines.prepare.consolidate import RawAnnotation, consolidate
+from data_pipelines.prepare.splits import SPLITS
 from data_pipelines.store import schema
 from rahf import text
 from rahf.cli import main as cli
@@ -187,7 +188,7 @@ def test_prompts_stay_together_and_the_split_of_one_does_not_depend_on_the_other
         for variant, prompt in enumerate((f"{number} red cats.", f"{number}  Red cats"))
     ]
     summary, _ = run(tmp_path, lines, dev=0.2, test=0.3)
-    own = {split: {r.uid for r in store.open_split(tmp_path / "out", split)} for split in splits.SPLITS}
+    own = {split: {r.uid for r in store.open_split(tmp_path / "out", split)} for split in SPLITS}
     for number in range(30):
         (split,) = {split for split in own if own[split] & {f"{number} 0", f"{number} 1"}}
         assert {f"{number} 0", f"{number} 1"} <= own[split]
