@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_heads import ChannelNorm, Conv, HeatmapHead, LayerNorm, RMSNorm, ScoreHead
 
-from rahf.config import Config, ModelConfig, T5Config, ViTConfig
+from rahf.config import Config, CriticConfig, T5Config, ViTConfig
 
 HEATMAPS = ("implausibility", "misalignment")
 SCORES = ("plausibility", "alignment", "aesthetics", "overall")
@@ -171,7 +171,7 @@ class Stack(nn.Module):
 class Rahf(nn.Module):
     """Image in [0,1], prompt and target ids → heatmap, score and sequence logits."""
 
-    def __init__(self, c: ModelConfig, stages: tuple[int, ...]):
+    def __init__(self, c: CriticConfig, stages: tuple[int, ...]):
         super().__init__()
         self.c, self.grid, width = c, c.image_size // c.vit.patch_size, c.t5.width
         self.vit, self.projection = ViT(c.vit, c.image_size), nn.Linear(c.vit.width, width)
@@ -214,11 +214,7 @@ def loss(config: Config, outputs: tuple[Tensor, Tensor, Tensor], batch: dict[str
 
 
 def load(network: Rahf, flat: dict[str, np.ndarray]) -> None:
-    """Copies the parameters of our network into this one.
-
-    Args:
-      network: the network to fill.
-      flat: parameters of our network by path.
+    """Copies our parameters, given by path, into the network.
 
     Raises:
       KeyError: a parameter is missing on either side.

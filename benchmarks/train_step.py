@@ -2,9 +2,9 @@
 
     python benchmarks/train_step.py --preset demo|vitl|fast|paper [--batch 32] [--compile-only] [config fields]
 
-`tflop_per_second` counts the products and convolutions that a step must do, not those that are recomputed to save
-memory. `share_of_matmul_peak` divides it by the speed of a large matrix product in the same run. `--compile-only`
-allocates nothing and runs nothing: it prints the compiler's plan of the memory, for a network of any size.
+`tflop_per_second` counts the products and convolutions that a step must do, not those that are done again to save
+memory, and `share_of_matmul_peak` divides it by what a large matrix product reaches in the same run.
+`--compile-only` allocates nothing and runs nothing: the compiler's plan of the memory, for any size of network.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax
 import measuring
 
 from rahf.core import process
+from rahf.critic.task import CriticTask
 from rahf.nn import functional
 from rahf.nn.flops import count_flops
 from rahf.training import sharding, trainable
@@ -24,15 +25,15 @@ from rahf.training.step import loss_and_gradients, make_train_step
 
 
 def flops(config, batch) -> int:
-    """Floating-point operations of the loss and its gradient with respect to the trained parameters."""
+    """Of the loss and its gradient with respect to what is trained."""
     plain = measuring.without_recomputation(config)
-    made = state_lib.setup(plain)
+    made = state_lib.setup(CriticTask(plain, None))
     shapes = made.shapes
     trained = trainable.trained(plain.optimizer, shapes.params, shapes.lora)
 
     def step(params, lora, trained, batch):
-        whole = lambda tree: trainable.merged(*trainable.replaced(params, lora, tree))  # noqa: E731
-        return loss_and_gradients(made.graphdef, plain, trained, batch, None, None, None, whole)
+        merge = lambda tree: trainable.merged(*trainable.replaced(params, lora, tree))  # noqa: E731
+        return loss_and_gradients(CriticTask(plain, None), made.graphdef, trained, batch, 0, merge)
 
     return count_flops(step, shapes.params, shapes.lora, trained, batch)
 
@@ -45,37 +46,37 @@ def main() -> None:
     process.dispatch_in_line()
     config = measuring.preset(args.preset, args.batch, fields)
     size = config.data.batch_size
-    made = state_lib.setup(config)
+    made = state_lib.setup(CriticTask(config, None))
     parameters = functional.count(made.shapes.params)
     result = {"benchmark": "train step", "preset": args.preset, **measuring.described(config, size)}
     result |= {"accumulate": config.train.accumulate, "optimizer": config.optimizer.kind}
     result |= {"lora_rank": config.optimizer.lora.rank, "trainable": list(config.optimizer.trainable)}
     result["million_parameters"] = round(parameters / 1e6, 1)
-    step = make_train_step(config, made)
+    step = make_train_step(CriticTask(config, None), made)
     host = measuring.fake(config, size)
     if args.compile_only:
         placed = sharding.batch_sharding(made.mesh)
         dtype = lambda x: jax.dtypes.canonicalize_dtype(x.dtype)  # noqa: E731
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype(x), sharding=placed), host)
-        start = time.perf_counter()
+        began = time.perf_counter()
         compiled = step.lower(made.shapes, batch).compile()
-        result["compile_seconds"] = round(time.perf_counter() - start, 2)
+        result["compile_seconds"] = round(time.perf_counter() - began, 2)
         print(json.dumps(result | {"gib": measuring.memory_of(compiled)}))
         return
     batch = sharding.to_devices(host, made.mesh)
-    state = state_lib.create(config, made)
-    start = time.perf_counter()
+    state = state_lib.create(CriticTask(config, None), made)
+    began = time.perf_counter()
     compiled = step.lower(state, batch).compile()
-    result["compile_seconds"] = round(time.perf_counter() - start, 2)
-    start = time.perf_counter()
+    result["compile_seconds"] = round(time.perf_counter() - began, 2)
+    began = time.perf_counter()
     state, metrics = jax.block_until_ready(compiled(state, batch))
-    result["first_step_seconds"] = round(time.perf_counter() - start, 3)
+    result["first_step_seconds"] = round(time.perf_counter() - began, 3)
     peak = measuring.matmul_peak(config.model.compute_dtype)
     held = {"state": state}
 
     def call():
-        held["state"], metrics = compiled(held["state"], batch)
-        return metrics
+        held["state"], found = compiled(held["state"], batch)
+        return found
 
     seconds = measuring.per_call(call, args.seconds, args.rounds)
     result |= measuring.speed(seconds, size, flops(config, batch), peak)

@@ -15,7 +15,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's: test processes share the cores already
 # Programs that tests start find this checkout and the helpers of tests.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
@@ -61,7 +60,7 @@ def tiny_run(tmp_path_factory) -> Iterator[pathlib.Path]:
     folder.mkdir()
     tokenizer = Tokenizer(train_tokenizer(["a red cat on a blue mat", "two dogs and one green bird"], 400))
     (folder / "tokenizer.model").write_bytes(tokenizer.model)
-    model = config_lib.ModelConfig(
+    model = config_lib.CriticConfig(
         image_size=32,
         vit=config_lib.ViTConfig(patch_size=8, width=32, depth=2, heads=2, mlp_width=64),
         t5=config_lib.T5Config(

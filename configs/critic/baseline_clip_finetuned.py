@@ -12,11 +12,11 @@ give --start.vision FOLDER.
 """
 
 from rahf.config import (
+    ClipBaselineConfig,
     ClipConfig,
     ClipTextConfig,
     Config,
     DataConfig,
-    ModelConfig,
     OptimizerConfig,
     StartConfig,
     TrainConfig,
@@ -31,8 +31,7 @@ def config() -> Config:
         data=DataConfig(
             path="data/richhf18k", batch_size=64, eval_batch_size=64, max_prompt_tokens=77, tokenizer="start"
         ),
-        model=ModelConfig(
-            kind="clip",
+        model=ClipBaselineConfig(
             image_size=224,
             vit=ViTConfig(
                 patch_size=14,

@@ -15,8 +15,8 @@ from rahf.config import (
     Config,
     DataConfig,
     HeatmapHeadConfig,
-    ModelConfig,
     OptimizerConfig,
+    ResNetBaselineConfig,
     ResNetConfig,
     ScoreHeadConfig,
     StartConfig,
@@ -29,8 +29,7 @@ def config() -> Config:
     return Config(
         workdir="runs/baseline_resnet50",
         data=DataConfig(path="data/richhf18k", batch_size=64, eval_batch_size=64),
-        model=ModelConfig(
-            kind="resnet",
+        model=ResNetBaselineConfig(
             image_size=512,
             resnet=ResNetConfig(),
             heatmap_head=HeatmapHeadConfig(),

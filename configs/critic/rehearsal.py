@@ -10,10 +10,10 @@ Time and result: docs/benchmarks.md
 from rahf.config import (
     AugmentConfig,
     Config,
+    CriticConfig,
     DataConfig,
     HeatmapHeadConfig,
     LossConfig,
-    ModelConfig,
     OptimizerConfig,
     ScoreHeadConfig,
     T5Config,
@@ -36,7 +36,7 @@ def config() -> Config:
             max_words=32,
             augment=AugmentConfig(),
         ),
-        model=ModelConfig(
+        model=CriticConfig(
             image_size=128,
             vit=ViTConfig(
                 patch_size=16, width=width, depth=1, heads=4, mlp_width=4 * width, stem=(32, 64, 128), stem_blocks=1

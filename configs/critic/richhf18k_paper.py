@@ -28,9 +28,9 @@ if the paper counted each of the seven labels as an example.
 from rahf.config import (
     AugmentConfig,
     Config,
+    CriticConfig,
     DataConfig,
     HeatmapHeadConfig,
-    ModelConfig,
     OptimizerConfig,
     ScoreHeadConfig,
     StartConfig,
@@ -53,7 +53,7 @@ def config() -> Config:
             tokenizer="start",
             augment=AugmentConfig(),
         ),
-        model=ModelConfig(
+        model=CriticConfig(
             image_size=512,
             vit=ViTConfig(layer_norm_eps=1e-12),  # google/vit-* were trained with it
             t5=T5Config(ff="gated-gelu", tie_embeddings=False),

@@ -22,10 +22,10 @@ The network is the published checkpoint's to the digit, so a run may also start 
 
 from rahf.config import (
     Config,
+    CriticConfig,
     DataConfig,
     HeatmapHeadConfig,
     LossConfig,
-    ModelConfig,
     OptimizerConfig,
     ScoreHeadConfig,
     StartConfig,
@@ -48,7 +48,7 @@ def config() -> Config:
             tokenizer="start",
             augment=None,
         ),
-        model=ModelConfig(
+        model=CriticConfig(
             image_size=384,
             vit=ViTConfig(width=1024, depth=24, heads=16, mlp_width=4096, class_token=True, layer_norm_eps=1e-12),
             t5=T5Config(mlp_width=3072, ff="relu", tie_embeddings=True, dropout=0.1),

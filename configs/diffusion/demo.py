@@ -14,7 +14,7 @@ import dataclasses
 import pathlib
 
 from rahf import config as config_lib
-from rahf.config import Config, DiffusionConfig, ModelConfig, OptimizerConfig, T5Config, TrainConfig
+from rahf.config import Config, OptimizerConfig, PixelDiffusionConfig, T5Config, TrainConfig
 
 
 def config() -> Config:
@@ -23,11 +23,12 @@ def config() -> Config:
     return Config(
         workdir="runs/demo_diffusion",
         data=dataclasses.replace(demo.data, batch_size=64),
-        model=ModelConfig(
-            kind="diffusion",
+        model=PixelDiffusionConfig(
             image_size=64,
             t5=T5Config(vocab_size=1024, width=128, head_width=32, heads=4, mlp_width=512, encoder_layers=2, ff="relu"),
-            diffusion=DiffusionConfig(widths=(64, 128), patch=4, predicts="x0"),
+            block_out_channels=(64, 128),
+            patch_size=4,
+            prediction_type="sample",
         ),
         optimizer=OptimizerConfig(
             learning_rate=1e-3, schedule="cosine", warmup_steps=200, b2=0.99, ema_decay=0.997, weight_decay=0.01

@@ -6,27 +6,25 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Iterator
 
 import rich.console
 
 from data_pipelines import store
-from data_pipelines.feedback import labels, lines, splits
+from data_pipelines.feedback import labels, lines, opinions, splits
 from data_pipelines.feedback.folder import Folder
-from data_pipelines.feedback.index import Index, IndexedLine
-from data_pipelines.feedback.opinions import Opinions, read_opinions
-from data_pipelines.feedback.summary import LABELS, NO_SPLIT, FeedbackSummary
-from data_pipelines.prepare.counts import Refused, print_report, stored_counts, summary_files
-from data_pipelines.prepare.progress import Advance, progress_bars
+from data_pipelines.feedback.index import Entry, Index
+from data_pipelines.feedback.summary import LABELS, NO_SPLIT, Summary
+from data_pipelines.prepare import counts as preparation
+from data_pipelines.prepare.counts import Advance, Refused
 from data_pipelines.prepare.stored_images import storable
-from data_pipelines.prepare.vocabulary import read_vocabulary
+from data_pipelines.store import write as store_writer
 from data_pipelines.store.records import Record, missing_labels
 from rahf import images as images_lib
 from rahf import text
 from rahf.core.errors import DatasetError
 
-_PLAN_VERSION = 1  # raise it when a change lets the same inputs give other bytes
+_PLAN_VERSION = 1  # raise it when the same inputs come to give other bytes
 _MOST_MAP_SIZE = 4096  # pixels
 _DESCRIPTION = (
     "Feedback on generated images, consolidated by the rules of RichHF-18K. "
@@ -43,7 +41,7 @@ def prepare(
     dev: float = 0.1,
     test: float = 0.1,
     progress: bool = True,
-) -> FeedbackSummary:
+) -> Summary:
     """Makes a dataset for `data_pipelines.store.open_split` out of a user's own feedback.
 
     The format of a line is described in ``docs/data.md``. For each of the seven labels only the annotators count who
@@ -67,46 +65,44 @@ def prepare(
       DatasetError: wrong arguments or files, every line was refused, or there is nothing to train on.
     """
     target = pathlib.Path(os.path.abspath(out))
-    store.check_replaceable(target)
+    store_writer.check_replaceable(target)
     splits.check_shares(dev, test)
     if map_size is not None and not 1 <= map_size <= _MOST_MAP_SIZE:
         raise DatasetError(f"--map-size {map_size}: expected 1..{_MOST_MAP_SIZE} pixels")
     console = rich.console.Console(quiet=not progress)
-    vocabulary = read_vocabulary(tokenizer)
+    vocabulary = preparation.vocabulary(tokenizer)
     folder, file = Folder(images), pathlib.Path(annotations)
     index = Index(file, folder, dev, test)
-    vocabulary_digest = hashlib.sha256(vocabulary).hexdigest() if vocabulary else None
-    inputs = [_PLAN_VERSION, index.digest, vocabulary_digest, map_size, dev, test]
+    known = hashlib.sha256(vocabulary).hexdigest() if vocabulary else None
+    inputs = [_PLAN_VERSION, index.digest, known, map_size, dev, test]
     plan = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
-    summary = stored_counts(FeedbackSummary, target, plan)
+    summary = preparation.stored_counts(Summary, target, plan)
     if summary is not None:
         console.print(f"{target} is complete and its inputs have not changed")
     else:
-        with progress_bars(console) as advance:
+        with preparation.bars(console) as advance:
             summary = _Assembly(file, folder, index, map_size, advance).write(target, vocabulary, plan, dev, test)
-    print_report(console, summary, target)
+    preparation.report(console, summary, target)
     return summary
 
 
 class _Assembly:
-    """Second pass: turns lines into records, and counts what is used and refused."""
+    """Second pass: turns lines into records and keeps account of what was refused."""
 
     def __init__(self, file: pathlib.Path, folder: Folder, index: Index, map_size: int | None, advance: Advance):
         self.file, self.folder, self.index, self.map_size, self.advance = file, folder, index, map_size, advance
-        self.summary = FeedbackSummary()
+        self.summary = Summary()
         self.refused: list[dict[str, Any]] = []
         self.prompts: dict[str, None] = {}  # of the training examples; in order, without repetition
 
-    def write(
-        self, target: pathlib.Path, vocabulary: bytes | None, plan: str, dev: float, test: float
-    ) -> FeedbackSummary:
+    def write(self, target: pathlib.Path, vocabulary: bytes | None, plan: str, dev: float, test: float) -> Summary:
         """Writes the dataset.
 
         Raises:
           DatasetError: nothing to train on.
         """
         index = self.index
-        self.summary = FeedbackSummary(
+        self.summary = Summary(
             dev=dev,
             test=test,
             sources=index.sources,
@@ -118,8 +114,8 @@ class _Assembly:
         for number, kind, reason in index.refused:
             self.summary.count(NO_SPLIT, "records")
             self._refuse(NO_SPLIT, number, None, kind, reason)
-        extra = summary_files(plan, self.summary, self.refused)
-        # The vocabulary is learnt from the prompts of the training examples that were written.
+        extra = preparation.extra_files(plan, self.summary, self.refused)
+        # The vocabulary is learnt from the prompts of the examples that were really written.
         extra[store.TOKENIZER_FILE] = lambda: vocabulary or text.train_tokenizer(list(self.prompts))
         records = {split: self._records(split) for split in ("train", *(s for s in index.entries if s != "train"))}
         store.write_dataset(target, records, _DESCRIPTION, extra=extra)
@@ -139,7 +135,7 @@ class _Assembly:
         if split == "train" and not self.summary.splits["train"]["joined"]:
             raise DatasetError(self._nothing_to_train_on())
 
-    def _record(self, file: BinaryIO, split: str, entry: IndexedLine) -> Record:
+    def _record(self, file: BinaryIO, split: str, entry: Entry) -> Record:
         if self.index.owners[entry.uid] != entry.number:
             raise Refused(
                 "duplicates",
@@ -149,28 +145,28 @@ class _Assembly:
         file.seek(entry.offset)
         line = lines.parse(file.readline())
         words = tuple(text.split_words(line.prompt))
-        opinions = read_opinions(line.tree, len(words))
-        if opinions.missing():
-            unread = f"; not known here: {', '.join(opinions.unread)}" if opinions.unread else ""
+        said = opinions.read(line.tree, len(words))
+        if said.missing():
+            unread = f"; not known here: {', '.join(said.unread)}" if said.unread else ""
             raise Refused(
                 "no label", f"neither annotators nor the line itself say anything of the picture{unread:.200}"
             )
         image, size = self._picture(line)
         shown = labels.shown_size(line.tree, size)
-        maps = labels.heatmaps(opinions, shown, self.folder, self.map_size)
+        maps = labels.heatmaps(said, shown, self.folder, self.map_size)
         record = Record(
             uid=line.uid,
             prompt=line.prompt,
             words=words,
-            word_labels=labels.word_labels(opinions),
+            word_labels=labels.word_labels(said),
             image=image,
-            scores=labels.scores(opinions),
+            scores=labels.scores(said),
             **maps,
         )
-        self._note(split, record, opinions, shown)
+        self._note(split, record, said, shown)
         return record
 
-    def _picture(self, line: lines.FeedbackLine) -> tuple[bytes, labels.Size]:
+    def _picture(self, line: lines.Line) -> tuple[bytes, labels.Size]:
         """What to store of the picture, and its upright size."""
         name = line.image or self.folder.picture_of(line.uid)
         try:
@@ -180,15 +176,15 @@ class _Assembly:
         header = images_lib.check_header(image)
         return image, (header.width, header.height)
 
-    def _note(self, split: str, record: Record, opinions: Opinions, shown: labels.Size) -> None:
+    def _note(self, split: str, record: Record, said: opinions.Opinions, shown: labels.Size) -> None:
         self.summary.count(split, "joined")
         missing = missing_labels(record)
         for label in LABELS:
             if label not in missing:
                 self.summary.count(split, label)
-        if labels.points_outside(opinions, shown):
+        if labels.points_outside(said, shown):
             self.summary.count(split, "points outside the picture")
-        for name in opinions.unread:
+        for name in said.unread:
             self.summary.note_unread(name)
         if split == "train":
             self.prompts[record.prompt] = None

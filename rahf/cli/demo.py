@@ -18,7 +18,7 @@ _SCENES_WORTH_WORKERS = 1000
 
 
 def add(commands) -> None:
-    """Adds the command and its options."""
+    """Adds the command to the parser."""
     parser = command(
         commands,
         "demo",
@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
 
     console.rule("[bold]2  train")
     process.dispatch_in_line()
-    from rahf.training import loop  # JAX only now: preparing forks worker processes
+    from rahf import registry  # JAX only now: preparing forks worker processes
 
     start = time.perf_counter()
-    finished = loop.train(config)
+    finished = registry.train(config)
     console.print(f"training took {(time.perf_counter() - start) / 60:.1f} minutes")
     if finished.interrupted_by is not None:
         return 128 + finished.interrupted_by

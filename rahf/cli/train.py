@@ -26,8 +26,9 @@ def run(args: argparse.Namespace) -> int:
     from rahf.config import overrides
 
     config = overrides.parse(args.config, args.fields)
-    from rahf.training import distributed, loop  # JAX only now, so that a wrong command fails fast
+    from rahf import registry  # JAX only now, so that a wrong command fails fast
+    from rahf.training import distributed
 
     with distributed.joined():
-        finished = loop.train(config)
+        finished = registry.train(config)
     return 0 if finished.interrupted_by is None else 128 + finished.interrupted_by

@@ -1,42 +1,57 @@
 """Configs: what a run is, as frozen dataclasses; a config file is Python that returns one."""
 
+from typing import Any
+
+from rahf.config import migrate
+from rahf.config.critic import (
+    ClipBaselineConfig,
+    ClipConfig,
+    ClipTextConfig,
+    CriticConfig,
+    HeatmapHeadConfig,
+    ResNetBaselineConfig,
+    ResNetConfig,
+    ScoreHeadConfig,
+    T5Config,
+    ViTConfig,
+)
+from rahf.config.diffusion import PixelDiffusionConfig
+from rahf.config.model import FamilyConfig, ImageModelConfig
 from rahf.config.read import find, from_dict, from_json, load, to_json
 from rahf.config.schema import (
     AugmentConfig,
-    ClipConfig,
-    ClipTextConfig,
     Config,
     DataConfig,
-    DiffusionConfig,
-    HeatmapHeadConfig,
     LoraConfig,
     LossConfig,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
-    ResNetConfig,
-    ScoreHeadConfig,
     StartConfig,
-    T5Config,
     TrainConfig,
-    ViTConfig,
 )
 from rahf.core.errors import ConfigError
 
+#: Classes of version 0, which built the configs of all families; each call warns.
+_FORMER = {"ModelConfig": migrate.model_config, "DiffusionConfig": migrate.diffusion_config}
+
 __all__ = [
     "AugmentConfig",
+    "ClipBaselineConfig",
     "ClipConfig",
     "ClipTextConfig",
     "Config",
     "ConfigError",
+    "CriticConfig",
     "DataConfig",
-    "DiffusionConfig",
+    "FamilyConfig",
     "HeatmapHeadConfig",
+    "ImageModelConfig",
     "LoraConfig",
     "LossConfig",
     "MeshConfig",
-    "ModelConfig",
     "OptimizerConfig",
+    "PixelDiffusionConfig",
+    "ResNetBaselineConfig",
     "ResNetConfig",
     "ScoreHeadConfig",
     "StartConfig",
@@ -49,3 +64,9 @@ __all__ = [
     "load",
     "to_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FORMER:
+        return _FORMER[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,8 @@ import types
 import typing
 from typing import Any, Literal
 
-from rahf.config import schema
+from rahf.config import critic, diffusion, migrate, schema
+from rahf.config.model import FamilyConfig
 from rahf.config.schema import Config
 from rahf.core.errors import ConfigError
 from rahf.core.names import suggest
@@ -52,6 +53,8 @@ def from_dict(tree: Any, cls: type, where: str) -> Any:
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is FamilyConfig:
+        return _family(value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(value, hint, where)
     if origin in (typing.Union, types.UnionType):
@@ -82,6 +85,21 @@ _FORMER_NAMES = {
     )},
     "demo_diffusion.py": "diffusion/demo.py",
 }  # fmt: skip
+
+
+def _family(tree: Any, where: str) -> FamilyConfig:
+    """The config of a model family, by its field `family`; that of version 0 by `kind`."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: expected the fields of a model, found {tree!r}")
+    if migrate.is_v0_model(tree):
+        tree = migrate.model_from_v0(tree, where)
+    name, classes = tree.get("family", "critic"), FamilyConfig.classes
+    if name not in classes:
+        raise ConfigError(
+            f"{where}.family: {name!r} is not one of {', '.join(map(repr, sorted(classes)))}; a family of another "
+            "package is known once that package has been imported"
+        )
+    return from_dict(tree, classes[name], where)
 
 
 def find(path: str) -> pathlib.Path:
@@ -137,7 +155,8 @@ def load(path: str) -> Config:
 def _with_suggestion(message: str) -> str:
     """Adds the nearest field to Python's own 'unexpected keyword argument' message."""
     name = message.split("argument '")[-1].split("'")[0]
-    classes = [c for c in vars(schema).values() if dataclasses.is_dataclass(c)]
+    modules = (schema, critic, diffusion)
+    classes = [c for module in modules for c in vars(module).values() if dataclasses.is_dataclass(c)]
     owner = [c for c in classes if message.startswith(c.__name__ + ".") or message.startswith(c.__name__ + "(")]
     known = [f.name for c in owner or classes for f in dataclasses.fields(c)]
     return message + "." + suggest(name, known) if "unexpected keyword" in message else message

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from rahf import config as config_lib
 from rahf.config import Config
 from rahf.core import errors, licenses
-from rahf.critic import provenance
+from rahf.critic import families, provenance
 from rahf.critic.critic import Critic
-from rahf.critic.networks import build, kinds
+from rahf.critic.networks import build
 from rahf.critic.provenance import Quantiles
 from rahf.nn import functional
 from rahf.text import Tokenizer, load_tokenizer
@@ -25,8 +25,6 @@ from rahf.training import checkpoint
 def load(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
     """Loads a run directory or one checkpoint; see `rahf.critic.load`."""
     config, params, tokenizer, run, step = parts(path, dtype)
-    if config.model.kind == "diffusion":
-        raise errors.CheckpointError(f"{run}: a diffusion model, no critic; load it with rahf.diffusion.load")
     quantiles, weights = _quantiles(run), licence(run)
     return Critic(
         config, params, tokenizer, run.name, step, describe=lambda made: provenance.of(made, weights, quantiles)
@@ -39,6 +37,8 @@ def parts(
     """Config, parameters, vocabulary, run directory and step of a model of any kind; raises as `rahf.critic.load`."""
     run, state = checkpoint.find(path)
     config = _config(run / "config.json", dtype)
+    if not families.is_critic(config.model):
+        raise errors.CheckpointError(f"{run}: a diffusion model, no critic; load it with rahf.diffusion.load")
     _, shapes = functional.abstract(build.build(config.model))
     # Saved from other devices perhaps; here everything goes to the first.
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -48,7 +48,7 @@ def parts(
         tokenizer = load_tokenizer(run / "tokenizer.model")
     except (OSError, ValueError) as error:
         raise errors.CheckpointError(f"{run}: its vocabulary cannot be read ({error})") from error
-    problem = kinds.vocabulary_problem(config.model, tokenizer)
+    problem = families.vocabulary_problem(config.model, tokenizer)
     if problem:
         raise errors.CheckpointError(f"{problem}: it is not the vocabulary that this model was trained with")
     step = int(state.parent.name) if state.parent.name.isdigit() else None

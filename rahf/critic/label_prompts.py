@@ -47,7 +47,7 @@ def resolve(config: Config, tokenizer: Tokenizer) -> Config:
     Raises:
       ValueError: see `encode`; or the config has prefixes of another vocabulary.
     """
-    if config.model.variant != "augmented-prompt":
+    if getattr(config.model, "variant", "") != "augmented-prompt":
         return config
     found = encode(tokenizer)
     if config.model.task_ids not in ((), found):

@@ -33,13 +33,12 @@ OF_LABELS = Parts._fields[:3]
 
 def check(config: Config) -> None:
     """Raises ConfigError for a tag loss without a head to compute it, or the reverse."""
-    if config.model.tag_head != (config.loss.tag_weight > 0):
+    tag_head = getattr(config.model, "tag_head", False)
+    if tag_head != (config.loss.tag_weight > 0):
         raise ConfigError(
-            f"model.tag_head {config.model.tag_head} with loss.tag_weight {config.loss.tag_weight}: the head needs a "
+            f"model.tag_head {tag_head} with loss.tag_weight {config.loss.tag_weight}: the head needs a "
             "weight above 0, the weight needs the head; set both or neither"
         )
-    if config.model.tag_head and config.model.kind != "rahf":
-        raise ConfigError(f"model.tag_head: only models of kind 'rahf' have one, not {config.model.kind!r}")
 
 
 def heatmap_values(logits: Float[Array, "b h w m"], target: Float[Array, "b h w m"], kind: str) -> Float[Array, "b m"]:

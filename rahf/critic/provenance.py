@@ -192,7 +192,10 @@ def model_id(config: Config, params: Params, tokenizer: Tokenizer, name: str, st
     """Name, step, and a hash of what decides about the numbers: parameters, network, vocabulary."""
     # In which precision it computes is left out: the model is the same.
     model = dataclasses.replace(config.model, compute_dtype="float32")
-    digest = hashlib.sha256(json.dumps(_chosen(model), sort_keys=True).encode() + tokenizer.model)
+    fields = _chosen(model)
+    if model.family != "critic":  # as version 0 wrote it: its models keep their ids
+        fields["kind"] = model.family
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + tokenizer.model)
     for path, leaf in flatten(params).items():
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(leaf))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from rahf.config import ModelConfig
+from rahf.config import PixelDiffusionConfig
 from rahf.core.batch import Batch
 from rahf.diffusion import schedules
 from rahf.diffusion.networks import pixel_unet
@@ -21,7 +21,7 @@ _LEAST_NOISE = 0.05
 
 
 def per_example(
-    config: ModelConfig,
+    config: PixelDiffusionConfig,
     model: pixel_unet.TextToImage,
     batch: Batch,
     t: Int[Array, " b"],
@@ -32,7 +32,7 @@ def per_example(
 
     Args:
       batch: images and prompts; labels are not looked at.
-      t: times, from 0 to `config.diffusion.times` - 1.
+      t: times, from 0 to `config.num_train_timesteps` - 1.
       noise: standard normal.
       dropped: bool [B], whose prompts are left out; None: nobody's.
 
@@ -44,16 +44,20 @@ def per_example(
     z = schedules.noisy(x0, noise, signal)
     mask = batch.text_mask if dropped is None else batch.text_mask & ~dropped[:, None]
     v = jnp.sqrt(signal) * noise - jnp.sqrt(1 - signal) * x0
-    wanted = {"eps": noise, "v": v, "x0": x0}[config.diffusion.predicts]
+    wanted = {"epsilon": noise, "v_prediction": v, "sample": x0}[config.prediction_type]
     found = model(z, t, model.encode(batch.text_ids, mask))
     error = jnp.square(found.astype(jnp.float32) - wanted).mean((1, 2, 3))
-    if config.diffusion.predicts == "x0":
+    if config.prediction_type == "sample":
         error = error / jnp.maximum(1 - signal[:, 0, 0, 0], _LEAST_NOISE)
     return error
 
 
 def drawn(
-    config: ModelConfig, model: pixel_unet.TextToImage, batch: Batch, key: Key[Array, ""], examples: Float[Array, ""]
+    config: PixelDiffusionConfig,
+    model: pixel_unet.TextToImage,
+    batch: Batch,
+    key: Key[Array, ""],
+    examples: Float[Array, ""],
 ) -> Float[Array, ""]:
     """The training loss: random times, noise and left-out prompts, summed and divided by `examples`.
 
@@ -63,14 +67,14 @@ def drawn(
     b = batch.text_ids.shape[0]
     when, what, which = jax.random.split(key, 3)
     spread = (jax.random.uniform(when) + jnp.arange(b) / b) % 1.0
-    t = jnp.minimum((spread * config.diffusion.times).astype(jnp.int32), config.diffusion.times - 1)
+    t = jnp.minimum((spread * config.num_train_timesteps).astype(jnp.int32), config.num_train_timesteps - 1)
     noise = jax.random.normal(what, (b, config.image_size, config.image_size, 3))
-    dropped = jax.random.bernoulli(which, config.diffusion.prompt_dropout, (b,))
+    dropped = jax.random.bernoulli(which, config.prompt_dropout, (b,))
     values = per_example(config, model, batch, t, noise, dropped)
     return jnp.where(batch.example_mask, values, 0.0).sum() / examples
 
 
-def repeatable(config: ModelConfig, model: pixel_unet.TextToImage, batch: Batch) -> Float[Array, " b"]:
+def repeatable(config: PixelDiffusionConfig, model: pixel_unet.TextToImage, batch: Batch) -> Float[Array, " b"]:
     """The evaluation loss, float32 [B]: time and noise of an example follow from its position in the split
     alone."""
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(batch.index.astype(jnp.uint32))
@@ -78,5 +82,5 @@ def repeatable(config: ModelConfig, model: pixel_unet.TextToImage, batch: Batch)
     noise = jax.vmap(lambda key: jax.random.normal(key, (side, side, 3)))(keys)
     # The golden ratio spreads any number of examples evenly over the times.
     spread = (batch.index.astype(jnp.float32) * 0.6180339887) % 1.0
-    t = jnp.clip((spread * config.diffusion.times).astype(jnp.int32), 0, config.diffusion.times - 1)
+    t = jnp.clip((spread * config.num_train_timesteps).astype(jnp.int32), 0, config.num_train_timesteps - 1)
     return per_example(config, model, batch, t, noise)

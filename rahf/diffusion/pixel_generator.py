@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rahf.config import Config
-from rahf.critic.networks import build
+from rahf.config import Config, PixelDiffusionConfig
+from rahf.core.errors import CheckpointError
 from rahf.diffusion import schedules
 from rahf.diffusion.networks import pixel_unet
 from rahf.diffusion.sample import denoisers, universal_guidance
@@ -22,6 +22,11 @@ from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.nn import functional
 from rahf.text import Tokenizer
 from rahf.text import prompts as prompts_lib
+from rahf.text.vocabulary import too_many_pieces
+from rahf.training import saved_model
+
+#: What the denoisers call the prediction types.
+_V0_NAMES = {"v_prediction": "v", "epsilon": "eps", "sample": "x0"}
 
 #: An energy that nothing can lower: with it, steps recur and nothing is guided.
 _NOTHING = energy_lib.function(lambda pixels: jnp.zeros(len(pixels)), name="nothing")
@@ -50,7 +55,7 @@ class Generator:
 
     def __init__(self, config: Config, params: functional.Params, tokenizer: Tokenizer):
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        self.graphdef, _ = functional.abstract(build.build(config.model))
+        self.graphdef, _ = functional.abstract(lambda: pixel_unet.TextToImage(config.model))
         self.signals = pixel_unet.signals(config.model)
         self._sample = functools.cache(self._compiled)
 
@@ -80,7 +85,7 @@ class Generator:
           prompt_scale: of classifier-free guidance; 1: the prompt alone.
         """
         model = functional.merge(self.graphdef, self.params if params is None else params)
-        network = denoisers.epsilon(model, self.signals, self.config.model.diffusion.predicts)
+        network = denoisers.epsilon(model, self.signals, _V0_NAMES[self.config.model.prediction_type])
         return denoisers.classifier_free(network, prompt_scale)
 
     def __call__(
@@ -219,10 +224,10 @@ def load(path: str | os.PathLike) -> Generator:
     Raises:
       rahf.training.checkpoint.CheckpointError: no model there, or one that is no diffusion model.
     """
-    from rahf.core.errors import CheckpointError
-    from rahf.critic import from_run
-
-    config, params, tokenizer, run, _ = from_run.parts(path)
-    if config.model.kind != "diffusion":
-        raise CheckpointError(f"{run}: a critic, no diffusion model; load it with rahf.load")
+    saved = saved_model.find(path)
+    config = saved.config
+    if not isinstance(config.model, PixelDiffusionConfig):
+        raise CheckpointError(f"{saved.run}: a critic, no diffusion model; load it with rahf.load")
+    params = saved.params(lambda: pixel_unet.TextToImage(config.model))
+    tokenizer = saved.tokenizer(lambda tokenizer: too_many_pieces(tokenizer, config.model.t5.vocab_size, "t5"))
     return Generator(config, params, tokenizer)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_policies
 
-from rahf.config import ModelConfig
+from rahf.config import ImageModelConfig
 from rahf.nn import gradients
 
 #: block (a module), x, number of the block → x
@@ -24,14 +24,14 @@ _WIDE, _LEAST = 256, 8
 
 
 class Execution(NamedTuple):
-    """Fields of `ModelConfig` of the same names."""
+    """Fields of `ImageModelConfig` of the same names."""
 
     attention: str = "auto"
     remat: str = "none"
     scan_layers: bool = False
 
 
-def of(config: ModelConfig) -> Execution:
+def of(config: ImageModelConfig) -> Execution:
     """How a network is to be run."""
     return Execution(config.attention, config.remat, config.scan_layers)
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Mapping
 
 import numpy as np
 
 from rahf.core.errors import PretrainedError
 from rahf.nn import functional
-from rahf.pretrained.files import StoredTensor
+from rahf.pretrained.files import Stored
 
 _MOST_LINES = 24
 
 
 class Taker:
-    """Hands out tensors in `rahf`'s layout; remembers which were missing, misshapen, not finite or never asked for.
+    """Hands out tensors in our layout; remembers what was missing, misshapen, not finite or never asked for.
 
     Problems are collected, so that one error lists all of them; until `finish` has passed, what was
     taken must not be used.
     """
 
-    def __init__(self, stored: Mapping[str, StoredTensor], where: str, prefix: str = ""):
+    def __init__(self, stored: Mapping[str, Stored], where: str, prefix: str = ""):
         """`where` is the file or folder for messages; `prefix` is put before every name."""
         self._stored, self._where, self._prefix = stored, where, prefix
         self._taken: set[str] = set()
@@ -49,9 +48,9 @@ class Taker:
         """
         stored = self._stored.get(self._prefix + name)
         if stored is None or len(stored.shape) != rank:
-            problem = "missing" if stored is None else f"has shape {stored.shape}"
+            found = "missing" if stored is None else f"has shape {stored.shape}"
             raise PretrainedError(
-                f"{self._where}: {self._prefix + name} {problem}, expected {rank} dimensions: "
+                f"{self._where}: {self._prefix + name} {found}, expected {rank} dimensions: "
                 "these weights belong to another kind of network"
             )
         return stored.shape
@@ -87,13 +86,8 @@ class Taker:
 
     def linear(self, name: str, inputs: int, outputs: int, *, bias: bool = True) -> functional.Params:
         """A dense layer: weight [outputs, inputs] → kernel [inputs, outputs]."""
-        params = {"kernel": np.ascontiguousarray(self.take(f"{name}.weight", (outputs, inputs)).T)}
-        return {**params, "bias": self.take(f"{name}.bias", (outputs,))} if bias else params
-
-    def conv(self, name: str, inputs: int, outputs: int, size: int = 3) -> functional.Params:
-        """A square convolution with bias: weight [outputs, inputs, y, x] → kernel [y, x, inputs, outputs]."""
-        kernel = self.take(f"{name}.weight", (outputs, inputs, size, size)).transpose(2, 3, 1, 0)
-        return {"kernel": np.ascontiguousarray(kernel), "bias": self.take(f"{name}.bias", (outputs,))}
+        made = {"kernel": np.ascontiguousarray(self.take(f"{name}.weight", (outputs, inputs)).T)}
+        return {**made, "bias": self.take(f"{name}.bias", (outputs,))} if bias else made
 
     def norm(self, name: str, width: int) -> functional.Params:
         """A layer normalization with scale and bias."""
@@ -135,29 +129,26 @@ class Taker:
             )
 
 
-def compare(published: Any, configured: Any, fields: tuple[str, ...], place: str, where: str) -> None:
+def compare(found: Any, asked: Any, fields: tuple[str, ...], what: str, where: str) -> None:
     """Refuses a published network whose sizes differ from the configured ones.
 
     Args:
-      published, configured: structures of the same class, from the checkpoint and from the user's config.
+      found, asked: config dataclasses of the same class, from the checkpoint and from the user.
       fields: names to compare.
-      place: in the user's config, such as ``model.vit``.
+      what: the place in the user's config, such as ``model.vit``.
       where: the checkpoint, for the message.
-
-    Raises:
-      PretrainedError: naming every field that differs, with both values.
     """
     lines = [
-        f"{place}.{name} is {getattr(configured, name)!r}, the checkpoint has {getattr(published, name)!r}"
+        f"{what}.{name} is {getattr(asked, name)!r}, the checkpoint has {getattr(found, name)!r}"
         for name in fields
-        if getattr(configured, name) != getattr(published, name)
+        if getattr(asked, name) != getattr(found, name)
     ]
     if lines:
         raise PretrainedError(f"{where}: belongs to another network than the configured one:\n  " + "\n  ".join(lines))
 
 
-def check_complete(params: functional.Params, expected: functional.Params, where: str) -> None:
-    """Raises PretrainedError unless converted parameters are exactly those of the network."""
-    lines = functional.differences(params, expected)
+def check_complete(found: functional.Params, expected: functional.Params, where: str) -> None:
+    """The last word: what was converted is exactly what the module has. Raises PretrainedError."""
+    lines = functional.differences(found, expected)
     if lines:
         raise PretrainedError(f"{where}: does not fill the network:\n  " + "\n  ".join(lines))

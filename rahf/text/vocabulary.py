@@ -75,7 +75,7 @@ def standalone_problem(tokenizer: Tokenizer) -> str | None:
     return f"it cuts {differing[0]!r} into other pieces than CLIP's rules do" if differing else None
 
 
-def load_clip_tokenizer(folder: str | os.PathLike) -> ClipTokenizer:
+def load_clip(folder: str | os.PathLike) -> ClipTokenizer:
     """Loads `tokenizer.json`, or else `vocab.json` and `merges.txt`, from a folder.
 
     Raises:
@@ -117,7 +117,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
       ValueError: not a vocabulary; names the file.
     """
     if os.path.isdir(path):
-        return load_clip_tokenizer(path)
+        return load_clip(path)
     with open(path, "rb") as file:
         return tokenizer_from_bytes(file.read(), str(path))
 
@@ -125,3 +125,13 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 def tokenizer_from_bytes(model: bytes, source: str = "bytes") -> Tokenizer:
     """The tokenizer with the attribute `model`: SentencePiece bytes, or the JSON of a CLIP vocabulary."""
     return ClipTokenizer(model, source) if model[:1] == b"{" else Tokenizer(model, source)
+
+
+def too_many_pieces(tokenizer: Tokenizer, rows: int, field: str) -> str | None:
+    """Why a vocabulary does not fit an embedding of so many rows, in words that name both sizes; None if it fits."""
+    if tokenizer.vocab_size <= rows:
+        return None
+    return (
+        f"the vocabulary {tokenizer.source} has {tokenizer.vocab_size} pieces, model.{field}.vocab_size is only "
+        f"{rows}; set it to at least that"
+    )

@@ -12,29 +12,18 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from data_pipelines import store
-from data_pipelines.loading.labels import Labels
-from data_pipelines.loading.loader import TrainLoader, eval_loader, train_loader
 from rahf.config import Config
-from rahf.core.batch import Batch
-from rahf.core.errors import NotFinite, TrainError
-from rahf.core.errors import WorkerFailure as WorkerFailure
+from rahf.core.errors import NotFinite, TrainError, WorkerFailure
 from rahf.core.names import suggest
-from rahf.critic import label_prompts, losses
-from rahf.critic import start as start_lib
-from rahf.critic.evaluation.evaluator import Evaluator, metric_names, summary_line
-from rahf.critic.losses import OF_LABELS, Parts
-from rahf.critic.networks import kinds
-from rahf.diffusion.evaluate import Evaluator as DiffusionEvaluator
-from rahf.text import Tokenizer
 from rahf.training import distributed, sharding
 from rahf.training import optimizer as optimizer_lib
 from rahf.training import state as state_lib
 from rahf.training.checkpoint import Checkpointer
 from rahf.training.prefetch import Prefetch
 from rahf.training.progress import Reporter
-from rahf.training.run_lock import claim
+from rahf.training.run_lock import acquire
 from rahf.training.step import StepMetrics, make_train_step
+from rahf.training.task import Loader, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,54 +71,50 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-def train(config: Config) -> Finished:
-    """Trains to `config.train.steps`, resuming if `config.workdir` holds an interrupted run.
+def train(task: Task) -> Finished:
+    """Trains to `train.steps` of the task's config, resuming if its `workdir` holds an interrupted run.
 
-    Writes `config.json`, `tokenizer.model`, `checkpoints/`, `metrics.jsonl` and TensorBoard events there, and
-    `start.json` if it starts from other parameters.
+    Writes `config.json`, the task's files (`tokenizer.model`), `checkpoints/`, `metrics.jsonl` and TensorBoard events
+    there, and `start.json` if it starts from other parameters.
 
     Raises:
       TrainError: a non-finite loss (names the step, the part and the last good checkpoint), a run directory
         that belongs to another configuration, an unknown `train.best_metric`, or a vocabulary or start that
         does not fit.
-      rahf.pretrained.PretrainedError: published towers that cannot be read or do not fit.
-      data_pipelines.store.DatasetError: no data.
+      PretrainedError: published towers that cannot be read or do not fit.
+      DatasetError: no data.
       CheckpointError: a checkpoint cannot be written or read.
     """
+    config = task.config
     workdir = pathlib.Path(config.workdir)
-    tokenizer = start_lib.tokenizer(config)
-    config = label_prompts.resolve(config, tokenizer)
-    _check_metric(config)
-    losses.check(config)
-    made = state_lib.setup(config)
-    changes = distributed.first_then_others("claim", lambda: claim(workdir, config, tokenizer))
+    _check_metric(task)
+    setup = state_lib.setup(task)
+    changes = distributed.first_then_others("run lock", lambda: acquire(workdir, config, task.saved_files()))
     process, processes = jax.process_index(), jax.process_count()
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpointer(workdir, config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
-        loader = stack.enter_context(
-            train_loader(config.data, config.model.image_size, tokenizer, config.train.seed, process, processes)
-        )
+        loader = stack.enter_context(task.train_loader())
         begin = None
         if checkpoints.latest_step is None:
-            begin = start_lib.load(config, made)
-            state = state_lib.create(config, made, begin.params)
+            begin = task.start(setup.shapes.params)
+            state = state_lib.create(task, setup, begin and begin.params)
         else:
-            state, data_state = checkpoints.restore(made.shapes)
+            state, data_state = checkpoints.restore(setup.shapes)
             loader.set_state(data_state)
-        start = int(state.step)
-        reporter = Reporter(workdir, config.train.steps, start, process == 0)
+        first_step = int(state.step)
+        reporter = Reporter(workdir, config.train.steps, first_step, process == 0)
         stack.callback(reporter.close)
         loader.report = reporter.say
-        reporter.say(sharding.describe(made.shapes.params, made.mesh))
-        reporter.say(f"{'resuming at step ' + str(start) if start else 'starting'} in {workdir}")
+        reporter.say(sharding.describe(setup.shapes.params, setup.mesh))
+        reporter.say(f"{'resuming at step ' + str(first_step) if first_step else 'starting'} in {workdir}")
         for notice in checkpoints.notices:
             reporter.say(notice)
         for change in changes:
             reporter.say(f"  with another {change}")
         if begin is not None:
             begin.note(workdir, reporter.say if process == 0 else None)
-        run = _Run(config, made, tokenizer, checkpoints, loader, reporter)
+        run = _Run(task, setup, checkpoints, loader, reporter)
         stack.callback(run.batches.close)
         if processes > 1:
             stack.push(lambda kind, error, trace: _fail(checkpoints, error))  # before anything is closed
@@ -147,27 +132,17 @@ def _fail(checkpoints: Checkpointer, error: BaseException | None) -> None:
 class _Run:
     """What stays the same from step to step."""
 
-    def __init__(self, config: Config, made, tokenizer: Tokenizer, checkpoints, loader: TrainLoader, reporter):
-        self.config, self.made, self.checkpoints = config, made, checkpoints
-        self.batches = Prefetch(loader, lambda batch: sharding.to_devices(batch, made.mesh))
+    def __init__(
+        self, task: Task, setup: state_lib.Setup, checkpoints: Checkpointer, loader: Loader, reporter: Reporter
+    ):
+        self.task, self.config, self.checkpoints = task, task.config, checkpoints
+        self.batches = Prefetch(loader, lambda batch: sharding.to_devices(batch, setup.mesh))
         self.reporter = reporter
-        self.step_function = make_train_step(config, made, tokenizer.suffix_ids[0])
-        self.learning_rate = optimizer_lib.schedule(config.optimizer, config.train.steps)
-        evaluator = DiffusionEvaluator if config.model.kind == "diffusion" else Evaluator
-        self.evaluator = evaluator(made.graphdef, config, tokenizer, made.mesh)
-        self.eval_batches = eval_loader(
-            config.data,
-            config.data.eval_split,
-            config.model.image_size,
-            tokenizer,
-            config.data.eval_batch_size,
-            jax.process_index(),
-            jax.process_count(),
-            limit=config.train.eval_examples,
-        )
-        self.eval_labels = Labels(store.open_split(config.data.path, config.data.eval_split))
+        self.step_function = make_train_step(task, setup)
+        self.learning_rate = optimizer_lib.schedule(self.config.optimizer, self.config.train.steps)
+        self.evaluator = task.evaluator(setup.graphdef, setup.mesh)
         self.pending: list[StepMetrics] = []
-        self.best = _value(config, checkpoints.best_metrics() or {})
+        self.best = _value(self.config, checkpoints.best_metrics() or {})
 
     def steps(self, state: state_lib.TrainState, interrupt: Interrupt) -> Finished:
         """Runs until the last step or an interrupt; nothing waits for the device but log points."""
@@ -198,7 +173,7 @@ class _Run:
             self.reporter.say(f"{name}: saved step {step} and stopped; the same command goes on from there")
         return Finished(step, metrics, interrupt.signal if stopped else None)
 
-    def next_batch(self, step: int, state: state_lib.TrainState) -> Batch:
+    def next_batch(self, step: int, state: state_lib.TrainState) -> Any:
         """The next batch; if the data workers are beyond help, what was trained is saved before the run stops."""
         try:
             return self.batches.take()
@@ -217,17 +192,14 @@ class _Run:
         for number, metrics in enumerate(fetched, first):
             self.check(number, metrics)
         mean = jax.tree.map(lambda *values: float(np.mean(values)), *fetched)
-        shown = Parts._fields if self.config.model.tag_head else OF_LABELS
-        if self.config.model.kind == "diffusion":  # its loss has no parts
-            shown = ()
-        values = {"loss/total": mean.total, **{f"loss/{n}": getattr(mean.parts, n) for n in shown}}
+        values = {"loss/total": mean.total, **{f"loss/{name}": mean.parts[name] for name in self.task.loss_parts}}
         values |= {"gradient_norm": mean.gradient_norm, "parameter_norm": fetched[-1].parameter_norm.item()}
         values["learning_rate"] = float(self.learning_rate(step))
         self.reporter.train(step, values, len(fetched) * self.config.data.batch_size)
 
     def check(self, step: int, metrics: StepMetrics) -> None:
         """Stops the run at a loss, gradient or update that is not finite."""
-        named = {f"{n} loss": v for n, v in [*zip(Parts._fields, metrics.parts), ("total", metrics.total)]}
+        named = {f"{name} loss": metrics.parts[name] for name in self.task.loss_parts} | {"total loss": metrics.total}
         named |= {"gradient norm": metrics.gradient_norm, "parameter norm": metrics.parameter_norm}
         bad = [name for name, value in named.items() if not np.isfinite(value)]
         if bad:
@@ -251,25 +223,23 @@ class _Run:
     def evaluate(self, step: int, state: state_lib.TrainState) -> dict[str, float]:
         """Evaluates, reports, and keeps the parameters if they are the best so far."""
         train = self.config.train
-        generate = step == train.steps or train.best_metric.startswith("keywords/")
+        thorough = step == train.steps or self.task.needs_thorough(train.best_metric)
         try:
-            found = self.evaluator.run(
-                state.best_params, self.eval_batches, self.eval_labels, generate=generate, intervals=False
-            )
+            evaluation = self.evaluator.evaluate(state.best_params, thorough=thorough)
         except NotFinite as error:
             self.stop(step, str(error))
-        self.reporter.write(step, {f"eval/{name}": value for name, value in found.metrics.items()})
-        value = _value(self.config, found.metrics)
+        self.reporter.write(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
+        value = _value(self.config, evaluation.metrics)
         better = np.isfinite(value) and (not np.isfinite(self.best) or _better(self.config, value, self.best))
         self.reporter.say(
-            f"  evaluated {found.count} of {self.config.data.eval_split} at step {step}: "
-            f"{summary_line(found.metrics)}{'  best so far' if better else ''}"
+            f"  evaluated {evaluation.count} of {self.config.data.eval_split} at step {step}: "
+            f"{self.evaluator.summary(evaluation.metrics)}{'  best so far' if better else ''}"
         )
         if better:
             self.best = value
-            self.checkpoints.save_best(step, state.best_params, found.metrics)
+            self.checkpoints.save_best(step, state.best_params, evaluation.metrics)
         self.reporter.pause()
-        return found.metrics
+        return evaluation.metrics
 
     def save(self, step: int, state: state_lib.TrainState) -> None:
         """Saves for resuming; whatever was not checked yet is checked first, so no bad state is kept."""
@@ -283,14 +253,12 @@ def _value(config: Config, metrics: dict[str, float]) -> float:
     return float(metrics.get(config.train.best_metric, float("nan")))
 
 
-def _check_metric(config: Config) -> None:
-    name, known = config.train.best_metric, metric_names()
-    if name not in known:
-        raise TrainError(f"train.best_metric: no metric {name!r}.{suggest(name, known)}")
-    if not kinds.outputs(config.model).covers(name):
+def _check_metric(task: Task) -> None:
+    name, names = task.config.train.best_metric, task.metric_names()
+    if name not in names:
         raise TrainError(
-            f"train.best_metric: a network of kind {config.model.kind!r} configured like this does not predict what "
-            f"{name} measures; choose another, such as loss/total with train.best_mode min"
+            f"train.best_metric: no metric {name!r} of a {task.config.model.family} model configured like this."
+            f"{suggest(name, names)}"
         )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import optax
 
-from rahf.config import ModelConfig, OptimizerConfig
+from rahf.config import OptimizerConfig
 from rahf.nn import functional
 
 #: Matrices that are looked up or added rather than multiplied with: decay would only shrink them.
 _NOT_DECAYED = ("embedding", "position", "table", "class_token")
-_T5 = ("encoder", "decoder")
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -21,18 +22,19 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """
     peak, warmup = config.learning_rate, max(config.warmup_steps, 1)
 
-    def at(step):
-        s = jnp.asarray(step, jnp.float32)
-        if config.schedule == "rsqrt":
-            after = jnp.sqrt(warmup / jnp.maximum(s, warmup))
-        elif config.schedule == "cosine":
-            done = jnp.clip((s - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-            after = config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * done))
-        else:
-            after = 1.0
-        return peak * jnp.where(s < warmup, s / warmup, after)
+    def warm(step):
+        return peak * (jnp.asarray(step, jnp.float32) / warmup)
 
-    return at
+    def after(step):  # optax's cosine multiplies in another order: a run of version 0 would not go on to the bit
+        s = jnp.asarray(step, jnp.float32) + warmup
+        if config.schedule == "rsqrt":
+            return peak * jnp.sqrt(warmup / jnp.maximum(s, warmup))
+        if config.schedule == "cosine":
+            done = jnp.clip((s - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+            return peak * (config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * done)))
+        return jnp.full_like(s, peak)
+
+    return optax.join_schedules([warm, after], [warmup])
 
 
 def decay_mask(params: functional.Params) -> functional.Params:
@@ -41,17 +43,12 @@ def decay_mask(params: functional.Params) -> functional.Params:
     return functional.unflatten({p: v.ndim >= 2 and p.rsplit("/", 1)[-1] not in _NOT_DECAYED for p, v in flat.items()})
 
 
-def is_t5_query(params: functional.Params) -> functional.Params:
-    """True for the query kernels of the T5 stacks."""
-    flat = functional.flatten(params)
-    return functional.unflatten({p: p.split("/")[0] in _T5 and p.endswith("query/kernel") for p in flat})
+def _adam(config: OptimizerConfig, scale: float, scaled: Callable[[str], bool]) -> optax.GradientTransformation:
+    def mask(params: functional.Params) -> functional.Params:
+        return functional.unflatten({path: scaled(path) for path in functional.flatten(params)})
 
-
-def _adam(config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransformation:
-    # T5 folds the attention scale d^-1/2 into its query kernels, but Adam's steps do not shrink with the
-    # parameter. Unfolded, they would be these; without it the logits of a deep stack saturate early.
-    fold = optax.masked(optax.scale(model.t5.head_width**-0.5), is_t5_query)
-    return optax.chain(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps), fold)
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    return optax.chain(adam, optax.masked(optax.scale(scale), mask))
 
 
 def _adafactor() -> optax.GradientTransformation:
@@ -62,14 +59,16 @@ def _adafactor() -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
 
 
-def make(config: OptimizerConfig, model: ModelConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` steps."""
+def make(
+    config: OptimizerConfig, steps: int, scale: float = 1.0, scaled: Callable[[str], bool] = lambda path: False
+) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps` steps; Adam's steps of the parameters that `scaled` chooses count `scale` times."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     # Step s of the loop uses the rate of s + 1, so that the first step already learns.
     rate = schedule(config, steps)
     return optax.chain(
         clip,
-        _adafactor() if config.kind == "adafactor" else _adam(config, model),
+        _adafactor() if config.kind == "adafactor" else _adam(config, scale, scaled),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
         optax.scale_by_learning_rate(lambda count: rate(count + 1)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from rahf import config as config_lib
 from rahf.config import Config
 from rahf.core.errors import TrainError
 from rahf.core.files import UNFINISHED, remove_unfinished, write_atomically
-from rahf.text import Tokenizer
+from rahf.training.task import SavedFile
 
 #: What may change between the start and the resumption of a run without changing what it computes.
 _FREE = ("workdir", "data.path", "data.workers", "data.eval_batch_size", "train.log_every", "train.eval_every",
@@ -24,11 +25,11 @@ _TUNABLE = ("train.steps:", "train.accumulate:", "optimizer.learning_rate:", "op
 _REMAINS = ("config.json.tmp", "tensorboard")  # the first one was left by version 0
 
 
-def claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> list[str]:
-    """Writes config and vocabulary into the run directory, if they may go on with what is already there.
+def acquire(workdir: pathlib.Path, config: Config, files: Mapping[str, SavedFile]) -> list[str]:
+    """Writes config and the task's files into the run directory, if they may go on with what is already there.
 
     Until a first checkpoint is saved there is nothing that another configuration could spoil. With several
-    processes the first one claims, then the others check that theirs is the same run.
+    processes the first one writes, then the others check that theirs is the same run.
 
     Returns:
       What has changed of what may be tuned, one line for each field.
@@ -37,9 +38,10 @@ def claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> list[s
       TrainError: the directory holds a run with another configuration (lists the fields) or vocabulary, or
         something else than a run.
     """
-    file, words = workdir / "config.json", workdir / "tokenizer.model"
+    file = workdir / "config.json"
     if jax.process_index() != 0:
         return _follow(file, config)
+    contents = {name: saved.content for name, saved in files.items()}
     tuned: list[str] = []
     if begun(workdir) and file.exists():
         there = config_lib.from_json(file.read_text(), where=str(file))
@@ -51,19 +53,21 @@ def claim(workdir: pathlib.Path, config: Config, tokenizer: Tokenizer) -> list[s
                 f"{workdir} holds a run with another configuration:\n  " + "\n  ".join(different) + "\n"
                 "Choose another --workdir, or give the same configuration to resume."
             )
-        if words.exists() and words.read_bytes() != tokenizer.model:
-            raise TrainError(f"{words} differs from the data's vocabulary {tokenizer.source}; choose another --workdir")
+        for name, saved in files.items():
+            target = workdir / name
+            if target.exists() and target.read_bytes() != saved.content:
+                raise TrainError(f"{target} differs from {saved.source}; choose another --workdir")
     elif not file.exists() and workdir.exists() and any(not _is_remains(p.name) for p in workdir.iterdir()):
         raise TrainError(f"{workdir} is not empty and not a run directory; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    for target, content in ((file, config_lib.to_json(config).encode()), (words, tokenizer.model)):
-        remove_unfinished(target)
-        write_atomically(target, content)
+    for name, content in {"config.json": config_lib.to_json(config).encode(), **contents}.items():
+        remove_unfinished(workdir / name)
+        write_atomically(workdir / name, content)
     return tuned
 
 
 def _follow(file: pathlib.Path, config: Config) -> list[str]:
-    """Process 0 has claimed the directory; the others check that they see it and run the same."""
+    """Process 0 has written the directory; the others check that they see it and run the same."""
     process = f"process {jax.process_index()} of {jax.process_count()}"
     if not file.exists():
         raise TrainError(

@@ -10,10 +10,10 @@ import optax
 from flax import nnx
 
 from rahf.config import Config
-from rahf.critic.networks import build
 from rahf.nn import functional
 from rahf.training import accumulate, sharding, trainable
 from rahf.training import optimizer as optimizer_lib
+from rahf.training.task import Task
 
 
 class TrainState(NamedTuple):
@@ -53,17 +53,18 @@ def _around(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), ema, lora)
 
 
-def setup(config: Config, devices: list | None = None) -> Setup:
+def setup(task: Task, devices: list | None = None) -> Setup:
     """Structure, optimizer, mesh and shapes of a run; allocates nothing.
 
     Raises:
       rahf.config.ConfigError: patterns of parameters that describe none, or a batch that cannot be cut into parts.
       ValueError: a mesh that does not fit the devices, or a network that cannot be built.
     """
+    config = task.config
     mesh = sharding.make_mesh(config.mesh, devices)
     accumulate.check(config, mesh.devices.size)
-    graphdef, params = functional.abstract(build.build(config.model))
-    optimizer = optimizer_lib.make(config.optimizer, config.model, config.train.steps)
+    graphdef, params = functional.abstract(task.build())
+    optimizer = optimizer_lib.make(config.optimizer, config.train.steps, *task.step_scale())
     lora = trainable.abstract_lora(config.optimizer, params)
     shapes = jax.eval_shape(lambda *given: _around(config, optimizer, *given), params, lora)
     shardings = sharding.tree_shardings(shapes, mesh)
@@ -73,14 +74,15 @@ def setup(config: Config, devices: list | None = None) -> Setup:
     return Setup(graphdef, optimizer, mesh, with_shardings, shardings)
 
 
-def create(config: Config, made: Setup, given: functional.Params | None = None) -> TrainState:
+def create(task: Task, setup: Setup, given: functional.Params | None = None) -> TrainState:
     """A fresh state, born sharded: no device ever holds more than its share.
 
-    `given` are parameters to start from, any part of the tree (`rahf.critic.start`); the rest is random.
+    `given` are parameters to start from, any part of the tree (`Task.start`); the rest is random.
     """
-    params = functional.init(build.build(config.model), config.train.seed, made.shardings.params, given)
-    lora = trainable.make_lora(config.optimizer, made.shapes.params, config.train.seed, made.shardings.lora)
+    config = task.config
+    params = functional.init(task.build(), config.train.seed, setup.shardings.params, given)
+    lora = trainable.make_lora(config.optimizer, setup.shapes.params, config.train.seed, setup.shardings.lora)
     around = jax.jit(
-        lambda *given: _around(config, made.optimizer, *given), out_shardings=made.shardings, donate_argnums=(0, 1)
+        lambda *given: _around(config, setup.optimizer, *given), out_shardings=setup.shardings, donate_argnums=(0, 1)
     )
     return around(params, lora)

@@ -1,113 +1,91 @@
-"""The pure training step and the pure prediction step."""
+"""The pure training step."""
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rahf.config import Config
-from rahf.core.batch import Batch
-from rahf.critic import label_prompts, losses
-from rahf.critic.networks import kinds
-from rahf.diffusion import loss as diffusion_loss
 from rahf.nn import functional, gradients, layers
 from rahf.training import accumulate, trainable
 from rahf.training.state import Setup, TrainState
+from rahf.training.task import Loss, Task
+
+#: Added to the seed's key of a step for `Task.loss`'s `key`, so that it differs from the key of dropout.
+_DRAWS = 7
 
 
 class StepMetrics(NamedTuple):
     """Float32 scalars of one step: losses and gradient before its update, and what the update led to."""
 
     total: jax.Array
-    parts: losses.Parts
+    parts: dict[str, jax.Array]
     gradient_norm: jax.Array
     parameter_norm: jax.Array  # after the update; the only sign of a last update that went wrong
 
 
 def loss_and_gradients(
-    graphdef,
-    config: Config,
+    task: Task,
+    graphdef: Any,
     params: functional.Params,
-    batch: Batch,
-    key: jax.Array | None,
-    step: jax.Array | None = None,
-    suffix_id: int | None = None,
-    whole: Callable[[functional.Params], functional.Params] = lambda params: params,
-) -> tuple[tuple[jax.Array, losses.Parts], functional.Params]:
-    """Loss, its parts, and gradients with respect to what is trained.
+    batch: Any,
+    step: jax.Array,
+    merge: Callable[[functional.Params], functional.Params] = lambda params: params,
+) -> tuple[Loss, functional.Params]:
+    """Loss of a batch and gradients with respect to `params`, in `train.accumulate` parts one after the other.
+
+    Keys are fold_in(seed, step), so a resumed run draws what the undisturbed one would have drawn.
 
     Args:
-      params: what is trained, the parameters or a part of them.
-      key: of dropout, None without.
-      whole: makes all parameters of it.
+      params: what is trained, all parameters or a part of them.
+      batch: the whole batch, on the devices.
+      step: int32 scalar, steps done.
+      merge: makes all parameters of `params`.
     """
-    batch = kinds.outputs(config.model).narrow(batch)
-    parts = config.train.accumulate
-    tags = config.model.t5.vocab_size if config.model.tag_head else None
-    counts = losses.counts(config.loss, batch, suffix_id, tags)
-    examples = jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
+    config = task.config
+    step_key = jax.random.fold_in(jax.random.key(config.train.seed), step)
+    dropout_key = step_key if task.uses_dropout else None
+    draw_key = jax.random.fold_in(step_key, _DRAWS)
+    batch = task.prepare_batch(batch)
+    normalizers = task.normalizers(batch)
 
-    def one(batch: Batch, number: jax.Array | None):
-        part_key = key if number is None else layers.subkey(key, number)
+    def part_loss(batch: Any, number: jax.Array | None) -> tuple[tuple[jax.Array, dict], functional.Params]:
+        key, part_key = draw_key, dropout_key
+        if number is not None:
+            key = jax.random.fold_in(draw_key, number)
+            part_key = layers.subkey(dropout_key, number)
 
-        def loss(params):
-            model = functional.merge(graphdef, whole(params))
-            if config.model.kind == "diffusion":
-                key = _draw_key(config, step, number)
-                return diffusion_loss.drawn(config.model, model, batch, key, examples), losses.Parts(
-                    *[jnp.float32(0)] * 4
-                )
-            if config.model.variant == "augmented-prompt":
-                found = model.sample(batch, _draw_key(config, step, number), part_key)
-                return losses.sampled(config.loss, found, batch, step, suffix_id, counts)
-            return losses.total(config.loss, model(batch, part_key), batch, step, suffix_id, counts)
+        def loss(params: functional.Params) -> tuple[jax.Array, dict]:
+            return task.loss(functional.merge(graphdef, merge(params)), batch, key, part_key, step, normalizers)
 
         with gradients.of_training():
             return jax.value_and_grad(loss, has_aux=True)(params)
 
-    return one(batch, None) if parts == 1 else accumulate.summed(one, batch, parts)
+    parts = config.train.accumulate
+    (total, named), grads = part_loss(batch, None) if parts == 1 else accumulate.summed(part_loss, batch, parts)
+    return Loss(total, named), grads
 
 
-def _draw_key(config: Config, step: jax.Array | None, part: jax.Array | None) -> jax.Array:
-    """For the tasks of a part of a step; apart from the keys of dropout, which a run may do without."""
-    key = jax.random.fold_in(jax.random.key(config.train.seed), 0 if step is None else step)
-    key = jax.random.fold_in(key, label_prompts.COUNT)
-    return key if part is None else jax.random.fold_in(key, part)
+def make_train_step(task: Task, setup: Setup) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
+    """Compiles (state, batch) → (state, metrics). The old state is donated."""
+    optimizer = task.config.optimizer
 
-
-def make_train_step(
-    config: Config, made: Setup, suffix_id: int | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """Compiles (state, batch) → (state, metrics). The old state is donated.
-
-    `suffix_id` is the first piece of the suffix (`Tokenizer.suffix_ids[0]`), for `loss.suffix_weight`.
-
-    Dropout keys are fold_in(seed, step), so a resumed run draws what the undisturbed one would have drawn.
-    """
-    dropout = any(
-        part.dropout > 0
-        for part in (config.model.vit, config.model.t5, config.model.heatmap_head, config.model.score_head)
-    )
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step) if dropout else None
-        trained = trainable.trained(config.optimizer, state.params, state.lora)
-        whole = lambda tree: trainable.merged(*trainable.replaced(state.params, state.lora, tree))  # noqa: E731
-        (total, parts), gradients = loss_and_gradients(
-            made.graphdef, config, trained, batch, key, state.step, suffix_id, whole
-        )
-        updates, opt_state = made.optimizer.update(gradients, state.opt_state, trained)
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
+        trained = trainable.trained(optimizer, state.params, state.lora)
+        merge = lambda tree: trainable.merged(*trainable.replaced(state.params, state.lora, tree))  # noqa: E731
+        loss, gradients = loss_and_gradients(task, setup.graphdef, trained, batch, state.step, merge)
+        updates, opt_state = setup.optimizer.update(gradients, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if ema is not None:
-            # Early on the average must forget the random start: Adam-like ramp of the decay.
-            decay = jnp.minimum(config.optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            # Early on the average must forget the random start: Adam-like ramp of the decay. By hand, because
+            # optax.incremental_update rounds the decay once more: saved averages would not go on to the bit.
+            decay = jnp.minimum(optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = jax.tree.map(lambda a, p: a * decay + p * (1.0 - decay), ema, trained)
-        metrics = StepMetrics(total, parts, optax.tree.norm(gradients), optax.tree.norm(trained))
+        metrics = StepMetrics(loss.total, loss.parts, optax.tree.norm(gradients), optax.tree.norm(trained))
         params, lora = trainable.replaced(state.params, state.lora, trained)
         return TrainState(state.step + 1, params, opt_state, ema, lora), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(made.shardings, None))
+    return jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, None))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from rahf import config as config_lib
-from rahf.config import Config, ModelConfig
+from rahf.config import Config, CriticConfig
 from rahf.critic import label_prompts
 from rahf.critic.networks import augmented_prompt, build
 from rahf.text import Tokenizer, train_tokenizer
 
-AUGMENTED = Config(model=ModelConfig(variant="augmented-prompt"))
+AUGMENTED = Config(model=CriticConfig(variant="augmented-prompt"))
 
 
 @pytest.fixture(scope="module")

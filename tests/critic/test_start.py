@@ -20,10 +20,10 @@ from rahf.cli import main as cli
 from rahf.core import licenses
 from rahf.core.errors import CheckpointError, PretrainedError, TrainError
 from rahf.critic import start as start_lib
-from rahf.critic import towers
+from rahf.critic import towers as pretrained
+from rahf.critic.task import CriticTask
 from rahf.nn import functional
-from rahf.pretrained import source
-from rahf.pretrained.positions import resize_positions
+from rahf.pretrained import towers
 from rahf.text import train_tokenizer
 from rahf.training import state as state_lib
 from tests.helpers import pretrained_maker as maker
@@ -66,9 +66,9 @@ def with_tokenizer(config, tokenizer):
 
 
 def test_a_fresh_state_has_the_towers_and_random_heads(started):
-    made = state_lib.setup(started.config)
-    begin = start_lib.load(started.config, made)
-    state = state_lib.create(started.config, made, begin.params)
+    made = state_lib.setup(CriticTask(started.config, None))
+    begin = start_lib.load(started.config, made.shapes.params)
+    state = state_lib.create(CriticTask(started.config, None), made, begin.params)
     found = functional.flatten(jax.device_get(state.params))
     tower = maker.t5_state()
     table = maker.draw({"x": (started.config.model.t5.vocab_size, 16)}, seed=3)["x"]
@@ -78,7 +78,7 @@ def test_a_fresh_state_has_the_towers_and_random_heads(started):
     norm = maker.vit_state()["encoder.layer.1.layernorm_after.weight"]
     np.testing.assert_array_equal(found["vit/layer_1/norm2/scale"], norm)
     assert found["vit/position"].shape == (36, 16)
-    plain = functional.flatten(jax.device_get(state_lib.create(started.config, made).params))
+    plain = functional.flatten(jax.device_get(state_lib.create(CriticTask(started.config, None), made).params))
     same = [path for path in found if np.array_equal(found[path], plain[path])]
     assert set(begin.record["random"]) <= set(same)  # drawn as without towers
     assert sorted(begin.record["taken"] + begin.record["random"]) == sorted(found)
@@ -125,8 +125,8 @@ def test_resuming_needs_no_towers(started, tmp_path, capsys, monkeypatch):
     def never(*_, **__):
         raise AssertionError("towers were looked for")
 
-    monkeypatch.setattr(towers, "load_towers", never)
-    monkeypatch.setattr(source, "locate", never)
+    monkeypatch.setattr(pretrained, "load_towers", never)
+    monkeypatch.setattr(pretrained, "locate", never)
     assert cli.main(["train", str(started.config_file), "--workdir", str(run)]) == 0
     out = capsys.readouterr().out
     assert "resuming at step 1" in out and "starts from" not in out
@@ -181,19 +181,19 @@ def test_given_parameters_go_straight_into_their_shards():
 
 
 def test_given_parameters_must_be_of_the_network(started):
-    made = state_lib.setup(started.config)
+    made = state_lib.setup(CriticTask(started.config, None))
     with pytest.raises(ValueError, match="projection/weight: given with shape .* the network has no such parameter"):
-        state_lib.create(started.config, made, {"projection": {"weight": np.zeros((16, 16), np.float32)}})
+        state_lib.create(CriticTask(started.config, None), made, {"projection": {"weight": np.zeros((16, 16), np.float32)}})
     with pytest.raises(ValueError, match=r"projection/bias: given with shape \(3,\), the network has \(16,\)"):
-        state_lib.create(started.config, made, {"projection": {"bias": np.zeros(3, np.float32)}})
+        state_lib.create(CriticTask(started.config, None), made, {"projection": {"bias": np.zeros(3, np.float32)}})
 
 
 def test_one_tower_alone(started):
     config = with_tokenizer(changed(started.config, text=""), "dataset")
-    begin = start_lib.load(config, state_lib.setup(config))
+    begin = start_lib.load(config, state_lib.setup(CriticTask(config, None)).shapes.params)
     assert sorted(begin.params) == ["vit"] and "text" not in begin.record
     assert "encoder" in licenses.parts(begin.record["random"])
-    assert start_lib.load(changed(config, vision=""), state_lib.setup(config)) == ({}, {})
+    assert start_lib.load(changed(config, vision=""), state_lib.setup(CriticTask(config, None)).shapes.params) == ({}, {})
 
 
 # Another model
@@ -201,12 +201,12 @@ def test_one_tower_alone(started):
 
 def test_starting_from_a_model(started, caplog):
     config = changed(started.config, vision="", text="", model=str(started.run), fresh=("heatmap_*", "score_overall"))
-    made = state_lib.setup(config)
+    made = state_lib.setup(CriticTask(config, None))
     with caplog.at_level(logging.WARNING):
-        begin = start_lib.load(config, made)
+        begin = start_lib.load(config, made.shapes.params)
     assert f"{started.text}: licence unknown" in caplog.text  # what the model itself started from
     _, stored = train_maker.stored(started.run, "best")
-    found = functional.flatten(jax.device_get(state_lib.create(config, made, begin.params).params))
+    found = functional.flatten(jax.device_get(state_lib.create(CriticTask(config, None), made, begin.params).params))
     kernel = "['params']['decoder']['layer_0']['cross']['key']['kernel']"
     np.testing.assert_array_equal(found["decoder/layer_0/cross/key/kernel"], stored[kernel])
     record = begin.record["model"]
@@ -220,17 +220,17 @@ def test_a_model_at_another_image_size(started):
     """Of a grid of 6 x 6 patches to one of 8 x 8, as published towers are; and nothing else changes."""
     config = changed(started.config, vision="", text="", model=str(started.run))
     larger = dataclasses.replace(config, model=dataclasses.replace(config.model, image_size=64))
-    same, begin = (start_lib.load(one, state_lib.setup(one)) for one in (config, larger))
+    same, begin = (start_lib.load(one, state_lib.setup(CriticTask(one, None)).shapes.params) for one in (config, larger))
     assert same.record["model"]["positions"] is None
     moved = begin.record["model"]["positions"]
     assert moved == {"from": [6, 6], "to": [8, 8], "interpolation": "bicubic"}
     assert "6x6 to 8x8, bicubic" in licenses.table(begin.record)[1]
     before, after = functional.flatten(same.params), functional.flatten(begin.params)
-    expected = resize_positions(np.asarray(before.pop("vit/position")), 6, 8, "bicubic")
+    expected = towers.resize_positions(np.asarray(before.pop("vit/position")), 6, 8, "bicubic")
     np.testing.assert_array_equal(after.pop("vit/position"), expected)
     assert expected.shape == (64, 16)
     assert all(np.array_equal(before[path], after[path]) for path in before.keys() | after.keys())
-    state = state_lib.create(larger, state_lib.setup(larger), begin.params)
+    state = state_lib.create(CriticTask(larger, None), state_lib.setup(CriticTask(larger, None)), begin.params)
     np.testing.assert_array_equal(jax.device_get(state.params["vit"]["position"]), expected)
 
 
@@ -241,8 +241,8 @@ def test_a_model_with_another_vocabulary(started):
     t5 = dataclasses.replace(config.model.t5, vocab_size=rows + 8)
     larger = dataclasses.replace(config, model=dataclasses.replace(config.model, t5=t5))
     with pytest.raises(CheckpointError, match=rf"embedding: shape \({rows}, 16\), expected \({rows + 8}, 16\)"):
-        start_lib.load(larger, state_lib.setup(larger))
-    begin = start_lib.load(changed(larger, fresh=("embedding",)), state_lib.setup(larger))
+        start_lib.load(larger, state_lib.setup(CriticTask(larger, None)).shapes.params)
+    begin = start_lib.load(changed(larger, fresh=("embedding",)), state_lib.setup(CriticTask(larger, None)).shapes.params)
     assert "embedding" not in begin.params and {"encoder", "decoder", "vit"} <= begin.params.keys()
 
 
@@ -251,11 +251,11 @@ def test_a_model_of_another_network_is_refused(started):
     vit = dataclasses.replace(config.model.vit, heads=4, dropout=0.1)  # no shape tells the number of heads
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, vit=vit))
     with pytest.raises(TrainError) as caught:
-        start_lib.load(other, state_lib.setup(other))
+        start_lib.load(other, state_lib.setup(CriticTask(other, None)).shapes.params)
     lines = str(caught.value).splitlines()
     assert lines[1:-1] == ["  model.vit.heads is 4, that model has 2"] and "start.fresh" in lines[-1]
     with pytest.raises(TrainError, match="no part 'heatmap'; the network has decoder, embedding, encoder, heatmap_"):
-        start_lib.load(changed(config, fresh=("heatmap",)), state_lib.setup(config))
+        start_lib.load(changed(config, fresh=("heatmap",)), state_lib.setup(CriticTask(config, None)).shapes.params)
 
 
 def test_the_vocabulary_of_a_model(started, tmp_path):

@@ -13,7 +13,6 @@ from rahf import diffusion
 from rahf.cli import main as cli
 from rahf.core.batch import fake
 from rahf.core.errors import CheckpointError
-from rahf.critic.networks import build
 from rahf.diffusion import loss, schedules
 from rahf.diffusion.networks import blocks, pixel_unet
 from rahf.diffusion.sample.options import GuidanceOptions
@@ -23,10 +22,14 @@ from tests.helpers.diffusion_maker import TINY
 pytestmark = pytest.mark.usefixtures("quickly")
 
 
+def networks_build(config):
+    return lambda: pixel_unet.TextToImage(config)
+
+
 def network(seed=0, scale=0.0):
     """A network; with `scale`, what starts at 0 is random, so that conditions reach the output."""
-    graphdef, _ = functional.abstract(build.build(TINY))
-    params = functional.init(build.build(TINY), seed)
+    graphdef, _ = functional.abstract(networks_build(TINY))
+    params = functional.init(networks_build(TINY), seed)
     flat = functional.flatten(params)
     rng = np.random.default_rng(0)
     for path, value in flat.items():
@@ -39,16 +42,16 @@ def test_sizes_and_signals():
     from configs.diffusion import demo as demo_diffusion
 
     made = demo_diffusion.config().model
-    _, params = functional.abstract(build.build(made))
+    _, params = functional.abstract(networks_build(made))
     assert 1e6 < functional.count(params) < 4e6
     signals = pixel_unet.signals(made)
     assert signals.shape == (1000,)
     assert schedules.ddim(signals, 50).signal.shape == (50,)  # which refuses signals that cannot be sampled
     with pytest.raises(ValueError, match="model.image_size 18: expected a multiple of 8, .* is 4 .* has 2 levels"):
-        functional.abstract(build.build(dataclasses.replace(made, image_size=18)))
-    heads = dataclasses.replace(made.diffusion, heads=5)
-    with pytest.raises(ValueError, match="model.diffusion.widths: 128 cannot be shared by model.diffusion.heads 5"):
-        functional.abstract(build.build(dataclasses.replace(made, diffusion=heads)))
+        functional.abstract(networks_build(dataclasses.replace(made, image_size=18)))
+    heads = dataclasses.replace(made, num_attention_heads=5)
+    with pytest.raises(ValueError, match="model.block_out_channels: 128 cannot be shared by model.num_attention_heads 5"):
+        functional.abstract(networks_build(heads))
 
 
 def test_cells_are_squares_of_pixels():
@@ -93,9 +96,9 @@ def test_the_prompt_matters_and_its_padding_does_not():
     assert np.abs(run(batch.text_ids, batch.text_mask, t[::-1]) - said).max() > 1e-3
 
 
-@pytest.mark.parametrize("predicts", ["v", "eps", "x0"])
-def test_the_loss_by_hand(predicts):
-    config = dataclasses.replace(TINY, diffusion=dataclasses.replace(TINY.diffusion, predicts=predicts))
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
+def test_the_loss_by_hand(prediction_type):
+    config = dataclasses.replace(TINY, prediction_type=prediction_type)
     batch = fake(batch_size=2, image_size=16, vocab_size=40)
     t, noise = jnp.array([0, 40]), jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
     seen = {}
@@ -111,9 +114,10 @@ def test_the_loss_by_hand(predicts):
     found = loss.per_example(config, Network(), batch, t, noise, dropped)
     a = pixel_unet.signals(config)[np.asarray(t)][:, None, None, None]
     x0 = np.asarray(batch.image) / 127.5 - 1
-    wanted = {"eps": np.asarray(noise), "v": a**0.5 * noise - (1 - a) ** 0.5 * x0, "x0": x0}[predicts]
+    v = a**0.5 * noise - (1 - a) ** 0.5 * x0
+    wanted = {"epsilon": np.asarray(noise), "v_prediction": v, "sample": x0}[prediction_type]
     expected = ((0.5 - wanted) ** 2).mean((1, 2, 3))
-    if predicts == "x0":  # as errors of v; of the first picture, almost without noise, as if it had 5% of it
+    if prediction_type == "sample":  # as errors of v; of the first picture, almost without noise, as if it had 5% of it
         assert a[0] > 0.99
         expected /= [0.05, 1 - a[1].item()]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -150,12 +154,12 @@ def trained(tiny_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("diffusion")
     config = folder / "config.py"
     config.write_text(
-        "import dataclasses\nfrom rahf.config import *\nfrom configs import demo_diffusion\n\n"
+        "import dataclasses\nfrom rahf.config import *\nfrom configs.diffusion import demo as demo_diffusion\n\n"
         "def config():\n"
         "    whole = demo_diffusion.config()\n"
         "    t5 = dataclasses.replace(whole.model.t5, width=16, heads=2, head_width=8, mlp_width=16, encoder_layers=1)\n"
-        "    made = DiffusionConfig(widths=(8,), heads=2, groups=4, times=100)\n"
-        "    model = dataclasses.replace(whole.model, image_size=16, t5=t5, diffusion=made)\n"
+        "    model = dataclasses.replace(whole.model, image_size=16, t5=t5, block_out_channels=(8,),\n"
+        "        num_attention_heads=2, norm_num_groups=4, num_train_timesteps=100)\n"
         f"    data = dataclasses.replace(whole.data, path={str(tiny_data)!r}, batch_size=16, eval_batch_size=8)\n"
         "    train = dataclasses.replace(whole.train, steps=24, log_every=8, eval_every=12, eval_examples=8,\n"
         "                                checkpoint_every=12)\n"

@@ -7,10 +7,12 @@ import pathlib
 import numpy as np
 
 from rahf.config import (
+    ClipBaselineConfig,
     ClipConfig,
     ClipTextConfig,
+    CriticConfig,
     HeatmapHeadConfig,
-    ModelConfig,
+    ResNetBaselineConfig,
     ResNetConfig,
     ScoreHeadConfig,
     ViTConfig,
@@ -20,16 +22,12 @@ from tests.helpers.pretrained_maker import draw, save
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = ("red", "blue", "green", "star", "ring", "two", "one", "left", "of", "above", "a")
 
-RESNET = ModelConfig(
-    kind="resnet",
-    image_size=32,
+RESNET = ResNetBaselineConfig(image_size=32,
     resnet=ResNetConfig(8, (16, 32), (1, 1)),
     heatmap_head=HeatmapHeadConfig(conv_widths=(8,), up_widths=(8,)),
     score_head=ScoreHeadConfig(conv_widths=(8,), pool=2, dense_widths=(8,)),
 )
-CLIP = ModelConfig(
-    kind="clip",
-    image_size=16,
+CLIP = ClipBaselineConfig(image_size=16,
     vit=ViTConfig(
         patch_size=8, width=16, depth=1, heads=2, mlp_width=16, class_token=True, pre_norm=True, activation="quick-gelu"
     ),
@@ -37,7 +35,7 @@ CLIP = ModelConfig(
 )
 
 
-def clip(**fields) -> ModelConfig:
+def clip(**fields) -> CriticConfig:
     """`CLIP` with other fields of `ClipConfig`."""
     return dataclasses.replace(CLIP, clip=dataclasses.replace(CLIP.clip, **fields))
 

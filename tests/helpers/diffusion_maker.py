@@ -1,13 +1,13 @@
-"""A tiny diffusion model of pixels."""
+"""A diffusion model small enough to run in tests."""
 
-import dataclasses
-
-from rahf.config import DiffusionConfig
+from rahf.config import PixelDiffusionConfig
 from tests.helpers.model_maker import SMALLEST
 
-TINY = dataclasses.replace(
-    SMALLEST,
-    kind="diffusion",
+TINY = PixelDiffusionConfig(
     image_size=16,
-    diffusion=DiffusionConfig(widths=(8, 16), heads=2, groups=4, times=50),
+    t5=SMALLEST.t5,
+    block_out_channels=(8, 16),
+    num_attention_heads=2,
+    norm_num_groups=4,
+    num_train_timesteps=50,
 )

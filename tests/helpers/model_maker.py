@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rahf.config import HeatmapHeadConfig, LossConfig, ModelConfig, ScoreHeadConfig, T5Config, ViTConfig
+from rahf.config import CriticConfig, HeatmapHeadConfig, LossConfig, ScoreHeadConfig, T5Config, ViTConfig
 from rahf.core import batch as batch_lib
 from rahf.core.batch import Batch
 from rahf.critic import apply, losses
@@ -15,7 +15,7 @@ from rahf.critic.networks import build
 from rahf.nn import functional
 
 #: As published, but small.
-PLAIN = ModelConfig(
+PLAIN = CriticConfig(
     image_size=16,
     vit=ViTConfig(patch_size=8, width=16, depth=1, heads=2, mlp_width=16),
     t5=T5Config(48, 16, head_width=8, heads=2, mlp_width=16, encoder_layers=2, decoder_layers=2),
@@ -23,7 +23,7 @@ PLAIN = ModelConfig(
     score_head=ScoreHeadConfig(conv_widths=(8,), dense_widths=(8,)),
 )
 #: Every option otherwise.
-OTHER = ModelConfig(
+OTHER = CriticConfig(
     image_size=16,
     vit=dataclasses.replace(
         PLAIN.vit,
@@ -57,7 +57,7 @@ SUFFIX_ID = 4
 
 
 @functools.cache
-def made(config: ModelConfig):
+def made(config: CriticConfig):
     """Structure and parameters, all of them random: heads and norms start almost constant."""
     graphdef, _ = functional.abstract(build.build(config))
     stream = np.random.default_rng(1)
@@ -67,7 +67,7 @@ def made(config: ModelConfig):
 
 
 @functools.cache
-def compiled(config: ModelConfig):
+def compiled(config: CriticConfig):
     """(params, batch, key=None) → logits, loss, its parts and the prediction."""
     graphdef, _ = made(config)
 

@@ -8,8 +8,9 @@ import tempfile
 import jax
 import numpy as np
 
-from rahf.config import Config, HeatmapHeadConfig, MeshConfig, ModelConfig, OptimizerConfig, ScoreHeadConfig
+from rahf.config import Config, CriticConfig, HeatmapHeadConfig, MeshConfig, OptimizerConfig, ScoreHeadConfig
 from rahf.core import batch as batch_lib
+from rahf.critic.task import CriticTask
 from rahf.nn import functional
 from rahf.training import checksum, sharding
 from rahf.training import state as state_lib
@@ -56,11 +57,11 @@ def cut(params) -> list[int]:
     return [sum(leaf.size for leaf in shared), here, max(whole)]
 
 
-def run(mesh: MeshConfig, devices: int, steps: int, model: ModelConfig = WIDE) -> dict:
+def run(mesh: MeshConfig, devices: int, steps: int, model: CriticConfig = WIDE) -> dict:
     """What lies where, the loss, and metrics of steps."""
     config = Config(model=model, mesh=mesh, optimizer=OptimizerConfig(warmup_steps=1, learning_rate=1e-3))
-    setup = state_lib.setup(config, jax.devices()[:devices])
-    state = state_lib.create(config, setup)
+    setup = state_lib.setup(CriticTask(config, None), jax.devices()[:devices])
+    state = state_lib.create(CriticTask(config, None), setup)
     batch = sharding.to_devices(batch_lib.fake(8, 16, 9, 11, 5, vocab_size=256, seed=1), setup.mesh)
     found = {
         "params": held(state.params),
@@ -70,13 +71,13 @@ def run(mesh: MeshConfig, devices: int, steps: int, model: ModelConfig = WIDE) -
         "cut": cut(state.params),
         "steps": [],
     }
-    gradient = jax.jit(lambda p, b: step_lib.loss_and_gradients(setup.graphdef, config, p, b, None))
+    gradient = jax.jit(lambda p, b: step_lib.loss_and_gradients(CriticTask(config, None), setup.graphdef, p, b, 0))
     (loss, parts), gradients = gradient(state.params, batch)
-    found["loss"] = [float(loss), *map(float, parts)]
+    found["loss"] = [float(loss), *map(float, parts.values())]
     found["apart"] = apart(functional.flatten(jax.device_get(gradients)), model.variant)
     if not steps:
         return found
-    step = step_lib.make_train_step(config, setup)
+    step = step_lib.make_train_step(CriticTask(config, None), setup)
     for _ in range(steps):
         state, metrics = step(state, batch)
         values = (metrics.total, *metrics.parts, metrics.gradient_norm)
@@ -148,10 +149,10 @@ def wander(folder: pathlib.Path) -> dict:
     meshes = ((MeshConfig(data=1, fsdp=8), 8), (MeshConfig(), 1), (MeshConfig(fsdp=2, tensor=2), 4))
     for mesh, devices in meshes:
         config = Config(model=WIDE, mesh=mesh, optimizer=OptimizerConfig(ema_decay=0.9))
-        setup = state_lib.setup(config, jax.devices()[:devices])
+        setup = state_lib.setup(CriticTask(config, None), jax.devices()[:devices])
         with Watched() as watched:
             if previous is None:
-                state, position = state_lib.create(config, setup), {"examples": 8}
+                state, position = state_lib.create(CriticTask(config, None), setup), {"examples": 8}
             else:
                 state, position = Checkpointer(previous, keep=1).restore(setup.shapes)
         wanted = wanted_shares(setup.shapes.params)

@@ -19,7 +19,7 @@ def config():
             path={data!r}, batch_size=8, eval_batch_size=8, tokenizer="start",
             max_prompt_tokens=24, max_target_tokens=28, max_words=20, augment=None,
         ),
-        model=ModelConfig(
+        model=CriticConfig(
             image_size=48,
             vit=ViTConfig(patch_size=8, width=16, depth=2, heads=2, mlp_width=24, layer_norm_eps=1e-12),
             t5=T5Config(

@@ -27,7 +27,7 @@ def config():
             path={data!r}, batch_size=8, eval_batch_size=8,
             max_prompt_tokens=24, max_target_tokens=28, max_words=20,
         ),
-        model=ModelConfig(
+        model=CriticConfig(
             image_size=32,
             vit=ViTConfig(patch_size=8, width=32, depth=1, heads=2, mlp_width=64, dropout=0.1),
             t5=T5Config(

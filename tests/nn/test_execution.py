@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from rahf.config import HeatmapHeadConfig, LossConfig, ModelConfig, ScoreHeadConfig, T5Config, ViTConfig
+from rahf.config import CriticConfig, HeatmapHeadConfig, LossConfig, ScoreHeadConfig, T5Config, ViTConfig
 from rahf.critic import losses
 from rahf.critic.networks import build as build_lib
 from rahf.critic.networks import heads
@@ -88,7 +88,7 @@ def test_memory_falls():
     def temporaries(remat):
         how = Execution(remat=remat, scan_layers=True)
         graphdef, params = functional.abstract(lambda: vit.ViT(config, 48, dtype=F32, execution=how))
-        value = lambda p, x: jnp.square(functional.merge(graphdef, p)(x)).sum()
+        value = lambda p, x: jnp.square(functional.merge(graphdef, p)(x)).sum()  # noqa: E731
         shape = jax.ShapeDtypeStruct((4, 48, 48, 3), np.float32)
         return jax.jit(jax.grad(value)).lower(params, shape).compile().memory_analysis().temp_size_in_bytes
 
@@ -109,8 +109,8 @@ def residuals(remat):
     build, inputs = PARTS["head"]
     how = Execution(remat=remat)
     graphdef, params = functional.abstract(lambda: build(how))
-    forward = lambda p, x: execution.part(how, functional.merge(graphdef, p))(x)
-    run = lambda p, x: jax.vjp(forward, p, x)[1]
+    forward = lambda p, x: execution.part(how, functional.merge(graphdef, p))(x)  # noqa: E731
+    run = lambda p, x: jax.vjp(forward, p, x)[1]  # noqa: E731
     kept = jax.tree.leaves(jax.eval_shape(run, params, inputs[0]))
     given = [leaf.shape for leaf in jax.tree.leaves(params)]
     return [leaf for leaf in kept if leaf.shape not in given and leaf.ndim == 4]
@@ -127,7 +127,7 @@ def test_what_a_head_keeps():
 
 def test_bfloat16_computes_in_bfloat16():
     """Products and convolutions read bfloat16 but for the last layer of scores; softmax, norms and loss are float32."""
-    config = ModelConfig(
+    config = CriticConfig(
         image_size=16,
         vit=dataclasses.replace(VIT, depth=1, dropout=0.0),
         t5=T5Config(48, 16, head_width=8, heads=2, mlp_width=16, encoder_layers=1, decoder_layers=1),

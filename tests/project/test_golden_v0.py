@@ -77,7 +77,8 @@ def test_an_interrupted_run_goes_on(golden, tmp_path, monkeypatch, capsys):
     shutil.copyfile(golden / "config.py", tmp_path / "config.py")
     monkeypatch.chdir(tmp_path)
     options = (golden / "tiny_options.txt").read_text().split()
-    assert cli.main(["train", "config.py", "--workdir", "tiny", *options]) == 0
+    with pytest.warns(DeprecationWarning, match="use rahf.config.CriticConfig"):
+        assert cli.main(["train", "config.py", "--workdir", "tiny", *options]) == 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "tiny" / "metrics.jsonl").read_text().splitlines()]
     assert set(steps) == {6}  # steps 1 to 3 were not repeated
     run, state = checkpoint.find(tmp_path / "tiny")

@@ -67,19 +67,19 @@ def config():
 """
 GENERATOR = """
 import dataclasses
-from configs import demo_diffusion
+from configs.diffusion import demo as demo_diffusion
 from model_maker import SMALLEST
 from rahf.config import *
 
 def config():
     whole = demo_diffusion.config()
-    network = DiffusionConfig(widths=(8,), heads=2, groups=4, times=100)
     t5 = dataclasses.replace(SMALLEST.t5, vocab_size=1024)
     data = dataclasses.replace(whole.data, batch_size=8, eval_batch_size=8)
     return dataclasses.replace(
         whole,
         data=data,
-        model=dataclasses.replace(whole.model, image_size=16, t5=t5, diffusion=network),
+        model=dataclasses.replace(whole.model, image_size=16, t5=t5, block_out_channels=(8,), num_attention_heads=2,
+            norm_num_groups=4, num_train_timesteps=100),
         train=dataclasses.replace(whole.train, eval_examples=8),
     )
 """

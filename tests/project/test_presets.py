@@ -14,6 +14,7 @@ from rahf.config import overrides
 from rahf.core import batch as batch_lib
 from rahf.critic.networks import build
 from rahf.critic.published import richhf_torch
+from rahf.critic.task import CriticTask
 from rahf.nn import functional
 from rahf.pretrained import files, strict
 from rahf.training import optimizer as optimizer_lib
@@ -162,7 +163,7 @@ def test_the_ports_network_is_that_of_the_public_checkpoint():
         width = outputs
     for number, (inputs, outputs) in enumerate([(12 * 24 * 24, 512), (512, 128), (128, 1)]):
         shapes[f"{score}linear_layers.{2 * number}.weight"] = (outputs, inputs)
-    stored = {name: files.StoredTensor(shape, "F32", "x.pt", lambda: None) for name, shape in shapes.items()}
+    stored = {name: files.Stored(shape, "F32", "x.pt", lambda: None) for name, shape in shapes.items()}
     inferred = richhf_torch.infer(strict.Taker(stored, "x.pt"))
     ours = load("vitl").model
     assert inferred == dataclasses.replace(ours, t5=dataclasses.replace(ours.t5, dropout=0.0))
@@ -236,11 +237,11 @@ def test_shrinking_keeps_the_structure(preset):
 
 def test_a_step_of_each(preset, quickly):
     config = preset_maker.shrink(preset)
-    made = state_lib.setup(config, jax.devices()[:1])
-    state = state_lib.create(config, made)
+    made = state_lib.setup(CriticTask(config, None), jax.devices()[:1])
+    state = state_lib.create(CriticTask(config, None), made)
     before = jax.tree.map(np.asarray, state.params)
     batch = batch_lib.fake(2, preset_maker.IMAGE_SIZE, text_length=9, target_length=11, max_words=5, vocab_size=64)
-    step = make_train_step(config, made, suffix_id=4)
+    step = make_train_step(CriticTask(config, None), made, suffix_id=4)
     state, metrics = step(state, sharding.to_devices(batch, made.mesh))
     assert int(state.step) == 1 and all(np.isfinite(value) for value in jax.tree.leaves(metrics))
     moved = functional.flatten(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, before))

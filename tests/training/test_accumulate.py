@@ -9,6 +9,7 @@ import pytest
 
 from rahf.config import Config, DataConfig, LossConfig, MeshConfig, TrainConfig
 from rahf.core.errors import ConfigError
+from rahf.critic.task import CriticTask
 from rahf.nn import functional
 from rahf.training import accumulate, step
 from tests.helpers.model_maker import SMALLEST, SUFFIX_ID, fake, made
@@ -22,6 +23,13 @@ TAGGED = dataclasses.replace(SMALLEST, tag_head=True)
 def config(parts, size=4, **mesh):
     data = DataConfig(batch_size=size)
     return Config(model=TAGGED, data=data, loss=LOSS, train=TrainConfig(accumulate=parts), mesh=MeshConfig(**mesh))
+
+
+def task(config):
+    """The task with the first piece of the suffix, but without a vocabulary."""
+    critic_task = CriticTask(config, None)
+    critic_task.suffix_id = SUFFIX_ID
+    return critic_task
 
 
 def uneven():
@@ -46,7 +54,7 @@ def test_parts_equal_the_whole():
 
     def run(parts):
         one = lambda params, batch: step.loss_and_gradients(  # noqa: E731
-            graphdef, config(parts), params, batch, None, None, SUFFIX_ID
+            task(config(parts)), graphdef, params, batch, 0
         )
         return jax.device_get(jax.jit(one)(params, uneven()))
 
@@ -64,10 +72,10 @@ def test_parts_equal_the_whole():
 def test_a_mean_of_means_would_be_another_loss():
     """That the test above can fail."""
     graphdef, params = made(TAGGED)
-    one = jax.jit(lambda b: step.loss_and_gradients(graphdef, config(1), params, b, None, None, SUFFIX_ID)[0][1])
+    one = jax.jit(lambda b: step.loss_and_gradients(task(config(1)), graphdef, params, b, 0)[0][1])
     halves = [one(jax.tree.map(lambda x, s=s: x[s::2], uneven())) for s in (0, 1)]
     whole = one(uneven())
-    assert all(abs((a + b) / 2 - c) > 1e-4 * c for a, b, c in zip(*halves, whole))
+    assert all(abs((a + b) / 2 - c) > 1e-4 * c for a, b, c in zip(*(part.values() for part in (*halves, whole))))
 
 
 def test_which_examples_go_together():
@@ -78,17 +86,20 @@ def test_which_examples_go_together():
 def test_parts_draw_different_dropout():
     model = dataclasses.replace(SMALLEST, t5=dataclasses.replace(SMALLEST.t5, dropout=0.5))
     graphdef, params = made(model)
-    one, two = (dataclasses.replace(config(parts, parts), model=model) for parts in (1, 2))
     twice = jax.tree.map(lambda x: np.stack([x[0], x[0]]), fake(1))
-    key = jax.random.key(5)
+    plain = Config(model=model, data=DataConfig(batch_size=2), train=TrainConfig(accumulate=2))
+    critic_task, key = CriticTask(plain, None), jax.random.fold_in(jax.random.key(plain.train.seed), 0)
+    single = jax.tree.map(lambda x: x[:1], twice)
 
-    def loss(settings, size):
-        batch = jax.tree.map(lambda x: x[:size], twice)
-        return jax.jit(lambda key: step.loss_and_gradients(graphdef, settings, params, batch, key)[0][0])
+    def alone(number):
+        normalizers = critic_task.normalizers(single)
+        network, dropout_key = functional.merge(graphdef, params), jax.random.fold_in(key, number)
+        return critic_task.loss(network, single, key, dropout_key, jnp.int32(0), normalizers).total
 
-    alone = [float(loss(one, 1)(jax.random.fold_in(key, number))) for number in (0, 1)]
-    assert abs(alone[0] - alone[1]) > 1e-3
-    np.testing.assert_allclose(loss(two, 2)(key), np.mean(alone), rtol=1e-5)
+    losses = [float(jax.jit(alone)(number)) for number in (0, 1)]
+    assert abs(losses[0] - losses[1]) > 1e-3
+    together = jax.jit(lambda batch: step.loss_and_gradients(critic_task, graphdef, params, batch, 0)[0].total)(twice)
+    np.testing.assert_allclose(together, np.mean(losses), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -151,12 +151,12 @@ def test_others_must_see_and_run_the_same(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     config = Config(workdir=str(tmp_path))
     with pytest.raises(TrainError, match="process 1 of 2 does not see .*config.json, .* file system that all"):
-        run_lock.claim(tmp_path, config, None)
+        run_lock.acquire(tmp_path, config, None)
     (tmp_path / "config.json").write_text(config_lib.to_json(config))
-    assert run_lock.claim(tmp_path, config, None) == []
+    assert run_lock.acquire(tmp_path, config, None) == []
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=3))
     with pytest.raises(TrainError, match="another configuration than process 0, .*\n  train.seed: 0 there, 3 given"):
-        run_lock.claim(tmp_path, other, None)
+        run_lock.acquire(tmp_path, other, None)
 
 
 def test_the_tensor_axis_stays_within_a_process(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 
 from rahf.config import OptimizerConfig
 from rahf.critic.networks import build
+from rahf.critic.task import is_t5_query
 from rahf.nn import functional
 from rahf.training import optimizer
 from tests.helpers.model_maker import OTHER, PLAIN
@@ -61,6 +62,10 @@ def test_what_decays(config):
     assert mask.get("vit/class_token", False) is False and mask.get("output", True)
 
 
+#: The steps of T5's query kernels, as `CriticTask.step_scale` gives them for PLAIN.
+T5_STEPS = (PLAIN.t5.head_width**-0.5, is_t5_query)
+
+
 def by_hand(params, gradients, config, rates):
     """AdamW with decoupled decay (Loshchilov & Hutter 2019) after clipping, on a flat tree."""
     params = {k: v.astype(np.float64) for k, v in params.items()}
@@ -90,7 +95,7 @@ def test_steps_by_hand(clip):
     stream = np.random.default_rng(0)
     draw = lambda: {k: stream.standard_normal(shape, np.float32) for k, shape in SHAPES.items()}
     params, gradients = draw(), [draw() for _ in range(3)]
-    make = optimizer.make(config, PLAIN, 3)
+    make = optimizer.make(config, 3, *T5_STEPS)
 
     @jax.jit
     def update(params, state, gradient):
@@ -113,7 +118,7 @@ def test_steps_by_hand(clip):
 def test_t5_queries_are_found():
     for config in (PLAIN, OTHER):
         _, params = functional.abstract(build.build(config))
-        found = {path for path, yes in functional.flatten(optimizer.is_t5_query(params)).items() if yes}
+        found = {path for path in functional.flatten(params) if is_t5_query(path)}
         each = [("encoder", "attention"), ("decoder", "attention"), ("decoder", "cross")]
         assert found == {f"{stack}/layer_{i}/{kind}/query/kernel" for stack, kind in each for i in range(2)}
 
@@ -129,7 +134,7 @@ def test_adafactor_by_hand():
         k: stream.standard_normal(v.shape) * 10 ** stream.uniform(-2, 1, v.shape) for k, v in params.items()
     }
     gradients = [draw() for _ in range(3)]
-    make = optimizer.make(config, PLAIN, 3)
+    make = optimizer.make(config, 3, *T5_STEPS)
     found = functional.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in params.items()})
     state = make.init(found)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 300  # 130 + 128 + 5 and a few scalars

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rahf import config as config_lib
-from rahf.critic.losses import Parts
+from rahf.critic.losses import OF_LABELS
 from rahf.training import loop
 from rahf.training.prefetch import Prefetch
 from rahf.training.step import StepMetrics
@@ -102,11 +102,12 @@ def run_loop(place, compute, steps: int) -> list[str]:
         assert state is State and number == len([e for e in events if e.startswith("step")]) + 1
         events.append(f"step {number}")
         compute(number)
-        return State, StepMetrics(*[Pending(events, number)] * 1, Parts(*[Pending(events, number)] * 3),
+        return State, StepMetrics(Pending(events, number), dict.fromkeys(OF_LABELS, Pending(events, number)),
                                   Pending(events, number), Pending(events, number))  # fmt: skip
 
     run = object.__new__(loop._Run)
     train = config_lib.TrainConfig(steps=steps, log_every=3, eval_every=0, checkpoint_every=100)
+    run.task = SimpleNamespace(loss_parts=OF_LABELS)
     run.config, run.step_function, run.pending = config_lib.Config(train=train), step_function, []
     run.learning_rate, run.best = lambda step: 0.0, float("nan")
     run.reporter = SimpleNamespace(train=lambda *_: None, say=lambda *_: None, pause=lambda: None)

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from rahf.config import Config, LossConfig, OptimizerConfig
-from rahf.critic import losses
 from rahf.critic.evaluation import eval_step
 from rahf.critic.networks import build
-from rahf.nn import functional
+from rahf.critic.task import CriticTask
+from rahf.nn import functional, layers
 from rahf.training import state as state_lib
 from rahf.training import step as step_lib
+from rahf.training.task import Loss
 from tests.helpers.model_maker import SMALLEST, SUFFIX_ID, fake, made, padded, with_garbage
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -36,7 +38,9 @@ def norm(tree):
 
 
 def test_a_run_is_described_without_allocating():
-    setup = state_lib.setup(Config(optimizer=OptimizerConfig(ema_decay=0.9)))  # the network of the paper
+    setup = state_lib.setup(
+        CriticTask(Config(optimizer=OptimizerConfig(ema_decay=0.9)), None)
+    )  # the network of the paper
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(setup.shapes))
     count = functional.count(setup.shapes.params)
     assert count > 500e6 and functional.count(setup.shapes.ema) == count
@@ -47,8 +51,8 @@ def test_a_run_is_described_without_allocating():
 
 
 def test_a_fresh_state():
-    setup = state_lib.setup(CONFIG)
-    state = state_lib.create(CONFIG, setup)
+    setup = state_lib.setup(CriticTask(CONFIG, None))
+    state = state_lib.create(CriticTask(CONFIG, None), setup)
     assert state.step == 0 and state.step.dtype == np.int32
     params, average = flat(state.params), flat(state.ema)
     wanted = flat(functional.init(build.build(SMALLEST), 0))
@@ -65,28 +69,50 @@ def test_a_fresh_state():
 def test_without_averaging_there_is_one_copy():
     state = state_lib.TrainState(jnp.int32(0), {"a": 1}, (), None)
     assert state.best_params is state.params and state.lora is None
-    assert state_lib.setup(dataclasses.replace(CONFIG, optimizer=OptimizerConfig())).shapes.ema is None
+    assert (
+        state_lib.setup(CriticTask(dataclasses.replace(CONFIG, optimizer=OptimizerConfig()), None)).shapes.ema is None
+    )
 
 
 # The training step, around a loss that can be followed by hand
 
 
-def steps(monkeypatch, config, start, ema, count=3, first=0):
+class Square(nnx.Module):
+    """One parameter, w [2]."""
+
+    def __init__(self):
+        self.w = layers.parameter(2)
+
+
+class SquareTask(CriticTask):
+    """A loss that can be followed by hand; dropout as the config says."""
+
+    loss_parts = ("half", "double", "step")
+
+    def __init__(self, config):
+        super().__init__(config, None)
+        self.loss_parts = SquareTask.loss_parts
+
+    def prepare_batch(self, batch):
+        return batch
+
+    def normalizers(self, batch):
+        return None
+
+    def loss(self, model, batch, key, dropout_key, step, normalizers):
+        noise = jax.random.uniform(dropout_key) if dropout_key is not None else 0.0
+        total = noise + jnp.square(model.w[...] - batch).sum()
+        return Loss(total, {"half": total / 2, "double": 2 * total, "step": step.astype(jnp.float32)})
+
+
+def steps(config, start, ema, count=3, first=0):
     """States after each step and metrics, of plain gradient descent with rate 0.1.
 
-    The loss is noise + (w - example)², the noise drawn from the key.
+    The loss is noise + (w - example)², the noise drawn from the key of dropout.
     """
-
-    def stand_in(graphdef, given, params, batch, key, step, suffix_id, whole):
-        assert graphdef == "structure" and given is config and suffix_id == 834
-        noise = jax.random.uniform(key) if key is not None else 0.0
-        value = lambda params: noise + jnp.square(params["w"] - batch).sum()
-        total, gradients = jax.value_and_grad(value)(params)
-        return (total, losses.Parts(total, 2 * total, jnp.float32(step))), gradients
-
-    monkeypatch.setattr(step_lib, "loss_and_gradients", stand_in)
-    setup = types.SimpleNamespace(graphdef="structure", optimizer=optax.sgd(0.1), shardings=None)
-    step = step_lib.make_train_step(config, setup, 834)
+    graphdef, _ = functional.abstract(Square)
+    setup = types.SimpleNamespace(graphdef=graphdef, optimizer=optax.sgd(0.1), shardings=None)
+    step = step_lib.make_train_step(SquareTask(config), setup)
     copy = lambda: {"w": jnp.asarray(start, jnp.float32)}
     optimizer_state = setup.optimizer.init(copy())
     state = state_lib.TrainState(jnp.int32(first), copy(), optimizer_state, copy() if ema else None)
@@ -98,16 +124,16 @@ def steps(monkeypatch, config, start, ema, count=3, first=0):
     return states, metrics
 
 
-def test_steps_by_hand(monkeypatch):
+def test_steps_by_hand():
     config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(ema_decay=0.15))
-    states, metrics = steps(monkeypatch, config, [2.0, 0.0], ema=True)
+    states, metrics = steps(config, [2.0, 0.0], ema=True)
     # The distance from (1, 2) shrinks by 1 - 2 · 0.1 a step.
     for number, (state, found) in enumerate(zip(states, metrics)):
         assert state.step == number + 1
         left, square = 0.8 ** (number + 1), 5 * 0.64**number
         np.testing.assert_allclose(state.params["w"], [1 + left, 2 - 2 * left], rtol=1e-5)
-        values = [found.total, *found.parts]
-        np.testing.assert_allclose(values, [square, square, 2 * square, number, 0], rtol=1e-5)
+        values = [found.total, *(found.parts[name] for name in SquareTask.loss_parts)]
+        np.testing.assert_allclose(values, [square, square / 2, 2 * square, number], rtol=1e-5)
         np.testing.assert_allclose(found.gradient_norm, 2 * square**0.5, rtol=1e-5)
         np.testing.assert_allclose(found.parameter_norm, norm(state.params), rtol=1e-5)
     # The average's decay climbs from 1/10 over 2/11 to its limit.
@@ -117,28 +143,28 @@ def test_steps_by_hand(monkeypatch):
         np.testing.assert_allclose(state.ema["w"], average, rtol=1e-5)
 
 
-def test_the_average_approaches_its_decay_slowly(monkeypatch):
+def test_the_average_approaches_its_decay_slowly():
     config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(ema_decay=0.9))
-    (late,), _ = steps(monkeypatch, config, [2.0, 0.0], ema=True, count=1, first=5)
+    (late,), _ = steps(config, [2.0, 0.0], ema=True, count=1, first=5)
     wanted = 6 / 15 * np.array([2, 0]) + 9 / 15 * late.params["w"]
     np.testing.assert_allclose(late.ema["w"], wanted, rtol=1e-5)
-    (later,), _ = steps(monkeypatch, config, [2.0, 0.0], ema=True, count=1, first=1000)
+    (later,), _ = steps(config, [2.0, 0.0], ema=True, count=1, first=1000)
     np.testing.assert_allclose(later.ema["w"], 0.9 * np.array([2, 0]) + 0.1 * later.params["w"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["vit", "t5", "heatmap_head", "score_head"])
-def test_dropout_keys_come_from_seed_and_step(monkeypatch, part):
+def test_dropout_keys_come_from_seed_and_step(part):
     model = dataclasses.replace(SMALLEST, **{part: dataclasses.replace(getattr(SMALLEST, part), dropout=0.1)})
     config = dataclasses.replace(CONFIG, model=model, train=dataclasses.replace(CONFIG.train, seed=7))
-    _, metrics = steps(monkeypatch, config, [1.0, 2.0], ema=False)  # at the minimum, noise alone is left
+    _, metrics = steps(config, [1.0, 2.0], ema=False)  # at the minimum, noise alone is left
     draw = lambda number: jax.random.uniform(jax.random.fold_in(jax.random.key(7), number))
     np.testing.assert_allclose([m.total for m in metrics], [draw(n) for n in range(3)], rtol=1e-6)
-    _, resumed = steps(monkeypatch, config, [1.0, 2.0], ema=False, count=1, first=2)
+    _, resumed = steps(config, [1.0, 2.0], ema=False, count=1, first=2)
     assert resumed[0].total == metrics[2].total
 
 
-def test_without_dropout_there_is_no_key(monkeypatch):
-    _, metrics = steps(monkeypatch, CONFIG, [1.0, 2.0], ema=False, count=1)
+def test_without_dropout_there_is_no_key():
+    _, metrics = steps(CONFIG, [1.0, 2.0], ema=False, count=1)
     assert metrics[0].total == 0
 
 
@@ -149,14 +175,16 @@ def test_without_dropout_there_is_no_key(monkeypatch):
 def gradients():
     """(params, batch) → ((loss, parts), gradients), in NumPy."""
     graphdef, _ = made(SMALLEST)
-    run = jax.jit(lambda params, batch: step_lib.loss_and_gradients(graphdef, CONFIG, params, batch, None))
+    run = jax.jit(
+        lambda params, batch: step_lib.loss_and_gradients(CriticTask(CONFIG, None), graphdef, params, batch, 0)
+    )
     return lambda params, batch: jax.device_get(run(params, batch))
 
 
 def test_gradients_point_uphill(gradients):
     params, batch = made(SMALLEST)[1], fake()
     (loss, parts), gradient = gradients(params, batch)
-    np.testing.assert_allclose(loss, 2 * parts.heatmap + 3 * parts.score + 0.5 * parts.keyword, rtol=1e-5)
+    np.testing.assert_allclose(loss, 2 * parts["heatmap"] + 3 * parts["score"] + 0.5 * parts["keyword"], rtol=1e-5)
     assert jax.tree.structure(gradient) == jax.tree.structure(params)
     assert all(np.abs(leaf).max() > 0 for leaf in flat(gradient).values())  # everything takes part
     move = lambda size: jax.tree.map(lambda p, g: p + size / norm(gradient) * g, params, gradient)
@@ -199,7 +227,7 @@ def test_a_dropped_label_teaches_nothing(gradients):
     (same, _), _ = gradients(params, dropped._replace(scores=batch.scores, heatmaps=other))
     assert same == loss
     (_, parts), gradient = gradients(params, dropped._replace(target_mask=np.zeros_like(batch.target_mask)))
-    assert parts.keyword == 0 and norm(gradient["decoder"]) == norm(gradient["output"]) == 0
+    assert parts["keyword"] == 0 and norm(gradient["decoder"]) == norm(gradient["output"]) == 0
 
 
 # The evaluation step

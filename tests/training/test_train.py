@@ -14,8 +14,8 @@ from data_pipelines import store
 from data_pipelines.loading.loader import TrainLoader
 from rahf import config as config_lib
 from rahf.core.errors import NotFinite, TrainError
-from rahf.critic.evaluation.evaluator import Evaluation, metric_names
-from rahf.critic.losses import Parts
+from rahf.critic.evaluation.evaluator import CriticEvaluation, metric_names
+from rahf.critic.losses import OF_LABELS
 from rahf.training import loop, progress
 from rahf.training import state as state_lib
 from rahf.training.checkpoint import Checkpointer
@@ -102,9 +102,10 @@ def loop_around(evaluator, checkpoints, **train_fields) -> loop._Run:
     """The inside of a run, with an evaluator of ours."""
     run = object.__new__(loop._Run)
     run.config = config_lib.Config(train=config_lib.TrainConfig(**{"steps": 10_000, **train_fields}))
-    run.checkpoints, run.eval_batches, run.eval_labels = checkpoints, None, None
+    run.checkpoints = checkpoints
+    run.task = SimpleNamespace(loss_parts=OF_LABELS, needs_thorough=lambda name: name.startswith("keywords/"))
     run.best = loop._value(run.config, checkpoints.best_metrics() or {})
-    run.evaluator = SimpleNamespace(run=evaluator)
+    run.evaluator = SimpleNamespace(evaluate=evaluator, summary=lambda metrics: "")
     run.reporter = SimpleNamespace(write=lambda *_: None, say=lambda *_: None, pause=lambda: None)
     return run
 
@@ -118,7 +119,7 @@ def scripted(tmp_path):
         found = iter(values.values())
 
         def evaluator(*_, **__):
-            return Evaluation({"scores/mean/plcc": next(found), "loss/total": 1.0}, {}, {}, [], 8, 0.0)
+            return CriticEvaluation({"scores/mean/plcc": next(found), "loss/total": 1.0}, {}, {}, [], 8, 0.0)
 
         inside = loop_around(evaluator, checkpoints, best_metric="scores/mean/plcc", **train_fields)
         for step in values:
@@ -144,9 +145,9 @@ def test_the_smallest_can_be_best(scripted):
 def test_keywords_are_generated_where_they_decide():
     asked = []
 
-    def evaluator(params, batches, labels, generate, intervals):
-        asked.append(generate)
-        return Evaluation({"loss/total": 1.0}, {}, {}, [], 8, 0.0)
+    def evaluator(params, thorough):
+        asked.append(thorough)
+        return CriticEvaluation({"loss/total": 1.0}, {}, {}, [], 8, 0.0)
 
     for metric in ("keywords/f1", "keywords_constrained/f1"):
         run = loop_around(evaluator, Kept(), steps=4, best_metric=metric)
@@ -212,7 +213,7 @@ def measured(**changes) -> StepMetrics:
         "gradient": 1.0,
         "parameters": 50.0,
     } | changes
-    parts = Parts(*(np.float32(values[n]) for n in Parts._fields))
+    parts = {name: np.float32(values[name]) for name in OF_LABELS}
     return StepMetrics(
         np.float32(values["total"]), parts, np.float32(values["gradient"]), np.float32(values["parameters"])
     )
@@ -247,7 +248,7 @@ class Kept:
 )
 def test_what_is_not_finite_is_named(changes, named, kept):
     run = object.__new__(loop._Run)
-    run.checkpoints = Kept(4, 8)
+    run.checkpoints, run.task = Kept(4, 8), SimpleNamespace(loss_parts=OF_LABELS)
     run.check(9, measured())
     with pytest.raises(
         TrainError, match=rf"^step 9: {named} is not finite \(.*\); last good checkpoint: step {kept[-1]}, "

@@ -10,7 +10,8 @@ import pytest
 
 from rahf import config as config_lib
 from rahf.core.errors import TrainError
-from rahf.training import run_lock as claim_lib
+from rahf.training import run_lock
+from rahf.training.task import SavedFile
 from tests.helpers.train_maker import train
 
 # What is refused, in one line, before anything is computed
@@ -68,7 +69,10 @@ def test_wrong_data(tiny_config, tiny_data, tmp_path, capsys):
 
 def test_an_unknown_metric_suggests_the_nearest(tiny_config, tmp_path, capsys):
     error = refused(capsys, tiny_config, tmp_path / "run", "--train.best-metric", "scores/mean/plc")
-    assert error == "train.best_metric: no metric 'scores/mean/plc'. Did you mean 'scores/mean/plcc'?\n"
+    assert (
+        error
+        == "train.best_metric: no metric 'scores/mean/plc' of a critic model configured like this. Did you mean 'scores/mean/plcc'?\n"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -81,9 +85,8 @@ def test_devices_that_are_not_there(tiny_config, tmp_path, capsys):
 # Who may go on in a run directory
 
 
-class Words:
-    def __init__(self, model=b"words", source="data/tokenizer.model"):
-        self.model, self.source = model, source
+def words(content=b"words"):
+    return {"tokenizer.model": SavedFile(content, "the data's vocabulary data/tokenizer.model")}
 
 
 def begin(run) -> None:
@@ -93,35 +96,35 @@ def begin(run) -> None:
 def test_until_the_first_checkpoint_anyone_may_begin_again(tmp_path):
     run = tmp_path / "run"
     first, second = config_lib.Config(), config_lib.Config(data=config_lib.DataConfig(eval_split="test"))
-    assert claim_lib.claim(run, first, Words()) == []
+    assert run_lock.acquire(run, first, words()) == []
     (run / "checkpoints/latest/4.orbax-checkpoint-tmp").mkdir(parents=True)  # died while saving its first
-    assert claim_lib.claim(run, second, Words(b"others")) == []
+    assert run_lock.acquire(run, second, words(b"others")) == []
     assert config_lib.from_json((run / "config.json").read_text()) == second
     assert (run / "tokenizer.model").read_bytes() == b"others"
     begin(run)
     with pytest.raises(TrainError, match="data.eval_split: 'test' there, 'dev' given"):
-        claim_lib.claim(run, first, Words(b"others"))
+        run_lock.acquire(run, first, words(b"others"))
     with pytest.raises(TrainError, match="differs from the data's vocabulary data/tokenizer.model"):
-        claim_lib.claim(run, second, Words())
+        run_lock.acquire(run, second, words())
 
 
 def test_what_may_change_is_written_down(tmp_path):
     config = config_lib.Config()
-    claim_lib.claim(tmp_path, config, Words())
+    run_lock.acquire(tmp_path, config, words())
     begin(tmp_path)
     train_config = dataclasses.replace(config.train, checkpoint_every=7, steps=30_000)
     optimizer = dataclasses.replace(config.optimizer, learning_rate=1e-5)
     mesh = config_lib.MeshConfig(fsdp=4)
     changed = dataclasses.replace(config, workdir="elsewhere", train=train_config, optimizer=optimizer, mesh=mesh)
-    assert claim_lib.claim(tmp_path, changed, Words()) == [
+    assert run_lock.acquire(tmp_path, changed, words()) == [
         "optimizer.learning_rate: 0.0001 there, 1e-05 given",
         "train.steps: 20000 there, 30000 given",
     ]
     assert config_lib.from_json((tmp_path / "config.json").read_text()) == changed
-    assert claim_lib.claim(tmp_path, changed, Words()) == []
+    assert run_lock.acquire(tmp_path, changed, words()) == []
 
 
 def test_a_run_that_died_before_its_config_was_whole(tmp_path):
     (tmp_path / ".config.json.1a2b3c4d.unfinished").write_text('{"workdir"')
-    assert claim_lib.claim(tmp_path, config_lib.Config(), Words()) == []
+    assert run_lock.acquire(tmp_path, config_lib.Config(), words()) == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "tokenizer.model"]

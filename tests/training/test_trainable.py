@@ -9,6 +9,7 @@ import pytest
 
 from rahf.config import Config, DataConfig, LoraConfig, OptimizerConfig
 from rahf.core.errors import ConfigError
+from rahf.critic.task import CriticTask
 from rahf.nn import functional
 from rahf.training import checkpoint, sharding, trainable
 from rahf.training import state as state_lib
@@ -42,9 +43,12 @@ def test_patterns():
 
 
 def stepped(settings, count=2):
-    setup = state_lib.setup(settings)
-    start, before = state_lib.create(settings, setup), jax.device_get(state_lib.create(settings, setup))
-    step, state = step_lib.make_train_step(settings, setup), start
+    setup = state_lib.setup(CriticTask(settings, None))
+    start, before = (
+        state_lib.create(CriticTask(settings, None), setup),
+        jax.device_get(state_lib.create(CriticTask(settings, None), setup)),
+    )
+    step, state = step_lib.make_train_step(CriticTask(settings, None), setup), start
     batch = sharding.to_devices(fake(), setup.mesh)
     with jax.transfer_guard("disallow"):  # a step moves nothing between host and device
         for _ in range(count):
@@ -131,13 +135,15 @@ def test_checkpoints(which, request, tmp_path):
 
 def test_frozen_towers_cost_no_gradient():
     """With the image tower frozen nothing of it is differentiated."""
-    graphdef, params = functional.abstract(lambda: __import__("rahf.critic.networks.multi_head").models.rahf.Rahf(SMALLEST))
+    graphdef, params = functional.abstract(
+        lambda: __import__("rahf.critic.networks.multi_head").models.rahf.Rahf(SMALLEST)
+    )
 
     def products(settings):
         def run(params):
             trained = trainable.trained(settings.optimizer, params, None)
-            whole = lambda tree: trainable.replaced(params, None, tree)[0]  # noqa: E731
-            return step_lib.loss_and_gradients(graphdef, settings, trained, fake(), None, None, None, whole)[1]
+            merge = lambda tree: trainable.replaced(params, None, tree)[0]  # noqa: E731
+            return step_lib.loss_and_gradients(CriticTask(settings, None), graphdef, trained, fake(), 0, merge)[1]
 
         from rahf.nn.flops import count_flops
 

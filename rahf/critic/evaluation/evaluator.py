@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from typing import Any, Callable, Iterable, NamedTuple, Protocol, Sequence
 
@@ -13,14 +12,14 @@ import numpy as np
 from rahf.config import Config
 from rahf.core.batch import HEATMAPS, Batch
 from rahf.core.errors import NotFinite
+from rahf.critic import families
 from rahf.critic.evaluation.eval_step import Evaluated, make_eval_step
 from rahf.critic.evaluation.report.page import ReportExample
 from rahf.critic.losses import OF_LABELS
-from rahf.critic.networks import kinds
 from rahf.metrics.evaluation import EvaluationMetrics, MeanBaseline, TrainingMean
 from rahf.nn import functional
 from rahf.text import Tokenizer, align_labels, parse_target
-from rahf.training import sharding
+from rahf.training import multihost, sharding
 
 _LOSSES = tuple(f"loss/{name}" for name in (*OF_LABELS, "total"))
 
@@ -37,7 +36,7 @@ class StoredLabels(Protocol):
 
 
 @dataclasses.dataclass
-class Evaluation:
+class CriticEvaluation:
     """Result of a run over a split. Metric names as in `rahf.metrics`, and ``loss/<part>``."""
 
     metrics: dict[str, float]
@@ -48,12 +47,12 @@ class Evaluation:
     seconds: float
 
 
-class Evaluator:
+class CriticEvaluator:
     """Evaluates parameters on batches; compiled once, then usable during a whole training run."""
 
     def __init__(self, graphdef: Any, config: Config, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
         self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
-        self.outputs = kinds.outputs(config.model)
+        self.outputs = families.outputs(config.model)
         self._steps = {
             generate: make_eval_step(graphdef, config, tokenizer.suffix_ids[0], generate) for generate in (True, False)
         }
@@ -69,7 +68,7 @@ class Evaluator:
         mean: TrainingMean | None = None,
         gallery: bool = False,
         progress: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda x: x,
-    ) -> Evaluation:
+    ) -> CriticEvaluation:
         """Runs over all batches.
 
         Args:
@@ -93,7 +92,7 @@ class Evaluator:
         examples: list[ReportExample] = []
         for batch in progress(batches):
             batch = self.outputs.narrow(batch)
-            found = _local(self._steps[generate](params, sharding.to_devices(batch, self.mesh)), self.mesh)
+            found = multihost.local_rows(self._steps[generate](params, sharding.to_devices(batch, self.mesh)), self.mesh)
             rows = np.flatnonzero(batch.example_mask)
             _check_finite(self.outputs, batch, found, rows)
             truths = [labels[i] for i in batch.index[rows]]
@@ -105,12 +104,12 @@ class Evaluator:
                 examples += [_example(found, r, t, w, x) for r, t, w, x in zip(rows, truths, words, total)]
         metrics = gather(metrics)
         values = metrics.compute() | _mean_losses(losses)
-        return Evaluation(
+        return CriticEvaluation(
             self._measured(values),
             self._measured(metrics.intervals()) if intervals else {},
             self._measured(gather(baseline.metrics).compute()) if baseline else {},
             examples,
-            _total(sum(len(v) for v, _ in losses)),
+            int(multihost.total(sum(len(v) for v, _ in losses))),
             time.perf_counter() - started,
         )
 
@@ -127,26 +126,7 @@ class _Words(NamedTuple):
     probability: np.ndarray | None  # float [K]
 
 
-@functools.cache
-def _like_batch(mesh: jax.sharding.Mesh) -> Callable[[Evaluated], Evaluated]:
-    return jax.jit(lambda found: found, out_shardings=sharding.batch_sharding(mesh))
-
-
-def _local(found: Evaluated, mesh: jax.sharding.Mesh) -> Evaluated:
-    """This process's rows as NumPy arrays."""
-    if jax.process_count() == 1:
-        return jax.tree.map(np.asarray, found)
-    # The compiler is free to lay results out in another way; here they lie like the examples that went in.
-    laid = _like_batch(mesh)(found)
-
-    def one(x):
-        shards = {s.index[0].start or 0: s.data for s in x.addressable_shards}
-        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
-
-    return jax.tree.map(one, laid)
-
-
-def _check_finite(outputs: kinds.Outputs, batch: Batch, found: Evaluated, rows: np.ndarray) -> None:
+def _check_finite(outputs: families.Outputs, batch: Batch, found: Evaluated, rows: np.ndarray) -> None:
     for name, values in {**outputs.predicted(found.prediction), **found.parts._asdict()}.items():
         finite = np.isfinite(values[rows]).all(axis=tuple(range(1, values.ndim)))  # of the last batch: perhaps no rows
         if not finite.all():
@@ -157,7 +137,7 @@ def _check_finite(outputs: kinds.Outputs, batch: Batch, found: Evaluated, rows: 
 
 def _words(
     tokenizer: Tokenizer,
-    outputs: kinds.Outputs,
+    outputs: families.Outputs,
     batch: Batch,
     found: Evaluated,
     rows: np.ndarray,
@@ -211,34 +191,18 @@ def _mean_losses(losses: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float
     """Mean per example of each part, over the examples of all processes that have its labels."""
     values, known = (np.concatenate(part) for part in zip(*losses))
     sums, counts = np.where(known, values, 0.0).sum(0), known.sum(0).astype(np.float64)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        sums, counts = (np.asarray(multihost_utils.process_allgather(a)).sum(0) for a in (sums, counts))
+    sums, counts = multihost.total((sums, counts))
     return {name: float(s / max(c, 1)) for name, s, c in zip(_LOSSES, sums, counts)}
 
 
-def _total(count: int) -> int:
-    """The sum over all processes."""
-    if jax.process_count() == 1:
-        return count
-    from jax.experimental import multihost_utils
-
-    return int(np.sum(multihost_utils.process_allgather(np.array(count))))
-
-
 def gather(metrics: EvaluationMetrics) -> EvaluationMetrics:
-    """Joins the examples of all processes; with one process, what was given."""
+    """Joins the examples of all processes; with one process, the same object."""
     if jax.process_count() == 1:
         return metrics
-    from jax.experimental import multihost_utils
-
-    mine = metrics.to_arrays()
-    rows = int(np.max(multihost_utils.process_allgather(np.array(max(len(a) for a in mine.values())))))
-    everyone = multihost_utils.process_allgather(metrics.to_arrays(rows=rows))
+    rows = multihost.largest(max(len(array) for array in metrics.to_arrays().values()))
     joined = EvaluationMetrics()
-    for process in range(jax.process_count()):
-        joined.add_arrays({name: np.asarray(array[process]) for name, array in everyone.items()})
+    for arrays in multihost.all_processes(metrics.to_arrays(rows=rows)):
+        joined.add_arrays(arrays)
     return joined
 
 

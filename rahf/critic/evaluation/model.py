@@ -11,14 +11,13 @@ import jax.numpy as jnp
 
 from rahf import config as config_lib
 from rahf.config import Config
-from rahf.core import errors
 from rahf.core.batch import Batch
-from rahf.critic import loading
+from rahf.critic import families, loading
 from rahf.critic.critic import Critic
 from rahf.critic.evaluation.eval_step import Evaluated
-from rahf.critic.evaluation.evaluator import Evaluation, Evaluator
+from rahf.critic.evaluation.evaluator import CriticEvaluation, CriticEvaluator
 from rahf.critic.losses import Parts
-from rahf.critic.networks import kinds
+from rahf.critic.task import CriticTask
 from rahf.text import Tokenizer, load_tokenizer
 from rahf.training import checkpoint, sharding
 from rahf.training import state as state_lib
@@ -29,7 +28,7 @@ class Opened(NamedTuple):
 
     config: Config
     tokenizer: Tokenizer
-    evaluator: Evaluator
+    evaluator: CriticEvaluator
     params: Any
     name: str
     step: int | None
@@ -56,9 +55,9 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
     config = config_lib.from_json((run / "config.json").read_text(), where=str(run / "config.json"))
     config = _placed(config, data, batch_size, len(jax.devices()))
     tokenizer = load_tokenizer(run / "tokenizer.model")
-    made = state_lib.setup(config)
-    params = checkpoint.load_params(state, made.shapes.params)
-    evaluator = Evaluator(made.graphdef, config, tokenizer, made.mesh)
+    setup = state_lib.setup(CriticTask(config, tokenizer))
+    params = checkpoint.load_params(state, setup.shapes.params)
+    evaluator = CriticEvaluator(setup.graphdef, config, tokenizer, setup.mesh)
     step = int(state.parent.name) if state.parent.name.isdigit() else None
     about = f"{state.parent.parent.name} checkpoint of step {state.parent.name}"
     return Opened(config, tokenizer, evaluator, params, run.name, step, about, run / "report", run)
@@ -67,7 +66,7 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
 def _exported(file: pathlib.Path, data: str | None, batch_size: int | None) -> Opened:
     critic = loading.load(file)
     if critic.network.forward is None:
-        raise errors.ArgumentError(f"{file}: was exported with --scores-only; evaluate needs heatmaps and words, too")
+        raise ValueError(f"{file}: was exported with --scores-only; evaluate needs heatmaps and words, too")
     config = _placed(critic.config, data, batch_size, 1)
     evaluator = ExportedEvaluator(critic, config)
     reports = file.with_name(f"{file.stem}-report")
@@ -84,17 +83,17 @@ def _placed(config: Config, data: str | None, batch_size: int | None, devices: i
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes), mesh=mesh)
 
 
-class ExportedEvaluator(Evaluator):
+class ExportedEvaluator(CriticEvaluator):
     """Evaluates an exported file, on one device: all metrics but losses, words by constrained scoring."""
 
     def __init__(self, critic: Critic, config: Config):
         self.config, self.tokenizer = config, critic.tokenizer
-        self.outputs = kinds.outputs(config.model)
+        self.outputs = families.outputs(config.model)
         self.mesh = sharding.make_mesh(config.mesh, jax.local_devices()[:1])
         self._steps = {False: jax.jit(lambda params, batch: _step(critic, params, batch))}
 
-    def run(self, params: Any, batches: Any, labels: Any, *, generate: bool = False, **options: Any) -> Evaluation:
-        """As of `Evaluator`; the file cannot generate, whatever is asked for, and holds no logits to compute losses."""
+    def run(self, params: Any, batches: Any, labels: Any, *, generate: bool = False, **options: Any) -> CriticEvaluation:
+        """As of `CriticEvaluator`; the file cannot generate, whatever is asked for, and holds no logits to compute losses."""
         found = super().run(params, batches, labels, generate=False, **options)
         measured = {name: value for name, value in found.metrics.items() if not name.startswith("loss/")}
         return dataclasses.replace(found, metrics=measured)

@@ -20,7 +20,7 @@ from data_pipelines.loading.loader import eval_loader
 from rahf.config import Config
 from rahf.core.files import write_atomically
 from rahf.critic import provenance
-from rahf.critic.evaluation.evaluator import Evaluation
+from rahf.critic.evaluation.evaluator import CriticEvaluation
 from rahf.critic.evaluation.model import Opened, open_model
 from rahf.critic.evaluation.report.page import metrics_json, metrics_table, write_report
 from rahf.critic.evaluation.training_mean import training_mean
@@ -39,7 +39,7 @@ def run(
     generate: bool = True,
     examples: int = 60,
     console: Console | None = None,
-) -> Evaluation:
+) -> CriticEvaluation:
     """Evaluates a model on a split and writes what was found.
 
     Args:
@@ -95,7 +95,7 @@ def _mean(config: Config):
     return training_mean(Labels(store.open_split(config.data.path, config.data.train_split)))
 
 
-def _meta(opened: Opened, split: str, evaluation: Evaluation, total: int) -> dict[str, str]:
+def _meta(opened: Opened, split: str, evaluation: CriticEvaluation, total: int) -> dict[str, str]:
     return {
         "model": opened.about,
         "data": f"{opened.config.data.path}, split {split}, {evaluation.count} of {total} examples",
@@ -107,7 +107,7 @@ def _meta(opened: Opened, split: str, evaluation: Evaluation, total: int) -> dic
     }
 
 
-def _write_quantiles(evaluation: Evaluation, opened: Opened, split: str) -> None:
+def _write_quantiles(evaluation: CriticEvaluation, opened: Opened, split: str) -> None:
     """The scores' distribution on a whole split, to which the percentiles of predictions refer from now on."""
     scores = np.stack([example.scores for example in evaluation.examples])
     # With more processes none has all of the parameters, whose hash names the model; a baseline may lack a score.
@@ -120,7 +120,7 @@ def _write_quantiles(evaluation: Evaluation, opened: Opened, split: str) -> None
 
 
 def _write(
-    evaluation: Evaluation, folder: pathlib.Path, json_file, meta: dict[str, str], opened: Opened, examples: int
+    evaluation: CriticEvaluation, folder: pathlib.Path, json_file, meta: dict[str, str], opened: Opened, examples: int
 ) -> None:
     curves = read_rows(opened.run / "metrics.jsonl") if opened.run else []
     write_report(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from rahf.config import Config
+from rahf.config import ClipBaselineConfig, Config, ResNetBaselineConfig
 from rahf.core.batch import HEATMAPS, SCORES
-from rahf.critic.networks import kinds
+from rahf.critic import families
 from rahf.critic.provenance import Provenance
 
 _METRICS = (
@@ -28,7 +28,7 @@ def card(config: Config, about: dict[str, Any], known: Provenance, metrics: dict
       metrics: `metrics.json` of an evaluation: `metrics`, `intervals` and `meta`; None: not evaluated.
     """
     full = "predict" in about["functions"]
-    said = kinds.outputs(config.model)
+    said = families.outputs(config.model)
     maps = said.heatmaps if full else ()
     side = config.model.image_size
     lines = [
@@ -78,7 +78,7 @@ def card(config: Config, about: dict[str, Any], known: Provenance, metrics: dict
     return "\n".join(lines) + "\n"
 
 
-def _gives(said: kinds.Outputs, maps: tuple[str, ...], full: bool) -> str:
+def _gives(said: families.Outputs, maps: tuple[str, ...], full: bool) -> str:
     parts = [_count(len(said.scores), "score")]
     parts += [_count(len(maps), "heatmap")] if maps else []
     parts += ["a probability for each word"] if full and said.keywords else []
@@ -91,11 +91,11 @@ def _count(number: int, what: str) -> str:
     return f"{('no', 'one', 'two', 'three', 'four')[number]} {what}{'s' if number != 1 else ''}"
 
 
-def _kind(config: Config, said: kinds.Outputs) -> str:
+def _kind(config: Config, said: families.Outputs) -> str:
     """What a reader must know of a baseline."""
-    if config.model.kind == "resnet":
+    if isinstance(config.model, ResNetBaselineConfig):
         return " It is a baseline that does not read the prompt and judges no words."
-    if config.model.kind == "clip":
+    if isinstance(config.model, ClipBaselineConfig):
         lacking = [name for name in SCORES if name not in said.scores]
         nan = f" What it does not predict ({', '.join(lacking)}) is NaN." if lacking else ""
         return f" It is a CLIP, a baseline that judges no words.{nan}"
@@ -104,7 +104,7 @@ def _kind(config: Config, said: kinds.Outputs) -> str:
 
 def _trained(config: Config, step: int | None) -> str:
     if step == 0:
-        heads = " Its heads are random, and say nothing before training." if config.model.kind == "resnet" else ""
+        heads = " Its heads are random, and say nothing before training." if isinstance(config.model, ResNetBaselineConfig) else ""
         return f"Published weights as they were imported: rahf did not train them.{heads}"
     steps = "an unknown number of" if step is None else step
     data = f"`{_name(config.data.path)}`, split `{config.data.train_split}`"

@@ -26,13 +26,12 @@ from rahf.core import tree
 from rahf.core.batch import Prediction
 from rahf.core.errors import ArgumentError, ExportError
 from rahf.core.files import replacing
-from rahf.critic import loading, provenance
+from rahf.critic import families, loading, provenance
 from rahf.critic.critic import Critic
 from rahf.critic.export import archive
 from rahf.critic.export import card as model_card
 from rahf.critic.export import functions as export_functions
 from rahf.critic.export import read as exported
-from rahf.critic.networks import kinds
 from rahf.text import vocabulary
 from rahf.text.prompts import PromptWarning
 
@@ -75,7 +74,7 @@ def run(
     console.print(f"{done.file}: {done.size / 1e6:.1f} MB, model {known.model_id}; {checked}", soft_wrap=True)
     console.print(f"weights: {known.weight_licence}", soft_wrap=True)
     if known.quantiles is None:
-        whole = all(kinds.outputs(critic.config.model).score_mask)
+        whole = all(families.outputs(critic.config.model).score_mask)
         why = "run rahf evaluate before the export" if whole else "this baseline does not predict all four scores"
         console.print(f"no reference quantiles, so no percentiles: {why}", soft_wrap=True)
     return done
@@ -214,7 +213,7 @@ def _difference(critic: Critic, file: pathlib.Path, bf16: bool) -> float:
         found, expected = again(images, prompts), critic(images, prompts)
     # Without what an export of scores only lacks, and what a baseline does not predict.
     filled = Prediction(*(b if a is None else a for a, b in zip(tuple(found), tuple(expected))))
-    said = kinds.outputs(critic.config.model)
+    said = families.outputs(critic.config.model)
     pairs = {name: (a, said.predicted(expected)[name]) for name, a in said.predicted(filled).items()}
     for name, (_, b) in pairs.items():
         if not np.isfinite(b).all():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rahf.config import ModelConfig
+from rahf.config import CriticConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch
 from rahf.core.errors import ConfigError
 from rahf.critic import label_prompts as tasks_lib
@@ -72,7 +72,7 @@ class AugmentedRahf(Rahf):
 
     HEATMAP_HEADS, SCORE_HEADS = ("head",), ("head",)
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: CriticConfig):
         super().__init__(config)
         if not 1 <= config.tasks_per_example <= tasks_lib.COUNT:
             raise ConfigError(

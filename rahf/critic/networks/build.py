@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from rahf.config import ModelConfig
+from collections.abc import Callable
+
+from flax import nnx
+
+from rahf.config import ClipBaselineConfig, CriticConfig, FamilyConfig, ResNetBaselineConfig
 from rahf.critic.networks.augmented_prompt import AugmentedRahf
 from rahf.critic.networks.clip import Clip
 from rahf.critic.networks.multi_head import Rahf
 from rahf.critic.networks.resnet import ResNetBaseline
-from rahf.diffusion.networks.pixel_unet import TextToImage
 from rahf.nn import functional
 
 
-def build(config: ModelConfig):
-    """A function that builds the module of the configured kind; for `functional.init` and `abstract`."""
-    if config.kind == "rahf":
+def build(config: FamilyConfig) -> Callable[[], nnx.Module]:
+    """A function that builds the module of a critic family; for `functional.init` and `functional.abstract`.
+
+    Raises:
+      TypeError: the config of another family.
+    """
+    if isinstance(config, CriticConfig):
         return lambda: (AugmentedRahf if config.variant == "augmented-prompt" else Rahf)(config)
-    if config.variant != "multi-head":
-        raise ValueError(f"model.variant {config.variant!r} is for models of kind 'rahf', not {config.kind!r}")
-    return lambda: {"resnet": ResNetBaseline, "clip": Clip, "diffusion": TextToImage}[config.kind](config)
+    if isinstance(config, ResNetBaselineConfig):
+        return lambda: ResNetBaseline(config)
+    if isinstance(config, ClipBaselineConfig):
+        return lambda: Clip(config)
+    raise TypeError(f"a {config.family!r} model is no critic")
 
 
-def parameter_table(config: ModelConfig) -> dict[str, int]:
+def parameter_table(config: FamilyConfig) -> dict[str, int]:
     """Number of parameters by part, without allocating any."""
     _, params = functional.abstract(build(config))
     return {name: functional.count({name: params[name]}) for name in sorted(params)}

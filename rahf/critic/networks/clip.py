@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from rahf.config import ModelConfig
+from rahf.config import ClipBaselineConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch
 from rahf.core.errors import ConfigError
 from rahf.critic.networks import outputs
@@ -31,9 +31,9 @@ class Embedded(NamedTuple):
 
 
 class Clip(nnx.Module):
-    """Image and prompt → scores, misalignment heatmap, or both; as `ModelConfig.clip` says."""
+    """Image and prompt → scores, misalignment heatmap, or both; as `ClipBaselineConfig.clip` says."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ClipBaselineConfig):
         clip, dtype = config.clip, jnp.dtype(config.compute_dtype)
         if not config.vit.class_token:
             raise ConfigError("model.vit.class_token: CLIP reads the image from its class token; set it to True")
@@ -114,7 +114,7 @@ class Clip(nnx.Module):
         Where the cosine of the whole prompt is most sensitive; blurred, because a patch embedding's gradient is
         noise from pixel to pixel. The paper names its baseline "CLIP gradient" and says no more.
         """
-        whole = lambda pixels: (self.image_embedding(pixels) * fused.text).sum()  # images are independent
+        whole = lambda pixels: (self.image_embedding(pixels) * fused.text).sum()  # noqa: E731 - images are independent
         values = jnp.abs(jax.grad(whole)(fused.pixels)).sum(-1)
         # Gradients are small numbers; scaled first, so that their sums keep their digits.
         values = values / jnp.maximum(values.max((1, 2), keepdims=True), jnp.finfo(jnp.float32).tiny)

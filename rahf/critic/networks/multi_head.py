@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from rahf.config import ModelConfig
+from rahf.config import CriticConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch
 from rahf.critic.networks import heads
 from rahf.critic.networks import word_tags as tags_lib
@@ -27,7 +27,7 @@ class Rahf(nnx.Module):
 
     HEATMAP_HEADS, SCORE_HEADS = HEATMAPS, SCORES
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: CriticConfig):
         dtype = jnp.dtype(config.compute_dtype)
         width = config.t5.width
         self.config, self.dtype, self.grid = config, dtype, config.image_size // config.vit.patch_size

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rahf.config import ModelConfig
+from rahf.config import ImageModelConfig
 from rahf.nn import pixels
 
 
@@ -23,7 +23,7 @@ class Fused(NamedTuple):
 class Logits(NamedTuple):
     """Raw outputs, float32: `heatmaps` [B,S,S,2], `scores` [B,4], `sequence` [B,T,V]; in training perhaps `tags` [B,V].
 
-    A baseline need not predict everything (`rahf.critic.networks.kinds.outputs`): NaN then, and None for the sequence.
+    A baseline need not predict everything (`rahf.critic.networks.families.outputs`): NaN then, and None for the sequence.
     """
 
     heatmaps: Float[Array, "b s s 2"]
@@ -32,7 +32,7 @@ class Logits(NamedTuple):
     tags: Float[Array, "b v"] | None = None
 
 
-def normalised(config: ModelConfig, image: Array) -> Float[Array, "b s s 3"]:
+def normalised(config: ImageModelConfig, image: Array) -> Float[Array, "b s s 3"]:
     """uint8 0..255 or float 0..1, any size → float32 of the network's size and normalisation; differentiable."""
     x = pixels.unit(image, config.image_size)
     return (x - jnp.asarray(config.image_mean)) / jnp.asarray(config.image_std)

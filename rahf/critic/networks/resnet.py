@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rahf.config import ModelConfig
+from rahf.config import ResNetBaselineConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch
 from rahf.critic.networks import heads, outputs
 from rahf.nn import layers
@@ -19,7 +19,7 @@ from rahf.nn.resnet import ResNet, grid
 class ResNetBaseline(nnx.Module):
     """Image → heatmaps and scores; the prompt is not read."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResNetBaselineConfig):
         dtype = jnp.dtype(config.compute_dtype)
         self.config, self.dtype = config, dtype
         self.resnet = ResNet(config.resnet, dtype=dtype)

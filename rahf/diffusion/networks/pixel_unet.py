@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from rahf.config import ModelConfig
+from rahf.config import PixelDiffusionConfig
 from rahf.core.errors import ConfigError
 from rahf.diffusion import schedules
 from rahf.diffusion.networks.blocks import GroupNorm, ResidualBlock, TextAttention, time_features
@@ -29,56 +29,61 @@ class Prompt(NamedTuple):
 
 
 class TextToImage(nnx.Module):
-    """Noisy picture, time and prompt → v, the noise or the clean picture (`config.diffusion.predicts`).
+    """Noisy picture, time and prompt → v, the noise or the clean picture (`config.prediction_type`).
 
     The prompt goes through a T5 encoder (`config.t5`). In front of its words stands a learned one that is
     there for the empty
     prompt, too: a mask without words is the condition of classifier-free guidance.
     """
 
-    def __init__(self, config: ModelConfig):
-        made, dtype = config.diffusion, jnp.dtype(config.compute_dtype)
+    def __init__(self, config: PixelDiffusionConfig):
+        dtype = jnp.dtype(config.compute_dtype)
         _check(config)
-        text, condition = config.t5.width, 4 * made.widths[0]
-        self.config, self.dtype, self.levels = config, dtype, len(made.widths)
+        text, condition = config.t5.width, 4 * config.block_out_channels[0]
+        self.config, self.dtype, self.levels = config, dtype, len(config.block_out_channels)
         self.embedding = layers.parameter(config.t5.vocab_size, text, std=1.0)
         self.nothing = layers.parameter(1, 1, text, std=1.0)
         execution = execution_lib.of(config)
         self.encoder = t5.Encoder(config.t5, dtype=dtype, execution=execution)
         linear = lambda i, o: layers.Linear(i, o, bias=True, std=i**-0.5, dtype=dtype)  # noqa: E731
         self.time1, self.time2, self.pooled = (
-            linear(made.widths[0], condition),
+            linear(config.block_out_channels[0], condition),
             linear(condition, condition),
             linear(text, condition),
         )
-        block = lambda i, o: ResidualBlock(i, o, condition, made.groups, dtype=dtype)  # noqa: E731
+        block = lambda i, o: ResidualBlock(i, o, condition, config.norm_num_groups, dtype=dtype)  # noqa: E731
         look = lambda width: TextAttention(  # noqa: E731
-            width, text, made.heads, made.groups, dtype=dtype, implementation=config.attention
+            width,
+            text,
+            config.num_attention_heads,
+            config.norm_num_groups,
+            dtype=dtype,
+            implementation=config.attention,
         )
-        self.first = layers.Conv3x3(3 * made.patch**2, made.widths[0], dtype=dtype)
-        width, kept = made.widths[0], [made.widths[0]]
-        for level, outputs in enumerate(made.widths):
-            for number in range(made.blocks):
+        self.first = layers.Conv3x3(3 * config.patch_size**2, config.block_out_channels[0], dtype=dtype)
+        width, kept = config.block_out_channels[0], [config.block_out_channels[0]]
+        for level, outputs in enumerate(config.block_out_channels):
+            for number in range(config.layers_per_block):
                 setattr(self, f"down_{level}_{number}", block(width, outputs))
                 width = outputs
-                if level >= made.attention_from:
+                if level >= config.attention_from:
                     setattr(self, f"down_attention_{level}_{number}", look(width))
                 kept.append(width)
             if level + 1 < self.levels:
                 setattr(self, f"shrink_{level}", linear(4 * width, width))
                 kept.append(width)
         self.middle1, self.middle_attention, self.middle2 = block(width, width), look(width), block(width, width)
-        for level, outputs in reversed(list(enumerate(made.widths))):
-            for number in range(made.blocks + 1):
+        for level, outputs in reversed(list(enumerate(config.block_out_channels))):
+            for number in range(config.layers_per_block + 1):
                 setattr(self, f"up_{level}_{number}", block(width + kept.pop(), outputs))
                 width = outputs
-                if level >= made.attention_from:
+                if level >= config.attention_from:
                     setattr(self, f"up_attention_{level}_{number}", look(width))
             if level:
-                setattr(self, f"grow_{level}", linear(width, 4 * made.widths[level - 1]))
-                width = made.widths[level - 1]
-        self.last_norm = GroupNorm(width, made.groups, dtype=dtype)
-        self.last = layers.Conv3x3(width, 3 * made.patch**2, dtype=jnp.dtype("float32"), gain=0.0)
+                setattr(self, f"grow_{level}", linear(width, 4 * config.block_out_channels[level - 1]))
+                width = config.block_out_channels[level - 1]
+        self.last_norm = GroupNorm(width, config.norm_num_groups, dtype=dtype)
+        self.last = layers.Conv3x3(width, 3 * config.patch_size**2, dtype=jnp.dtype("float32"), gain=0.0)
 
     def encode(self, text_ids: Int[Array, "b l"], text_mask: Bool[Array, "b l"]) -> Prompt:
         """Reads prompts; once for all steps of a sampler."""
@@ -91,15 +96,15 @@ class TextToImage(nnx.Module):
     def __call__(self, z: Float[Array, "b h w 3"], t: Int[Array, " b"], prompt: Prompt) -> Float[Array, "b h w 3"]:
         """Prediction of what the network was trained for, float32, for noisy pictures (clean ones are in
         [-1,1])."""
-        made, (words, mask) = self.config.diffusion, prompt
+        config, (words, mask) = self.config, prompt
         weights = mask.astype(jnp.float32)[..., None]
         pooled = (words.astype(jnp.float32) * weights).sum(1) / weights.sum(1)
-        times = time_features(t.astype(jnp.float32) / made.times, made.widths[0])
+        times = time_features(t.astype(jnp.float32) / config.num_train_timesteps, config.block_out_channels[0])
         condition = self.time2(jax.nn.silu(self.time1(times))) + self.pooled(pooled)
-        x = self.first(cells(z, made.patch))
+        x = self.first(cells(z, config.patch_size))
         kept = [x]
         for level in range(self.levels):
-            for number in range(made.blocks):
+            for number in range(config.layers_per_block):
                 x = self._block("down", level, number, x, condition, prompt)
                 kept.append(x)
             if level + 1 < self.levels:
@@ -107,16 +112,16 @@ class TextToImage(nnx.Module):
                 kept.append(x)
         x = self.middle2(self.middle_attention(self.middle1(x, condition), words, mask), condition)
         for level in reversed(range(self.levels)):
-            for number in range(made.blocks + 1):
+            for number in range(config.layers_per_block + 1):
                 x = jnp.concatenate([x, kept.pop()], -1)
                 x = self._block("up", level, number, x, condition, prompt)
             if level:
                 x = pixels(getattr(self, f"grow_{level}")(x), 2)
-        return pixels(self.last(jax.nn.silu(self.last_norm(x))), made.patch)
+        return pixels(self.last(jax.nn.silu(self.last_norm(x))), config.patch_size)
 
     def _block(self, way: str, level: int, number: int, x: Array, condition: Array, prompt: Prompt) -> Array:
         x = getattr(self, f"{way}_{level}_{number}")(x, condition)
-        if level < self.config.diffusion.attention_from:
+        if level < self.config.attention_from:
             return x
         return getattr(self, f"{way}_attention_{level}_{number}")(x, *prompt)
 
@@ -135,28 +140,30 @@ def pixels(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * side, w * side, c // side**2)
 
 
-def signals(config: ModelConfig) -> Float[np.ndarray, " t"]:
+def signals(config: PixelDiffusionConfig) -> Float[np.ndarray, " t"]:
     """``abar`` of each time that the configured network is trained with.
 
     A millionth of it is always signal: without any, the noise does not tell the picture (`steer.schedules`).
     """
-    made = config.diffusion
-    curve = {"cosine": schedules.cosine, "linear": schedules.linear}[made.schedule](made.times)
+    curve = {"squaredcos_cap_v2": schedules.cosine, "linear": schedules.linear}[config.beta_schedule](
+        config.num_train_timesteps
+    )
     return 1e-6 + (1 - 1e-6) * curve
 
 
-def _check(config: ModelConfig) -> None:
-    made = config.diffusion
-    if made.patch < 1:
-        raise ConfigError(f"model.diffusion.patch: expected at least 1, found {made.patch}")
-    coarsest = made.patch * 2 ** (len(made.widths) - 1)
+def _check(config: PixelDiffusionConfig) -> None:
+    if config.patch_size < 1:
+        raise ConfigError(f"model.patch_size: expected at least 1, found {config.patch_size}")
+    coarsest = config.patch_size * 2 ** (len(config.block_out_channels) - 1)
     if config.image_size % coarsest:
         raise ConfigError(
-            f"model.image_size {config.image_size}: expected a multiple of {coarsest}, because model.diffusion.patch is "
-            f"{made.patch} and model.diffusion.widths has {len(made.widths)} levels; each but the first halves the side"
+            f"model.image_size {config.image_size}: expected a multiple of {coarsest}, because model.patch_size is "
+            f"{config.patch_size} and model.block_out_channels has {len(config.block_out_channels)} levels; each but the first halves the side"
         )
-    for width in made.widths[made.attention_from :]:
-        if width % made.heads:
-            raise ConfigError(f"model.diffusion.widths: {width} cannot be shared by model.diffusion.heads {made.heads}")
-    if made.widths[0] % 2:
-        raise ConfigError(f"model.diffusion.widths: the first must be even, found {made.widths[0]}")
+    for width in config.block_out_channels[config.attention_from :]:
+        if width % config.num_attention_heads:
+            raise ConfigError(
+                f"model.block_out_channels: {width} cannot be shared by model.num_attention_heads {config.num_attention_heads}"
+            )
+    if config.block_out_channels[0] % 2:
+        raise ConfigError(f"model.block_out_channels: the first must be even, found {config.block_out_channels[0]}")

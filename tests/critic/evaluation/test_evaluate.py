@@ -14,12 +14,11 @@ from rahf.cli import main as cli
 from rahf.core import batch as batch_lib
 from rahf.core import errors as errors_lib
 from rahf.core.batch import HEATMAPS, SCORES, Prediction
-from rahf.critic import provenance
+from rahf.critic import families, provenance
 from rahf.critic.evaluation import evaluator
 from rahf.critic.evaluation import run as evaluation_report
 from rahf.critic.evaluation.eval_step import Evaluated
 from rahf.critic.losses import Parts
-from rahf.critic.networks import kinds
 from rahf.images import load_grey
 from rahf.images.resize import resize
 from rahf.metrics.heatmaps import HeatmapMetrics
@@ -260,10 +259,10 @@ def test_outputs_that_are_not_finite_are_named(field, row):
     values = found.parts.keyword if values is None else values
     rows = np.flatnonzero(batch.example_mask)
     values[2] = np.nan  # filling: of no interest
-    evaluator._check_finite(kinds.Outputs(), batch, found, rows)
+    evaluator._check_finite(families.Outputs(), batch, found, rows)
     values[row] = np.inf
     with pytest.raises(errors_lib.NotFinite, match=rf"{field.replace('_', ' ')}.* of example {row} "):
-        evaluator._check_finite(kinds.Outputs(), batch, found, rows)
+        evaluator._check_finite(families.Outputs(), batch, found, rows)
 
 
 def test_an_exported_file_is_evaluated(evaluated, finished_run, tiny_data, tmp_path):

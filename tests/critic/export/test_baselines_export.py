@@ -16,10 +16,10 @@ from rahf.cli import main as cli
 from rahf.config import Config, DataConfig
 from rahf.core.batch import SCORES, Prediction
 from rahf.core.errors import ExportError
-from rahf.critic import loading
+from rahf.critic import families, loading
 from rahf.critic.critic import Critic
 from rahf.critic.export import write as export
-from rahf.critic.networks import build, kinds
+from rahf.critic.networks import build
 from rahf.critic.published import baselines
 from rahf.nn import functional
 from rahf.text import Tokenizer, train_tokenizer
@@ -68,7 +68,7 @@ def critic_of(model, tokenizer, name: str) -> Critic:
     return Critic(Config(data=data, model=model), functional.unflatten(noisy), tokenizer, name, 7)
 
 
-def agree(found: Prediction, expected: Prediction, said: kinds.Outputs) -> None:
+def agree(found: Prediction, expected: Prediction, said: families.Outputs) -> None:
     """The same numbers where something is predicted, and NaN in both elsewhere."""
     for values, others, mask in (
         (found.scores, expected.scores, said.score_mask),
@@ -93,7 +93,7 @@ def test_resnet(folder, pictures, monkeypatch):
     critic = critic_of(RESNET, Tokenizer(train_tokenizer(["the network reads no text"], 320)), "resnet")
     again = rahf.load(export.export(critic, folder / "resnet.rahf", platforms=("cpu",)).file)
     found = again(pictures, PROMPTS)
-    agree(found, critic(pictures, PROMPTS), kinds.outputs(RESNET))
+    agree(found, critic(pictures, PROMPTS), families.outputs(RESNET))
     assert found.provenance == critic.provenance
     feedback = again.feedback(pictures, PROMPTS)[0]
     assert feedback.decided_by == "nothing" and set(feedback.scores) == set(SCORES)
@@ -108,7 +108,7 @@ def test_trained_scores_of_clip(checkpoint, folder, pictures):
     critic = critic_of(clip(scores="trained", text=text), checkpoint.tokenizer, "scores")
     made = export.export(critic, folder / "scores.rahf", scores_only=True, platforms=("cpu",))
     again = rahf.load(made.file)
-    agree(again(pictures, PROMPTS), critic(pictures, PROMPTS), kinds.outputs(critic.config.model))
+    agree(again(pictures, PROMPTS), critic(pictures, PROMPTS), families.outputs(critic.config.model))
     assert made.difference <= 1e-5 and "score_out/kernel" in functional.flatten(again.params)
     card = card_of(made.file)
     assert "gives four scores. Scores (plausibility" in card and "a CLIP, a baseline that judges no words.\n" in card
@@ -117,7 +117,7 @@ def test_trained_scores_of_clip(checkpoint, folder, pictures):
 def test_clip_without_transformers_and_tokenizers(exported_clip, checkpoint, pictures, tmp_path):
     """The reader has jax, numpy, sentencepiece, safetensors and Pillow; prompts, numbers and gradients are the same."""
     found = bare_reader.read(exported_clip, pictures[:2], PROMPTS[:2], tmp_path)
-    said = kinds.outputs(checkpoint.config.model)
+    said = families.outputs(checkpoint.config.model)
     assert said == (("alignment",), ("misalignment",), False)
     agree(Prediction(*(found[name] for name in Prediction._fields)), checkpoint(pictures[:2], PROMPTS[:2], 4), said)
     ids, mask = checkpoint.tokens(PROMPTS[0])

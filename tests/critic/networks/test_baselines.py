@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from rahf.config import LossConfig, ModelConfig
+from rahf.config import CriticConfig, LossConfig, ResNetBaselineConfig
 from rahf.core import batch as batch_lib
 from rahf.core.batch import HEATMAPS, SCORES
-from rahf.critic import apply, losses
+from rahf.critic import apply, families, losses
 from rahf.critic.networks import build as build_lib
-from rahf.critic.networks import kinds
 from rahf.nn import functional
 from rahf.nn import resnet as resnet_lib
 from tests.helpers.baseline_maker import CLIP, RESNET, clip
@@ -37,7 +36,7 @@ def batch(size=16):
 @pytest.mark.parametrize("config", [RESNET, GRADIENT, TRAINED], ids=["resnet", "gradient", "trained"])
 def test_outputs_are_what_is_said_and_nan_else(config):
     graphdef, params = parts(config)
-    said, given = kinds.outputs(config), batch(config.image_size)
+    said, given = families.outputs(config), batch(config.image_size)
 
     @jax.jit
     def run(params):
@@ -59,27 +58,27 @@ def test_outputs_are_what_is_said_and_nan_else(config):
 
 
 def test_what_kinds_predict():
-    assert kinds.outputs(ModelConfig()) == kinds.Outputs()
-    assert kinds.outputs(RESNET) == (SCORES, HEATMAPS, False)
-    assert kinds.outputs(CLIP) == (("alignment",), (), False)
-    assert kinds.outputs(GRADIENT) == (("alignment", "overall"), ("misalignment",), False)
-    assert kinds.outputs(TRAINED) == (SCORES, (), False)
+    assert families.outputs(CriticConfig()) == families.Outputs()
+    assert families.outputs(RESNET) == (SCORES, HEATMAPS, False)
+    assert families.outputs(CLIP) == (("alignment",), (), False)
+    assert families.outputs(GRADIENT) == (("alignment", "overall"), ("misalignment",), False)
+    assert families.outputs(TRAINED) == (SCORES, (), False)
 
 
 def test_metrics_that_can_be_measured():
-    said = kinds.outputs(GRADIENT)
+    said = families.outputs(GRADIENT)
     yes = ("scores/alignment/plcc", "heatmaps/misalignment/cc", "loss/total", "loss/heatmap", "loss/score")
     no = ("scores/aesthetics/count", "scores/mean/plcc", "heatmaps/implausibility/mse", "keywords/f1")
     no += ("keywords_constrained/f1", "loss/keyword")
     assert all(map(said.covers, yes)) and not any(map(said.covers, no))
-    assert all(map(kinds.Outputs().covers, (*yes, *no)))
-    assert kinds.outputs(RESNET).covers("scores/mean/srcc") and not kinds.outputs(TRAINED).covers("loss/heatmap")
+    assert all(map(families.Outputs().covers, (*yes, *no)))
+    assert families.outputs(RESNET).covers("scores/mean/srcc") and not families.outputs(TRAINED).covers("loss/heatmap")
 
 
 def test_a_batch_without_the_labels_of_what_is_not_predicted():
     given = batch()
-    assert kinds.Outputs().narrow(given) is given
-    narrow = kinds.outputs(GRADIENT).narrow(given)
+    assert families.Outputs().narrow(given) is given
+    narrow = families.outputs(GRADIENT).narrow(given)
     np.testing.assert_array_equal(narrow.score_mask, [[False, True, False, True]] * 3)
     np.testing.assert_array_equal(narrow.heatmap_mask, [[False, True]] * 3)
     assert not narrow.target_mask.any() and not narrow.word_mask.any()
@@ -92,7 +91,7 @@ def test_a_batch_without_the_labels_of_what_is_not_predicted():
 def test_losses_leave_out_what_is_not_predicted(config, kind):
     """The loss is that of the predicted labels alone, and no NaN reaches a gradient."""
     graphdef, params = parts(config)
-    said, given = kinds.outputs(config), batch(config.image_size)
+    said, given = families.outputs(config), batch(config.image_size)
     narrow = said.narrow(given)
     loss_config = LossConfig(heatmap_loss=kind, score_loss=kind)
 
@@ -212,7 +211,7 @@ def test_clip_needs_a_class_token_and_known_scores():
 
 
 def test_resnet_50_at_full_size():
-    config = ModelConfig(kind="resnet")
+    config = ResNetBaselineConfig()
     table = build_lib.parameter_table(config)
     # torchvision's resnet50 has 25,557,032 parameters, 2,049,000 of them in the classifier.
     assert table["resnet"] == 25_557_032 - 2_049_000

@@ -7,17 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rahf.config import Config, HeatmapHeadConfig, ModelConfig, T5Config, ViTConfig
+from rahf.config import Config, CriticConfig, HeatmapHeadConfig, T5Config, ViTConfig
 from rahf.core import batch as batch_lib
 from rahf.critic.networks import build as build_lib
 from rahf.critic.networks import heads
+from rahf.critic.task import CriticTask
 from rahf.nn import functional
 from rahf.nn.flops import count_flops
 from rahf.training import step as step_lib
 
 F32 = np.dtype("float32")
 #: ViT-L/16 at 384 pixels and T5-base; scanned, which is traced faster and counts the same.
-LARGE = ModelConfig(
+LARGE = CriticConfig(
     image_size=384,
     vit=ViTConfig(width=1024, depth=24, heads=16, mlp_width=4096),
     t5=T5Config(mlp_width=3072, ff="relu", tie_embeddings=True),
@@ -44,7 +45,7 @@ def test_a_training_step_takes_less_than_half():
     training = []
     for config in (LARGE, QUARTER):
         graphdef, params = functional.abstract(build_lib.build(config))
-        step = lambda p, b: step_lib.loss_and_gradients(graphdef, Config(model=config), p, b, None)
+        step = lambda p, b: step_lib.loss_and_gradients(CriticTask(Config(model=config), None), graphdef, p, b, 0)
         training.append(count_flops(step, params, batch))
     graphdef, params = functional.abstract(build_lib.build(LARGE))
     forward = count_flops(lambda p, b: functional.merge(graphdef, p)(b), params, batch)

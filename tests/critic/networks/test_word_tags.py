@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rahf.config import Config, LossConfig
+from rahf.config import Config, LossConfig, ResNetBaselineConfig
 from rahf.core import batch as batch_lib
 from rahf.core.errors import ConfigError
 from rahf.critic import losses
 from rahf.critic.networks import word_tags
+from rahf.critic.task import CriticTask
 from rahf.nn import functional
 from rahf.training import step as step_lib
 from tests.helpers.model_maker import SMALLEST, fake, made
@@ -90,18 +91,19 @@ def test_weight_falls(step, weight):
 def test_only_the_tower_and_the_head_learn_from_it():
     graphdef, params = made(TAGGED)
     config = Config(model=TAGGED, loss=LossConfig(0.0, 0.0, 0.0, tag_weight=1.0))
-    one = jax.jit(lambda params: step_lib.loss_and_gradients(graphdef, config, params, fake(2), None))
+    one = jax.jit(lambda params: step_lib.loss_and_gradients(CriticTask(config, None), graphdef, params, fake(2), 0))
     (loss, parts), gradients = one(params)
-    assert float(loss) == pytest.approx(float(parts.tag)) and float(loss) > 0.1
+    assert float(loss) == pytest.approx(float(parts["tag"])) and float(loss) > 0.1
     moved = {path.split("/")[0] for path, leaf in functional.flatten(gradients).items() if np.abs(leaf).max() > 0}
     assert moved == {"vit", "tags"}
 
 
 def test_without_a_head_there_is_no_loss():
     graphdef, params = made(SMALLEST)
-    config = Config(model=SMALLEST, loss=LossConfig(tag_weight=1.0))
-    (_, parts), _ = jax.jit(lambda p: step_lib.loss_and_gradients(graphdef, config, p, fake(2), None))(params)
+    logits = functional.merge(graphdef, params)(fake(2))
+    _, parts = losses.total(LossConfig(tag_weight=1.0), logits, fake(2))
     assert float(parts.tag) == 0
+    assert "tag" not in CriticTask(Config(model=SMALLEST), None).loss_parts
 
 
 @pytest.mark.parametrize("head, weight", [(True, 0.0), (False, 1.0)])
@@ -110,5 +112,5 @@ def test_head_and_weight_belong_together(head, weight):
     with pytest.raises(ConfigError, match="model.tag_head .* set both or neither"):
         losses.check(config)
     losses.check(Config())
-    with pytest.raises(ConfigError, match="not 'resnet'"):
-        losses.check(Config(model=dataclasses.replace(TAGGED, kind="resnet"), loss=LossConfig(tag_weight=1.0)))
+    with pytest.raises(ConfigError, match="model.tag_head False with loss.tag_weight 1.0"):
+        losses.check(Config(model=ResNetBaselineConfig(), loss=LossConfig(tag_weight=1.0)))

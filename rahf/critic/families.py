@@ -1,4 +1,4 @@
-"""In what the kinds of network differ for the rest of the program: what they predict, and which vocabulary they need.
+"""In what the critic families differ for the rest of the program: what they predict, which vocabulary they need.
 
 No JAX here.
 """
@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rahf.config import ModelConfig
+from rahf.config import ClipBaselineConfig, CriticConfig, FamilyConfig, ResNetBaselineConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch, Prediction
 from rahf.text import Tokenizer
+from rahf.text.vocabulary import too_many_pieces
 
 
 class Outputs(NamedTuple):
@@ -65,33 +66,31 @@ class Outputs(NamedTuple):
         return found | ({"word_probabilities": np.asarray(prediction.word_probabilities)} if self.keywords else {})
 
 
-def outputs(config: ModelConfig) -> Outputs:
+def is_critic(config: FamilyConfig) -> bool:
+    """Whether a model of this config predicts feedback: the paper's network or a baseline of it."""
+    return isinstance(config, (CriticConfig, ResNetBaselineConfig, ClipBaselineConfig))
+
+
+def outputs(config: FamilyConfig) -> Outputs:
     """What the configured network predicts."""
-    if config.kind == "resnet":
+    if isinstance(config, ResNetBaselineConfig):
         return Outputs(keywords=False)
-    if config.kind == "diffusion":
-        return Outputs((), (), False)
-    if config.kind == "clip":
+    if isinstance(config, ClipBaselineConfig):
         scores = SCORES if config.clip.scores == "trained" else config.clip.cosine_scores
         return Outputs(scores, ("misalignment",) if config.clip.heatmap != "none" else (), False)
     return Outputs()
 
 
-def vocabulary_problem(config: ModelConfig, tokenizer: Tokenizer) -> str | None:
+def vocabulary_problem(config: FamilyConfig, tokenizer: Tokenizer) -> str | None:
     """Why a vocabulary cannot be the network's, in words that name both sizes; None if it can."""
-    if config.kind == "resnet":  # reads no text
+    if isinstance(config, ResNetBaselineConfig):  # reads no text
         return None
-    clip = config.kind == "clip"
-    rows, field = (config.clip.text.vocab_size, "clip.text") if clip else (config.t5.vocab_size, "t5")
-    if tokenizer.vocab_size > rows:
-        return (
-            f"the vocabulary {tokenizer.source} has {tokenizer.vocab_size} pieces, model.{field}.vocab_size is only "
-            f"{rows}; set it to at least that"
-        )
-    if not clip:
-        return None
-    end = config.clip.text.eos_token_id
+    if not isinstance(config, ClipBaselineConfig):
+        return too_many_pieces(tokenizer, config.t5.vocab_size, "t5")
+    rows, end = config.clip.text.vocab_size, config.clip.text.eos_token_id
     expected = tokenizer.vocab_size - 1 if end == 2 else end  # 2 stands for the highest id
+    if problem := too_many_pieces(tokenizer, rows, "clip.text"):
+        return problem
     if tokenizer.eos_id != expected:
         return (
             f"the vocabulary {tokenizer.source} of {tokenizer.vocab_size} pieces ends a text with id "

@@ -1,0 +1,152 @@
+"""The critic families as a `Task`: the paper's network, in both variants, and the baselines of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from data_pipelines import store
+from data_pipelines.loading.labels import Labels
+from data_pipelines.loading.loader import eval_loader, train_loader
+from rahf.config import Config, CriticConfig
+from rahf.core.batch import Batch
+from rahf.core.tree import Params
+from rahf.critic import families, label_prompts, losses
+from rahf.critic import start as start_lib
+from rahf.critic.evaluation.evaluator import CriticEvaluation, CriticEvaluator, metric_names, summary_line
+from rahf.critic.networks import build
+from rahf.critic.networks.augmented_prompt import AugmentedRahf
+from rahf.text import Tokenizer
+from rahf.training.task import Loader, Loss, SavedFile, Start, Task
+
+
+class CriticTask(Task[Batch]):
+    """Trains a critic on feedback: heatmaps, scores and words, any of which may be missing in any example."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer | None):
+        """A task with a given vocabulary; `from_config` reads the one that the config names.
+
+        Args:
+          tokenizer: None: losses can be computed, but no token of a target weighs more than another, and nothing
+            can be evaluated or saved. For measurements of the step.
+
+        Raises:
+          ConfigError: losses and heads that contradict each other.
+        """
+        super().__init__(config if tokenizer is None else label_prompts.resolve(config, tokenizer))
+        losses.check(self.config)
+        self.tokenizer = tokenizer
+        self.suffix_id = None if tokenizer is None else tokenizer.suffix_ids[0]
+        self.outputs = families.outputs(config.model)
+        self.tags = config.model.t5.vocab_size if getattr(config.model, "tag_head", False) else None
+        self.loss_parts = losses.OF_LABELS if self.tags is None else losses.Parts._fields
+
+    @classmethod
+    def from_config(cls, config: Config) -> CriticTask:
+        """The task of a run, with the vocabulary that `config.data.tokenizer` names.
+
+        Raises:
+          TrainError, PretrainedError, DatasetError: no such vocabulary, or one that does not fit.
+        """
+        return cls(config, start_lib.tokenizer(config))
+
+    def build(self) -> Callable[[], nnx.Module]:
+        return build.build(self.config.model)
+
+    def start(self, shapes: Params) -> Start:
+        return start_lib.load(self.config, shapes)
+
+    def saved_files(self) -> Mapping[str, SavedFile]:
+        source = f"the data's vocabulary {self.tokenizer.source}"
+        return {"tokenizer.model": SavedFile(self.tokenizer.model, source)}
+
+    def train_loader(self) -> Loader:
+        return train_loader(
+            self.config.data,
+            self.config.model.image_size,
+            self.tokenizer,
+            self.config.train.seed,
+            jax.process_index(),
+            jax.process_count(),
+        )
+
+    def prepare_batch(self, batch: Batch) -> Batch:
+        return self.outputs.narrow(batch)
+
+    def normalizers(self, batch: Batch) -> losses.Counts:
+        return losses.counts(self.config.loss, batch, self.suffix_id, self.tags)
+
+    def loss(
+        self,
+        model: nnx.Module,
+        batch: Batch,
+        key: jax.Array,
+        dropout_key: jax.Array | None,
+        step: jax.Array,
+        normalizers: losses.Counts,
+    ) -> Loss:
+        if isinstance(model, AugmentedRahf):
+            sampled = model.sample(batch, key, dropout_key)
+            total, parts = losses.sampled(self.config.loss, sampled, batch, step, self.suffix_id, normalizers)
+        else:
+            logits = model(batch, dropout_key)
+            total, parts = losses.total(self.config.loss, logits, batch, step, self.suffix_id, normalizers)
+        return Loss(total, {name: getattr(parts, name) for name in self.loss_parts})
+
+    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> RunEvaluator:
+        return RunEvaluator(self, graphdef, mesh)
+
+    def metric_names(self) -> Sequence[str]:
+        return [name for name in metric_names() if self.outputs.covers(name)]
+
+    def needs_thorough(self, metric: str) -> bool:
+        return metric.startswith("keywords/")  # of generated targets
+
+    def step_scale(self) -> tuple[float, Callable[[str], bool]]:
+        """T5 folds the attention scale d^-1/2 into its query kernels, but Adam's steps do not shrink with the parameter.
+
+        Unfolded, the steps would be these; without the factor the logits of a deep stack saturate early.
+        """
+        if not isinstance(self.config.model, CriticConfig):
+            return super().step_scale()
+        return self.config.model.t5.head_width**-0.5, is_t5_query
+
+    @property
+    def uses_dropout(self) -> bool:
+        parts = (getattr(self.config.model, name, None) for name in ("vit", "t5", "heatmap_head", "score_head"))
+        return any(part is not None and part.dropout > 0 for part in parts)
+
+
+def is_t5_query(path: str) -> bool:
+    """Whether a parameter is a query kernel of a T5 stack."""
+    return path.split("/")[0] in ("encoder", "decoder") and path.endswith("query/kernel")
+
+
+class RunEvaluator:
+    """The evaluation split of a run, and the evaluator that measures parameters on it."""
+
+    def __init__(self, task: CriticTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
+        config = task.config
+        self._evaluator = CriticEvaluator(graphdef, config, task.tokenizer, mesh)
+        self._batches = eval_loader(
+            config.data,
+            config.data.eval_split,
+            config.model.image_size,
+            task.tokenizer,
+            config.data.eval_batch_size,
+            jax.process_index(),
+            jax.process_count(),
+            limit=config.train.eval_examples,
+        )
+        self._labels = Labels(store.open_split(config.data.path, config.data.eval_split))
+
+    def evaluate(self, params: Any, *, thorough: bool) -> CriticEvaluation:
+        """Metrics without intervals; generated keywords only where `thorough`. Raises NotFinite."""
+        return self._evaluator.run(params, self._batches, self._labels, generate=thorough, intervals=False)
+
+    def summary(self, metrics: Mapping[str, float]) -> str:
+        """The main numbers in one line."""
+        return summary_line(dict(metrics))
