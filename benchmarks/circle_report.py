@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rahf.core.batch import SCORES
-from rahf.metrics import bootstrap
+from rahf.metrics import bootstrap_intervals
 from rahf.metrics.accumulator import Accumulator, weighted_mean
 
 CRITICS = ("critic", "held out")
@@ -101,7 +101,7 @@ def paired(before: np.ndarray, after: np.ndarray, resamples: int = RESAMPLES) ->
     """
     pairs = Pairs()
     pairs.add(np.asarray(before, np.float64), np.asarray(after, np.float64))
-    means, intervals = pairs.compute(), bootstrap.intervals(pairs, resamples)
+    means, intervals = pairs.compute(), bootstrap_intervals(pairs, resamples)
     found = {}
     for score in SCORES:
         values = {name: round(means[f"{score}/{name}"], 4) for name in ("before", "after", "difference", "gained")}

@@ -2,8 +2,8 @@
 
     python benchmarks/inference.py --preset demo|vitl|fast|paper [--batch 32] [--mode all|scores|heatmaps|generate]
 
-`all` is heatmaps, scores and constrained scoring of the words by teacher forcing; `generate` decodes the target
-sequence besides; `scores` and `heatmaps` leave everything else out.
+`all` is heatmaps, scores and constrained scoring of the words by teacher forcing; `generate` also
+decodes the target sequence; `scores` and `heatmaps` compute nothing else.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def main() -> None:
     else:
         function = functools.partial(apply.forward, graphdef, 4, length, generate=args.mode == "generate")
         texts += [host.prompt_ids, host.word_end]
-    given = jax.device_put((functional.init(build, 0), host.image, *texts))
+    arguments = jax.device_put((functional.init(build, 0), host.image, *texts))
     result = {"benchmark": "inference", "mode": args.mode, "preset": args.preset, **measuring.described(config, size)}
-    began = time.perf_counter()
-    compiled = jax.jit(function).lower(*given).compile()
-    result["compile_seconds"] = round(time.perf_counter() - began, 2)
-    began = time.perf_counter()
-    jax.block_until_ready(compiled(*given))
-    result["first_step_seconds"] = round(time.perf_counter() - began, 3)
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*arguments).compile()
+    result["compile_seconds"] = round(time.perf_counter() - start, 2)
+    start = time.perf_counter()
+    jax.block_until_ready(compiled(*arguments))
+    result["first_step_seconds"] = round(time.perf_counter() - start, 3)
     peak = measuring.matmul_peak(config.model.compute_dtype)
-    seconds = measuring.per_call(lambda: compiled(*given), args.seconds, args.rounds)
-    result |= measuring.speed(seconds, size, count_flops(function, *given, trips=length), peak)
+    seconds = measuring.per_call(lambda: compiled(*arguments), args.seconds, args.rounds)
+    result |= measuring.speed(seconds, size, count_flops(function, *arguments, trips=length), peak)
     result |= {"peak_gib": round(measuring.peak_memory(), 2), "planned_gib": measuring.memory_of(compiled)}
     print(json.dumps(result))
 

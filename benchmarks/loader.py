@@ -1,7 +1,7 @@
-"""How fast the data loader is: images/s for 0, 1, 2 worker processes, and where one image's time goes.
+"""Measures the data loader: images/s with 0, 1, 2 worker processes, and the time of each part of one image.
 
     python benchmarks/loader.py --data DIR          # a prepared dataset
-    python benchmarks/loader.py                     # made-up 512 px JPEG pictures with 512 px PNG maps
+    python benchmarks/loader.py                     # synthetic 512 px JPEG pictures with 512 px PNG maps
 
 Prints a table and, per measurement, one line of JSON. Rates are those of full batches after the workers are
 warm; best and median of several runs, because other programs may use the machine.
@@ -32,6 +32,8 @@ from data_pipelines.loading import examples, loader, transforms
 from data_pipelines.store.records import Record
 from rahf import images
 from rahf.config import DataConfig
+from rahf.core.errors import RahfError
+from rahf.images import decode
 from rahf.text import Tokenizer, load_tokenizer, split_words, train_tokenizer
 
 
@@ -39,7 +41,7 @@ from rahf.text import Tokenizer, load_tokenizer, split_words, train_tokenizer
 class Options:
     """Measures the training loader: decode, resize, augment, tokenize, batch."""
 
-    data: str = ""  # prepared dataset; empty: made-up pictures
+    data: str = ""  # prepared dataset; empty: synthetic pictures
     split: str = "train"
     image_size: int = 384
     batch_size: int = 32
@@ -47,11 +49,11 @@ class Options:
     batches: int = 24  # per run
     runs: int = 3
     augment: bool = True
-    source_size: int = 512  # side of made-up pictures
+    source_size: int = 512  # side of synthetic pictures
     source_count: int = 256  # how many of them
 
 
-class Listed:
+class InMemory:
     """Records in memory."""
 
     def __init__(self, records: list[Record]):
@@ -64,14 +66,14 @@ class Listed:
         return self.records[index]
 
 
-def made_up(count: int, side: int) -> Listed:
+def synthetic(count: int, side: int) -> InMemory:
     """Pictures with about the detail of photographs, and heatmaps of discs in the annotators' grey levels."""
     rng = np.random.default_rng(0)
     words = "a red blue cat dog house on under left of the tree two three".split()
-    return Listed([_made_up(number, side, words, rng) for number in range(count)])
+    return InMemory([_synthetic_record(number, side, words, rng) for number in range(count)])
 
 
-def _made_up(number: int, side: int, words: list[str], rng: np.random.Generator) -> Record:
+def _synthetic_record(number: int, side: int, words: list[str], rng: np.random.Generator) -> Record:
     picture = np.zeros((side, side, 3), np.float32)
     for cells in (4, 16, 64, 256):  # noise at four scales
         noise = rng.normal(0, 1, (cells, cells, 3)).astype(np.float32)
@@ -79,7 +81,7 @@ def _made_up(number: int, side: int, words: list[str], rng: np.random.Generator)
         picture += np.stack([np.asarray(layer) for layer in layers], -1) * 40 / np.sqrt(cells / 4)
     prompt = " ".join(rng.choice(words, 10))
     return Record(
-        uid=f"made-up-{number}",
+        uid=f"synthetic-{number}",
         prompt=prompt,
         words=tuple(split_words(prompt)),
         word_labels=tuple(int(label) for label in rng.integers(0, 2, 10)),
@@ -105,13 +107,13 @@ def _encode(values: np.ndarray, format: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def rate(options: Options, config: DataConfig, tokenizer: Tokenizer, source: loader.Source) -> dict[str, Any]:
+def rate(options: Options, config: DataConfig, tokenizer: Tokenizer, source: loader.RecordSequence) -> dict[str, Any]:
     """Images per second of the loader with `config.workers` workers: best, median and first-batch delay."""
     rates, begin = [], time.perf_counter()
     with loader.train_loader(config, options.image_size, tokenizer, 0, source=source) as batches:
         next(batches)
         first = time.perf_counter() - begin
-        for _ in range(3 * max(1, config.workers)):  # until the buffers no longer help
+        for _ in range(3 * max(1, config.workers)):  # until all prefetched batches are used up
             next(batches)
         for _ in range(options.runs):
             begin = time.perf_counter()
@@ -129,7 +131,7 @@ def rate(options: Options, config: DataConfig, tokenizer: Tokenizer, source: loa
 
 @contextlib.contextmanager
 def timed(parts: dict[str, tuple[Any, str]]) -> Iterator[collections.Counter]:
-    """Counts the seconds spent in functions, given by label as (module, name), inside the with block."""
+    """Counts the seconds spent in functions in the with block; `parts` maps a label to (module, name of function)."""
     seconds: collections.Counter = collections.Counter()
 
     def wrap(label: str, function: Any) -> Any:
@@ -142,23 +144,23 @@ def timed(parts: dict[str, tuple[Any, str]]) -> Iterator[collections.Counter]:
 
         return wrapped
 
-    kept = [(owner, name, getattr(owner, name)) for owner, name in parts.values()]
+    originals = [(owner, name, getattr(owner, name)) for owner, name in parts.values()]
     for label, (owner, name) in parts.items():
         setattr(owner, name, wrap(label, getattr(owner, name)))
     try:
         yield seconds
     finally:
-        for owner, name, function in kept:
+        for owner, name, function in originals:
             setattr(owner, name, function)
 
 
-def shares(options: Options, config: DataConfig, tokenizer: Tokenizer, source: loader.Source) -> dict[str, Any]:
-    """Where the time of one image goes, in one thread: milliseconds and share of each part."""
+def shares(options: Options, config: DataConfig, tokenizer: Tokenizer, source: loader.RecordSequence) -> dict[str, Any]:
+    """The time of one image in one thread: milliseconds and share of each part."""
     count = min(256, len(source))
     parts = {
-        "decode image (at reduced scale if larger)": (images, "_turbo"),
+        "decode image (at reduced scale if larger)": (decode, "_turbo"),
         "decode maps": (images, "load_grey"),
-        "resize image and maps": (images, "_resize"),
+        "resize image and maps": (decode, "_resize"),
         "draw crop": (transforms, "random_box"),
         "colours": (transforms, "random_colours"),
         "tokenize": (examples, "_text"),
@@ -173,27 +175,27 @@ def shares(options: Options, config: DataConfig, tokenizer: Tokenizer, source: l
             examples.example(record, index, config, options.image_size, tokenizer, rng)
         total, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
     seconds["other"] = total - sum(seconds.values())
-    decode = sum(spent for label, spent in seconds.items() if label.startswith("decode"))
+    decoding = sum(spent for label, spent in seconds.items() if label.startswith("decode"))
     return {
         "measure": "time of one image",
         "milliseconds": round(1000 * total / count, 3),
-        "cpu_milliseconds": round(1000 * cpu / count, 3),  # less where other programs had the core meanwhile
-        "decode_share": round(decode / total, 3),
+        "cpu_milliseconds": round(1000 * cpu / count, 3),  # less than the above if other programs used the core
+        "decode_share": round(decoding / total, 3),
         "parts": {label: round(1000 * spent / count, 3) for label, spent in seconds.most_common()},
     }
 
 
-def report(console: Console, found: list[dict[str, Any]]) -> None:
-    """The measurements as tables for people."""
+def report(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Prints the measurements as tables."""
     table = Table(title="images per second, augmented batches")
     for column in ("workers", "best", "median", "first batch after"):
         table.add_column(column, justify="right")
-    for row in found[:-1]:
+    for row in rows[:-1]:
         label = str(row["workers"]) if row["workers"] else "0 (threads)"
         best, median = row["images_per_second_best"], row["images_per_second_median"]
         table.add_row(label, f"{best:.0f}", f"{median:.0f}", f"{row['first_batch_seconds']:.1f} s")
     console.print(table)
-    last = found[-1]
+    last = rows[-1]
     title = (
         f"one image, one thread: {last['milliseconds']:.2f} ms, {last['cpu_milliseconds']:.2f} of a core, "
         f"{last['decode_share']:.0%} of it decode"
@@ -207,13 +209,14 @@ def report(console: Console, found: list[dict[str, Any]]) -> None:
 
 
 def main(options: Options) -> None:
-    config = DataConfig(options.data or "made-up", options.split, batch_size=options.batch_size)
+    """Measures and prints."""
+    config = DataConfig(options.data or "synthetic", options.split, batch_size=options.batch_size)
     config = config if options.augment else dataclasses.replace(config, augment=None)
     if options.data:
-        source: loader.Source = store.open_split(options.data, options.split)
+        source: loader.RecordSequence = store.open_split(options.data, options.split)
         tokenizer = load_tokenizer(store.tokenizer_path(options.data))
     else:
-        source = made_up(options.source_count, options.source_size)
+        source = synthetic(options.source_count, options.source_size)
         tokenizer = Tokenizer(train_tokenizer([record.prompt for record in source.records]))
     width, height = images.check_header(source[0].image)[1:]
     about = {
@@ -227,15 +230,16 @@ def main(options: Options) -> None:
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
     configs = [dataclasses.replace(config, workers=workers) for workers in options.workers]
-    last = shares(options, config, tokenizer, source)  # first: a loader's threads need a moment to end
-    found = [rate(options, each, tokenizer, source) for each in configs] + [last]
-    report(Console(file=sys.stderr), found)
-    for row in found:
+    # Before the rates, because the threads of a loader end only after a moment.
+    last = shares(options, config, tokenizer, source)
+    rows = [rate(options, config, tokenizer, source) for config in configs] + [last]
+    report(Console(file=sys.stderr), rows)
+    for row in rows:
         print(json.dumps({"benchmark": "loader", **about, **row}))
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Options))
-    except (store.DatasetError, ValueError) as error:
+    except RahfError as error:
         sys.exit(f"error: {error}")

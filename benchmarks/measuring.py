@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from rahf import config as config_lib
-from rahf.config import Config
+from rahf.config import Config, overrides
 from rahf.core import batch as batch_lib
 from rahf.core.batch import Batch
 
-#: Short names of config files.
+#: Short names of config files of the critic.
 PRESETS = {"vitl": "richhf18k_vitl", "fast": "richhf18k_fast", "paper": "richhf18k_paper"}
 
 
@@ -35,23 +35,22 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def preset(name: str, batch: int | None, fields: list[str]) -> Config:
-    """The config of a preset for a benchmark: no dropout, text and target of 64 tokens at most, as compared with.
+    """The config of a preset for a benchmark: without dropout, at most 64 tokens of prompt and of target.
 
-    On accelerators it computes in bfloat16 and keeps products only; fields given on the command line win.
+    On accelerators the network computes in bfloat16 and keeps only products for the gradient. `fields` of the command
+    line override all of this.
     """
-    from rahf.config import overrides
-
-    file = f"configs/{PRESETS.get(name, name)}.py"
+    file = f"configs/critic/{PRESETS.get(name, name)}.py"
     config = config_lib.load(file)
-    given = []
+    changes = []
     if jax.default_backend() != "cpu":
-        given = ["--model.compute-dtype", "bfloat16", "--model.remat", "dots"]
-    given += ["--data.max-target-tokens", str(min(config.data.max_target_tokens, 64))]
-    given += ["--model.vit.dropout", "0", "--model.t5.dropout", "0"]
-    given += ["--model.heatmap-head.dropout", "0", "--model.score-head.dropout", "0"]
+        changes = ["--model.compute-dtype", "bfloat16", "--model.remat", "dots"]
+    changes += ["--data.max-target-tokens", str(min(config.data.max_target_tokens, 64))]
+    changes += ["--model.vit.dropout", "0", "--model.t5.dropout", "0"]
+    changes += ["--model.heatmap-head.dropout", "0", "--model.score-head.dropout", "0"]
     if batch is not None:
-        given += ["--data.batch-size", str(batch)]
-    return overrides.parse(file, given + fields)
+        changes += ["--data.batch-size", str(batch)]
+    return overrides.parse(file, changes + fields)
 
 
 def fake(config: Config, size: int) -> Batch:
@@ -64,18 +63,18 @@ def fake(config: Config, size: int) -> Batch:
 
 
 def per_call(call: Callable[[], Any], seconds: float, rounds: int) -> list[float]:
-    """Seconds per call of each round; calls are dispatched one after the other, only a round's end is waited for."""
-    began = time.perf_counter()
+    """Seconds per call of each round. Dispatches the calls of a round one after the other and waits for the last."""
+    start = time.perf_counter()
     jax.block_until_ready(call())
-    count = max(1, round(seconds / max(time.perf_counter() - began, 1e-6)))
-    found = []
+    count = max(1, round(seconds / max(time.perf_counter() - start, 1e-6)))
+    per_round = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(count):
             out = call()
         jax.block_until_ready(out)
-        found.append((time.perf_counter() - began) / count)
-    return found
+        per_round.append((time.perf_counter() - start) / count)
+    return per_round
 
 
 def matmul_peak(dtype: str) -> float:
@@ -87,7 +86,7 @@ def matmul_peak(dtype: str) -> float:
 
 
 def peak_memory() -> float:
-    """GiB that were in use at once: on the device, or on a CPU by the whole process."""
+    """Largest number of GiB in use at one time: on the device, or on a CPU by the process."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 2**30
@@ -96,7 +95,7 @@ def peak_memory() -> float:
 
 
 def memory_of(compiled: Any) -> dict[str, float]:
-    """GiB of a compiled function, from the compiler's own plan: arguments, temporaries, and together."""
+    """GiB of a compiled function, from the compiler's plan: arguments, temporaries, and together."""
     plan = compiled.memory_analysis()
     sizes = {"arguments": plan.argument_size_in_bytes, "temporaries": plan.temp_size_in_bytes}
     # Donated arguments become results.
@@ -105,7 +104,7 @@ def memory_of(compiled: Any) -> dict[str, float]:
 
 
 def described(config: Config, size: int) -> dict[str, Any]:
-    """What was measured where."""
+    """The settings of a measurement: device, cores, batch and options of the network."""
     model = config.model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -120,11 +119,11 @@ def described(config: Config, size: int) -> dict[str, Any]:
 
 def speed(seconds: list[float], size: int, flops: float, peak: float) -> dict[str, Any]:
     """Median, fastest and slowest round as images/s, milliseconds and shares of the peak."""
-    middle = statistics.median(seconds)
-    achieved = flops / middle / 1e12
+    median = statistics.median(seconds)
+    achieved = flops / median / 1e12
     return {
-        "images_per_second": round(size / middle, 2),
-        "ms": round(1e3 * middle, 2),
+        "images_per_second": round(size / median, 2),
+        "ms": round(1e3 * median, 2),
         "ms_fastest": round(1e3 * min(seconds), 2),
         "ms_slowest": round(1e3 * max(seconds), 2),
         "tflop_per_image": round(flops / size / 1e12, 6),
@@ -135,6 +134,6 @@ def speed(seconds: list[float], size: int, flops: float, peak: float) -> dict[st
 
 
 def without_recomputation(config: Config) -> Config:
-    """The same network, everything kept for the gradient and in one part: its arithmetic is what a step must do."""
+    """The same network without recomputation and accumulation: its arithmetic is what a step must do at least."""
     model = dataclasses.replace(config.model, remat="none", attention="xla")
     return dataclasses.replace(config, model=model, train=dataclasses.replace(config.train, accumulate=1))

@@ -2,7 +2,7 @@
 
     python benchmarks/metrics.py [--maps 1000] [--side 512] [--threads N]
 
-Also times 1,000 bootstrap resamples of a whole evaluation of so many examples.
+Also times 1,000 bootstrap resamples of all metrics of as many examples.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from rahf.metrics import HeatmapMetrics, KeywordMetrics, ScoreMetrics, intervals
+from rahf.metrics import HeatmapMetrics, KeywordMetrics, ScoreMetrics, bootstrap_intervals
 
 
 def marked_map(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -48,9 +48,9 @@ def main() -> None:
         prediction = np.ascontiguousarray(0.3 * truth / np.float32(255) + 0.7 * noise)
         mask = np.ones((examples, 2), bool)
         index = start // 2 + np.arange(examples)
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         metrics.update(prediction, np.ascontiguousarray(truth), mask, index)
-        spent += time.perf_counter() - began
+        spent += time.perf_counter() - start_time
     values = metrics.compute()
 
     examples, words = args.maps, 10
@@ -60,10 +60,10 @@ def main() -> None:
     scores.update(rng.random((examples, 4)), rated, everything[:, :4], np.arange(examples))
     labels = rng.integers(0, 2, (2, examples, words))
     keywords.update(labels[0], labels[1], everything, np.arange(examples), rng.random((examples, words)))
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     for family in (metrics, scores, keywords):
-        intervals(family, resamples=1000)
-    resampling = time.perf_counter() - began
+        bootstrap_intervals(family, resamples=1000)
+    resampling = time.perf_counter() - start_time
     maps = sum(values[f"heatmaps/{name}/count"] for name in ("implausibility", "misalignment"))
     result = {
         "benchmark": "heatmap metrics",

@@ -1,8 +1,8 @@
-"""Prints the rows of docs/results.md from what `rahf evaluate` has measured.
+"""Prints rows of the tables in docs/results.md from the metrics that `rahf evaluate` wrote.
 
     python benchmarks/results_rows.py runs/richhf18k_paper/report/test/metrics.json [more.json ...]
 
-What a model does not predict is a dash. Values have the digits of the paper's tables.
+A dash stands for what a model does not predict. Values have as many digits as in the paper's tables.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ def rows(name: str, metrics: Mapping[str, float | None]) -> dict[str, str]:
         return "| " + " | ".join([name, *cells]) + " |"
 
     pairs = [[cell(f"scores/{score}/{kind}") for kind in ("plcc", "srcc")] for score in _SCORES]
-    made = {"scores": row(["–" if pair == ["–", "–"] else " / ".join(pair) for pair in pairs])}
+    row_by_table = {"scores": row(["–" if pair == ["–", "–"] else " / ".join(pair) for pair in pairs])}
     for heatmap in _HEATMAPS:
         digits = {"mse": 5, "mse_empty": 5}
-        made[heatmap] = row([cell(f"heatmaps/{heatmap}/{m}", digits.get(m, 3)) for m in _MAP_METRICS])
+        row_by_table[heatmap] = row([cell(f"heatmaps/{heatmap}/{m}", digits.get(m, 3)) for m in _MAP_METRICS])
     for prefix in ("keywords", "keywords_constrained"):
-        made[prefix] = row([" / ".join(cell(f"{prefix}/{m}", 1, 100.0) for m in _WORDS)])
-    return made
+        row_by_table[prefix] = row([" / ".join(cell(f"{prefix}/{m}", 1, 100.0) for m in _WORDS)])
+    return row_by_table
 
 
 def main() -> None:
     """Reads the files, prints one block for each table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="METRICS.json", help="written by rahf evaluate")
-    found = {}
+    by_file = {}
     for file in parser.parse_args().files:
         tree = json.loads(pathlib.Path(file).read_text())
-        found[file] = rows(tree.get("meta", {}).get("model", file), tree["metrics"])
-    for table in next(iter(found.values())):
+        by_file[file] = rows(tree.get("meta", {}).get("model", file), tree["metrics"])
+    for table in next(iter(by_file.values())):
         print(f"{table}:")
-        for made in found.values():
-            print(made[table])
+        for table_rows in by_file.values():
+            print(table_rows[table])
         print()
 
 

@@ -1,9 +1,9 @@
-"""Measures what `rahf select` needs besides the network: time and memory for many candidates. Prints one JSON line.
+"""Measures time and memory of `rahf select` without its network, for many candidates. Prints one JSON line.
 
     python benchmarks/selection.py [--candidates 100000] [--size 256] [--pictures 256] [--batch 16]
 
 Draws JPEG pictures, writes a list that refers to them in turn, and selects with a stand-in critic of mean colours,
-so that reading, decoding, parquet parts, choice and manifest are all that is measured.
+so that it measures only reading, decoding, parquet parts, choice and manifest.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
         draw(folder, args.pictures, args.size)
         write(folder / "candidates.jsonl", args.candidates, args.pictures)
         start, cpu = time.perf_counter(), time.process_time()
-        done = choose(
+        chosen = choose(
             "stand-in",
             folder / "candidates.jsonl",
             folder / "manifest.jsonl",
@@ -72,8 +72,8 @@ def main() -> None:
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     result = {
-        "candidates": done.candidates,
-        "selected": done.selected,
+        "candidates": chosen.candidates,
+        "selected": chosen.selected,
         "wall_s": round(wall, 1),
         "cpu_s": round(cpu, 1),
     }

@@ -214,7 +214,11 @@ def loss(config: Config, outputs: tuple[Tensor, Tensor, Tensor], batch: dict[str
 
 
 def load(network: Rahf, flat: dict[str, np.ndarray]) -> None:
-    """Copies our parameters, given by path, into the network.
+    """Copies the parameters of our network into this one.
+
+    Args:
+      network: the network to fill.
+      flat: parameters of our network by path.
 
     Raises:
       KeyError: a parameter is missing on either side.

@@ -3,10 +3,10 @@
     python benchmarks/torch_peer.py --preset demo [--batch 32]           # CPU: interleaved with ours, ratios
     python benchmarks/torch_peer.py --preset vitl --batch 32             # GPU: each variant in a process of its own
 
-Variants: `eager` (float32 as PyTorch comes), `tuned` (bfloat16 autocast, channels-last, torch.compile, fused
+Variants: `eager` (float32, PyTorch's defaults), `tuned` (bfloat16 autocast, channels-last, torch.compile, fused
 AdamW). Needs PyTorch beside rahf. On a CPU a busy machine disturbs both, so rounds alternate, and the ratios of
 neighbouring rounds are reported, by the clock and by the processor time used, and that of the fastest steps. As in
-`rahf train`, memory stays with the program (`rahf.core.process`), for PyTorch, too.
+`rahf train`, the process keeps freed memory (`rahf.core.process`), for PyTorch, too.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ VARIANTS = ("ours", "eager", "tuned")
 
 
 def network(config: Config, flat: dict | None = None) -> torch_network.Rahf:
-    """The PyTorch network of a config, with our parameters if they are given."""
+    """The PyTorch network of a config; with parameters of our network by path, if `flat` is not None."""
     model = config.model
     grid = model.image_size // model.vit.patch_size
-    made = torch_network.Rahf(model, heads.up_widths(model.heatmap_head, model.image_size, grid))
+    module = torch_network.Rahf(model, heads.up_widths(model.heatmap_head, model.image_size, grid))
     if flat is not None:
-        torch_network.load(made, flat)
-    return made
+        torch_network.load(module, flat)
+    return module
 
 
 def inputs(config: Config, size: int, device: str) -> dict[str, torch.Tensor]:
     """The batch of `measuring.fake`, with images normalised by 0.5 and heatmaps in [0,1], channels first."""
     batch = measuring.fake(config, size)
     names = ("text_ids", "text_mask", "target_ids", "target_mask", "scores")
-    found = {name: torch.from_numpy(getattr(batch, name)).to(device) for name in names}
-    found |= {name: found[name].long() for name in ("text_ids", "target_ids")}
-    found["image"] = (torch.from_numpy(batch.image).to(device).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-    found["heatmaps"] = torch.from_numpy(batch.heatmaps).to(device).float() / 255
-    return found
+    tensors = {name: torch.from_numpy(getattr(batch, name)).to(device) for name in names}
+    tensors |= {name: tensors[name].long() for name in ("text_ids", "target_ids")}
+    tensors["image"] = (torch.from_numpy(batch.image).to(device).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    tensors["heatmaps"] = torch.from_numpy(batch.heatmaps).to(device).float() / 255
+    return tensors
 
 
 def torch_step(config: Config, size: int, tuned: bool) -> Callable[[], torch.Tensor]:
@@ -72,20 +72,20 @@ def torch_step(config: Config, size: int, tuned: bool) -> Callable[[], torch.Ten
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=tuned):
             outputs = forward(batch["image"], batch["text_ids"], batch["text_mask"], batch["target_ids"])
-        found = torch_network.loss(config, outputs, batch)
-        found.backward()
+        loss = torch_network.loss(config, outputs, batch)
+        loss.backward()
         if c.clip_norm:
             torch.nn.utils.clip_grad_norm_(module.parameters(), c.clip_norm)
         optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()
-        return found.detach()
+        return loss.detach()
 
     return step
 
 
 def our_step(config: Config, size: int) -> Callable[[], jax.Array]:
-    """One training step of ours, waited for."""
+    """One training step of our network, as a function that waits for its end."""
     made = state_lib.setup(CriticTask(config, None))
     held = {"state": state_lib.create(CriticTask(config, None), made)}
     batch = sharding.to_devices(measuring.fake(config, size), made.mesh)
@@ -100,33 +100,33 @@ def our_step(config: Config, size: int) -> Callable[[], jax.Array]:
 
 def timed(step: Callable, count: int) -> list[tuple[float, float]]:
     """Seconds and processor seconds of each of `count` steps."""
-    found = []
+    times = []
     for _ in range(count):
         clock, processor = time.perf_counter(), time.process_time()
         step()
-        found.append((time.perf_counter() - clock, time.process_time() - processor))
-    return found
+        times.append((time.perf_counter() - clock, time.process_time() - processor))
+    return times
 
 
 def interleaved(config: Config, size: int, rounds: int, seconds: float) -> dict:
-    """Ours and eager PyTorch in turn, on the same cores: medians of rounds, and the least disturbed step of all.
+    """Our network and eager PyTorch in turn, on the same cores: medians of rounds, and the fastest step of all.
 
-    A first round, in which both find their memory, is not counted.
+    The first round, in which both allocate their memory, is not counted.
     """
     steps = {"ours": our_step(config, size), "eager": torch_step(config, size, tuned=False)}
     counts = {}
     for name, step in steps.items():
         step()
         counts[name] = max(1, round(seconds / timed(step, 1)[0][0]))
-    found = {name: [] for name in steps}
+    rounds_of = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name in sorted(steps, reverse=number % 2 == 1):
             times = timed(steps[name], counts[name])
-            found[name] += [times] if number else []
+            rounds_of[name] += [times] if number else []
     result = {"steps": {name: rounds * count for name, count in counts.items()}}
     for at, kind in enumerate(("", "processor_")):
-        means = {name: [statistics.fmean(t[at] for t in times) for times in each] for name, each in found.items()}
-        least = {name: min(t[at] for times in each for t in times) for name, each in found.items()}
+        means = {name: [statistics.fmean(t[at] for t in times) for times in each] for name, each in rounds_of.items()}
+        least = {name: min(t[at] for times in each for t in times) for name, each in rounds_of.items()}
         ratios = [theirs / ours for theirs, ours in zip(means["eager"], means["ours"])]
         for name in steps:
             result[f"{name}_{kind}ms"] = round(1e3 * statistics.median(means[name]), 1)
@@ -154,7 +154,7 @@ def alone(config: Config, size: int, tuned: bool, rounds: int, seconds: float) -
 
 
 def apart(args, fields: list[str]) -> dict:
-    """Every variant in a process of its own, one after the other, so that each has the whole memory of the GPU."""
+    """Every variant in a process of its own, one after the other, so that each has all memory of the GPU."""
     folder, result = pathlib.Path(__file__).resolve().parent, {}
     common = ["--preset", args.preset, "--rounds", str(args.rounds), "--seconds", str(args.seconds)]
     common += ["--batch", str(args.batch)] if args.batch else []
@@ -164,7 +164,7 @@ def apart(args, fields: list[str]) -> dict:
         done = subprocess.run(command, capture_output=True, text=True)
         lines = done.stdout.strip().splitlines()
         result[variant] = json.loads(lines[-1]) if done.returncode == 0 and lines else {"error": done.stderr[-2000:]}
-    speeds = {name: found.get("images_per_second") for name, found in result.items()}
+    speeds = {name: measured.get("images_per_second") for name, measured in result.items()}
     for variant in VARIANTS[1:]:
         if speeds["ours"] and speeds[variant]:
             result[f"ratio_to_{variant}"] = round(speeds["ours"] / speeds[variant], 3)
@@ -178,7 +178,7 @@ def main() -> None:
     args, fields = parser.parse_known_args()
     process.dispatch_in_line()
     config = measuring.preset(args.preset, args.batch, fields)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, tag_head=False))  # ours alone
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, tag_head=False))  # not in PyTorch
     size = config.data.batch_size
     result = {"benchmark": "torch peer", "preset": args.preset, "batch": size, "torch": torch.__version__}
     if args.variant:

@@ -2,9 +2,9 @@
 
     python benchmarks/train_step.py --preset demo|vitl|fast|paper [--batch 32] [--compile-only] [config fields]
 
-`tflop_per_second` counts the products and convolutions that a step must do, not those that are done again to save
-memory, and `share_of_matmul_peak` divides it by what a large matrix product reaches in the same run.
-`--compile-only` allocates nothing and runs nothing: the compiler's plan of the memory, for any size of network.
+`tflop_per_second` counts the products and convolutions that a step must do, not those that are recomputed to save
+memory. `share_of_matmul_peak` divides it by the speed of a large matrix product in the same run. `--compile-only`
+allocates nothing and runs nothing: it prints the compiler's plan of the memory, for a network of any size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rahf.training.step import loss_and_gradients, make_train_step
 
 
 def flops(config, batch) -> int:
-    """Of the loss and its gradient with respect to what is trained."""
+    """Floating-point operations of the loss and its gradient with respect to the trained parameters."""
     plain = measuring.without_recomputation(config)
     made = state_lib.setup(CriticTask(plain, None))
     shapes = made.shapes
@@ -58,25 +58,25 @@ def main() -> None:
         placed = sharding.batch_sharding(made.mesh)
         dtype = lambda x: jax.dtypes.canonicalize_dtype(x.dtype)  # noqa: E731
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype(x), sharding=placed), host)
-        began = time.perf_counter()
+        start = time.perf_counter()
         compiled = step.lower(made.shapes, batch).compile()
-        result["compile_seconds"] = round(time.perf_counter() - began, 2)
+        result["compile_seconds"] = round(time.perf_counter() - start, 2)
         print(json.dumps(result | {"gib": measuring.memory_of(compiled)}))
         return
     batch = sharding.to_devices(host, made.mesh)
     state = state_lib.create(CriticTask(config, None), made)
-    began = time.perf_counter()
+    start = time.perf_counter()
     compiled = step.lower(state, batch).compile()
-    result["compile_seconds"] = round(time.perf_counter() - began, 2)
-    began = time.perf_counter()
+    result["compile_seconds"] = round(time.perf_counter() - start, 2)
+    start = time.perf_counter()
     state, metrics = jax.block_until_ready(compiled(state, batch))
-    result["first_step_seconds"] = round(time.perf_counter() - began, 3)
+    result["first_step_seconds"] = round(time.perf_counter() - start, 3)
     peak = measuring.matmul_peak(config.model.compute_dtype)
     held = {"state": state}
 
     def call():
-        held["state"], found = compiled(held["state"], batch)
-        return found
+        held["state"], metrics = compiled(held["state"], batch)
+        return metrics
 
     seconds = measuring.per_call(call, args.seconds, args.rounds)
     result |= measuring.speed(seconds, size, flops(config, batch), peak)

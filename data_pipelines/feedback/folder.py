@@ -1,4 +1,4 @@
-"""The folder of pictures: nothing outside it is read."""
+"""Access to the folder of pictures. Files outside it are never read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data_pipelines.prepare.counts import Refused
 from data_pipelines.prepare.stored_images import SUFFIXES
 from rahf.core.errors import DatasetError
 
-_MOST_BYTES = 1 << 29  # of an encoded file; no picture that is small enough to be decoded needs more
+_MOST_BYTES = 1 << 29  # of an encoded file; a picture within the limit of pixels needs fewer
 _IN_BOTH_CASES = tuple(suffix for lower in SUFFIXES for suffix in (lower, lower.upper()))
 
 
@@ -49,11 +49,11 @@ class Folder:
         raise Refused("missing image", f"no file {uid!r:.200} + {' | '.join(SUFFIXES)} below --images")
 
     def stamp(self, name: str) -> list:
-        """Path, size and time of change of a file; changes whenever the file does."""
+        """Path, size and time of modification of a file; it changes whenever the file does."""
         try:
             status = os.stat(self.resolve(name))
             return [name, status.st_size, status.st_mtime_ns]
-        except (OSError, ValueError, Refused) as error:  # ValueError: not a path at all
+        except (OSError, ValueError, Refused) as error:  # ValueError: the name cannot be a path
             return [name, type(error).__name__]
 
     def read(self, name: str, kind: str) -> bytes:

@@ -1,17 +1,18 @@
-"""The lines of a feedback file, one at a time: which picture, which prompt, and the rest as parsed JSON."""
+"""Reads a feedback file line by line: uid, picture and prompt of a line, and its other fields as parsed JSON."""
 
 from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any, BinaryIO, Iterator, Mapping, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
-from data_pipelines.feedback.splits import SPLITS
 from data_pipelines.prepare.counts import Refused
+from data_pipelines.prepare.splits import SPLITS
 from rahf.core.errors import DatasetError
 from rahf.core.files import check_not_lfs_pointer
 
-#: What a line may hold. Other fields are not read.
+#: Fields of a line. Others are not read.
 FIELDS = (
     "uid", "image", "prompt", "split", "width", "height", "annotators",
     "scores", "word_labels", "implausibility", "misalignment",
@@ -19,14 +20,14 @@ FIELDS = (
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class Line(NamedTuple):
-    """One line whose picture and prompt are known."""
+class FeedbackLine(NamedTuple):
+    """One line that names a picture and a prompt."""
 
     uid: str  # the field, or the path of the picture
-    image: str | None  # relative path; None: to be found by uid
+    image: str | None  # relative path; None: the file is named after the uid
     prompt: str
     split: str | None  # the field
-    tree: Mapping[str, Any]  # the whole line
+    tree: Mapping[str, Any]  # all fields
 
 
 def open_file(path: pathlib.Path) -> BinaryIO:
@@ -53,8 +54,8 @@ def read(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         offset += len(raw)
 
 
-def parse(raw: bytes) -> Line:
-    """Parses a line and takes from it what identifies it.
+def parse(raw: bytes) -> FeedbackLine:
+    """Parses a line, and checks the fields that identify it.
 
     Raises:
       Refused: not a JSON object, no prompt, no picture, or an unknown split.
@@ -72,7 +73,7 @@ def parse(raw: bytes) -> Line:
         raise Refused("missing field", f"neither 'image' nor 'uid', so no picture can be found; it has {_names(tree)}")
     if split is not None and split not in SPLITS:
         raise Refused("malformed", f"split {split!r:.80}, expected {', '.join(SPLITS)}, or no such field")
-    return Line(uid or image, image or None, prompt, split, tree)
+    return FeedbackLine(uid or image, image or None, prompt, split, tree)
 
 
 def _object(raw: bytes) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _object(raw: bytes) -> dict[str, Any]:
 
 
 def check_text(name: str, value: Any) -> None:
-    """Raises Refused unless a field is text that can be stored and be part of a path."""
+    """Raises Refused unless a field is text that can be stored and can be part of a path."""
     if not isinstance(value, str):
         raise Refused("malformed", f"{name} is {value!r:.80}, expected text")
     if name == "prompt" and not value.strip():

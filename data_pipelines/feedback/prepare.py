@@ -6,25 +6,27 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any, BinaryIO, Iterator
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import rich.console
 
 from data_pipelines import store
-from data_pipelines.feedback import labels, lines, opinions, splits
+from data_pipelines.feedback import labels, lines, splits
 from data_pipelines.feedback.folder import Folder
-from data_pipelines.feedback.index import Entry, Index
-from data_pipelines.feedback.summary import LABELS, NO_SPLIT, Summary
-from data_pipelines.prepare import counts as preparation
-from data_pipelines.prepare.counts import Advance, Refused
+from data_pipelines.feedback.index import Index, IndexedLine
+from data_pipelines.feedback.opinions import Opinions, read_opinions
+from data_pipelines.feedback.summary import LABELS, NO_SPLIT, FeedbackSummary
+from data_pipelines.prepare.counts import Refused, print_report, stored_counts, summary_files
+from data_pipelines.prepare.progress import Advance, progress_bars
 from data_pipelines.prepare.stored_images import storable
-from data_pipelines.store import write as store_writer
+from data_pipelines.prepare.vocabulary import read_vocabulary
 from data_pipelines.store.records import Record, missing_labels
 from rahf import images as images_lib
 from rahf import text
 from rahf.core.errors import DatasetError
 
-_PLAN_VERSION = 1  # raise it when the same inputs come to give other bytes
+_PLAN_VERSION = 1  # raise it when a change lets the same inputs give other bytes
 _MOST_MAP_SIZE = 4096  # pixels
 _DESCRIPTION = (
     "Feedback on generated images, consolidated by the rules of RichHF-18K. "
@@ -41,7 +43,7 @@ def prepare(
     dev: float = 0.1,
     test: float = 0.1,
     progress: bool = True,
-) -> Summary:
+) -> FeedbackSummary:
     """Makes a dataset for `data_pipelines.store.open_split` out of a user's own feedback.
 
     The format of a line is described in ``docs/data.md``. For each of the seven labels only the annotators count who
@@ -65,44 +67,46 @@ def prepare(
       DatasetError: wrong arguments or files, every line was refused, or there is nothing to train on.
     """
     target = pathlib.Path(os.path.abspath(out))
-    store_writer.check_replaceable(target)
+    store.check_replaceable(target)
     splits.check_shares(dev, test)
     if map_size is not None and not 1 <= map_size <= _MOST_MAP_SIZE:
         raise DatasetError(f"--map-size {map_size}: expected 1..{_MOST_MAP_SIZE} pixels")
     console = rich.console.Console(quiet=not progress)
-    vocabulary = preparation.vocabulary(tokenizer)
+    vocabulary = read_vocabulary(tokenizer)
     folder, file = Folder(images), pathlib.Path(annotations)
     index = Index(file, folder, dev, test)
-    known = hashlib.sha256(vocabulary).hexdigest() if vocabulary else None
-    inputs = [_PLAN_VERSION, index.digest, known, map_size, dev, test]
+    vocabulary_digest = hashlib.sha256(vocabulary).hexdigest() if vocabulary else None
+    inputs = [_PLAN_VERSION, index.digest, vocabulary_digest, map_size, dev, test]
     plan = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
-    summary = preparation.stored_counts(Summary, target, plan)
+    summary = stored_counts(FeedbackSummary, target, plan)
     if summary is not None:
         console.print(f"{target} is complete and its inputs have not changed")
     else:
-        with preparation.bars(console) as advance:
+        with progress_bars(console) as advance:
             summary = _Assembly(file, folder, index, map_size, advance).write(target, vocabulary, plan, dev, test)
-    preparation.report(console, summary, target)
+    print_report(console, summary, target)
     return summary
 
 
 class _Assembly:
-    """Second pass: turns lines into records and keeps account of what was refused."""
+    """Second pass: turns lines into records, and counts what is used and refused."""
 
     def __init__(self, file: pathlib.Path, folder: Folder, index: Index, map_size: int | None, advance: Advance):
         self.file, self.folder, self.index, self.map_size, self.advance = file, folder, index, map_size, advance
-        self.summary = Summary()
+        self.summary = FeedbackSummary()
         self.refused: list[dict[str, Any]] = []
         self.prompts: dict[str, None] = {}  # of the training examples; in order, without repetition
 
-    def write(self, target: pathlib.Path, vocabulary: bytes | None, plan: str, dev: float, test: float) -> Summary:
+    def write(
+        self, target: pathlib.Path, vocabulary: bytes | None, plan: str, dev: float, test: float
+    ) -> FeedbackSummary:
         """Writes the dataset.
 
         Raises:
           DatasetError: nothing to train on.
         """
         index = self.index
-        self.summary = Summary(
+        self.summary = FeedbackSummary(
             dev=dev,
             test=test,
             sources=index.sources,
@@ -114,8 +118,8 @@ class _Assembly:
         for number, kind, reason in index.refused:
             self.summary.count(NO_SPLIT, "records")
             self._refuse(NO_SPLIT, number, None, kind, reason)
-        extra = preparation.extra_files(plan, self.summary, self.refused)
-        # The vocabulary is learnt from the prompts of the examples that were really written.
+        extra = summary_files(plan, self.summary, self.refused)
+        # The vocabulary is learnt from the prompts of the training examples that were written.
         extra[store.TOKENIZER_FILE] = lambda: vocabulary or text.train_tokenizer(list(self.prompts))
         records = {split: self._records(split) for split in ("train", *(s for s in index.entries if s != "train"))}
         store.write_dataset(target, records, _DESCRIPTION, extra=extra)
@@ -135,7 +139,7 @@ class _Assembly:
         if split == "train" and not self.summary.splits["train"]["joined"]:
             raise DatasetError(self._nothing_to_train_on())
 
-    def _record(self, file: BinaryIO, split: str, entry: Entry) -> Record:
+    def _record(self, file: BinaryIO, split: str, entry: IndexedLine) -> Record:
         if self.index.owners[entry.uid] != entry.number:
             raise Refused(
                 "duplicates",
@@ -145,28 +149,28 @@ class _Assembly:
         file.seek(entry.offset)
         line = lines.parse(file.readline())
         words = tuple(text.split_words(line.prompt))
-        said = opinions.read(line.tree, len(words))
-        if said.missing():
-            unread = f"; not known here: {', '.join(said.unread)}" if said.unread else ""
+        opinions = read_opinions(line.tree, len(words))
+        if opinions.missing():
+            unread = f"; not known here: {', '.join(opinions.unread)}" if opinions.unread else ""
             raise Refused(
                 "no label", f"neither annotators nor the line itself say anything of the picture{unread:.200}"
             )
         image, size = self._picture(line)
         shown = labels.shown_size(line.tree, size)
-        maps = labels.heatmaps(said, shown, self.folder, self.map_size)
+        maps = labels.heatmaps(opinions, shown, self.folder, self.map_size)
         record = Record(
             uid=line.uid,
             prompt=line.prompt,
             words=words,
-            word_labels=labels.word_labels(said),
+            word_labels=labels.word_labels(opinions),
             image=image,
-            scores=labels.scores(said),
+            scores=labels.scores(opinions),
             **maps,
         )
-        self._note(split, record, said, shown)
+        self._note(split, record, opinions, shown)
         return record
 
-    def _picture(self, line: lines.Line) -> tuple[bytes, labels.Size]:
+    def _picture(self, line: lines.FeedbackLine) -> tuple[bytes, labels.Size]:
         """What to store of the picture, and its upright size."""
         name = line.image or self.folder.picture_of(line.uid)
         try:
@@ -176,15 +180,15 @@ class _Assembly:
         header = images_lib.check_header(image)
         return image, (header.width, header.height)
 
-    def _note(self, split: str, record: Record, said: opinions.Opinions, shown: labels.Size) -> None:
+    def _note(self, split: str, record: Record, opinions: Opinions, shown: labels.Size) -> None:
         self.summary.count(split, "joined")
         missing = missing_labels(record)
         for label in LABELS:
             if label not in missing:
                 self.summary.count(split, label)
-        if labels.points_outside(said, shown):
+        if labels.points_outside(opinions, shown):
             self.summary.count(split, "points outside the picture")
-        for name in said.unread:
+        for name in opinions.unread:
             self.summary.note_unread(name)
         if split == "train":
             self.prompts[record.prompt] = None

@@ -1,16 +1,13 @@
-"""Which examples are trained on and which are held out: as the lines say, or by a hash of the prompt."""
+"""Assigns prompts to splits: as the lines say, or by a hash of the prompt."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Sequence
+from collections.abc import Sequence
 
+from data_pipelines.prepare.splits import PRECEDENCE
 from rahf.core.errors import DatasetError
 from rahf.text import split_words
-
-SPLITS = ("train", "dev", "test")
-#: What belongs to two splits stays in the first of these, so that nothing of the test is trained on.
-PRECEDENCE = ("test", "dev", "train")
 
 
 def check_shares(dev: float, test: float) -> None:
@@ -23,7 +20,7 @@ def check_shares(dev: float, test: float) -> None:
 
 
 def key(prompt: str) -> str:
-    """The same for prompts that differ only in case, blanks and the dataset's punctuation."""
+    """A key that is equal for prompts that differ only in case, blanks and the dataset's punctuation."""
     return " ".join(" ".join(split_words(prompt)).split()).casefold()
 
 
@@ -32,36 +29,35 @@ def by_hash(key: str, dev: float, test: float) -> str:
 
     Args:
       key: of the prompt.
-      dev, test: shares of all prompts. Prompts of a smaller share are among those of a larger one for the test
-        split, so that raising it moves none out.
+      dev, test: shares of all prompts. A larger test share keeps all test prompts of a smaller one.
     """
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return "test" if place < test else "dev" if place < test + dev else "train"
 
 
-def assign(prompts: Sequence[str], given: Sequence[str | None], dev: float, test: float) -> tuple[list[str], int]:
+def assign(prompts: Sequence[str], own: Sequence[str | None], dev: float, test: float) -> tuple[list[str], int]:
     """A split for every line.
 
-    A line without one goes where another line has put its prompt, else by hash.
+    A line without one gets the split that another line with its prompt names, else one by hash.
 
     Args:
       prompts: keys of the lines' prompts.
-      given: the lines' own splits.
+      own: the lines' own splits.
       dev, test: shares for the hash.
 
     Returns:
-      The splits, and how many lines went where another line has put their prompt.
+      The splits, and the number of lines that got theirs from another line.
     """
     placed: dict[str, str] = {}
-    for prompt, split in zip(prompts, given, strict=True):
+    for prompt, split in zip(prompts, own, strict=True):
         if split is not None:
             placed[prompt] = min(split, placed.get(prompt, split), key=PRECEDENCE.index)
-    followed = sum(split is None and prompt in placed for prompt, split in zip(prompts, given))
-    found = [s or placed.get(p) or by_hash(p, dev, test) for p, s in zip(prompts, given)]
-    return found, followed
+    followed = sum(split is None and prompt in placed for prompt, split in zip(prompts, own))
+    assigned = [s or placed.get(p) or by_hash(p, dev, test) for p, s in zip(prompts, own)]
+    return assigned, followed
 
 
-def in_two(things: Sequence[str], splits: Sequence[str]) -> int:
-    """How many things are in `train` and in another split, too."""
-    trained = {thing for thing, split in zip(things, splits, strict=True) if split == "train"}
-    return len(trained & {thing for thing, split in zip(things, splits) if split != "train"})
+def in_two(keys: Sequence[str], splits: Sequence[str]) -> int:
+    """Number of keys that are both in `train` and in another split."""
+    trained = {key for key, split in zip(keys, splits, strict=True) if split == "train"}
+    return len(trained & {key for key, split in zip(keys, splits) if split != "train"})

@@ -1,29 +1,29 @@
-"""What `rahf prepare feedback` used and what it refused, per split."""
+"""Counts of `rahf prepare feedback`."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import ClassVar
 
-from data_pipelines.prepare.counts import Counts
+from data_pipelines.prepare.counts import PreparationCounts
 from rahf.core.batch import HEATMAPS, SCORES
 
 #: The seven labels, as `data_pipelines.store.records.missing_labels` names them.
 LABELS = (*SCORES, *HEATMAPS, "words")
-#: Column of the lines whose picture or prompt is not known, so that they belong to no split.
+#: Column of the lines without a usable prompt or picture name, which belong to no split.
 NO_SPLIT = "no split"
-_MOST_NAMES = 100  # of fields that are not read
+_MOST_NAMES = 100  # names of unknown fields that are counted
 
 
 @dataclasses.dataclass
-class Summary(Counts):
-    """Counts of a preparation. After the refusals, how many examples have each of the labels.
+class FeedbackSummary(PreparationCounts):
+    """Counts of a preparation. The rows after the refusals count the examples that have each label.
 
     Attributes:
       dev, test: shares by which prompts were split.
-      sources: how many lines got their split by "field", "other line", "hash".
+      sources: numbers of lines that got their split by "field", "other line", "hash".
       prompts_in_two: prompts that are trained on and held out; `pictures_in_two` likewise.
-      unread: fields that mean nothing here, by the number of examples that have them.
+      unread: unknown fields, each with the number of examples that have it.
     """
 
     title: ClassVar[str] = "feedback"
@@ -49,7 +49,7 @@ class Summary(Counts):
     unread: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def note_unread(self, name: str) -> None:
-        """Adds one to a field that means nothing here."""
+        """Counts an example with an unknown field."""
         name = name[:80] if name.isprintable() else ascii(name[:80])  # it goes to the terminal
         if name in self.unread or len(self.unread) < _MOST_NAMES:
             self.unread[name] = self.unread.get(name, 0) + 1
@@ -68,22 +68,22 @@ class Summary(Counts):
         return f"lines split: {', '.join(parts)}"
 
     def _warnings(self) -> list[str]:
-        found = []
+        warnings = []
         used = {split: counts["joined"] for split, counts in self.splits.items() if split != NO_SPLIT}
         for split in ("dev", "test"):
             if not used.get(split):
                 others = " or ".join(name for name, count in used.items() if count and name != "train") or "none"
-                found.append(f"no example in {split}; held out there is {others} (--{split}, --data.eval-split)")
+                warnings.append(f"no example in {split}; held out there is {others} (--{split}, --data.eval-split)")
         absent = [label for label in LABELS if not self.splits["train"][label]]
         if absent:
-            found.append(f"no training example has {', '.join(absent)}: nothing is learnt of it")
+            warnings.append(f"no training example has {', '.join(absent)}: nothing is learnt of it")
         if self.prompts_in_two:
-            found.append(f"{self.prompts_in_two} prompts are in train and in dev or test, as the lines say")
+            warnings.append(f"{self.prompts_in_two} prompts are in train and in dev or test, as the lines say")
         if self.pictures_in_two:
-            found.append(f"{self.pictures_in_two} pictures are in train and, with another prompt, in dev or test")
+            warnings.append(f"{self.pictures_in_two} pictures are in train and, with another prompt, in dev or test")
         if outside := self.total("points outside the picture"):
-            found.append(f"{outside} examples have points outside the picture; points are (x, y) in its pixels")
+            warnings.append(f"{outside} examples have points outside the picture; points are (x, y) in its pixels")
         if self.unread:
             most = sorted(self.unread.items(), key=lambda item: -item[1])[:10]
-            found.append("fields that are not read: " + ", ".join(f"{name} ({count})" for name, count in most))
-        return found
+            warnings.append("fields that are not read: " + ", ".join(f"{name} ({count})" for name, count in most))
+        return warnings

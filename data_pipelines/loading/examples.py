@@ -1,4 +1,4 @@
-"""One stored record → the arrays of one example, augmented or not; and examples → a batch."""
+"""A stored record → the arrays of one example, augmented or not; examples → a batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rahf.text.words import word_ends
 
 
 @runtime_checkable
-class Source(Protocol):
+class RecordSequence(Protocol):
     """Random access to the records of a split; must be picklable for worker processes."""
 
     def __len__(self) -> int: ...
@@ -44,9 +44,9 @@ def example(
       rng: randomness of the augmentations; None, or `config.augment` None: no augmentation.
 
     Returns:
-      The fields of a `Batch` without the batch axis. A missing label is 0 under a mask that is False. Words
-      beyond `max_words` have no place; words beyond `max_target_tokens` have `word_end` -1 but stay in
-      `word_mask`, so that they count.
+      The fields of a `Batch` without the batch axis. A missing label is 0, and its mask is False. Words beyond
+      `max_words` are left out. Words beyond `max_target_tokens` have `word_end` -1 but stay in `word_mask`: metrics
+      count them.
 
     Raises:
       rahf.images.ImageError: image or heatmap cannot be decoded.
@@ -68,14 +68,14 @@ def example(
         if values is not None:
             heatmaps[..., channel] = images.resize_grey(values, image_size, box)
     scores = np.asarray(record.scores, np.float32)
-    known = ~np.isnan(scores)
+    present = ~np.isnan(scores)
     return Batch(
         image=image,
         **_text(record, config, tokenizer),
         heatmaps=heatmaps,
         heatmap_mask=np.array([values is not None for values in maps]),
-        scores=np.where(known, scores, np.float32(0)),
-        score_mask=known,
+        scores=np.where(present, scores, np.float32(0)),
+        score_mask=present,
         example_mask=np.array(True),
         index=np.array(index, np.int64),
     )
@@ -106,7 +106,7 @@ def _text(record: Record, config: DataConfig, tokenizer: Tokenizer) -> dict[str,
 
 
 def filling(config: DataConfig, image_size: int) -> Batch:
-    """An example that only fills up a batch: every mask False, `index` and `word_end` -1, the rest 0."""
+    """An example that fills up a batch: every mask False, `index` and `word_end` -1, the rest 0."""
     lengths = (config.max_prompt_tokens, config.max_target_tokens, config.max_words)
     empty = Batch(**{name: np.zeros(s[1:], d) for name, (s, d) in spec(1, image_size, *lengths).items()})
     return empty._replace(word_end=empty.word_end - 1, index=empty.index - 1)
@@ -118,9 +118,9 @@ def stack(examples: Sequence[Batch]) -> Batch:
 
 
 class Numbered:
-    """A source that says with each record where it stands."""
+    """A source of pairs: position and record."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: RecordSequence):
         self.source = source
 
     def __len__(self) -> int:
@@ -131,7 +131,7 @@ class Numbered:
 
 
 class ExampleMaker:
-    """(position in the stream, (index, record)) → example. With a seed it augments."""
+    """Function (position in the stream, (index, record)) → example. With a seed it augments."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What an evaluation wants of a split besides batches: maps at their own resolution, pictures, and means."""
+"""Labels and pictures of a split as stored, for evaluations: maps keep their own resolution."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.loading.examples import Source
+from data_pipelines.loading.examples import RecordSequence
 from data_pipelines.store.records import Record
 from rahf import images
 from rahf.core.batch import HEATMAPS
@@ -27,7 +27,7 @@ class Truth(NamedTuple):
 class Labels:
     """Random access to the stored labels of a split."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: RecordSequence):
         self.source = source
 
     def __len__(self) -> int:
@@ -35,12 +35,13 @@ class Labels:
 
     def __getitem__(self, index: int) -> Truth:
         record = self.source[int(index)]
-        given = (record.implausibility, record.misalignment)
+        encoded = (record.implausibility, record.misalignment)
         maps = [
-            None if d is None else images.load_grey(d, what=f"{record.uid}: {n} map") for d, n in zip(given, HEATMAPS)
+            None if data is None else images.load_grey(data, what=f"{record.uid}: {name} map")
+            for data, name in zip(encoded, HEATMAPS)
         ]
         shape = next((m.shape for m in maps if m is not None), (1, 1))
-        for kind, values in enumerate(maps):
+        for values in maps:
             if values is not None and values.shape != shape:
                 raise images.ImageError(f"{record.uid}: its two maps differ in size, {shape} and {values.shape}")
         empty = np.zeros(shape, np.uint8)

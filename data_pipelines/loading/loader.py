@@ -1,12 +1,13 @@
 """Prepared data → batches, through Grain: shuffled forever for training, in order for evaluation.
 
 The training stream is a function of the seed alone: example number n of the stream is record
-``shuffle(seed, epoch)[n mod N]``, augmented with randomness from (seed, epoch, record). Worker processes,
-threads and the number of JAX processes only decide who computes it, so a position in the stream is all that a
-checkpoint needs to go on exactly, also with other numbers of workers and processes.
+``shuffle(seed, epoch)[n mod N]``, augmented with randomness from (seed, epoch, record). Worker processes, threads and
+the number of JAX processes decide only where it is computed. A checkpoint therefore needs only a position in the stream
+to go on exactly, also with other numbers of workers and processes.
 
-A worker that dies is reported with the record it was at, and started again at the same place; only if that happens
-again and again the run stops. Workers never import JAX (`data_pipelines.loading.worker`).
+If a worker process fails, the loader reports the record that it was reading and starts the workers again at the same
+position. After three failures without a batch in between the run stops. Workers never import JAX
+(`data_pipelines.loading.worker`).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from data_pipelines.loading import transforms, worker, worker_failures
 from data_pipelines.loading.examples import (
     ExampleMaker,
     Numbered,
-    Source,
-    example,  # noqa: F401  (part of this module's face)
+    RecordSequence,
+    example,  # noqa: F401 - public here
     filling,
     stack,
 )
@@ -46,24 +47,24 @@ def train_loader(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-    source: Source | None = None,
+    source: RecordSequence | None = None,
 ) -> TrainLoader:
     """An endless iterator of training batches, shuffled anew each epoch.
 
     Args:
-      config: where the data lie, sizes, augmentations; `workers` processes decode, or with 0 threads of this
-        process, in both cases ahead of the training step.
+      config: path, sizes, augmentations. `workers` processes decode ahead of the training step; with 0 threads of
+        this process do.
       image_size: side of image and heatmaps in pixels.
       tokenizer: the vocabulary.
       seed: decides order and augmentations.
-      process_index, process_count: this JAX process; it yields its part of each global batch, and all parts
-        in order of the processes are the batch that one process alone would yield.
+      process_index, process_count: this JAX process. It yields its part of each global batch; the parts of all
+        processes, in their order, are the batch that one process alone would yield.
       source: records to use in place of split `config.train_split` of `config.path`.
 
     Raises:
       data_pipelines.store.DatasetError: no such dataset or split.
       DataError: no records.
-      ValueError: a batch size or range of the config that cannot work.
+      ConfigError: a batch size or range of the config that cannot work.
     """
     source = store.open_split(config.path, config.train_split) if source is None else source
     return TrainLoader(config, image_size, tokenizer, seed, process_index, process_count, source)
@@ -80,7 +81,7 @@ class TrainLoader:
         seed: int,
         process_index: int,
         process_count: int,
-        source: Source,
+        source: RecordSequence,
     ):
         if config.workers < 0:
             raise ConfigError(f"data.workers: expected 0 or more, found {config.workers}")
@@ -94,13 +95,13 @@ class TrainLoader:
         self._identity = {"seed": int(seed), "records": len(source), "fingerprint": _fingerprint(source)}
         maker = ExampleMaker(config, image_size, tokenizer, where, seed, len(source))
         shuffle_seed = int(np.random.SeedSequence([seed % 2**32]).generate_state(1)[0])
-        self._source, self._where = worker.Noted(Numbered(source)), where
-        self._diary: worker_failures.Diary | None = None
+        self._source, self._where = worker.LoggedSource(Numbered(source)), where
+        self._log: worker_failures.ReadLog | None = None
         self.report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
         dataset = grain.MapDataset.source(self._source)
         self._stream = dataset.shuffle(shuffle_seed).repeat().map_with_index(maker)
         self._batch_bytes = self._local * sum(field.nbytes for field in filling(config, image_size))
-        self._examples = 0  # of the global stream that were handed out
+        self._examples = 0  # number of examples of the global stream that were returned
         self._iterator = None
 
     def __iter__(self) -> TrainLoader:
@@ -111,26 +112,26 @@ class TrainLoader:
 
         Raises:
           DataError: a record cannot be decoded; the message names dataset, split, index and uid.
-          data_pipelines.loading.worker_failures.WorkerFailure: worker processes die as often as they are started again.
+          rahf.core.errors.WorkerFailure: worker processes failed three times without a batch in between.
         """
         batch = None
-        for times in range(1, worker_failures.MOST + 1):
+        for times in range(1, worker_failures.MOST_FAILURES + 1):
             if self._iterator is None:
                 self._iterator = self._start()
             try:
                 batch = next(self._iterator)
                 break
             except DataError as error:
-                raise DataError(str(error)) from None  # without Grain's notes on its own inner workings
+                raise DataError(str(error)) from None  # without the notes that Grain adds
             except RuntimeError as error:
-                self._mourn(error, times)
+                self._report_failure(error, times)
         self._examples += self._config.batch_size
-        return Batch(*(np.asarray(field) for field in batch))  # Grain's arrays know where they are shared
+        return Batch(*(np.asarray(field) for field in batch))  # plain arrays: Grain's refer to shared memory
 
-    def _mourn(self, error: RuntimeError, times: int) -> None:
-        """Reports a dead worker; all are started again with the next attempt, where this one was."""
+    def _report_failure(self, error: RuntimeError, times: int) -> None:
+        """Reports a failure and ends all workers; the next attempt starts them again at the same position."""
         try:
-            self.report(worker_failures.explain(error, times, self._diary, self._source.source.source, self._where))
+            self.report(worker_failures.explain(error, times, self._log, self._source.source.source, self._where))
         finally:
             self.close()
 
@@ -143,14 +144,14 @@ class TrainLoader:
             return iter(batches.to_iter_dataset(_threads()))
         worker.check_shared_memory(self._batch_bytes * workers * (_WORKER_BUFFER + 1), workers)
         worker.install()
-        self._diary = worker_failures.Diary(workers)
-        self._source.diary = self._diary.path
+        self._log = worker_failures.ReadLog(workers)
+        self._source.log = self._log.path
         alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_WORKER_BUFFER)
         return iter(batches.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=worker.start))
 
     def get_state(self) -> dict[str, Any]:
-        """The position behind the last batch that was handed out, and what it refers to, as JSON values."""
+        """The position behind the last batch that was returned, and the identity of the data, as JSON values."""
         return {"version": 1, "examples": self._examples, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -162,20 +163,20 @@ class TrainLoader:
           DataError: the state belongs to other data or another seed.
         """
         try:
-            examples, found = int(state["examples"]), {name: state[name] for name in self._identity}
+            examples, saved = int(state["examples"]), {name: state[name] for name in self._identity}
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"not the state of a data loader: {state!r}") from error
-        mine, remedy = self._identity, "or start in a new run directory"
-        if (found["records"], found["fingerprint"]) != (mine["records"], mine["fingerprint"]):
+        own, remedy = self._identity, "or start in a new run directory"
+        if (saved["records"], saved["fingerprint"]) != (own["records"], own["fingerprint"]):
             raise DataError(
-                f"the saved position belongs to other data: {found['records']} records with fingerprint "
-                f"{found['fingerprint']}, but {self._config.path}, split {self._config.train_split!r} holds "
-                f"{mine['records']} records with fingerprint {mine['fingerprint']}; name the original data, "
+                f"the saved position belongs to other data: {saved['records']} records with fingerprint "
+                f"{saved['fingerprint']}, but {self._config.path}, split {self._config.train_split!r} holds "
+                f"{own['records']} records with fingerprint {own['fingerprint']}; name the original data, "
                 f"{remedy}"
             )
-        if found["seed"] != mine["seed"]:
+        if saved["seed"] != own["seed"]:
             raise DataError(
-                f"the saved position belongs to seed {found['seed']}, this run has seed {mine['seed']}; "
+                f"the saved position belongs to seed {saved['seed']}, this run has seed {own['seed']}; "
                 f"use the same seed, {remedy}"
             )
         self.close()
@@ -186,9 +187,9 @@ class TrainLoader:
         iterator, self._iterator = self._iterator, None
         if iterator is not None:
             iterator.close()
-        if self._diary is not None:
-            self._diary.close()
-            self._diary = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def __enter__(self) -> TrainLoader:
         return self
@@ -206,7 +207,7 @@ def eval_loader(
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
-    source: Source | None = None,
+    source: RecordSequence | None = None,
 ) -> EvalLoader:
     """The examples of a split in order, once, without augmentation.
 
@@ -214,13 +215,13 @@ def eval_loader(
     every process gets the same number of batches and nothing is compiled twice.
 
     Args:
-      config: where the data lie, sequence lengths.
+      config: path, sequence lengths.
       split: name of the split.
       image_size: side of image and heatmaps in pixels.
       tokenizer: the vocabulary.
       batch_size: global, over all processes.
       process_index, process_count: this JAX process; it yields its part of each global batch.
-      limit: only the first so many examples.
+      limit: number of examples, from the first on; None: all.
       source: records to use in place of the split.
 
     Returns:
@@ -229,7 +230,7 @@ def eval_loader(
     Raises:
       data_pipelines.store.DatasetError: no such dataset or split.
       DataError: no examples; while iterating, a record that cannot be decoded.
-      ValueError: the batch size is not a multiple of the number of processes.
+      ConfigError: the batch size is not a multiple of the number of processes.
     """
     source = store.open_split(config.path, split) if source is None else source
     local = _local_batch(batch_size, process_index, process_count)
@@ -263,7 +264,7 @@ class EvalLoader:
 
 
 class _EvalPart:
-    """Number of a global batch → this process's part of it."""
+    """Function: number of a global batch → this process's part of it."""
 
     def __init__(
         self,
@@ -293,15 +294,17 @@ def _local_batch(batch_size: int, process_index: int, process_count: int) -> int
 
 
 def _threads() -> grain.ReadOptions:
-    """One batch per thread, and one more ready. Decoding releases Python's lock, but beyond four threads the
-    rest does not keep up."""
+    """Options for one batch per thread, and one more ready.
+
+    Decoding releases Python's lock; the rest does not, and is the bottleneck with more than four threads.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, min(4, cores))
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
 
 
-def _fingerprint(source: Source) -> str:
-    """A hash of up to 16 records spread over the split, so that other data are noticed at once."""
+def _fingerprint(source: RecordSequence) -> str:
+    """A hash of up to 16 records spread over the split, to recognise other data."""
     digest = hashlib.sha256()
     for index in sorted({int(i) for i in np.linspace(0, len(source) - 1, 16)}):
         record = source[index]

@@ -1,9 +1,8 @@
 """Training augmentations: random crop, photometric changes, greyscale (RAHF paper, supplement).
 
-A crop is drawn as a box in shares of width and height and cut out of the image and of both heatmaps while
-they are resized (`rahf.images.decode_resized`, `resize_grey`), so that they stay registered. Colour changes
-touch the image only.
-There are no flips: a flip would change "left" and "right" in the prompt.
+A crop is a random box in shares of width and height. Image and both heatmaps are cropped to it while they are resized
+(`rahf.images.decode_resized`, `resize_grey`), so that they stay registered. Colour changes apply to the image only.
+There are no flips: a flip would contradict "left" and "right" in the prompt.
 
 Pure functions of their arguments and of a numpy generator.
 """
@@ -23,7 +22,7 @@ from rahf.images import FULL, Box
 
 Image = UInt8[np.ndarray, "h w 3"]
 
-_CROP_TRIES = 10  # of boxes that keep enough of a heatmap, before the whole image is taken
+_CROP_TRIES = 10  # boxes drawn until one keeps enough of every heatmap; after that the image is not cropped
 # RGB -> luma (ITU-R BT.601, as in JPEG) and two colour differences that are 0 for greys (NTSC YIQ).
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
@@ -31,9 +30,9 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.
 def random_box(config: AugmentConfig, rng: np.random.Generator, maps: Sequence[UInt8[np.ndarray, "_ _"]] = ()) -> Box:
     """Draws the part of the image to keep: with `crop_probability` a crop, else everything.
 
-    Share of width and share of height are drawn separately from `crop_keep`, then the place. With
-    `crop_keeps_mass` > 0 a crop that keeps less than that share of the sum of any map is drawn again; if
-    none is found, the image stays whole.
+    The shares of width and height are drawn separately from `crop_keep`, then the place. With `crop_keeps_mass` > 0
+    a crop that keeps less than that share of the sum of any map is drawn again; after ten of them the image is not
+    cropped.
 
     Args:
       config: ranges and probabilities.
@@ -65,7 +64,7 @@ def kept_mass(values: UInt8[np.ndarray, "h w"], box: Box) -> float:
 
 
 def random_colours(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Photometric set and greyscale, each with its probability; the image itself where neither occurs."""
+    """Applies the photometric changes and greyscale, each with its probability; else returns the image itself."""
     if rng.random() < config.photometric_probability:
         image = photometric(
             image,
@@ -83,8 +82,8 @@ def random_colours(image: Image, config: AugmentConfig, rng: np.random.Generator
 def photometric(image: Image, brightness: float, contrast: float, hue: float, saturation: float) -> Image:
     """Brightness, contrast, hue and saturation in one linear map, then clipped to 0..255.
 
-    Hue turns, and saturation scales, the two colour differences of YIQ, so luma stays; this is linear in the
-    pixel, unlike the same words in HSV, and for the small changes used here looks the same.
+    Hue rotates, and saturation scales, the two colour differences of YIQ; luma stays. Unlike hue and saturation of HSV
+    this is linear in the pixel. For the small changes used here both look alike.
 
     Args:
       image: uint8 [h,w,3].
@@ -98,7 +97,7 @@ def photometric(image: Image, brightness: float, contrast: float, hue: float, sa
     matrix = colour_matrix(hue, saturation)
     offset = matrix @ (sums / (height * width) * (1 - contrast) + 255 * brightness)
     rows = np.concatenate([contrast * matrix, offset[:, None]], axis=1)
-    # Pillow's loop rounds and clips, is faster than numpy, and starts no threads as a matrix product may.
+    # Pillow rounds and clips, is faster than numpy, and starts no threads, which a matrix product may do.
     return np.asarray(PIL.Image.fromarray(image).convert("RGB", tuple(rows.ravel().tolist())))
 
 
@@ -110,7 +109,7 @@ def colour_matrix(hue: float, saturation: float) -> Float[np.ndarray, "3 3"]:
 
 
 def through_jpeg(image: Image, quality: int) -> Image:
-    """Encodes and decodes, colour at half resolution as most JPEG files. `quality` 1..100."""
+    """Encodes as JPEG, with colour at half resolution as in most JPEG files, and decodes. `quality` 1..100."""
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420")
     return simplejpeg.decode_jpeg(data)
 
@@ -121,7 +120,7 @@ def grey(image: Image) -> Image:
 
 
 def check(config: AugmentConfig) -> None:
-    """Raises ValueError naming a range or probability that cannot be drawn from."""
+    """Raises ConfigError for a range or probability that cannot be drawn from."""
     for name in ("crop_probability", "photometric_probability", "grey_probability", "crop_keeps_mass"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"augment.{name}: expected 0..1, found {getattr(config, name)}")

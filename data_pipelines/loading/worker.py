@@ -1,19 +1,19 @@
-"""What runs first in a data worker process: it starts fast, stays free of JAX and ends with its parent.
+"""The main module of data worker processes: they start fast, do not import JAX, and end with their parent.
 
-Grain starts its workers with Python's "spawn" method, which has two consequences that we do not want:
+Grain starts its workers with Python's "spawn" method. This has two unwanted consequences:
 
-* A spawned process imports the user's main script again. A training script without a ``__main__`` guard
-  would train inside every worker, and one with it still imports JAX (a second, and on a machine with an
-  accelerator memory on the device).
-* Grain imports JAX for its tree functions wherever JAX is installed, and else uses its own.
+* A spawned process imports the user's main script again. A training script without a ``__main__`` guard would train
+  inside every worker. A script with it still imports JAX, which takes a second, and memory of an accelerator.
+* Grain imports JAX for its tree functions wherever JAX is installed, and otherwise uses its own.
 
-`install` therefore lets Grain's workers, and only them, run this module in place of the main script; run that
-way, it hides JAX while Grain is imported. Functions that a main script defines still reach the workers: Grain
-pickles them by value.
+`install` therefore makes Grain's workers, and only them, run this module in place of the main script. As the main
+module it hides JAX while it imports Grain. Functions of the main script still reach the workers: Grain pickles them by
+value.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import shutil
@@ -24,19 +24,22 @@ import threading
 from multiprocessing import spawn
 from typing import Any
 
+from absl import flags
+
 from rahf.core.errors import ConfigError
 
 _NAME = "data_pipelines.loading.worker"
 _PREFIX = "grain-process-prefetch"  # how Grain names its worker processes
 _HIDDEN = ("jax", "jaxlib")
-ENTRY = struct.Struct("<qq")  # of a worker's diary (`data_pipelines.loading.worker_failures`): process id, record
+#: Of each worker in the log of `data_pipelines.loading.worker_failures`: its process id, the record that it reads.
+ENTRY = struct.Struct("<qq")
+_SHARED_MEMORY = "/dev/shm"  # the folder of shared memory on Linux
 _number: int | None = None  # of this worker process; None in all others
-_handle: int | None = None  # its diary, opened
-_SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
+_log_handle: int | None = None  # file descriptor of the log in this worker process
 
 
 def install() -> None:
-    """Makes worker processes that Grain starts from now on begin with this module. May be called again."""
+    """Makes worker processes that Grain starts from now on run this module first. May be called again."""
     _give_flag_a_value()
     original = spawn.get_preparation_data
     if getattr(original, "begins_with", None) == _NAME:
@@ -54,20 +57,20 @@ def install() -> None:
 
 
 def _give_flag_a_value() -> None:
-    """Grain reads this flag of its own whenever it makes workers, which fails in programs that do not parse
-    their command line with absl."""
-    from absl import flags
+    """Gives one flag of Grain its default value.
 
+    Grain reads it whenever it starts workers. This fails in programs that do not parse their command line with absl.
+    """
     name = "grain_enable_multiprocess_worker_profiling"
     if name in flags.FLAGS and not flags.FLAGS.is_parsed():
-        flags.FLAGS[name].present = True  # its default then counts as its value
+        flags.FLAGS[name].present = True  # absl then returns the default
 
 
 def start(index: int, count: int) -> None:
     """Runs in worker `index` of `count` before its first batch.
 
-    Ctrl-C is for the parent, which saves and then ends its workers; and a worker whose parent was killed
-    ends, where Grain would let it wait forever.
+    The worker ignores Ctrl-C: the parent saves, and then ends its workers. It ends when its parent was killed, where
+    Grain would let it wait forever.
     """
     global _number
     _number = index
@@ -79,7 +82,12 @@ def start(index: int, count: int) -> None:
 
 
 def check_shared_memory(needed: int, workers: int) -> None:
-    """Too little of it would end a worker with a bare "bus error" in the middle of a batch."""
+    """Raises ConfigError if shared memory is too small; a worker would end with a "bus error" in the middle of a batch.
+
+    Args:
+      needed: bytes.
+      workers: their number, for the message.
+    """
     if os.path.isdir(_SHARED_MEMORY) and (free := shutil.disk_usage(_SHARED_MEMORY).free) < needed:
         raise ConfigError(
             f"{workers} data workers need {needed / 2**20:.0f} MiB of shared memory for finished batches, "
@@ -88,37 +96,36 @@ def check_shared_memory(needed: int, workers: int) -> None:
         )
 
 
-class Noted:
-    """A source that writes into a diary, in worker processes, which record is read."""
+class LoggedSource:
+    """A source that in worker processes writes to the log, before it reads a record, which one it is."""
 
     def __init__(self, source: Any):
-        self.source, self.diary = source, ""
+        self.source, self.log = source, ""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Any:
-        if _number is not None and self.diary:
-            global _handle
-            if _handle is None:
-                _handle = os.open(self.diary, os.O_WRONLY)
-            os.pwrite(_handle, ENTRY.pack(os.getpid(), index), _number * ENTRY.size)
+        if _number is not None and self.log:
+            global _log_handle
+            if _log_handle is None:
+                _log_handle = os.open(self.log, os.O_WRONLY)
+            os.pwrite(_log_handle, ENTRY.pack(os.getpid(), index), _number * ENTRY.size)
         return self.source[index]
 
 
 def _end_with(parent: Any) -> None:
+    """Waits for the end of the parent process, then ends this one."""
     parent.join()
     os._exit(1)
 
 
 def _import_grain_without_jax() -> None:
-    import logging
-
     for name in _HIDDEN:
         sys.modules[name] = None
-    logging.disable(logging.WARNING)  # Grain says that it found no JAX profiler
+    logging.disable(logging.WARNING)  # Grain warns that there is no JAX profiler
     try:
-        import grain  # noqa: F401
+        import grain  # noqa: F401 - here, because JAX is hidden only now
     finally:
         logging.disable(logging.NOTSET)
         for name in _HIDDEN:
@@ -126,7 +133,7 @@ def _import_grain_without_jax() -> None:
 
 
 if __name__ == "__mp_main__":  # the name that "spawn" gives to the main module of a new process
-    # One thread per worker for linear algebra: the workers themselves fill the cores.
+    # One thread per worker for linear algebra: the workers themselves use all cores.
     for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(_variable, "1")
     _import_grain_without_jax()

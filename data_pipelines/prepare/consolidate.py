@@ -1,22 +1,24 @@
-"""From several annotators of one picture to one label per picture.
+"""Consolidation: the annotations of one picture → one label per picture.
 
 The rules are those of the RichHF-18K paper (Liang et al. 2024, section 3): a click stands for a disc whose
 radius is 1/20 of the picture's height; an annotator's map is the union of the discs, the label is the
 mean of the annotators' binary maps; scores are averaged and standardised to 0..1; words are decided by
-majority. Real annotations, the synthetic scenes and the tests all pass through this one file.
+majority. Real annotations and the synthetic scenes use the same functions.
 
-`consolidate` wants every label of every annotator. Where annotators gave only some, `vote_heatmap`, `mean_score` and
-`majority` take those who gave the label.
+`consolidate` needs every label of every annotator. Where annotators gave only some labels, call `vote_heatmap`,
+`mean_score` and `majority` with the annotators who gave the label.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Mapping, NamedTuple, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rahf.core.batch import SCORES
+from rahf.core.errors import DataError
 
 #: A disc's radius as a share of the picture's height, also for pictures that are not square.
 RADIUS = 1 / 20
@@ -27,10 +29,10 @@ Point = tuple[float, float]
 
 
 class RawAnnotation(NamedTuple):
-    """What one annotator said of one picture.
+    """The labels that one annotator gave to one picture.
 
-    Points are (x, y) in pixels of the picture that was shown, origin at its upper left corner, so that the
-    centre of the first pixel is (0.5, 0.5). `scores` holds integers 1..5 (high = good) by name of
+    Points are (x, y) in pixels of the picture as shown, origin at its upper left corner: the centre of the first
+    pixel is (0.5, 0.5). `scores` holds integers 1..5 (high = good) by name of
     `rahf.core.batch.SCORES`. `word_labels` has one 0 (misaligned) or 1 (aligned) per word of the prompt.
     """
 
@@ -40,15 +42,15 @@ class RawAnnotation(NamedTuple):
     word_labels: Sequence[int]
 
     @classmethod
-    def from_dict(cls, tree: Mapping[str, Any], where: str = "annotation") -> "RawAnnotation":
+    def from_dict(cls, tree: Mapping[str, Any], where: str = "annotation") -> RawAnnotation:
         """Builds an annotation from parsed JSON with the fields of this class.
 
         Raises:
-          ValueError: a field is missing or unknown; the message starts with `where`.
+          DataError: a field is missing or unknown; the message starts with `where`.
         """
         missing, unknown = set(cls._fields) - set(tree), set(tree) - set(cls._fields)
         if missing or unknown:
-            raise ValueError(
+            raise DataError(
                 f"{where}: expected the fields {', '.join(cls._fields)}; "
                 f"missing: {', '.join(sorted(missing)) or 'none'}, "
                 f"unknown: {', '.join(sorted(unknown)) or 'none'}"
@@ -57,7 +59,7 @@ class RawAnnotation(NamedTuple):
 
 
 class Consolidated(NamedTuple):
-    """One label per picture, made of several annotators."""
+    """The consolidated labels of one picture."""
 
     heatmaps: np.ndarray  # uint8 [h,w,2] order rahf.core.batch.HEATMAPS, round(255 * share of annotators)
     scores: np.ndarray  # float32 [4] in [0,1], order rahf.core.batch.SCORES
@@ -82,7 +84,7 @@ def draw_discs(points: Sequence[Point], width: int, height: int, map_size: int |
       bool [height,width] or [map_size,map_size].
 
     Raises:
-      ValueError: a coordinate is not finite.
+      DataError: a coordinate is not finite.
     """
     columns, rows = (width, height) if map_size is None else (map_size, map_size)
     scale_x, scale_y = columns / width, rows / height
@@ -91,9 +93,9 @@ def draw_discs(points: Sequence[Point], width: int, height: int, map_size: int |
     marked = np.zeros((rows, columns), np.bool_)
     for x, y in points:
         if not (math.isfinite(x) and math.isfinite(y)):
-            raise ValueError(f"point ({x}, {y}): expected two finite coordinates in pixels of the picture")
+            raise DataError(f"point ({x}, {y}): expected two finite coordinates in pixels of the picture")
         x, y = x * scale_x, y * scale_y
-        # Only the square around the disc is looked at; one pixel more guards against rounding.
+        # Test only the pixels of the square around the disc; one pixel more guards against rounding.
         left, right = _range(x, radius_x, columns)
         top, bottom = _range(y, radius, rows)
         if left >= right or top >= bottom:
@@ -105,6 +107,7 @@ def draw_discs(points: Sequence[Point], width: int, height: int, map_size: int |
 
 
 def _range(centre: float, radius: float, size: int) -> tuple[int, int]:
+    """First pixel, and the one behind the last, of an interval along a side."""
     return max(0, math.floor(centre - radius - 1)), min(size, math.ceil(centre + radius + 1))
 
 
@@ -151,7 +154,7 @@ def consolidate(
     words: Sequence[str],
     map_size: int | None = None,
 ) -> Consolidated:
-    """One label out of any number of annotators.
+    """Consolidates any number of annotations.
 
     Args:
       annotations: at least one.
@@ -163,12 +166,12 @@ def consolidate(
       Heatmaps, scores (mean s of the annotators as (s - 1) / 4), word labels and agreement.
 
     Raises:
-      ValueError: no annotator, a score that is no integer 1..5, or labels that do not fit the words.
+      DataError: no annotator, a score that is no integer 1..5, or labels that do not fit the words.
     """
     if not annotations:
-        raise ValueError("no annotations: expected at least one annotator")
+        raise DataError("no annotations: expected at least one annotator")
     if min(width, height) < 1:
-        raise ValueError(f"picture of {width}x{height} pixels: expected at least 1x1")
+        raise DataError(f"picture of {width}x{height} pixels: expected at least 1x1")
     raw = np.array([_scores(one, number) for number, one in enumerate(annotations)], np.float64)
     labels = np.array([_labels(one, number, len(words)) for number, one in enumerate(annotations)])
     votes = labels.sum(axis=0).astype(np.int64)
@@ -191,16 +194,14 @@ def _scores(annotation: RawAnnotation, number: int) -> list[int]:
     values = [annotation.scores.get(name) for name in SCORES]
     for name, value in zip(SCORES, values):
         if value not in range(LOWEST, HIGHEST + 1):
-            raise ValueError(
-                f"annotator {number}: score {name!r} is {value!r}, expected an integer {LOWEST}..{HIGHEST}"
-            )
+            raise DataError(f"annotator {number}: score {name!r} is {value!r}, expected an integer {LOWEST}..{HIGHEST}")
     return values
 
 
 def _labels(annotation: RawAnnotation, number: int, count: int) -> list[int]:
     labels = list(annotation.word_labels)
     if len(labels) != count:
-        raise ValueError(f"annotator {number}: {len(labels)} word labels for {count} words of the prompt")
+        raise DataError(f"annotator {number}: {len(labels)} word labels for {count} words of the prompt")
     if any(label not in (0, 1) for label in labels):
-        raise ValueError(f"annotator {number}: word labels {labels}, expected 0 (misaligned) or 1 (aligned)")
+        raise DataError(f"annotator {number}: word labels {labels}, expected 0 (misaligned) or 1 (aligned)")
     return labels

@@ -1,30 +1,24 @@
-"""What the preparations of people's labels share: refusals and their counts, progress, vocabulary, report."""
+"""Counts of the records that a preparation used and refused: collected, stored beside the dataset, printed."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-from typing import Any, Callable, ClassVar, Iterator, Mapping, Sequence, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import rich.console
-import rich.progress
 import rich.table
 
-from data_pipelines import store
-from rahf import text
-from rahf.core.errors import DatasetError
+from rahf.core.errors import RahfError
 
 #: Beside a prepared dataset: the plan with the counts, and every record that was refused.
 SUMMARY_FILE, REFUSED_FILE = "prepare.json", "refused.jsonl"
-#: Called with the name of the work, how much is done, and how much there is.
-Advance = Callable[[str, int, int], None]
 
 
-class Refused(Exception):
-    """A record cannot be used. `kind` is the reason's name in the table, the message says more."""
+class Refused(RahfError):
+    """A record cannot be used. `kind` names the reason in the table, the message describes it."""
 
     def __init__(self, kind: str, reason: str):
         super().__init__(reason)
@@ -32,13 +26,13 @@ class Refused(Exception):
 
 
 @dataclasses.dataclass
-class Counts:
-    """How many records were used and refused, per split.
+class PreparationCounts:
+    """Numbers of records used and refused, per split.
 
     Attributes:
       title: of the table.
-      refusals: reasons for refusing a record, in the order of the table, after "records" and "joined".
-      notes: rows about joined records.
+      refusals: kinds of `Refused`, in the order of the table, where they follow "records" and "joined".
+      notes: rows that count properties of joined records.
       splits: for each split, numbers by row name. Records = joined + refused.
     """
 
@@ -57,7 +51,7 @@ class Counts:
         self.splits[split][row] += 1
 
     def add_split(self, split: str) -> None:
-        """Makes an empty column."""
+        """Adds an empty column."""
         self.splits[split] = dict.fromkeys(self.rows(), 0)
 
     def total(self, row: str) -> int:
@@ -91,13 +85,19 @@ class Counts:
         return [f"used {self.total('joined')} of {self.total('records')} records ({self.share:.1%})"]
 
 
-AnyCounts = TypeVar("AnyCounts", bound=Counts)
+AnyCounts = TypeVar("AnyCounts", bound=PreparationCounts)
 
 
-def extra_files(
-    plan: str, summary: Counts, refused: Sequence[Mapping[str, Any]]
+def summary_files(
+    plan: str, summary: PreparationCounts, refused: Sequence[Mapping[str, Any]]
 ) -> dict[str, Callable[[], bytes | str]]:
-    """SUMMARY_FILE and REFUSED_FILE for `store.write_dataset`, to be called when everything is counted."""
+    """SUMMARY_FILE and REFUSED_FILE as `extra` of `store.write_dataset`, which calls them when every record is counted.
+
+    Args:
+      plan: digest of the inputs.
+      summary: the counts.
+      refused: what to write of each refused record, as JSON values.
+    """
     return {
         REFUSED_FILE: lambda: "".join(json.dumps(line) + "\n" for line in refused),
         SUMMARY_FILE: lambda: json.dumps({"plan": plan, "summary": summary.to_dict()}, indent=2) + "\n",
@@ -105,7 +105,7 @@ def extra_files(
 
 
 def stored_counts(kind: type[AnyCounts], target: pathlib.Path, plan: str) -> AnyCounts | None:
-    """The counts of a finished run with the same inputs."""
+    """The counts of a finished run with the same plan; None if there is none in `target`."""
     try:
         stored = json.loads((target / SUMMARY_FILE).read_text())
         return kind(**stored["summary"]) if stored["plan"] == plan else None
@@ -113,40 +113,8 @@ def stored_counts(kind: type[AnyCounts], target: pathlib.Path, plan: str) -> Any
         return None
 
 
-def vocabulary(file: str | os.PathLike | None) -> bytes | None:
-    """The vocabulary file that was named, serialized.
-
-    Raises:
-      DatasetError: no such file, or something else.
-    """
-    if file is None:
-        return None
-    if not pathlib.Path(file).is_file():
-        raise DatasetError(f"--tokenizer {file}: no such file; expected a SentencePiece model")
-    try:
-        return text.load_tokenizer(file).model
-    except ValueError as error:
-        raise DatasetError(f"--tokenizer {error}") from error
-
-
-@contextlib.contextmanager
-def bars(console: rich.console.Console) -> Iterator[Advance]:
-    """Progress bars, one per kind of work; nothing where the console is quiet."""
-    tasks: dict[str, rich.progress.TaskID] = {}
-    store.load_writer()
-    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
-    with rich.progress.Progress(*columns, console=console, disable=console.quiet) as shown:
-
-        def advance(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = shown.add_task(name, total=total)
-            shown.update(tasks[name], completed=done, total=max(done, total))
-
-        yield advance
-
-
-def report(console: rich.console.Console, summary: Counts, target: pathlib.Path) -> None:
-    """Prints table, remarks, and where everything lies."""
+def print_report(console: rich.console.Console, summary: PreparationCounts, target: pathlib.Path) -> None:
+    """Prints table, remarks, and the paths of the dataset and of the list of refused records."""
     console.print(summary.table())
     for line in summary.remarks():
         console.print(line, style="yellow" if line.startswith("warning") else None, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What is stored of a picture, its own bytes if every reader understands them, else a clean JPEG; and of a map, PNG."""
+"""The bytes that a dataset stores: of a picture its file if every reader can decode it, else a JPEG; of a map a PNG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from rahf import images
 
-#: Of file names that are taken for pictures, in small letters.
+#: Suffixes of picture files, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _PLAIN_FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # EXIF tag
@@ -20,7 +20,7 @@ _PNG, _GREY_8 = b"\x89PNG\r\n\x1a\n", b"\x08\x00"  # signature; bit depth and co
 
 
 def storable(data: bytes, what: str = "image") -> bytes:
-    """Checks that a picture decodes, and returns what to store of it.
+    """Checks that a picture decodes, and returns the bytes to store.
 
     Args:
       data: the encoded file.
@@ -64,5 +64,5 @@ def _is_plain(data: bytes) -> bool:
 
 def _is_upright(image: Image.Image, data: bytes) -> bool:
     if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
-        return True  # Pillow would decode the whole file to find out
+        return True  # `getexif` would decode all of the file
     return image.getexif().get(_ORIENTATION, 1) == 1

@@ -1,23 +1,24 @@
-"""Second half of a preparation: labels decoded, joined with pictures and captions, written."""
+"""Second half of a preparation: decodes labels, joins them with pictures and captions, and writes the dataset."""
 
 from __future__ import annotations
 
 import pathlib
-from typing import Any, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from data_pipelines import store
-from data_pipelines.prepare import counts as preparation
-from data_pipelines.prepare.counts import Advance, Refused
-from data_pipelines.richhf18k import labels as labels_lib
+from data_pipelines.prepare.counts import Refused, summary_files
+from data_pipelines.prepare.progress import Advance
 from data_pipelines.richhf18k import tfrecord
 from data_pipelines.richhf18k.gather import Pictures
-from data_pipelines.richhf18k.summary import Summary
+from data_pipelines.richhf18k.labels import ReleasedLabels, read_labels, uid_of
+from data_pipelines.richhf18k.summary import RichHFSummary
 from data_pipelines.store import tf_example
 from data_pipelines.store.records import Record, missing_labels
 from rahf import text
 from rahf.core.errors import DatasetError
 
-VOCABULARY_SIZE = 4096  # of the vocabulary that is trained when none is given
+VOCABULARY_SIZE = 4096  # of the vocabulary that is trained if none is named
 _DESCRIPTION = (
     "Rich human feedback on generated images (RichHF-18K, Liang et al. 2024), joined with pictures and "
     "prompts. Scores 0..1, high = good; heatmaps 0..255, high = bad; word labels 1 = aligned, 0 = misaligned."
@@ -27,12 +28,12 @@ Owners = Mapping[str, tuple[str, int]]
 
 
 class Assembly:
-    """Turns label files into records and keeps account of what was refused."""
+    """Turns label files into records, and counts what is used and refused."""
 
     def __init__(self, files: Mapping[str, pathlib.Path], owners: Owners, pictures: Pictures):
-        """Args: label file by split, the owner of each uid, and what was gathered."""
+        """Args: label file by split, the owner of each uid, pictures and captions."""
         self.files, self.owners, self.pictures = files, owners, pictures
-        self.summary = Summary(unreadable=list(pictures.unreadable))
+        self.summary = RichHFSummary(unreadable=list(pictures.unreadable))
         self.refused: list[dict[str, Any]] = [
             {"file": None, "record": None, "uid": None, "kind": "unreadable shard", "reason": reason}
             for reason in pictures.unreadable
@@ -40,21 +41,21 @@ class Assembly:
         for split in files:
             self.summary.add_split(split)
 
-    def write(self, target: pathlib.Path, vocabulary: bytes | None, plan: str, advance: Advance) -> Summary:
+    def write(self, target: pathlib.Path, vocabulary: bytes | None, plan: str, advance: Advance) -> RichHFSummary:
         """Writes the dataset.
 
         Args:
           target: directory to make.
-          vocabulary: serialized SentencePiece model; None trains one on the training prompts.
+          vocabulary: serialized SentencePiece model; None: train one on the training prompts.
           plan: digest of all inputs, stored with the summary.
-          advance: told of progress.
+          advance: called with the progress.
 
         Raises:
           DatasetError: nothing could be joined, or `target` is in use for something else.
         """
         if not any(self.pictures.captions.values()):
             raise DatasetError(self._nothing_found())
-        extra = preparation.extra_files(plan, self.summary, self.refused)
+        extra = summary_files(plan, self.summary, self.refused)
         splits = {split: self._records(split, advance) for split in self.files}
         try:
             store.write_dataset(target, splits, _DESCRIPTION, vocabulary or self._vocabulary(), extra)
@@ -81,7 +82,7 @@ class Assembly:
             try:
                 if entry.features is None:
                     raise Refused("CRC error or cut off", entry.problem)
-                uid = labels_lib.uid_of(entry.features)
+                uid = uid_of(entry.features)
                 record = self._join(split, entry.number, uid, entry.features)
             except Refused as why:
                 self._refuse(split, entry, uid, why)
@@ -89,7 +90,7 @@ class Assembly:
                 yield record
             advance("writing records", self.summary.total("records"), len(self.owners))
 
-    def _refuse(self, split: str, entry: tfrecord.Entry, uid: str | None, why: Refused) -> None:
+    def _refuse(self, split: str, entry: tfrecord.TFRecordEntry, uid: str | None, why: Refused) -> None:
         file = self.files[split].name
         self.summary.count(split, why.kind)
         if entry.fatal:
@@ -101,7 +102,7 @@ class Assembly:
             owner_split, owner_number = self.owners[uid]
             raise Refused("duplicates", f"{self.files[owner_split].name}, record {owner_number}, has the same picture")
         image, prompt = self.pictures.find(uid)
-        labels = labels_lib.read_labels(features)
+        labels = read_labels(features)
         words = tuple(text.split_words(prompt))
         if labels.word_labels is not None and len(words) != len(labels.word_labels):
             raise Refused(
@@ -120,7 +121,7 @@ class Assembly:
             labels.scores,
         )
 
-    def _remark(self, split: str, uid: str, labels: labels_lib.Labels) -> None:
+    def _remark(self, split: str, uid: str, labels: ReleasedLabels) -> None:
         self.summary.count(split, "joined")
         self.summary.map_pixels += labels.pixels
         self.summary.map_pixels_moved += labels.moved_far
@@ -132,9 +133,9 @@ class Assembly:
     def _nothing_found(self) -> str:
         wanted = next(iter(self.owners))
         if self.pictures.captions:
-            found = next(iter(self.pictures.captions))
+            example = next(iter(self.pictures.captions))
             return (
-                f"{len(self.pictures.captions)} pictures were found (one is {found}) but no caption of any; "
+                f"{len(self.pictures.captions)} pictures were found (one is {example}) but no caption of any; "
                 'name a captions file with --captions (lines like {"uid": …, "caption": …})'
             )
         reasons = "".join(f"\n  {reason}" for reason in self.pictures.unreadable[:5])

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import pathlib
-from typing import Any, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rahf.core.errors import DatasetError
 from rahf.core.files import check_not_lfs_pointer
 
-#: Names under which a captions file is found in a folder of images.
+#: Names of a captions file in a folder of images.
 FILE_NAMES = ("captions.jsonl", "captions.csv", "captions.tsv", "captions.parquet")
 UID_COLUMNS = ("uid", "image_uid", "filename", "file_name")
 PAIR_COLUMNS = ("image_0_uid", "image_1_uid")  # Pick-a-Pic: one caption for two pictures
@@ -24,7 +28,7 @@ def uid_from(column: str, value: Any) -> str:
 
 
 def load(path: str | pathlib.Path, wanted: Collection[str]) -> dict[str, str]:
-    """Reads the captions of the wanted pictures; the first one wins.
+    """Reads the captions of the wanted pictures; the first one of a picture is used.
 
     Args:
       path: ``.jsonl`` with lines like ``{"uid": …, "caption": …}``, ``.csv`` or ``.tsv`` with a header
@@ -42,7 +46,7 @@ def load(path: str | pathlib.Path, wanted: Collection[str]) -> dict[str, str]:
     kinds = {".jsonl": _jsonl, ".csv": _table, ".tsv": _table, ".parquet": _parquet}
     if path.suffix.lower() not in kinds:
         raise DatasetError(f"{path}: captions are read from {', '.join(kinds)}")
-    found: dict[str, str] = {}
+    captions: dict[str, str] = {}
     for where, row in kinds[path.suffix.lower()](path):
         uid_columns = [name for name in PAIR_COLUMNS if name in row]
         uid_columns = uid_columns or [name for name in UID_COLUMNS if name in row][:1]
@@ -55,8 +59,8 @@ def load(path: str | pathlib.Path, wanted: Collection[str]) -> dict[str, str]:
         for column in uid_columns:
             uid = uid_from(column, row[column])
             if uid in wanted and caption:
-                found.setdefault(uid, str(caption))
-    return found
+                captions.setdefault(uid, str(caption))
+    return captions
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -81,13 +85,10 @@ def _table(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _parquet(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(path) as file:
-            known = (*UID_COLUMNS, *PAIR_COLUMNS, *CAPTION_COLUMNS)
-            columns = [name for name in file.schema_arrow.names if name in known]
+            needed = (*UID_COLUMNS, *PAIR_COLUMNS, *CAPTION_COLUMNS)
+            columns = [name for name in file.schema_arrow.names if name in needed]
             for batch in file.iter_batches(batch_size=4096, columns=columns):
                 for row in batch.to_pylist():
                     yield str(path), row

@@ -1,12 +1,13 @@
-"""First half of a preparation: every unit of input read, pictures kept on disk, captions in memory."""
+"""First half of a preparation: reads all input. Pictures go to disk, captions stay in memory."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-from typing import Collection, Sequence
+from collections.abc import Collection, Sequence
 
-from data_pipelines.prepare.counts import Advance, Refused
+from data_pipelines.prepare.counts import Refused
+from data_pipelines.prepare.progress import Advance
 from data_pipelines.richhf18k import captions as captions_lib
 from data_pipelines.richhf18k import join
 from data_pipelines.richhf18k.staging import Staging
@@ -17,8 +18,8 @@ class Pictures:
     """Pictures and captions by uid.
 
     Attributes:
-      captions: of every picture that was found; None where its caption is unknown.
-      again: how often a picture occurred once more.
+      captions: by uid of every picture; None where no caption is known.
+      again: number of repeated occurrences of a picture.
       unreadable: shards that could not be read to their end, with reasons.
     """
 
@@ -38,29 +39,29 @@ class Pictures:
         self._undecodable: dict[str, str] = {}
         advance("reading pictures", 0, len(units))
         for number, unit in enumerate(units):
-            found = staging.finished(number)
-            if found is None:
-                found = join.extract(unit, wanted, self.captions, staging.put)
-                staging.finish(number, found)
-            self._merge(found)
+            result = staging.finished(number)
+            if result is None:
+                result = join.extract(unit, wanted, self.captions, staging.put)
+                staging.finish(number, result)
+            self._merge(result)
             advance("reading pictures", number + 1, len(units))
         for file in caption_files:
             for uid, caption in captions_lib.load(file, self.captions).items():
                 self.captions[uid] = self.captions[uid] or caption
 
-    def _merge(self, found: join.Found) -> None:
-        self.captions |= found.captions
-        for uid, times in found.again.items():
+    def _merge(self, result: join.UnitResult) -> None:
+        self.captions |= result.captions
+        for uid, times in result.again.items():
             self.again[uid] = self.again.get(uid, 0) + times
-        for uid, reason in found.undecodable.items():
+        for uid, reason in result.undecodable.items():
             self._undecodable.setdefault(uid, reason)
-        self.unreadable += [found.unreadable] if found.unreadable else []
+        self.unreadable += [result.unreadable] if result.unreadable else []
 
     def find(self, uid: str) -> tuple[bytes, str]:
         """Encoded picture and caption.
 
         Raises:
-          Refused: one of the two is not there, or the picture does not decode.
+          Refused: one of the two is missing, or the picture does not decode.
         """
         if uid not in self.captions:
             if uid in self._undecodable:

@@ -1,8 +1,7 @@
-"""Finds pictures and captions by uid in what people have: Pick-a-Pic parquet shards, folders of images.
+"""Extracts pictures and captions by uid from Pick-a-Pic parquet shards and folders of images.
 
-Shards are read by column and in small batches: first the uids, then only those row groups and columns that
-hold a wanted picture. Everything is cut into units that are read one after the other, so that an interrupted
-run can go on where it was.
+Shards are read by column and in small batches: first the uids, then only the row groups and columns that hold a wanted
+picture. The input is cut into units that are read one after the other, so that an interrupted run can go on.
 """
 
 from __future__ import annotations
@@ -11,7 +10,11 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Callable, Collection, Iterable, Iterator, NamedTuple, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_pipelines.prepare.stored_images import SUFFIXES, storable
 from data_pipelines.richhf18k import captions as captions_lib
@@ -23,7 +26,7 @@ _FILES_PER_UNIT = 1000
 _UID_ROWS = 4096  # rows of short text read at a time
 _IMAGE_ROWS = 16  # rows with pictures read at a time
 _PAIRS = (("image_0_uid", "jpg_0"), ("image_1_uid", "jpg_1"))  # Pick-a-Pic
-_IMAGE_COLUMNS = ("image", "jpg")  # mirrors with one picture a row
+_IMAGE_COLUMNS = ("image", "jpg")  # of mirrors with one picture per row
 
 Keep = Callable[[str, bytes], None]
 
@@ -35,7 +38,7 @@ class Unit(NamedTuple):
     files: tuple[str, ...]  # of a folder, relative to `path`; () for a shard
 
     def signature(self) -> list:
-        """Changes whenever the input does: names, sizes and times of change."""
+        """Names, sizes and times of modification; it changes whenever the input does."""
         if not self.files:
             return stamp(self.path)
         stamps = [stamp(os.path.join(self.path, name))[1:] for name in self.files]
@@ -43,30 +46,30 @@ class Unit(NamedTuple):
         return [self.path, len(self.files), digest]
 
 
-class Found(NamedTuple):
-    """What a unit gave. Everything by uid, only of wanted pictures."""
+class UnitResult(NamedTuple):
+    """The wanted pictures of a unit, by uid."""
 
-    captions: dict[str, str | None]  # of every picture that was kept
-    again: dict[str, int]  # how often a picture occurred that was there already
-    undecodable: dict[str, str]  # why
-    unreadable: str  # "" or why the unit could not be read (to the end)
+    captions: dict[str, str | None]  # of every picture that was stored
+    again: dict[str, int]  # number of repeated occurrences
+    undecodable: dict[str, str]  # reason
+    unreadable: str  # "", or why the unit could not be read to its end
 
 
 def stamp(path: str | os.PathLike) -> list:
-    """Name, size and time of change of a file."""
+    """Path, size and time of modification of a file."""
     status = os.stat(path)
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
 
 
 def units(paths: Sequence[str | os.PathLike], wanted: Collection[str]) -> list[Unit]:
-    """Lists what there is to read, in a fixed order: paths as given, within a directory by name.
+    """Cuts the input into units, in a fixed order: paths in the order of the arguments, within a directory by name.
 
     Args:
       paths: parquet shards, directories of shards, folders of images named by uid (at any depth).
-      wanted: uids; other files of a folder are left out.
+      wanted: uids; other pictures of a folder are left out.
 
     Raises:
-      DatasetError: a path that does not exist, holds neither shards nor images, or a Git-LFS pointer.
+      DatasetError: a path that does not exist or holds neither shards nor images, or a Git-LFS pointer.
     """
     listed: list[Unit] = []
     for path in map(pathlib.Path, map(os.path.abspath, paths)):
@@ -104,32 +107,32 @@ def _units_of(folder: pathlib.Path, wanted: Collection[str]) -> list[Unit]:
     return shards + [Unit(str(folder), tuple(pictures[i : i + _FILES_PER_UNIT])) for i in starts]
 
 
-def extract(unit: Unit, wanted: Collection[str], have: Collection[str], keep: Keep) -> Found:
-    """Takes the wanted pictures out of one unit. The first occurrence that decodes wins.
+def extract(unit: Unit, wanted: Collection[str], have: Collection[str], keep: Keep) -> UnitResult:
+    """Extracts the wanted pictures of one unit. The first occurrence that decodes is used.
 
     Args:
       unit: what to read.
       wanted: uids of the records.
-      have: uids that earlier units gave.
+      have: uids that earlier units have given.
       keep: called with uid and the bytes to store.
     """
-    found = Found({}, {}, {}, "")
-    occurrences = _from_folder(unit) if unit.files else _from_shard(unit.path, wanted, have, found)
+    result = UnitResult({}, {}, {}, "")
+    occurrences = _from_folder(unit) if unit.files else _from_shard(unit.path, wanted, have, result)
     try:
         for uid, data, caption in occurrences:
-            if uid in have or uid in found.captions:
-                found.again[uid] = found.again.get(uid, 0) + 1
+            if uid in have or uid in result.captions:
+                result.again[uid] = result.again.get(uid, 0) + 1
                 continue
             try:
                 keep(uid, storable(data or b"", f"picture {uid} of {unit.path}"))
             except ImageError as error:
-                found.undecodable.setdefault(uid, str(error))
+                result.undecodable.setdefault(uid, str(error))
             else:
-                found.captions[uid] = caption
-                found.undecodable.pop(uid, None)
+                result.captions[uid] = caption
+                result.undecodable.pop(uid, None)
     except _Unreadable as error:
-        return found._replace(unreadable=str(error))
-    return found
+        return result._replace(unreadable=str(error))
+    return result
 
 
 class _Unreadable(Exception):
@@ -141,23 +144,20 @@ def _from_folder(unit: Unit) -> Iterator[tuple[str, bytes, str | None]]:
         try:
             data = pathlib.Path(unit.path, name).read_bytes()
         except OSError:
-            data = b""  # counts as undecodable
+            data = b""  # it is then counted as undecodable
         yield pathlib.PurePosixPath(name).stem, data, None
 
 
 def _from_shard(
-    path: str, wanted: Collection[str], have: Collection[str], found: Found
+    path: str, wanted: Collection[str], have: Collection[str], result: UnitResult
 ) -> Iterator[tuple[str, bytes | None, str | None]]:
-    """Every occurrence of a wanted uid; the picture only if it may still be needed."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """Every occurrence of a wanted uid: uid, picture (None if an earlier occurrence is used) and caption."""
     try:
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             pairs, caption_column = _layout(path, file.schema_arrow.names)
             for group in range(file.num_row_groups):
                 hits = list(_hits(file, group, pairs, caption_column, wanted))
-                needed = {(row, side) for row, side, uid, _ in hits if uid not in have and uid not in found.captions}
+                needed = {(row, side) for row, side, uid, _ in hits if uid not in have and uid not in result.captions}
                 pictures = _pictures(file, group, pairs, needed)
                 for row, side, uid, caption in hits:
                     yield uid, next(pictures) if (row, side) in needed else None, caption

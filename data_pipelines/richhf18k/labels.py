@@ -1,14 +1,15 @@
-"""One RichHF-18K example → labels in our names: scores renamed, maps snapped to the annotators' levels.
+"""One RichHF-18K example → labels: scores get our names, maps are snapped to the annotators' levels.
 
-The release calls plausibility `artifact_score` and alignment `misalignment_score`, though both are high when
-the picture is good. They are renamed here and nowhere else.
+The release calls plausibility `artifact_score` and alignment `misalignment_score`, though high values mean a good
+picture. They are renamed here and nowhere else.
 """
 
 from __future__ import annotations
 
 import math
 import pathlib
-from typing import Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,15 +31,15 @@ MAP_FEATURES = {"implausibility": "artifact_map", "misalignment": "misalignment_
 WORD_FEATURE = "prompt_misalignment_label"
 #: Grey levels of a map: how many of three annotators marked the pixel, times 85.
 LEVELS = (0, 85, 170, 255)
-_FAR = 20  # grey levels; a pixel that snapping moves further than that is counted
-_MOST_PIXELS = 4096 * 4096  # maps are 512x512; a much larger one is no map
+_FAR = 20  # grey levels; pixels that snapping moves further are counted
+_MOST_PIXELS = 4096 * 4096  # released maps have 512x512
 
 _NEAREST = np.array([min(LEVELS, key=lambda level: abs(level - v)) for v in range(256)], np.uint8)
 _MOVED_FAR = np.abs(np.arange(256) - _NEAREST.astype(int)) > _FAR
 
 
-class Labels(NamedTuple):
-    """Labels of one record. A missing one is None, or NaN among the scores."""
+class ReleasedLabels(NamedTuple):
+    """ReleasedLabels of one record. A missing one is None, or NaN among the scores."""
 
     scores: np.ndarray  # float32 [4] in order rahf.core.batch.SCORES
     implausibility: bytes | None  # PNG, 8 bit grey, values in LEVELS
@@ -62,7 +63,7 @@ def uid_of(features: Mapping[str, tf_example.Values]) -> str:
     return uid
 
 
-def read_labels(features: Mapping[str, tf_example.Values]) -> Labels:
+def read_labels(features: Mapping[str, tf_example.Values]) -> ReleasedLabels:
     """Takes the seven labels from a parsed example; any of them may be missing.
 
     Args:
@@ -75,7 +76,7 @@ def read_labels(features: Mapping[str, tf_example.Values]) -> Labels:
     pixels = moved = 0
     for name, feature in MAP_FEATURES.items():
         encoded = _single(features, feature, bytes)
-        if not encoded:  # some writers put an empty string where there is nothing
+        if not encoded:  # some writers store an empty string for a missing map
             maps[name] = None
             continue
         try:
@@ -84,10 +85,10 @@ def read_labels(features: Mapping[str, tf_example.Values]) -> Labels:
             raise Refused("undecodable", str(error)) from error
         snapped, far = snap(grey)
         pixels, moved = pixels + grey.size, moved + far
-        kept = is_grey_png(encoded) and np.array_equal(snapped, grey)
-        maps[name] = encoded if kept else encode_map(snapped)
+        unchanged = is_grey_png(encoded) and np.array_equal(snapped, grey)
+        maps[name] = encoded if unchanged else encode_map(snapped)
     scores = np.array([_score(features, SCORE_FEATURES[name]) for name in SCORES], np.float32)
-    return Labels(scores, **maps, word_labels=_word_labels(features), pixels=pixels, moved_far=moved)
+    return ReleasedLabels(scores, **maps, word_labels=_word_labels(features), pixels=pixels, moved_far=moved)
 
 
 def snap(grey: np.ndarray) -> tuple[np.ndarray, int]:
@@ -122,13 +123,13 @@ def _word_labels(features: Mapping[str, tf_example.Values]) -> tuple[int, ...] |
 
 
 def _single(features: Mapping[str, tf_example.Values], name: str, kind: type | tuple[type, ...]):
-    """The only value of a feature, or None if it is not there."""
+    """The only value of a feature; None if there is none."""
     values = features.get(name)
     if not values:
         return None
     if len(values) > 1 or not isinstance(values[0], kind):
-        found = f"{len(values)} values of type {type(values[0]).__name__}"
-        raise Refused("malformed", f"feature {name!r} has {found}, expected one")
+        present = f"{len(values)} values of type {type(values[0]).__name__}"
+        raise Refused("malformed", f"feature {name!r} has {present}, expected one")
     return values[0]
 
 

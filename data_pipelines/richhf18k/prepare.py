@@ -6,26 +6,24 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import rich.console
 
-from data_pipelines.prepare import counts as preparation
-from data_pipelines.prepare.counts import Refused
+from data_pipelines.prepare.counts import Refused, print_report, stored_counts
+from data_pipelines.prepare.progress import progress_bars
+from data_pipelines.prepare.splits import PRECEDENCE, SPLITS
+from data_pipelines.prepare.vocabulary import read_vocabulary
 from data_pipelines.richhf18k import gather, join, tfrecord
 from data_pipelines.richhf18k.assemble import VOCABULARY_SIZE, Assembly
 from data_pipelines.richhf18k.labels import uid_of
 from data_pipelines.richhf18k.staging import Staging
-from data_pipelines.richhf18k.summary import Summary
+from data_pipelines.richhf18k.summary import RichHFSummary
 from data_pipelines.store import layout
-from data_pipelines.store import write as store_writer
 from rahf.core.errors import DatasetError
-from rahf.core.files import check_not_lfs_pointer
+from rahf.core.files import LFS_REMEDY, check_not_lfs_pointer
 
-SPLITS = ("train", "dev", "test")
-#: A picture labelled in two splits stays in the first of these, so that no test picture is trained on.
-_PRECEDENCE = ("test", "dev", "train")
-_PLAN_VERSION = 1  # raise it when the same inputs come to give other bytes
+_PLAN_VERSION = 1  # raise it when a change lets the same inputs give other bytes
 _RELEASE = "https://github.com/google-research-datasets/richhf-18k"
 
 
@@ -36,7 +34,7 @@ def prepare(
     captions: str | os.PathLike | None = None,
     tokenizer: str | os.PathLike | None = None,
     progress: bool = True,
-) -> Summary:
+) -> RichHFSummary:
     """Joins labels with pictures and captions, and writes a dataset for `data_pipelines.store.open_split`.
 
     Records that cannot be used are counted and listed in ``OUT/refused.jsonl``. An interrupted run leaves
@@ -47,7 +45,7 @@ def prepare(
       labels: directory with ``train.tfrecord``, ``dev.tfrecord``, ``test.tfrecord``, or some of them.
       images: Pick-a-Pic parquet shards, directories of shards, or folders of ``<uid>.jpg|png|webp``.
       out: directory to make; a dataset in its place is replaced.
-      captions: captions by uid (JSON lines, CSV, TSV, parquet), for pictures that bring none; default:
+      captions: captions by uid (JSON lines, CSV, TSV, parquet), for pictures without one in their shard; default:
         ``captions.*`` in the folders of `images`.
       tokenizer: SentencePiece vocabulary to put beside the data (T5's ``spiece.model``); default: a small one
         is trained on the training prompts.
@@ -60,30 +58,30 @@ def prepare(
       DatasetError: wrong directories, Git-LFS pointers instead of data, or nothing could be joined.
     """
     target = pathlib.Path(os.path.abspath(out))
-    store_writer.check_replaceable(target)
+    layout.check_replaceable(target)
     images = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     console = rich.console.Console(quiet=not progress)
     files = label_files(labels)
-    vocabulary = preparation.vocabulary(tokenizer)
+    vocabulary = read_vocabulary(tokenizer)
     owners = _owners(files)
     units = join.units(images, owners)
     caption_files = gather.caption_files(captions, images)
     plan = _digest(files, units, caption_files, vocabulary)
     working = target.with_name(target.name + ".partial")
-    summary = preparation.stored_counts(Summary, target, plan)
+    summary = stored_counts(RichHFSummary, target, plan)
     if summary is not None:
         console.print(f"{target} is complete and its inputs have not changed")
-        if working.exists():  # stopped between finishing and tidying
+        if working.exists():  # the run was ended before it removed its working directory
             Staging(working, plan).remove()
     else:
         staging = Staging(working, plan)
         if staging.continues:
             console.print(f"going on with the interrupted run in {working}")
-        with preparation.bars(console) as advance:
+        with progress_bars(console) as advance:
             pictures = gather.Pictures(staging, units, owners, caption_files, advance)
             summary = Assembly(files, owners, pictures).write(target, vocabulary, plan, advance)
         staging.remove()
-    preparation.report(console, summary, target)
+    print_report(console, summary, target)
     return summary
 
 
@@ -105,7 +103,7 @@ def label_files(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
             f"{layout.contents(folder)}; expected a clone of {_RELEASE}"
         )
     for file in files.values():
-        check_not_lfs_pointer(file)
+        check_not_lfs_pointer(file, f"{LFS_REMEDY} ({_RELEASE})")
     return files
 
 
@@ -113,7 +111,7 @@ def _owners(files: Mapping[str, pathlib.Path]) -> dict[str, tuple[str, int]]:
     """For every uid the one record (split, number) that may use it."""
     owners: dict[str, tuple[str, int]] = {}
     problems: list[str] = []
-    for split in _PRECEDENCE:
+    for split in PRECEDENCE:
         for entry in tfrecord.read_examples(files[split]) if split in files else ():
             try:
                 if entry.features is None:
@@ -123,8 +121,8 @@ def _owners(files: Mapping[str, pathlib.Path]) -> dict[str, tuple[str, int]]:
             except Refused as why:
                 problems.append(f"{files[split]}, record {entry.number}: {why}")
     if not owners:
-        found = "".join(f"\n  {problem}" for problem in problems[:5]) or " the files are empty"
-        raise DatasetError(f"no usable record in {', '.join(map(str, files.values()))}:{found}")
+        reasons = "".join(f"\n  {problem}" for problem in problems[:5]) or " the files are empty"
+        raise DatasetError(f"no usable record in {', '.join(map(str, files.values()))}:{reasons}")
     return owners
 
 
@@ -134,7 +132,7 @@ def _digest(
     caption_files: Sequence[pathlib.Path],
     vocabulary: bytes | None,
 ) -> str:
-    """Changes whenever the result could."""
+    """A digest of all inputs, which changes whenever the result could."""
     inputs = [
         _PLAN_VERSION,
         [[split, *join.stamp(file)] for split, file in files.items()],

@@ -1,7 +1,7 @@
-"""The working directory of a preparation, ``OUT.partial``: what makes an interrupted run go on where it was.
+"""The working directory of a preparation, ``OUT.partial``. It lets an interrupted run go on.
 
-It holds the plan (a digest of all inputs), the pictures found so far, and one small file per finished unit.
-A unit's file is written last and by renaming, so a unit without it is simply read again.
+It holds the plan (a digest of all inputs), the pictures extracted so far, and one small file per finished unit. A
+unit's file is written last and atomically: a unit without it is read again.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import os
 import pathlib
 import shutil
 
-from data_pipelines.richhf18k.join import Found
+from data_pipelines.richhf18k.join import UnitResult
 from data_pipelines.store.layout import contents
 from rahf.core.errors import DatasetError
+from rahf.core.files import UNFINISHED, write_atomically
 
 _PLAN = "plan.json"
 
 
 class Staging:
-    """Pictures by uid, and which units are done."""
+    """Pictures by uid, and the results of finished units."""
 
     def __init__(self, folder: pathlib.Path, plan: str):
-        """Opens or makes the directory; one that was made for another plan is emptied.
+        """Opens or makes the directory; removes the content of one that belongs to another plan.
 
         Args:
           folder: the directory.
@@ -40,7 +41,7 @@ class Staging:
                 shutil.rmtree(folder)
         (folder / "units").mkdir(parents=True, exist_ok=True)
         (folder / "images").mkdir(exist_ok=True)
-        write_atomically(folder / _PLAN, json.dumps({"plan": plan}).encode())
+        write_atomically(folder / _PLAN, json.dumps({"plan": plan}))
 
     def _read_plan(self) -> str | None:
         try:
@@ -48,32 +49,32 @@ class Staging:
         except (json.JSONDecodeError, KeyError, TypeError):
             return None
         except OSError as error:
-            if self.folder.is_dir() and set(os.listdir(self.folder)) <= {"units", "images", _PLAN + ".part"}:
+            if self.folder.is_dir() and all(map(_is_ours, os.listdir(self.folder))):
                 return None
             raise DatasetError(
                 f"{self.folder} is needed for intermediate results but holds something else "
                 f"({contents(self.folder) if self.folder.is_dir() else 'a file'}); move it away"
             ) from error
 
-    def finished(self, number: int) -> Found | None:
-        """What unit `number` gave, if it was read completely."""
+    def finished(self, number: int) -> UnitResult | None:
+        """The result of unit `number`; None if it was not read to its end."""
         try:
-            return Found(**json.loads(self._unit(number).read_text()))
+            return UnitResult(**json.loads(self._unit(number).read_text()))
         except FileNotFoundError:
             return None
 
-    def finish(self, number: int, found: Found) -> None:
-        """Notes that unit `number` was read completely."""
-        write_atomically(self._unit(number), json.dumps(found._asdict()).encode())
+    def finish(self, number: int, result: UnitResult) -> None:
+        """Stores the result of unit `number`, which was read to its end."""
+        write_atomically(self._unit(number), json.dumps(result._asdict()))
 
     def put(self, uid: str, data: bytes) -> None:
-        """Keeps a picture."""
+        """Stores a picture."""
         file = self._image(uid)
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(data)
 
     def get(self, uid: str) -> bytes:
-        """The picture kept under a uid."""
+        """The stored picture of a uid."""
         return self._image(uid).read_bytes()
 
     def remove(self) -> None:
@@ -84,12 +85,10 @@ class Staging:
         return self.folder / "units" / f"{number:06d}.json"
 
     def _image(self, uid: str) -> pathlib.Path:
-        name = hashlib.sha256(uid.encode()).hexdigest()  # a uid may hold what a file name may not
+        name = hashlib.sha256(uid.encode()).hexdigest()  # a uid may hold characters that a file name may not
         return self.folder / "images" / name[:2] / name
 
 
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes under a temporary name, then renames."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    temporary.rename(path)
+def _is_ours(name: str) -> bool:
+    """Whether a run that was killed before its plan was written may have left this name."""
+    return name in ("units", "images") or name.endswith((UNFINISHED, ".part"))  # ".part": version 0

@@ -1,20 +1,20 @@
-"""What a preparation used and what it refused, per split."""
+"""Counts of `rahf prepare richhf18k`."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import ClassVar
 
-from data_pipelines.prepare.counts import Counts
+from data_pipelines.prepare.counts import PreparationCounts
 
 
 @dataclasses.dataclass
-class Summary(Counts):
+class RichHFSummary(PreparationCounts):
     """Counts of a preparation.
 
     Attributes:
       map_pixels: pixels of all joined maps.
-      map_pixels_moved: those that snapping to the annotators' levels moved by more than 20 grey levels.
+      map_pixels_moved: pixels that snapping to the annotators' levels moved by more than 20 grey levels.
       unreadable: shards that could not be read to their end, with reasons.
       cut_short: label files that could not be read to their end, with reasons; the unread records are not
         in the counts.

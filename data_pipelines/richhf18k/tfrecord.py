@@ -1,8 +1,8 @@
 """TFRecord files without TensorFlow: framing and both checksums.
 
 A record is: length (u64, little endian), masked CRC32C of those 8 bytes (u32), payload, masked CRC32C of the
-payload (u32). A damaged payload costs one record, because the length is known to be right; a damaged length
-ends the file, because nobody knows where the next record begins.
+payload (u32). A damaged payload costs one record: the checksum of the length shows where the next one begins. A
+damaged length ends the file.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 import os
 import pathlib
 import struct
-from typing import BinaryIO, Iterable, Iterator, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, NamedTuple
 
 import google_crc32c
 
 from data_pipelines.store import tf_example
-from rahf.core import errors
-from rahf.core.errors import DatasetError
-from rahf.core.files import check_not_lfs_pointer
+from rahf.core.errors import DatasetError, ExampleError
+from rahf.core.files import check_not_lfs_pointer, open_atomically
 
 _HEAD = struct.Struct("<QI")
 _FOOT = struct.Struct("<I")
 
 
-class Entry(NamedTuple):
-    """One record of a file, or the reason why it cannot be had."""
+class TFRecordEntry(NamedTuple):
+    """One record of a file, or the reason why it cannot be read."""
 
     number: int  # position in the file, from 0
     offset: int  # byte at which its frame begins
@@ -39,7 +39,7 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def read_examples(path: str | os.PathLike) -> Iterator[Entry]:
+def read_examples(path: str | os.PathLike) -> Iterator[TFRecordEntry]:
     """Reads every record of a TFRecord file of `tf.train.Example`, one at a time.
 
     Args:
@@ -66,11 +66,11 @@ def read_examples(path: str | os.PathLike) -> Iterator[Entry]:
             number += 1
 
 
-def _next(file: BinaryIO, number: int, offset: int, size: int) -> tuple[Entry, int]:
+def _next(file: BinaryIO, number: int, offset: int, size: int) -> tuple[TFRecordEntry, int]:
     """The record at `offset`, and the offset of the one behind it."""
 
-    def bad(problem: str, fatal: bool) -> Entry:
-        return Entry(number, offset, None, f"{problem} at byte {offset}", fatal)
+    def bad(problem: str, fatal: bool) -> TFRecordEntry:
+        return TFRecordEntry(number, offset, None, f"{problem} at byte {offset}", fatal)
 
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size:
@@ -86,16 +86,14 @@ def _next(file: BinaryIO, number: int, offset: int, size: int) -> tuple[Entry, i
     if masked_crc(payload) != _FOOT.unpack(foot)[0]:
         return bad(f"CRC error in the payload of record {number}", False), following
     try:
-        return Entry(number, offset, tf_example.parse(payload), "", False), following
-    except errors.ExampleError as error:
+        return TFRecordEntry(number, offset, tf_example.parse(payload), "", False), following
+    except ExampleError as error:
         return bad(f"record {number} is not a tf.train.Example ({error})", False), following
 
 
 def write(path: str | os.PathLike, payloads: Iterable[bytes]) -> None:
     """Writes serialized examples in TFRecord framing; the counterpart of `read_examples`."""
-    temporary = pathlib.Path(f"{os.fspath(path)}.part")
-    with open(temporary, "wb") as file:
+    with open_atomically(path) as file:
         for payload in payloads:
             length = struct.pack("<Q", len(payload))
             file.write(length + _FOOT.pack(masked_crc(length)) + payload + _FOOT.pack(masked_crc(payload)))
-    temporary.rename(path)

@@ -1,6 +1,20 @@
-"""Prepared datasets on disk: ArrayRecord files with TFDS metadata, without TensorFlow."""
+"""Prepared datasets on disk: ArrayRecord files with TFDS metadata, without TensorFlow.
 
-from data_pipelines.store.layout import INFO_FILE, METADATA_FILE, NAME, TOKENIZER_FILE, VERSION, splits, tokenizer_path
+`write_dataset` makes a directory that `tfds.builder_from_directory` understands: ``features.json``,
+``dataset_info.json``, ArrayRecord shards, and beside them ``tokenizer.model``. `open_split` reads a split with random
+access and leaves image and maps encoded. Reading imports neither JAX nor TFDS: data workers start fast.
+"""
+
+from data_pipelines.store.layout import (
+    INFO_FILE,
+    METADATA_FILE,
+    NAME,
+    TOKENIZER_FILE,
+    VERSION,
+    check_replaceable,
+    splits,
+    tokenizer_path,
+)
 from data_pipelines.store.read import RecordSource, open_split
 from data_pipelines.store.records import Record, missing_labels
 from data_pipelines.store.write import load_writer, write_dataset
@@ -15,6 +29,7 @@ __all__ = [
     "DatasetError",
     "Record",
     "RecordSource",
+    "check_replaceable",
     "load_writer",
     "missing_labels",
     "open_split",

@@ -1,4 +1,4 @@
-"""Files of a prepared dataset and how they are named: ArrayRecord shards described by TFDS metadata.
+"""Files of a prepared dataset and their names: ArrayRecord shards described by TFDS metadata.
 
 Imports neither JAX nor TFDS: data workers start fast.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from typing import Mapping
+from collections.abc import Mapping
+
+from array_record.python import array_record_module
 
 from rahf.core.errors import DatasetError
 
 NAME, VERSION = "rich_feedback", "1.0.0"
-
-
 INFO_FILE, METADATA_FILE, TOKENIZER_FILE = "dataset_info.json", "metadata.json", "tokenizer.model"
 
 
@@ -51,6 +51,7 @@ def split_infos(folder: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
 
 
 def _files(folder: pathlib.Path, info: dict, split: dict) -> list[tuple[str, int]]:
+    """Path and number of records of each shard of a split."""
     lengths = [int(length) for length in split.get("shardLengths", [])]
     template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
     files = []
@@ -68,23 +69,35 @@ def _files(folder: pathlib.Path, info: dict, split: dict) -> list[tuple[str, int
 
 
 def check_file(file: str, count: int) -> None:
-    """A file that was cut off or replaced is noticed before the first batch."""
-    from array_record.python import array_record_module
-
+    """Raises DatasetError unless a shard is there and holds `count` records."""
     remedy = "copy the dataset again or prepare it again"
     if not os.path.isfile(file):
         raise DatasetError(f"{file} is missing, {INFO_FILE} says it holds {count} records; {remedy}")
     try:
         reader = array_record_module.ArrayRecordReader(file)
-        found = reader.num_records()
+        stored = reader.num_records()
         reader.close()
     except (RuntimeError, ValueError, OSError) as error:
         raise DatasetError(f"{file} is cut off or damaged ({error}); {remedy}") from error
-    if found != count:
-        raise DatasetError(f"{file} holds {found} records, {INFO_FILE} says {count}; {remedy}")
+    if stored != count:
+        raise DatasetError(f"{file} holds {stored} records, {INFO_FILE} says {count}; {remedy}")
+
+
+def check_replaceable(target: pathlib.Path) -> None:
+    """Raises DatasetError unless `target` is absent, an empty directory or a prepared dataset."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise DatasetError(f"{target} is a file; name a directory for the dataset")
+    if any(target.iterdir()) and not (target / INFO_FILE).is_file():
+        raise DatasetError(
+            f"{target} exists and is not a prepared dataset ({contents(target)}); "
+            "it is left alone: name another directory"
+        )
 
 
 def contents(folder: pathlib.Path) -> str:
+    """The first names in a directory, for messages."""
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
     if not names:
         return "the directory is empty"
@@ -92,4 +105,5 @@ def contents(folder: pathlib.Path) -> str:
 
 
 def listing(counts: Mapping[str, int]) -> str:
+    """Splits and their numbers of records, for messages."""
     return ", ".join(f"{name} ({count} records)" for name, count in counts.items()) or "no split"

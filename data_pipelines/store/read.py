@@ -1,11 +1,4 @@
-"""The prepared dataset on disk: ArrayRecord files described by TFDS metadata, without TensorFlow.
-
-`write_dataset` makes a directory that `tfds.builder_from_directory` understands: ``features.json``,
-``dataset_info.json``, ArrayRecord shards, and beside them ``tokenizer.model``. `open_split` reads a split
-with random access and leaves image and maps encoded. Equal input gives equal bytes.
-
-Reading imports neither JAX nor TFDS: data workers start fast.
-"""
+"""Reads prepared datasets: the records of a split by position, images and maps still encoded."""
 
 from __future__ import annotations
 
@@ -15,25 +8,18 @@ import os
 import pathlib
 from typing import SupportsIndex
 
-import numpy as np
+from array_record.python import array_record_data_source
 
-from data_pipelines.store import tf_example
+from data_pipelines.store import schema, tf_example
 from data_pipelines.store.layout import INFO_FILE, METADATA_FILE, check_file, listing, split_infos, splits
 from data_pipelines.store.records import Record
-from rahf.core import errors
-from rahf.core.batch import SCORES
-from rahf.core.errors import DatasetError
-
-_FIELDS = (
-    "uid", "prompt", "words", "word_labels", "image", "implausibility", "misalignment", "scores",
-    "has_word_labels", "has_implausibility", "has_misalignment",
-)  # fmt: skip
+from rahf.core.errors import DatasetError, ExampleError
 
 
 class RecordSource:
     """The records of one split, by position. A Grain data source; cheap to pickle into worker processes.
 
-    Images and maps stay encoded. Made by `open_split`.
+    Returned by `open_split`.
     """
 
     def __init__(self, path: str, split: str, files: list[tuple[str, int]], fingerprint: str):
@@ -56,14 +42,13 @@ class RecordSource:
         if not 0 <= position < self._length:
             raise IndexError(f"{self}: no record {index.__index__()}")
         try:
-            example = tf_example.parse(self._read(position))
-            return _from_example(example)
+            return schema.from_example(tf_example.parse(self._read(position)))
         except KeyError as error:
             raise DatasetError(
                 f"{self._where(position)} has no field {error.args[0]!r}; it was written by another version "
                 "or another program: prepare the data again"
             ) from error
-        except (errors.ExampleError, RuntimeError, ValueError, IndexError, OSError) as error:
+        except (ExampleError, RuntimeError, ValueError, IndexError, OSError) as error:
             raise DatasetError(
                 f"{self._where(position)} cannot be read ({error}): the file is damaged or cut off; "
                 "copy it again or prepare the data again"
@@ -71,14 +56,13 @@ class RecordSource:
 
     def _read(self, position: int) -> bytes:
         if self._reader is None:
-            from array_record.python import array_record_data_source
-
             self._reader = array_record_data_source.ArrayRecordDataSource(
                 [f"{file}[0:{count}]" for file, count in self.files]
             )
         return self._reader[position]
 
     def _where(self, position: int) -> str:
+        """File and number of a record, for messages."""
         before = position
         for file, count in self.files:
             if before < count:
@@ -90,27 +74,8 @@ class RecordSource:
         return {**self.__dict__, "_reader": None}
 
     def __repr__(self) -> str:
-        # Grain compares this text when an iterator is resumed: it names the data, not where they lie.
+        # Grain compares this text when it resumes an iterator: it must not change when the files are moved.
         return f"RecordSource(split={self.split!r}, records={self._length}, fingerprint={self.fingerprint!r})"
-
-
-def _from_example(example: dict[str, tf_example.Values]) -> Record:
-    for name in _FIELDS:
-        if name not in example:
-            raise KeyError(name)
-    scores = np.array(example["scores"], np.float32)
-    if scores.shape != (len(SCORES),):
-        raise ValueError(f"scores have shape {scores.shape}")
-    return Record(
-        uid=example["uid"][0].decode(),
-        prompt=example["prompt"][0].decode(),
-        words=tuple(word.decode() for word in example["words"]),
-        word_labels=tuple(example["word_labels"]) if example["has_word_labels"][0] else None,
-        image=example["image"][0],
-        implausibility=example["implausibility"][0] if example["has_implausibility"][0] else None,
-        misalignment=example["misalignment"][0] if example["has_misalignment"][0] else None,
-        scores=scores,
-    )
 
 
 def open_split(path: str | os.PathLike, split: str) -> RecordSource:

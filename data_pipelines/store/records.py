@@ -1,4 +1,4 @@
-"""The prepared dataset: one `Record` per image-prompt pair, stored as ArrayRecord through TFDS."""
+"""One `Record` per image-prompt pair, and which of its labels are missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Record(NamedTuple):
 
 
 def missing_labels(labels: Any) -> list[str]:
-    """Names of the labels that a `Record` lacks, or whatever else has its four label fields."""
+    """Names of the labels that are missing in a `Record`, or in anything else with its four label fields."""
     named = {name: None if math.isnan(score) else score for name, score in zip(SCORES, labels.scores, strict=True)}
     named |= {"implausibility": labels.implausibility, "misalignment": labels.misalignment}
     named["words"] = labels.word_labels

@@ -1,10 +1,10 @@
-"""Plants implausible damage: eight kinds, each within a soft-edged blob, on objects or beside them."""
+"""Plants implausible damage: eight kinds, each within a soft-edged region, on objects or beside them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,7 @@ from data_pipelines.synthetic.layout import Spot
 
 #: Share of scenes with damage, and of these the share with two regions.
 DAMAGED, DAMAGED_TWICE = 0.85, 0.4
-#: A region whose pixels change by less than this on average is no damage that a person could see.
+#: A damage whose pixels change by less than this on average would be invisible, and is not planted.
 VISIBLE = 0.045
 SMALLEST, LARGEST = 0.075, 0.14  # radius as share of the side
 
@@ -73,7 +73,7 @@ class _Window:
 
 
 def _swirl(w: _Window, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Turns the pixels about the middle, most in the middle."""
+    """Rotates the pixels around the centre, most at the centre."""
     turn = (2.2 + 2.8 * strength) * np.clip(1.25 - w.distance, 0, None) * (1 if rng.random() < 0.5 else -1)
     cosine, sine = np.cos(turn), np.sin(turn)
     dx, dy = w.dx * cosine - w.dy * sine, w.dx * sine + w.dy * cosine
@@ -81,7 +81,7 @@ def _swirl(w: _Window, rng: np.random.Generator, strength: float) -> np.ndarray:
 
 
 def _melt(w: _Window, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Lets columns run down by different lengths, like wet paint."""
+    """Shifts columns down by different lengths, like wet paint."""
     width = w.columns.shape[1]
     drops = np.interp(np.linspace(0, 1, width), np.linspace(0, 1, 9), rng.random(9)).astype(np.float32)
     fall = (0.5 + 1.5 * strength) * w.radius * (0.25 + drops)[None, :] * (0.55 + 0.45 * w.dy)
@@ -90,7 +90,7 @@ def _melt(w: _Window, rng: np.random.Generator, strength: float) -> np.ndarray:
 
 
 def _shuffle(w: _Window, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Cuts the region into small tiles and mixes them up."""
+    """Cuts the region into small tiles and permutes them."""
     tile = max(2, round(w.radius * (0.36 - 0.12 * strength)))
     height, width = w.pixels.shape[:2]
     down, across = -(-height // tile), -(-width // tile)
@@ -112,7 +112,7 @@ def _burst(w: _Window, rng: np.random.Generator, strength: float) -> np.ndarray:
 
 
 def _torn(w: _Window, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Cuts the region into bands and pulls them apart sideways."""
+    """Cuts the region into bands and shifts them sideways."""
     thickness = max(2.0, 0.3 * w.radius)
     bands = np.floor((w.rows[:, 0] - w.rows[0, 0]) / thickness).astype(np.int64)
     pull = rng.uniform(0.6, 1.0, bands.max() + 1) * (0.5 + 0.9 * strength) * w.radius
@@ -122,7 +122,7 @@ def _torn(w: _Window, rng: np.random.Generator, strength: float) -> np.ndarray:
 
 
 def _bleed(w: _Window, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Pulls the three colour channels apart and lets one of them stain the region in blotches."""
+    """Shifts the three colour channels apart and adds blotches of one of them."""
     start = rng.uniform(0, 2 * np.pi)
     reach = (0.35 + 0.55 * strength) * w.radius
     result = np.empty_like(w.pixels)
@@ -145,9 +145,9 @@ def _smudge(w: _Window, rng: np.random.Generator, strength: float) -> np.ndarray
 
 
 def _copy(w: _Window, rng: np.random.Generator, strength: float, source: Spot) -> np.ndarray:
-    """Repeats a fragment of an object, turned and enlarged, where it does not belong."""
+    """Repeats a fragment of an object, rotated and enlarged, beside the objects."""
     turn = rng.uniform(0.5, 2 * np.pi - 0.5)
-    step = 0.6 * w.radius  # enlarged, so that it cannot be taken for one more object
+    step = 0.6 * w.radius  # enlarged, so that it does not look like another object
     cosine, sine = math.cos(turn) * step, math.sin(turn) * step
     offset = 0.3 * source[2] * w.side
     x = source[0] * w.side - 0.5 + offset * math.cos(turn)
@@ -174,7 +174,7 @@ def plant_damage(canvas: np.ndarray, rng: np.random.Generator, spots: list[Spot]
 
     Args:
       canvas: float32 [S,S,3] in [0,1], changed in place.
-      rng: source of all choices.
+      rng: source of randomness.
       spots: objects in the picture.
 
     Returns:
@@ -182,12 +182,12 @@ def plant_damage(canvas: np.ndarray, rng: np.random.Generator, spots: list[Spot]
     """
     side = canvas.shape[0]
     truth = np.zeros((side, side), np.float32)
-    found: list[Damage] = []
-    wanted = 0 if rng.random() >= DAMAGED else 2 if rng.random() < DAMAGED_TWICE else 1
-    for _ in range(wanted):
+    damages: list[Damage] = []
+    count = 0 if rng.random() >= DAMAGED else 2 if rng.random() < DAMAGED_TWICE else 1
+    for _ in range(count):
         for _ in range(8):
             x, y, radius, on_object = _choose_place(rng, spots)
-            if all(math.hypot(x - d.x, y - d.y) > 1.2 * (radius + d.radius) for d in found):
+            if all(math.hypot(x - d.x, y - d.y) > 1.2 * (radius + d.radius) for d in damages):
                 break
         else:
             break
@@ -199,14 +199,14 @@ def plant_damage(canvas: np.ndarray, rng: np.random.Generator, spots: list[Spot]
         window.pixels += mask * (changed - window.pixels)
         area = float(window.mask.sum()) / side**2
         truth[window.where] = np.maximum(truth[window.where], window.mask)
-        found.append(Damage(kind, x, y, radius, strength, visibility, area))
-    return found, truth
+        damages.append(Damage(kind, x, y, radius, strength, visibility, area))
+    return damages, truth
 
 
 def _choose_place(rng: np.random.Generator, spots: list[Spot]) -> tuple[float, float, float, bool]:
-    """Mostly on an object, rather near its outline than in its middle, else beside the objects.
+    """A random place and radius, and whether it is on an object: mostly so, near its outline; else beside the objects.
 
-    A region is small enough that an object stays what it is: the prompt's truth must not depend on it.
+    The region is small enough that damaged objects stay recognisable: it must not make the prompt untrue.
     """
     if rng.random() < 0.75 and spots:
         x, y, size = spots[rng.integers(len(spots))]
@@ -222,13 +222,13 @@ def _choose_place(rng: np.random.Generator, spots: list[Spot]) -> tuple[float, f
 
 
 def _inside(x: float, y: float, radius: float) -> tuple[float, float]:
-    """The place moved so that most of the region lies in the picture."""
+    """The place, moved so that most of the region lies in the picture."""
     low, high = 0.7 * radius, 1 - 0.7 * radius
     return float(np.clip(x, low, high)), float(np.clip(y, low, high))
 
 
 def _apply(window, rng, spots, strength, on_object) -> tuple[str, np.ndarray, float]:
-    """Tries kinds in random order until one shows; the last resort, noise, always does."""
+    """Tries kinds in random order until one is visible; the last one, noise, always is."""
     order = [KINDS[i] for i in rng.permutation(len(KINDS))]
     names = [name for name in order if name != "copy" or (spots and not on_object)]
     weight = float(window.mask.sum())

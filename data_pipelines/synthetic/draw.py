@@ -48,7 +48,7 @@ def draw_object(
 
     Args:
       canvas: float32 [S,S,3] in [0,1], changed in place.
-      rng: source of turn and shade.
+      rng: source of randomness of rotation and shade.
       shape, colour: words of the prompt's vocabulary.
       spot: (x, y, diameter) as shares of the side.
       light: unit vector towards the light, (x, y).
@@ -91,10 +91,10 @@ def smooth_noise(rng: np.random.Generator, side: int, cells: tuple[int, int]) ->
 
 
 def draw_background(rng: np.random.Generator, side: int, texture: str, bold: float) -> np.ndarray:
-    """A textured background in quiet colours.
+    """A textured background in muted colours.
 
     Args:
-      rng: source of all choices.
+      rng: source of randomness.
       side: in pixels.
       texture: a key of `TEXTURES`.
       bold: 0..1, strength of the texture.

@@ -1,7 +1,7 @@
-"""What a scene's prompt says, what the picture shows instead, and which words that makes untrue.
+"""The prompt of a scene, the facts that the picture shows instead, and the words that are therefore untrue.
 
-A prompt asserts one or two groups of equal objects ("three red stars") and how they stand to each other
-("left of"). A planted misalignment changes what is drawn, never the prompt.
+A prompt asserts one or two groups of equal objects ("three red stars") and their relation ("left of"). A planted
+misalignment changes the picture, never the prompt.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from rahf.text import split_words
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "crescent")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black")
 NUMBERS = ("no", "one", "two", "three", "four")
-#: Each relation and its opposite; the word itself is what can be untrue.
+#: Each relation and its opposite. Of a phrase such as "left of" only this word can be untrue.
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 RELATIONS = tuple(OPPOSITE)
-#: Kinds of misalignment and how often each is tried first.
+#: Kinds of misalignment, each with the probability that it is tried first.
 FAULTS = {"shape": 0.24, "colour": 0.24, "count": 0.17, "missing": 0.16, "relation": 0.19}
 #: Share of scenes with a misalignment, and of these the share with two.
 FAULTY, FAULTY_TWICE = 0.55, 0.25
 MAX_OBJECTS = 4
 
-#: Share of all facts that may occur in a split. A split's facts occur in no other split.
+#: Share of all facts that belong to a split. Facts of one split occur in no other.
 SPLITS = {"train": 0.8, "dev": 0.1, "test": 0.1}
 
 _RELATION_PHRASES = {
@@ -67,23 +67,23 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Groups of objects and how the first stands to the second (None: not said, or one group only)."""
+    """Groups of objects, and the relation of the first to the second (None: not stated, or only one group)."""
 
     groups: tuple[Group, ...]
     relation: str | None = None
 
     def key(self) -> str:
-        """One line that names these facts, whatever words express them."""
+        """One line that names these facts, independent of their wording."""
         parts = [f"{g.count} {g.colour} {g.shape}" for g in self.groups]
         return f" {self.relation or 'and'} ".join(parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A prompt, what is drawn, and the exact labels.
+    """A prompt, the facts as drawn, and the exact labels.
 
-    `shown.groups` are the groups as drawn (one with count 0 is missing), in the order of `asserted.groups`.
-    `marked` says of each group whether its objects are misaligned places.
+    `shown.groups` are the groups as drawn (count 0: missing), in the order of `asserted.groups`. `marked` says for each
+    group whether its objects are misaligned places.
     """
 
     prompt: str
@@ -97,7 +97,7 @@ class Plan:
 
 
 def split_of(facts: Facts) -> str:
-    """The split in which these facts may occur: a hash decides, the same for every seed."""
+    """The split to which these facts belong, by a hash: the same for every seed."""
     digest = hashlib.blake2b(facts.key().encode(), digest_size=8).digest()
     point = int.from_bytes(digest, "big") / 2**64
     for name, share in SPLITS.items():
@@ -111,9 +111,9 @@ def draw_plan(rng: np.random.Generator, split: str, texture: str | None) -> Plan
     """Draws a prompt that belongs to `split`, and its faults.
 
     Args:
-      rng: source of all choices.
+      rng: source of randomness.
       split: one of `SPLITS`.
-      texture: adjective of the background that the prompt may mention (always truthfully), or None.
+      texture: adjective of the background, which the prompt may mention (it is always true); or None.
     """
     facts = draw_facts(rng)
     while split_of(facts) != split:
@@ -153,19 +153,19 @@ def draw_facts(rng: np.random.Generator) -> Facts:
 def plant_faults(
     rng: np.random.Generator, facts: Facts, numerals: tuple[bool, ...]
 ) -> tuple[Facts, tuple[str, ...], tuple[bool, ...]]:
-    """Decides what is drawn instead of the facts.
+    """Draws faults: the facts that the picture shows instead.
 
     Returns:
-      The facts as drawn; faults as "kind" or "kind:group number"; which groups are misaligned places.
-      Too few or missing objects mark no group: nothing is there to point at.
+      The facts as drawn; faults as "kind" or "kind:group number"; for each group whether it is a misaligned place.
+      Too few or missing objects mark no group: there is no object to point at.
     """
     groups, relation = list(facts.groups), facts.relation
     faults: list[str] = []
     marked = [False] * len(groups)
-    wanted = 0 if rng.random() >= FAULTY else 2 if rng.random() < FAULTY_TWICE else 1
+    count = 0 if rng.random() >= FAULTY else 2 if rng.random() < FAULTY_TWICE else 1
     kinds = rng.choice(list(FAULTS), size=len(FAULTS), replace=False, p=list(FAULTS.values()))
     for kind in kinds:
-        if len(faults) == wanted:
+        if len(faults) == count:
             break
         number = int(rng.integers(len(groups)))
         gone = any(group.count == 0 for group in groups)
@@ -209,7 +209,7 @@ def _change(rng, kind, number, facts, groups, numerals, second) -> Group | None:
 def untrue_parts(facts: Facts, shown: Facts, faults: tuple[str, ...]) -> set[tuple[str, int]]:
     """The parts of the prompt, (kind, group number), that the picture contradicts.
 
-    Of a missing group number, colour and shape are untrue; the relation then says nothing false.
+    Number, colour and shape of a missing group are untrue; a relation to it counts as true.
     """
     parts: set[tuple[str, int]] = set()
     for fault in faults:
@@ -224,7 +224,7 @@ def untrue_parts(facts: Facts, shown: Facts, faults: tuple[str, ...]) -> set[tup
 def phrase(
     rng: np.random.Generator, facts: Facts, numerals: tuple[bool, ...], texture: str | None
 ) -> list[tuple[str, tuple[str, int] | None]]:
-    """Puts facts into words: chunks of text, each with the part of the facts that it states or None."""
+    """Facts in words: chunks of text, each with the part of the facts that it states, or None."""
     chunks: list[tuple[str, tuple[str, int] | None]] = []
     if rng.random() < 0.5:
         chunks.append((_OPENINGS[rng.integers(len(_OPENINGS))], None))

@@ -1,4 +1,4 @@
-"""Where objects stand: cells of a simple grid, so that objects never overlap, and some jitter."""
+"""Places of objects: cells of a simple grid, so that objects never overlap, with jitter."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def place(
     """Spots of every object of one or two groups.
 
     Args:
-      rng: source of all choices.
+      rng: source of randomness.
       counts: objects of each group; one group up to 4, each of two groups up to 3.
-      relation: how the first group stands to the second; None picks any.
-      untrue: a relation that must not hold besides (an object above another may also be left of it).
+      relation: position of the first group relative to the second; None: a random one.
+      untrue: a relation that must not hold in addition (an object above another may also be left of it).
 
     Returns:
       One list of spots per group.
@@ -67,7 +67,7 @@ def _in_square(rng: np.random.Generator, count: int) -> list[Spot]:
 
 
 def _in_strip(rng: np.random.Generator, count: int, span: tuple[float, float], along_x: bool) -> list[Spot]:
-    """Objects one behind the other in a strip that spans `span` in one direction and all in the other."""
+    """Objects one behind the other in a strip that covers `span` along one axis and the full range of the other."""
     width, cell = span[1] - span[0], (1 - 2 * MARGIN) / count
     size = min(rng.uniform(0.28, 0.42), 0.95 * width, 0.94 * cell)
     spots = []
@@ -90,7 +90,7 @@ def _holds(groups: list[list[Spot]], relation: str) -> bool:
 
 
 def _mirrored(groups: list[list[Spot]], relation: str) -> list[list[Spot]]:
-    """Left and right, or above and below, changed over: whichever the relation speaks of."""
+    """The groups mirrored along the axis of the relation."""
     flip_x = relation in ("left", "right")
     return [[(1 - x, y, s) if flip_x else (x, 1 - y, s) for x, y, s in group] for group in groups]
 

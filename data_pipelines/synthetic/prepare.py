@@ -5,25 +5,30 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
 import pathlib
 import tempfile
-from typing import BinaryIO, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO
+
+import rich.console
 
 from data_pipelines import store
+from data_pipelines.prepare.progress import progress_bars
 from data_pipelines.store.records import Record
 from data_pipelines.synthetic.language import SPLITS
 from data_pipelines.synthetic.scene import SIDE, prompt, record, scene
 from rahf.core.errors import ArgumentError
 from rahf.text import train_tokenizer
 
-#: Goes up when the same arguments give other scenes than before.
+#: Raised with every change that lets the same arguments give other scenes.
 VERSION = 1
 ARGUMENTS_FILE = "prepare.json"
-_CHUNK = 32  # scenes that a worker makes at a time
-_TOKENIZER_PROMPTS = 4000  # the vocabulary is closed: more prompts teach nothing
+_CHUNK = 32  # scenes that a worker draws at a time
+_TOKENIZER_PROMPTS = 4000  # the vocabulary is closed: more prompts add no words
 _DESCRIPTION = (
     "Procedurally drawn scenes with planted faults, labelled by three simulated annotators each; "
     "no person rated anything here."
@@ -42,13 +47,13 @@ def prepare(
 ) -> dict[str, int]:
     """Makes a dataset of synthetic scenes, with its vocabulary and the truth behind every label.
 
-    Beside the dataset lie ``truth-<split>.jsonl`` (what was planted and what each annotator said, one line
-    per record; for analysis) and ``prepare.json`` (the arguments). If `out` already holds what these
-    arguments give, nothing is done. The bytes written do not depend on `workers`.
+    Beside the dataset it writes ``truth-<split>.jsonl`` (planted faults and raw annotations, one line per record; for
+    analysis) and ``prepare.json`` (the arguments). If `out` already holds the dataset of these arguments, it returns at
+    once. The bytes written do not depend on `workers`.
 
     Args:
       out: directory to make; an older synthetic dataset in its place is replaced.
-      train, dev, test: number of scenes; a split of none is left out.
+      train, dev, test: number of scenes; a split with 0 is left out.
       seed: not negative.
       size: side of pictures and maps in pixels.
       workers: processes that draw; 0 draws in this one.
@@ -58,7 +63,7 @@ def prepare(
       Number of records per split.
 
     Raises:
-      ValueError: a number is out of range, or no scene is wanted.
+      ArgumentError: a number is out of range, or all splits have 0 scenes.
       data_pipelines.store.DatasetError: `out` holds something else.
     """
     counts = {name: count for name, count in zip(SPLITS, (train, dev, test)) if count}
@@ -72,7 +77,9 @@ def prepare(
     if _is_prepared(target, arguments):
         return counts
     with contextlib.ExitStack() as stack:
-        advance = stack.enter_context(_bar(sum(counts.values()), progress))
+        bars = stack.enter_context(progress_bars(rich.console.Console(quiet=not progress)))
+        total, drawn = sum(counts.values()), itertools.count(1)
+        advance = lambda: bars("drawing scenes", next(drawn), total)  # noqa: E731
         truths = {name: stack.enter_context(tempfile.TemporaryFile()) for name in counts}
         make = stack.enter_context(_maker(workers))
         jobs = {name: _jobs(seed, name, count, size) for name, count in counts.items()}
@@ -95,12 +102,16 @@ def _tokenizer(seed: int, train: int) -> bytes:
 
 
 def _is_prepared(target: pathlib.Path, arguments: Mapping[str, object]) -> bool:
-    """Whether `target` holds this very dataset, whole; an error if it holds what is not ours to replace."""
+    """Whether `target` holds the complete dataset of these arguments.
+
+    Raises:
+      DatasetError: it holds something that this command has not written.
+    """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     try:
-        found = json.loads((target / ARGUMENTS_FILE).read_text())
-        ours = found["generator"] == arguments["generator"]
+        stored = json.loads((target / ARGUMENTS_FILE).read_text())
+        ours = stored["generator"] == arguments["generator"]
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
@@ -108,7 +119,7 @@ def _is_prepared(target: pathlib.Path, arguments: Mapping[str, object]) -> bool:
             f"{target} exists and was not made by `rahf prepare synthetic`; it is left alone: "
             "name another directory, or remove it first"
         )
-    if found != arguments:
+    if stored != arguments:
         return False
     names = [name for name in SPLITS if name in arguments]
     try:
@@ -123,14 +134,14 @@ def _jobs(seed: int, split: str, count: int, size: int) -> Iterator[tuple[int, s
 
 
 def _make_chunk(job: tuple[int, str, int, int, int]) -> list[tuple[Record, bytes]]:
-    """Records of one run of indices, each with its line of truth."""
+    """The records of consecutive indices, each with its line of truth."""
     seed, split, start, stop, size = job
-    made = []
+    chunk = []
     for index in range(start, stop):
         one = scene(seed, split, index, size)
         line = json.dumps(one.truth(), separators=(",", ":")) + "\n"
-        made.append((record(one), line.encode()))
-    return made
+        chunk.append((record(one), line.encode()))
+    return chunk
 
 
 _Make = Callable[[Iterator[tuple[int, str, int, int, int]]], Iterator[list[tuple[Record, bytes]]]]
@@ -146,7 +157,7 @@ def _maker(workers: int) -> Iterator[_Make]:
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
 
         def make(jobs):
-            waiting = collections.deque()  # bounded: a slow disk must not fill the memory
+            waiting = collections.deque()  # bounded: otherwise a slow disk lets it fill the memory
             for job in jobs:
                 waiting.append(pool.submit(_make_chunk, job))
                 if len(waiting) > 3 * workers:
@@ -161,38 +172,20 @@ def _maker(workers: int) -> Iterator[_Make]:
 
 
 def _records(
-    chunks: Iterator[list[tuple[Record, bytes]]], truth: BinaryIO, advance: Callable[[int], None]
+    chunks: Iterator[list[tuple[Record, bytes]]], truth: BinaryIO, advance: Callable[[], None]
 ) -> Iterator[Record]:
-    for chunk in chunks:
-        for made, line in chunk:
-            truth.write(line)
-            yield made
-        advance(len(chunk))
+    """The records of chunks; writes their lines of truth to a file."""
+    for drawn, line in itertools.chain.from_iterable(chunks):
+        truth.write(line)
+        yield drawn
+        advance()
 
 
 def _reader(file: BinaryIO) -> Callable[[], bytes]:
+    """A function that returns all of a file."""
+
     def read() -> bytes:
         file.seek(0)
         return file.read()
 
     return read
-
-
-@contextlib.contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar; yields the function that moves it on."""
-    if not shown:
-        yield lambda count: None
-        return
-    from rich import progress
-
-    store.load_writer()
-    columns = (
-        progress.TextColumn("drawing scenes"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns) as bar:
-        task = bar.add_task("drawing scenes", total=total)
-        yield lambda count: bar.advance(task, count)

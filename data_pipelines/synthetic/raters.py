@@ -1,11 +1,11 @@
-"""Simulated annotators: three of a pool look at a scene, each with a bias and a care of their own."""
+"""Simulated annotators: three of a pool annotate a scene, each with an own bias, noise and care."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from data_pipelines.synthetic.layout import Box
 from rahf.core.batch import SCORES
 
 POOL, PER_SCENE = 24, 3
-_POOL_SEED = 20240601  # the people are the same for every data set
+_POOL_SEED = 20240601  # the annotators are the same for every data set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Rater:
     care: float  # about 1; multiplies the number of clicks, divides the rate of misses
     jitter: float  # standard deviation of a click, as share of the side
     slip: float  # probability that a word label is set wrongly
-    stray: float  # probability of a click that means nothing
+    stray: float  # probability of a click at a random place
 
 
 @functools.cache
@@ -55,10 +55,10 @@ def annotate(
     word_labels: Sequence[int],
     quality: Sequence[float],
 ) -> tuple[RawAnnotation, ...]:
-    """Lets three annotators of the pool judge a scene.
+    """The annotations of a scene by three annotators of the pool.
 
     Args:
-      rng: source of all choices.
+      rng: source of randomness.
       side: of the picture in pixels.
       damages: damaged regions.
       boxes: misaligned places, as shares of the side.
@@ -113,5 +113,5 @@ def _spread(rater: Rater, rng: np.random.Generator, damage: Damage) -> list[tupl
 
 
 def _pixels(points: Sequence[tuple[float, float]], side: int) -> tuple[tuple[float, float], ...]:
-    """Points in pixels, kept inside the picture, with one decimal like a mouse gives."""
+    """Points in pixels, clipped to the picture, rounded to one decimal."""
     return tuple((round(min(max(x, 0.0), 1.0) * side, 1), round(min(max(y, 0.0), 1.0) * side, 1)) for x, y in points)

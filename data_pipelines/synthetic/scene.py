@@ -1,14 +1,15 @@
-"""One synthetic scene: picture, prompt, annotators and the exact truth, all following from a seed.
+"""One synthetic scene: picture, prompt, annotations and the exact truth, all from a seed.
 
-Scene `index` of a split under a seed depends on nothing else: not on how many scenes are made, nor by how
-many processes, nor in which order.
+A scene is a function of seed, split and index. It does not depend on the number of scenes, the number of processes or
+the order in which they are drawn.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,7 +20,7 @@ from data_pipelines.synthetic import damage, draw, language, layout, raters
 from rahf.core.batch import SCORES
 from rahf.core.errors import ArgumentError
 
-#: Default side of the pictures in pixels; they look right from 64 to 512.
+#: Default side of the pictures in pixels. 64 to 512 give pictures with all details.
 SIDE = 96
 JPEG_QUALITY = 92
 
@@ -52,7 +53,7 @@ class Scene:
         return (*self.plan.faults, *(one.kind for one in self.damages))
 
     def truth(self) -> dict[str, Any]:
-        """Everything known about the scene that is not in its `Record`, as plain JSON values."""
+        """The truth of the scene that its `Record` does not hold, as plain JSON values."""
         return {
             "uid": self.uid,
             "prompt": self.prompt,
@@ -76,7 +77,7 @@ def _rounded(tree: dict[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-    """How well the picture is taken, each 0..1, high = good."""
+    """Photographic quality of the picture, each 0..1, high = good."""
 
     contrast: float
     exposure: float
@@ -90,13 +91,13 @@ class _Look:
 
 
 def _draw_look(rng: np.random.Generator) -> _Look:
-    # A good photographer does all of it well, so the four hang together.
+    # The four are correlated: good photographers do all of it well.
     skill = rng.random()
     return _Look(*(0.55 * skill + 0.45 * rng.random(4)))
 
 
 def _stream(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
-    """Independent randomness: what is said (0), how it is drawn (1), who rates it (2)."""
+    """Independent randomness of prompt and layout (0), drawing (1) and annotators (2)."""
     if split not in language.SPLITS:
         raise ArgumentError(f"split {split!r}: expected one of {', '.join(language.SPLITS)}")
     if min(seed, index) < 0:
@@ -115,23 +116,23 @@ def prompt(seed: int, split: str, index: int) -> str:
 
 
 def scene(seed: int, split: str, index: int, size: int = SIDE) -> Scene:
-    """Makes one scene.
+    """Draws one scene.
 
     Args:
       seed: of the data set, not negative.
-      split: "train", "dev" or "test"; a prompt's facts occur in one split only.
+      split: "train", "dev" or "test"; the facts of a prompt occur in one split only.
       index: number of the scene in its split, not negative.
       size: side of the picture in pixels, at least 32. Prompt, labels of words, places of objects and faults
         are the same at every size.
 
     Raises:
-      ValueError: an unknown split, or a number out of range.
+      ArgumentError: an unknown split, or a number out of range.
     """
     if size < 32:
         raise ArgumentError(f"size {size}: expected a side of at least 32 pixels")
     saying, drawing, rating = (_stream(seed, split, index, purpose) for purpose in range(3))
     texture, plan = _say(saying, split)
-    # A missing group keeps its place, so that it can be said where it should be.
+    # A missing group keeps its place: a relation tells where it should be.
     counts = tuple(g.count or a.count for g, a in zip(plan.shown.groups, plan.asserted.groups))
     untrue = plan.asserted.relation if "relation" in plan.faults else None
     placed = layout.place(saying, counts, plan.shown.relation, untrue)
@@ -180,8 +181,8 @@ def _draw(rng, size, texture, shown, spots, look) -> tuple[np.ndarray, list[layo
 def _misaligned(plan: language.Plan, spots: tuple[tuple[layout.Spot, ...], ...]) -> tuple[layout.Box, ...]:
     """Places that contradict the prompt.
 
-    All objects of a group of wrong shape, wrong colour or too great a number, both sides of a wrong
-    relation; the empty place of a missing group if the relation tells where it belongs.
+    These are all objects of a group with a wrong shape, a wrong colour or too large a number, both groups of a wrong
+    relation, and the empty place of a missing group if a relation tells where it belongs.
     """
     boxes: list[layout.Box] = []
     for group, places, marked in zip(plan.shown.groups, spots, plan.marked):
@@ -200,12 +201,12 @@ def _quality(plan: language.Plan, damages: list[damage.Damage], look: _Look) -> 
     alignment = 1 - untrue**0.6
     aesthetics = float(np.clip(look.aesthetics - 0.12 * (1 - plausibility), 0, 1))
     overall = 0.4 * plausibility + 0.35 * alignment + 0.25 * aesthetics
-    overall = float(np.clip(0.5 + 1.3 * (overall - 0.56), 0, 1))  # people use the whole scale
+    overall = float(np.clip(0.5 + 1.3 * (overall - 0.56), 0, 1))  # stretched: people use all of the scale
     return np.array([plausibility, alignment, aesthetics, overall], np.float32)
 
 
 def record(scene: Scene) -> Record:
-    """The scene as stored: the annotators' labels, consolidated like real ones; nothing of the truth.
+    """The scene as stored: the annotators' labels, consolidated like real ones, without the truth.
 
     The picture is a JPEG of quality 92, the maps are PNGs of the picture's side.
     """
@@ -232,6 +233,6 @@ def _png(grey: np.ndarray) -> bytes:
 
 
 def generate(seed: int, split: str, count: int, size: int = SIDE) -> Iterator[Record]:
-    """Records 0 to count - 1 of a split, one after the other. See `scene` for arguments."""
+    """Records 0 to count - 1 of a split, in order. See `scene` for the arguments."""
     for index in range(count):
         yield record(scene(seed, split, index, size))

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 #: Shapes are drawn this many times larger and then reduced.
 SUPERSAMPLING = 4
 _RING_HOLE = 0.52  # radius of the hole, as share of the ring's
-#: Largest turn of a shape to either side, in degrees: none may turn into another word's shape.
+#: Largest rotation of a shape to either side, in degrees: no shape may become another one.
 TURN = {"square": 18, "triangle": 18, "cross": 16, "heart": 20, "star": 30, "crescent": 40}
 
 
@@ -35,7 +35,7 @@ def _heart() -> np.ndarray:
 
 def _cross() -> np.ndarray:
     a, b = 0.36, 0.98
-    corner = [(-a, -b), (a, -b), (a, -a)]  # the upper arm and its inner corner, then turned three times
+    corner = [(-a, -b), (a, -b), (a, -a)]  # the upper arm and its inner corner; rotated for the other three
     points = []
     for _ in range(4):
         points += corner
@@ -74,7 +74,7 @@ def shape_mask(shape: str, side: int, centre: tuple[float, float], radius: float
       side: of the square mask in pixels.
       centre: (x, y) in pixels.
       radius: in pixels.
-      angle: turn in degrees.
+      angle: rotation in degrees.
 
     Returns:
       float32 [side,side] in [0,1].

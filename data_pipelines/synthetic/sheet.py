@@ -1,9 +1,9 @@
-"""A contact sheet: scenes with prompt, faults and both maps, to look at."""
+"""A contact sheet: scenes with prompt, faults and both heatmaps."""
 
 from __future__ import annotations
 
 import textwrap
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data_pipelines.prepare.consolidate import consolidate
 from data_pipelines.synthetic.scene import Scene
 from rahf.core.batch import HEATMAPS, SCORES
+from rahf.core.errors import ArgumentError
 from rahf.images.overlay import overlay
 from rahf.text.words import pieces
 
@@ -22,17 +23,17 @@ _BACK, _INK, _WRONG, _DIM = (252, 252, 250), (34, 34, 40), (200, 30, 30), (110, 
 def contact_sheet(scenes: Sequence[Scene], columns: int = 4) -> Image.Image:
     """Draws scenes in rows: the picture, the picture under its implausibility and its misalignment map.
 
-    Below stand the prompt with untrue words in red, the planted faults, and the four scores.
+    Below them it writes the prompt with untrue words in red, the planted faults, and the four scores.
 
     Args:
       scenes: at least one.
       columns: scenes per row.
 
     Raises:
-      ValueError: no scene.
+      ArgumentError: no scene.
     """
     if not scenes:
-        raise ValueError("no scenes: a contact sheet needs at least one")
+        raise ArgumentError("no scenes: a contact sheet needs at least one")
     width, height = 3 * _TILE + 3 * _GAP, _TILE + _TEXT + 2 * _GAP
     rows = -(-len(scenes) // columns)
     sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * height + _GAP), _BACK)

@@ -1,5 +1,7 @@
-"""One module per command, each with `add(commands)`. They parse, call and print; nothing heavy is imported before
-a command runs, so that ``rahf --help`` is quick."""
+"""The command line: one module per command, each with `add(commands)`, which parses, calls and prints.
 
-#: In the order of ``rahf --help``.
-NAMES = ("demo", "prepare", "train", "evaluate", "predict", "export", "mask", "select", "score", "import_", "doctor")
+The functions that run a command import what they need, so that ``rahf --help`` imports only the standard library.
+"""
+
+#: Modules of the commands, in the order of ``rahf --help``.
+COMMANDS = ("demo", "prepare", "train", "evaluate", "predict", "export", "mask", "select", "score", "import_", "doctor")

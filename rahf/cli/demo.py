@@ -18,7 +18,7 @@ _SCENES_WORTH_WORKERS = 1000
 
 
 def add(commands) -> None:
-    """Adds the command to the parser."""
+    """Adds the command and its options."""
     parser = command(
         commands,
         "demo",

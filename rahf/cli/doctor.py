@@ -16,7 +16,7 @@ _MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "broken": "[red]✗[
 
 
 def add(commands) -> None:
-    """Adds the command to the parser."""
+    """Adds the command and its options."""
     parser = command(
         commands,
         "doctor",

@@ -8,7 +8,7 @@ from rahf.cli.parsing import command
 
 
 def add(commands) -> None:
-    """Adds the command to the parser."""
+    """Adds the command and its options."""
     parser = command(
         commands,
         "evaluate",
@@ -24,14 +24,14 @@ def add(commands) -> None:
     parser.add_argument(
         "--json", default=None, metavar="FILE", help="metrics as JSON (default: metrics.json in the report)"
     )
-    parser.add_argument("--limit", type=int, default=None, help="only the first so many examples")
+    parser.add_argument("--limit", type=int, default=None, help="evaluate only this many examples, the first ones")
     parser.add_argument("--batch-size", type=int, default=None, help="default: as in the config")
     parser.add_argument("--no-generate", action="store_true", help="keywords by constrained scoring only")
     parser.add_argument("--examples", type=int, default=60, help="examples in the report's gallery")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; the exit code."""
+    """Runs the command; returns the exit code."""
     from rahf.training import distributed
 
     with distributed.joined():

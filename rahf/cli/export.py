@@ -8,25 +8,25 @@ from rahf.cli.parsing import command
 
 
 def add(commands) -> None:
-    """Adds the command to the parser."""
+    """Adds the command and its options."""
     parser = command(
         commands,
         "export",
         run,
         "write a model as one self-contained file",
-        "The file holds functions, weights, vocabulary, preprocessing and model card. It is read by rahf.load and by\n"
-        "every command that takes a model, with jax, numpy, sentencepiece, safetensors and Pillow alone.\n"
+        "The file holds functions, weights, vocabulary, preprocessing and model card. rahf.load and every\n"
+        "command that takes a model read it, with jax, numpy, sentencepiece, safetensors and Pillow alone.\n"
         "Example: rahf export runs/demo demo.rahf",
     )
     parser.add_argument("model", help="run directory or checkpoint directory")
     parser.add_argument("file", metavar="FILE.rahf", help="file to write")
     parser.add_argument("--scores-only", action="store_true", help="leave out heatmaps and words")
     parser.add_argument("--bf16", action="store_true", help="store weights in 16 bits, half as large")
-    parser.add_argument("--license", default=None, help="licence of the weights (default: what is recorded about them)")
+    parser.add_argument("--license", default=None, help="license of the weights (default: what is recorded about them)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; the exit code."""
+    """Runs the command; returns the exit code."""
     from rahf.critic.export import write as export
 
     export.run(args.model, args.file, scores_only=args.scores_only, bf16=args.bf16, weight_licence=args.license)

@@ -8,7 +8,7 @@ from rahf.cli.parsing import Formatter, command
 
 
 def add(commands) -> None:
-    """Adds the command to the parser."""
+    """Adds the command and its options."""
     group = commands.add_parser(
         "import", help="turn a published model into a model directory", formatter_class=Formatter
     )
@@ -18,18 +18,18 @@ def add(commands) -> None:
         "richhf-torch",
         richhf_torch,
         "the public PyTorch checkpoint of multi-head RichHF",
-        "Needs PyTorch (pip install rahf[torch]), which reads the weights without running what is pickled there.",
+        "Needs PyTorch (pip install rahf[torch]), which reads the weights without running pickled code.",
     )
     parser.add_argument("file", metavar="FILE.pt", help="the published checkpoint")
-    parser.add_argument("out", metavar="OUT", help="directory to make; evaluate and predict accept it")
-    parser.add_argument("--license", default="unknown", help="of the weights, as you were told; kept in model.json")
+    parser.add_argument("out", metavar="OUT", help="directory to create; evaluate and predict accept it")
+    parser.add_argument("--license", default="unknown", help="of the weights; stored in model.json")
     parser.add_argument("--tokenizer", default="google-t5/t5-base", help="SentencePiece file, T5 folder or hub id")
     _add_baselines(kinds)
 
 
 def _add_baselines(kinds) -> None:
     """The baselines of the paper's tables, from folders or hub ids in the Hugging Face layout."""
-    for name, function, summary, more in (
+    for name, function, summary, description in (
         ("clip", clip, "CLIP off the shelf: cosine as alignment score, its gradient as misalignment map", ""),
         ("pickscore", pickscore, "PickScore off the shelf (CLIP ViT-H/14): one number for all four scores", ""),
         (
@@ -40,9 +40,9 @@ def _add_baselines(kinds) -> None:
             "rahf train configs/critic/baseline_resnet50.py --start.vision SOURCE",
         ),
     ):
-        parser = command(kinds, name, function, summary, more)
+        parser = command(kinds, name, function, summary, description)
         parser.add_argument("source", metavar="SOURCE", help="folder or hub id in the Hugging Face layout")
-        parser.add_argument("out", metavar="OUT", help="directory to make")
+        parser.add_argument("out", metavar="OUT", help="directory to create")
         parser.add_argument("--license", default=None, help="of the weights (default: what their model card says)")
         parser.add_argument("--revision", default=None, help="branch, tag or commit of a hub id")
         if name != "resnet50":
@@ -52,27 +52,29 @@ def _add_baselines(kinds) -> None:
 
 
 def clip(args: argparse.Namespace) -> int:
-    """Runs it; the exit code."""
+    """Runs the command; returns the exit code."""
     from rahf.critic.published import baselines
 
     heatmap = not args.no_heatmap
-    return _made(baselines.import_clip(args.source, args.out, heatmap=heatmap, **_options(args, "tokenizer")))
+    _print_folder(baselines.import_clip(args.source, args.out, heatmap=heatmap, **_options(args, "tokenizer")))
+    return 0
 
 
 def pickscore(args: argparse.Namespace) -> int:
-    """Runs it; the exit code."""
+    """Runs the command; returns the exit code."""
     from rahf.critic.published import baselines
 
-    return _made(baselines.import_pickscore(args.source, args.out, **_options(args, "tokenizer")))
+    _print_folder(baselines.import_pickscore(args.source, args.out, **_options(args, "tokenizer")))
+    return 0
 
 
 def resnet50(args: argparse.Namespace) -> int:
-    """Runs it; the exit code."""
+    """Runs the command; returns the exit code."""
     from rahf.critic.published import baselines
 
-    made = baselines.import_resnet(args.source, args.out, **_options(args))
+    folder = baselines.import_resnet(args.source, args.out, **_options(args))
     print(
-        f"model directory {made}; its heads are random, so what it says means nothing before training: "
+        f"model directory {folder}; its heads are random, so its predictions mean nothing before training: "
         f"rahf train configs/critic/baseline_resnet50.py --start.vision {args.source}"
     )
     return 0
@@ -82,15 +84,13 @@ def _options(args: argparse.Namespace, *names: str) -> dict[str, str | None]:
     return {name: getattr(args, name) for name in ("license", "revision", *names)}
 
 
-def _made(folder) -> int:
+def _print_folder(folder) -> None:
     print(f"model directory {folder}: try rahf predict {folder} IMAGE --prompt TEXT")
-    return 0
 
 
 def richhf_torch(args: argparse.Namespace) -> int:
-    """Runs it; the exit code."""
+    """Runs the command; returns the exit code."""
     from rahf.critic.published import richhf_torch
 
-    made = richhf_torch.import_checkpoint(args.file, args.out, license=args.license, tokenizer=args.tokenizer)
-    print(f"model directory {made}: try rahf predict {made} IMAGE --prompt TEXT")
+    _print_folder(richhf_torch.import_checkpoint(args.file, args.out, license=args.license, tokenizer=args.tokenizer))
     return 0

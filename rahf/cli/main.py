@@ -1,4 +1,4 @@
-"""The `rahf` command: parses, calls, prints. No logic; nothing heavy is imported before it is needed."""
+"""The `rahf` command: finds the command, runs it, and turns errors into a line and an exit code."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import importlib
 import os
 import signal
 import sys
-from typing import Sequence
+from collections.abc import Sequence
 
-from rahf import cli as commands_lib
+from rahf.cli import COMMANDS
 from rahf.cli.parsing import Formatter
 from rahf.core import compile_cache, process
 from rahf.core.errors import RahfError
@@ -19,17 +19,18 @@ _DESCRIPTION = """\
 Rich feedback on generated images: where a picture is implausible or misses its prompt, which words it
 misses, and how good it is.
 
-  rahf demo                                            everything below on synthetic scenes, in a quarter of an hour
-  rahf prepare synthetic --out data/demo               make data
-  rahf prepare feedback --annotations FILE --images DIR --out DIR  of your own pictures and ratings
-  rahf train configs/critic/demo.py                           train; Ctrl-C saves, the same command resumes
-  rahf evaluate runs/demo --data data/demo             metrics, intervals, HTML report
-  rahf predict runs/demo IMAGE... --prompt "a red cat" overlays, JSON, summary
-  rahf mask runs/demo IMAGE --prompt "a red cat" --out MASK.png   what to repaint
-  rahf select runs/demo CANDIDATES.jsonl --out MANIFEST.jsonl     the best of many, with reasons
+  rahf demo                                              everything below on synthetic scenes, in a quarter of an hour
+  rahf prepare synthetic --out data/demo                 make a dataset of synthetic scenes
+  rahf prepare feedback --annotations FILE --images DIR --out DIR    make a dataset of your own pictures and ratings
+  rahf train configs/critic/demo.py                      train; Ctrl-C saves, the same command resumes
+  rahf evaluate runs/demo --data data/demo               metrics, intervals, HTML report
+  rahf predict runs/demo IMAGE... --prompt "a red cat"   overlays, JSON, summary
+  rahf mask runs/demo IMAGE --prompt "a red cat" --out MASK.png      what to repaint
+  rahf select runs/demo CANDIDATES.jsonl --out MANIFEST.jsonl        the best of many, with reasons
 """
 
-#: Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 128 + n stopped by signal n.
+#: Exit code of a command that failed; the reason is on stderr. The others: 0 done, 2 wrong usage, 128 + n stopped by
+#: signal n.
 FAILED = 1
 
 
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("rahf", description=_DESCRIPTION, formatter_class=Formatter)
     parser.add_argument("--version", action="version", version=f"rahf {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in commands_lib.NAMES:
+    for name in COMMANDS:
         importlib.import_module(f"rahf.cli.{name}").add(commands)
     return parser
 
@@ -45,14 +46,14 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (None: this program's own) and returns its exit code."""
     if arguments is None and sys.argv[1:2] in (["demo"], ["train"], ["evaluate"]):
-        process.restart()
+        process.restart()  # with the allocator settings that long computations need
     try:
         try:
             return _run(arguments)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # as in `rahf … | head`: whoever read the output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
+    except BrokenPipeError:  # as in `rahf … | head`: the reader of the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
         return 128 + signal.SIGPIPE
 
 
@@ -68,7 +69,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if os.environ.get("RAHF_TRACEBACK") or not isinstance(error, (RahfError, OSError, ValueError)):
+        if os.environ.get("RAHF_TRACEBACK") or not isinstance(error, (RahfError, OSError)):
             raise
         print(f"rahf: {error}", file=sys.stderr)
         return FAILED

@@ -1,13 +1,19 @@
-"""What the commands' parsers share."""
+"""What the parsers of all commands share.
+
+The commands use argparse; only the fields of a config are options of tyro (`rahf.config.overrides`). With tyro for all
+of it (1.0.16, measured for eleven commands) ``--help`` takes 0.46 s instead of 0.15 s and imports two packages beside
+the standard library, the examples in a command's description are lost, and `rahf train` could not read the options that
+depend on its config file.
+"""
 
 from __future__ import annotations
 
 import argparse
-from typing import Callable
+from collections.abc import Callable
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps examples as written and shows defaults."""
+    """Keeps the line breaks of descriptions and shows the defaults of options."""
 
 
 def command(
@@ -17,10 +23,13 @@ def command(
 
     Args:
       commands: what `add_subparsers` returned.
-      name: as typed.
-      run: does it, called with the parsed arguments; returns the exit code.
-      summary: one line for the list of commands; begins the description.
-      description: more, for the command's own ``--help``.
+      name: of the command.
+      run: runs the command with the parsed arguments and returns the exit code.
+      summary: one line for the list of commands, and the first line of the command's own ``--help``.
+      description: the rest of the command's own ``--help``.
+
+    Returns:
+      The command's parser, to which the caller adds options.
     """
     parser = commands.add_parser(
         name,

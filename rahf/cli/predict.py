@@ -8,7 +8,7 @@ from rahf.cli.parsing import command
 
 
 def add(commands) -> None:
-    """Adds the command to the parser."""
+    """Adds the command and its options."""
     parser = command(
         commands,
         "predict",
@@ -18,11 +18,11 @@ def add(commands) -> None:
     )
     parser.add_argument("model", help="run directory, checkpoint directory or exported file")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, WebP, … of any size")
-    given = parser.add_mutually_exclusive_group()
-    given.add_argument(
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument(
         "--prompt", default=None, help="the prompt of all pictures (default: IMAGE's .txt file beside it)"
     )
-    given.add_argument(
+    prompts.add_argument(
         "--prompts", default=None, metavar="FILE", help="text file with one prompt per line, as many as pictures"
     )
     parser.add_argument("--out", default="predictions", metavar="DIR", help="where overlays go")
@@ -33,7 +33,7 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; the exit code."""
+    """Runs the command; returns the exit code."""
     from rahf.critic import predict
 
     return predict.predict(

@@ -9,7 +9,7 @@ from rahf.cli.parsing import Formatter, command
 
 
 def add(commands) -> None:
-    """Adds the command to the parser."""
+    """Adds the command and its options."""
     group = commands.add_parser("prepare", help="make a dataset from labels and images", formatter_class=Formatter)
     kinds = group.add_subparsers(title="kinds of data", metavar="KIND", required=True)
     parser = command(
@@ -19,7 +19,7 @@ def add(commands) -> None:
         "draw scenes with planted faults, rated by three simulated annotators",
         "Every label follows exactly from the seed. Example: rahf prepare synthetic --out data/demo --train 20000",
     )
-    parser.add_argument("--out", required=True, help="directory to make")
+    parser.add_argument("--out", required=True, help="directory to create")
     for split, count in (("train", 20_000), ("dev", 256), ("test", 256)):
         parser.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} scenes")
     parser.add_argument("--seed", type=int, default=0, help="of all randomness")
@@ -36,7 +36,7 @@ def add(commands) -> None:
     )
     parser.add_argument("--labels", required=True, help="folder of the TFRecord files")
     parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="parquet shards or folders")
-    parser.add_argument("--out", required=True, help="directory to make")
+    parser.add_argument("--out", required=True, help="directory to create")
     parser.add_argument("--captions", default=None, help="file of prompts by uid, for folders of images")
     parser.add_argument(
         "--tokenizer", default=None, help="SentencePiece model to put beside the data (default: learn one)"
@@ -49,19 +49,19 @@ def _add_feedback(kinds) -> None:
         kinds,
         "feedback",
         feedback,
-        "take your own feedback: a JSONL file and a folder of pictures",
-        "A line per picture: its path, its prompt, and what people said, of which anything may be missing:\n"
+        "make a dataset of your own feedback: a JSONL file and a folder of pictures",
+        "One line per picture: its path, its prompt, and the feedback of people, of which any part may be missing:\n"
         '  {"image": "a.png", "prompt": "a red cat", "annotators": [{"points_implausible": [[31, 40]],\n'
         '   "points_misaligned": [], "scores": {"overall": 3}, "word_labels": [1, 0, 1]}]}\n'
         '  {"image": "b.png", "prompt": "two dogs", "scores": {"overall": 0.75}}\n'
-        "A line may name its split (train, dev, test). The others are split by a hash of the prompt, not of the\n"
-        "picture, so that no prompt of the test is trained on. docs/data.md describes the format.",
+        "A line may name its split (train, dev, test). A hash of the prompt assigns the others, so that no prompt is\n"
+        "in two splits. docs/data.md describes the format.",
     )
     parser.add_argument("--annotations", required=True, metavar="FILE", help="JSONL file")
     parser.add_argument(
         "--images", required=True, metavar="DIR", help="folder that the paths start from; nothing outside it is read"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="directory to make")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
     parser.add_argument(
         "--tokenizer", default=None, help="SentencePiece model to put beside the data (default: learn one)"
     )
@@ -75,7 +75,7 @@ def _add_feedback(kinds) -> None:
 
 
 def synthetic(args: argparse.Namespace) -> int:
-    """Runs it; the exit code."""
+    """Runs the command; returns the exit code."""
     from data_pipelines.synthetic import prepare
 
     counts = prepare.prepare(
@@ -86,7 +86,7 @@ def synthetic(args: argparse.Namespace) -> int:
 
 
 def richhf18k(args: argparse.Namespace) -> int:
-    """Runs it; the exit code."""
+    """Runs the command; returns the exit code."""
     from data_pipelines.richhf18k import prepare
 
     prepare.prepare(args.labels, args.images, args.out, captions=args.captions, tokenizer=args.tokenizer)
@@ -94,7 +94,7 @@ def richhf18k(args: argparse.Namespace) -> int:
 
 
 def feedback(args: argparse.Namespace) -> int:
-    """Runs it; the exit code."""
+    """Runs the command; returns the exit code."""
     from data_pipelines.feedback import prepare
 
     prepare.prepare(

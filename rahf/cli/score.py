@@ -20,7 +20,7 @@ Examples:
 
 
 def add(commands) -> None:
-    """Adds the command to the parser."""
+    """Adds the command and its options."""
     parser = command(commands, "score", run, "score very many pictures, here or on a Ray cluster", _DESCRIPTION)
     parser.add_argument("model", help="run directory, checkpoint directory or exported file")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, URLs or patterns")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tyro
 
 from rahf import config as config_lib
 from rahf.config import Config
@@ -22,16 +25,14 @@ def parse(config_file: str, fields: Sequence[str]) -> Config:
       ConfigError: an unknown field (suggests the nearest).
       SystemExit: a value of the wrong kind (code 2, explained on stderr), or ``--help`` (code 0).
     """
-    import tyro
-
     base = config_lib.load(config_file)
-    known = _names(base)
+    names = list(_names(base, ""))
     for field in fields:
-        name = field.split("=", 1)[0]
-        if name.startswith("--") and name != "--help":
-            plain = name[2:].replace("-", "_")
-            if plain not in known and plain.replace(".no_", ".") not in known:
-                raise ConfigError(f"unknown config field {name}.{suggest(plain, known)}")
+        option = field.split("=", 1)[0]
+        if option.startswith("--") and option != "--help":
+            name = option[2:].replace("-", "_")
+            if name not in names and name.replace(".no_", ".") not in names:
+                raise ConfigError(f"unknown config field {option}.{suggest(name, names)}")
     return tyro.cli(
         Config,
         default=base,
@@ -42,10 +43,11 @@ def parse(config_file: str, fields: Sequence[str]) -> Config:
     )
 
 
-def _names(config: Config) -> list[str]:
-    def walk(value, prefix: str) -> list[str]:
-        if not dataclasses.is_dataclass(value):
-            return [prefix[:-1]]
-        return [name for f in dataclasses.fields(value) for name in walk(getattr(value, f.name), f"{prefix}{f.name}.")]
-
-    return walk(config, "")
+def _names(group: Any, prefix: str) -> Iterator[str]:
+    """The names of all fields below a group, as in "train.steps"."""
+    for field in dataclasses.fields(group):
+        value, name = getattr(group, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _names(value, f"{name}.")
+        else:
+            yield name

@@ -59,7 +59,7 @@ class PretrainedError(RahfError, RuntimeError):
 
 
 class DataError(RahfError, ValueError):
-    """A record cannot become an example, or a loader's state does not fit its data; the message says so."""
+    """Annotations, a record or a loader's saved position cannot be used; the message says which and why."""
 
 
 class DatasetError(RahfError, ValueError):
@@ -71,7 +71,7 @@ class WorkerFailure(RahfError, RuntimeError):
 
 
 class ExampleError(RahfError, ValueError):
-    """The bytes are not a `tf.train.Example`; the message says at which byte and why."""
+    """The bytes are not a `tf.train.Example`; the message says why."""
 
 
 class DiskFull(RahfError, OSError):

@@ -35,12 +35,12 @@ def feedback_panel(
 
     Args:
       image: uint8 RGB.
-      heatmaps: predicted, float in [0,1], order HEATMAPS; one with NaN is left out.
+      heatmaps: predicted, float in [0,1], order HEATMAPS; a map with NaN is not drawn.
       scores: predicted, in [0,1], order SCORES; None: no bars.
       true_heatmaps: uint8 0..255 or float in [0,1]; None: no second row.
       height: of each picture, in pixels.
     """
-    if image.shape[0] < height:  # outlines are drawn on the picture: let them be fine
+    if image.shape[0] < height:  # outlines are drawn at the picture's resolution: enlarge it first for fine ones
         width = max(1, round(image.shape[1] * height / image.shape[0]))
         image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
     pictures = [("picture", image)]
@@ -79,12 +79,12 @@ def _score_picture(scores: Float[np.ndarray, "4"], width: int, size: int) -> Ima
 
 
 def _shown(score: float) -> str:
-    """Two digits; a dash, plain because Pillow's font lacks others, for a score that a model does not predict."""
+    """Two digits; for a score that a model does not predict a hyphen, because Pillow's font has no en dash."""
     return "-" if np.isnan(score) else f"{score:.2f}"
 
 
 def prompt_text(prompt: str, words: Sequence[str], labels: Sequence[int]) -> Text:
-    """A prompt for the terminal, misaligned words bold, red, underlined and with a cross (for pipes).
+    """A prompt for the terminal, misaligned words bold, red, underlined and with a cross (visible without colour).
 
     Args:
       prompt: as written.
@@ -109,7 +109,7 @@ def prompt_html(prompt: str, words: Sequence[str], classes: Sequence[str], title
     Args:
       prompt: as written.
       words: its words by the dataset's rule.
-      classes: a CSS class per word, "" for none; our own, not from outside.
+      classes: a CSS class per word, "" for none.
       titles: a tooltip per marked word.
     """
     out = []

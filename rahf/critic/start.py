@@ -14,7 +14,7 @@ from rahf.core.errors import PretrainedError, TrainError
 from rahf.critic import families, towers
 from rahf.nn import functional
 from rahf.pretrained import clip, t5
-from rahf.pretrained.towers import resize_positions
+from rahf.pretrained.positions import resize_positions
 from rahf.text import Tokenizer
 from rahf.training import start as start_lib
 from rahf.training.run_lock import begun
@@ -109,7 +109,7 @@ def tokenizer(config: Config) -> Tokenizer:
 
 def _check_t5(tokenizer: Tokenizer, rows: int) -> None:
     try:
-        t5.check_vocabulary(tokenizer, rows)
+        t5.check_t5_vocabulary(tokenizer, rows)
     except PretrainedError as error:
         raise PretrainedError(f"{error}; set data.tokenizer to 'start' for the one beside the T5") from error
 
@@ -119,5 +119,5 @@ def _read(config: Config, fresh: bool) -> Tokenizer:
     if isinstance(config.model, ClipBaselineConfig) and not (name == "start" and (start.model or not fresh)):
         folder = start.vision if name == "start" else name  # CLIP's vocabulary lies beside its image tower
         if folder and (name == "start" or pathlib.Path(folder).is_dir()):
-            return clip.tokenizer(folder, revision=(start.vision_revision or None) if name == "start" else None)
+            return clip.published_clip_tokenizer(folder, revision=(start.vision_revision or None) if name == "start" else None)
     return start_lib.tokenizer(config, fresh)

@@ -1,68 +1,24 @@
-"""Published checkpoints → our parameters, names and shapes checked strictly; nothing is left random silently.
-
-`vit`, `siglip`, `dinov2` are image towers, `t5` is the fusion stack, `richhf_torch` the whole public network.
-`load_towers` reads towers for a network, `start` puts them into freshly initialised parameters.
-"""
+"""Which published weights a critic starts from: image tower and T5, or the backbone of a baseline."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from rahf.config import ClipBaselineConfig, CriticConfig, FamilyConfig
+from rahf.config import ClipBaselineConfig, CriticConfig, FamilyConfig, ResNetBaselineConfig
 from rahf.core import licenses
 from rahf.core.errors import PretrainedError
 from rahf.critic.networks import build
 from rahf.nn import functional
-from rahf.pretrained import clip, dinov2, siglip, t5, towers, vit
-from rahf.pretrained.source import Source, check_colours, locate, read_config
-from rahf.pretrained.towers import Published
-
-__all__ = [
-    "PretrainedError",
-    "Published",
-    "Source",
-    "load_towers",
-    "load_vision",
-    "locate",
-    "published_vision",
-    "shares",
-    "start",
-]
-
-_FAMILIES = {kind: module.FAMILY for module in (vit, siglip, dinov2, clip) for kind in module.FAMILY.model_types}
-
-
-def _family(source: Source) -> towers.Family:
-    tree = read_config(source, tuple(_FAMILIES))
-    return _FAMILIES[tree["model_type"]]
-
-
-def published_vision(name: str | Source, revision: str | None = None) -> Published:
-    """Sizes and normalisation of a published image tower of any supported family."""
-    source = locate(name, revision)
-    return towers.published(_family(source), source)
-
-
-def load_vision(
-    name: str | Source, config: FamilyConfig, revision: str | None = None, interpolation: str = "bicubic"
-) -> functional.Params:
-    """Loads an image tower of any supported family for `config.vit` and `config.image_size`.
-
-    Raises:
-      PretrainedError: as `vit.load`; or the tower was trained with another normalisation than the
-        configuration's `image_mean` and `image_std`.
-    """
-    source = locate(name, revision)
-    family = _family(source)
-    check_colours(source, towers.published(family, source), config)
-    return towers.load(family, source, config.vit, config.image_size, interpolation=interpolation)
+from rahf.pretrained import clip, resnet, source, t5, vision
+from rahf.pretrained.source import WeightsSource
 
 
 def load_towers(
     config: FamilyConfig,
     *,
-    vision: str | Source | None = None,
-    text: str | Source | None = None,
+    vision: str | os.PathLike | WeightsSource | None = None,
+    text: str | os.PathLike | WeightsSource | None = None,
     vision_revision: str | None = None,
     text_revision: str | None = None,
 ) -> tuple[functional.Params, dict[str, dict[str, Any]]]:
@@ -70,90 +26,100 @@ def load_towers(
 
     Args:
       config: must have the towers' sizes.
-      vision: folder or hub id of an image tower, None for none. For the baselines of kind "resnet" and "clip"
-        it is the whole network but its trained heads.
-      text: the same for a T5.
+      vision: folder or hub id of an image tower, None for none. For the families "resnet" and "clip"
+        it is the network but for its trained heads.
+      text: folder or hub id of a T5, None for none.
+      vision_revision, text_revision: branch, tag or commit of a hub id.
 
     Returns:
       Their parameters on the host (`vit`; `embedding`, `encoder`, `decoder` and perhaps `output`, as in
-      `rahf.critic.networks.multi_head.Rahf`), and what to write down of each tower: name, revision, licence, parts, number
-      of parameters, and how position embeddings were interpolated (None if they were not).
+      `rahf.critic.networks.multi_head.Rahf`), and for `"vision"` and `"text"` what to write down of each: name,
+      revision, license, parts, number of parameters, and how position embeddings were interpolated (None if they
+      were not).
 
     Raises:
       PretrainedError: as the loaders; or the towers do not fit the network.
     """
-    made: functional.Params = {}
-    record: dict[str, dict[str, Any]] = {}
     if not isinstance(config, CriticConfig):
-        return _load_baseline(config, vision, text, vision_revision)
+        if text or not vision:
+            raise PretrainedError(f"a {config.family} network starts from start.vision alone; it has no T5")
+        params, weights = load_backbone(config, vision, vision_revision)
+        positions = _interpolated(weights, config) if isinstance(config, ClipBaselineConfig) else None
+        return params, {"vision": _record(weights, params) | {"positions": positions}}
+    params: functional.Params = {}
+    record: dict[str, dict[str, Any]] = {}
     if vision:
-        source = locate(vision, vision_revision)
-        tower = {"vit": load_vision(source, config)}
-        record["vision"] = _record(source, tower) | {"positions": _moved(source, config)}
-        made |= tower
+        weights = source.locate(vision, vision_revision)
+        tower = {"vit": load_image_tower(weights, config)}
+        record["vision"] = _record(weights, tower) | {"positions": _interpolated(weights, config)}
+        params |= tower
     if text:
-        source = locate(text, text_revision)
-        tower = t5.load(source, config.t5)
-        record["text"] = _record(source, tower)
-        made |= tower
+        weights = source.locate(text, text_revision)
+        tower = t5.load_t5(weights, config.t5)
+        record["text"] = _record(weights, tower)
+        params |= tower
     _, expected = functional.abstract(build.build(config))
-    lines = functional.differences(made, {name: expected[name] for name in expected if name in made})
+    lines = functional.differences(params, {name: expected[name] for name in expected if name in params})
     if lines:
         raise PretrainedError("the towers do not fit the network:\n  " + "\n  ".join(lines))
-    return made, record
+    return params, record
 
 
-def _load_baseline(
-    config: FamilyConfig, vision: str | Source | None, text: str | Source | None, revision: str | None
-) -> tuple[functional.Params, dict[str, dict[str, Any]]]:
-    from rahf.critic.published import baselines  # which write model directories, too
+def load_image_tower(
+    name: str | os.PathLike | WeightsSource, config: FamilyConfig, revision: str | None = None
+) -> functional.Params:
+    """Loads an image tower of any supported family for `config.vit` and `config.image_size`.
 
-    if text or not vision:
-        raise PretrainedError(f"a {config.family} network starts from start.vision alone; it has no T5")
-    params, source = baselines.load(config, vision, revision)
-    moved = _moved(source, config) if isinstance(config, ClipBaselineConfig) else None
-    return params, {"vision": _record(source, params) | {"positions": moved}}
+    Raises:
+      PretrainedError: as `rahf.pretrained.towers.load_tower`; or the tower was trained with another normalisation
+        than the configuration's `image_mean` and `image_std`.
+    """
+    weights = source.locate(name, revision)
+    source.check_normalisation(weights, vision.published_vision(weights), config)
+    return vision.load_vision(weights, config.vit, config.image_size)
 
 
-def _record(source: Source, tower: functional.Params) -> dict[str, Any]:
-    return source.record() | {
-        "license": licenses.folder_license(source.folder),
-        "parts": sorted(tower),
-        "parameters": functional.count(tower),
+def load_backbone(
+    config: FamilyConfig, name: str | os.PathLike | WeightsSource, revision: str | None = None
+) -> tuple[functional.Params, WeightsSource]:
+    """Reads the published part of a baseline.
+
+    Args:
+      config: of the family "resnet" or "clip", with the sizes and the normalisation of the checkpoint.
+      name: folder or hub id; of a ResNet also a file of torchvision's.
+      revision: branch, tag or commit of a hub id.
+
+    Returns:
+      Parameters on the host: `resnet`, or all of CLIP but trained scores; and where they lie.
+
+    Raises:
+      PretrainedError: as the loaders; or another normalisation of pixels than the configured one.
+    """
+    if isinstance(config, ResNetBaselineConfig):
+        weights = resnet.locate_resnet(name, revision)
+        source.check_normalisation(weights, resnet.published_resnet(weights), config)
+        return {"resnet": resnet.load_resnet(weights, config.resnet)}, weights
+    weights = source.locate(name, revision)
+    params = clip.load_clip(weights, config.vit, config.clip.text, config.clip.width, config.image_size)
+    source.check_normalisation(weights, clip.published_clip(weights).vision, config)
+    return params, weights
+
+
+def _record(weights: WeightsSource, params: functional.Params) -> dict[str, Any]:
+    return weights.record() | {
+        "license": licenses.folder_license(weights.folder),
+        "parts": sorted(params),
+        "parameters": functional.count(params),
     }
 
 
-def _moved(source: Source, config: FamilyConfig) -> dict[str, Any] | None:
-    """From which grid of patches the position embeddings were interpolated to which."""
+def _interpolated(weights: WeightsSource, config: FamilyConfig) -> dict[str, Any] | None:
+    """From which grid of patches the position embeddings were interpolated to which; None if they were not."""
     patch = config.vit.patch_size
-    grids = published_vision(source).image_size // patch, config.image_size // patch
+    grids = vision.published_vision(weights).image_size // patch, config.image_size // patch
     if grids[0] == grids[1]:
         return None
     return {"from": [grids[0]] * 2, "to": [grids[1]] * 2, "interpolation": "bicubic"}
-
-
-def start(
-    params: functional.Params, config: FamilyConfig, **towers: str | Source | None
-) -> tuple[functional.Params, dict[str, Any]]:
-    """Replaces the towers of freshly initialised parameters by published ones.
-
-    Args:
-      params: of `rahf.critic.networks.multi_head.Rahf(config)`; not changed.
-      config, towers: as in `load_towers`.
-
-    Returns:
-      The parameters, and the record of `load_towers` with the paths of what was `taken` and what is still
-      `random`.
-
-    Raises:
-      PretrainedError: as `load_towers`; nothing is replaced by half.
-    """
-    loaded, record = load_towers(config, **towers)
-    made = params | loaded
-    lines = functional.differences(made, params)
-    if lines:
-        raise PretrainedError("the parameters are not of the configured network:\n  " + "\n  ".join(lines))
-    return made, record | shares(params, loaded)
 
 
 def shares(params: functional.Params, loaded: functional.Params) -> dict[str, list[str]]:

@@ -18,18 +18,15 @@ if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are r
     from jaxtyping import Float, Real, UInt8
 
 
-#: Colours (red, green, blue) at equal steps from 0 to 1; darkness grows steadily, so print and colour-blind
-#: eyes keep the order.
+#: Colours (red, green, blue) at equal steps from 0 to 1. They darken steadily, so that the order also shows in grey
+#: print and to colour-blind people.
 PALETTES = {
     "implausibility": ((255, 240, 150), (255, 200, 60), (250, 130, 30), (225, 50, 35), (140, 0, 50)),
     "misalignment": ((175, 245, 250), (80, 205, 245), (50, 130, 245), (105, 55, 230), (130, 0, 150)),
 }
 
-
-_FULL = 0.6  # a value from which an overlay is as opaque as it gets; two of three annotators are 0.67
-
-
-_NOTHING = 0.02  # values up to it stay invisible: about the level of an untrained output
+_FULL = 0.6  # from this value on the opacity is highest; two of three annotators give 0.67
+_NOTHING = 0.02  # values up to it are invisible: an untrained network predicts about as much
 
 
 def colours(heatmap: Real[np.ndarray, "h w"], palette: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -47,7 +44,7 @@ def colours(heatmap: Real[np.ndarray, "h w"], palette: str) -> UInt8[np.ndarray,
 
 
 def heatmap_rgba(heatmap: Real[np.ndarray, "h w"], palette: str, strength: float = 0.85) -> UInt8[np.ndarray, "h w 4"]:
-    """A heatmap as a layer to lay over its picture: colour by value, opacity growing with the value.
+    """A heatmap as a transparent layer over its picture: colour and opacity depend on the value.
 
     Args:
       heatmap: uint8 0..255 or float in [0,1].
@@ -72,8 +69,8 @@ def overlay(
       image: uint8 RGB.
       heatmap: uint8 0..255 or float in [0,1], any size; resized bilinearly to the picture.
       palette: a name in `PALETTES`.
-      strength: opacity of the highest values, in [0,1]; 0 leaves the picture as it is.
-      contour: also draw a line around everything at least so high, in (0,1].
+      strength: opacity of the highest values, in [0,1]; 0 leaves the picture unchanged.
+      contour: also draw a line around the pixels with at least this value, in (0,1]; None: no line.
 
     Returns:
       uint8 [H,W,3].
@@ -98,7 +95,7 @@ def as_unit(heatmap: Real[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 
 def _outline(inside: np.ndarray) -> np.ndarray:
-    """Pixels of a region that touch its outside, in a line that is visible at the picture's size."""
+    """Pixels of a region along its border, in a line thick enough to be visible at the picture's size."""
     thickness = max(1, round(max(inside.shape) / 256))
     core = inside
     for _ in range(thickness):

@@ -1,10 +1,10 @@
 """Metrics of rich feedback: mergeable over batches and processes, with bootstrap intervals and a baseline.
 
-NumPy only: importable without JAX.
+Importable without JAX.
 """
 
-from rahf.metrics.bootstrap import intervals
-from rahf.metrics.evaluation import EvaluationMetrics, MeanBaseline, TrainingMean, mean_baseline
+from rahf.metrics.bootstrap import bootstrap_intervals
+from rahf.metrics.evaluation import EvaluationMetrics, MeanBaseline, TrainingMean
 from rahf.metrics.heatmaps import HeatmapMetrics, HeatmapOptions, map_metrics
 from rahf.metrics.keywords import KeywordMetrics, choose_threshold
 from rahf.metrics.scores import ScoreMetrics
@@ -17,8 +17,7 @@ __all__ = [
     "MeanBaseline",
     "ScoreMetrics",
     "TrainingMean",
+    "bootstrap_intervals",
     "choose_threshold",
-    "intervals",
     "map_metrics",
-    "mean_baseline",
 ]

@@ -1,7 +1,7 @@
-"""What all metric families share: values per example, kept by index, so that batches and processes merge.
+"""The base of all metric families: values per example, kept by index, so that batches and processes merge.
 
-A metric is a function of *weights* on examples. All weights 1 gives the metric; the counts of a bootstrap
-resample give the metric of that resample. So a value and its interval can never disagree in definition.
+A metric is a function of *weights* on examples. Weights of 1 give the metric. The counts of a bootstrap resample, taken
+as weights, give the metric of that resample. So a value and its interval always follow the same definition.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # whoever only reads an exported model does without
 class Accumulator(abc.ABC):
     """Collects per-example arrays. Every array's first axis is the example.
 
-    An example is known by its index in the split. It counts once, however often it was added (the first
-    addition stays), and a negative index marks filling, which never counts. So neither the padding of the
-    last batch nor overlapping shards of two processes change a metric.
+    The index in the split identifies an example. An example counts once, even if it is added several times; the first
+    addition stays. A negative index marks filling, which never counts. So neither the padding of the last batch nor
+    overlapping shards of two processes change a metric.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Accumulator(abc.ABC):
 
     @abc.abstractmethod
     def counts(self) -> dict[str, float]:
-        """How many examples, maps or words the metrics rest on."""
+        """Numbers of examples, maps or words from which the metrics are computed, by name."""
 
     def __len__(self) -> int:
         """Number of different examples."""
@@ -79,16 +79,16 @@ class Accumulator(abc.ABC):
         arrays = dict(self._chunks[0])
         if rows is None:
             return arrays
-        found = len(arrays["index"])
-        if found > rows:
-            raise ValueError(f"{type(self).__name__}: {found} examples do not fit into {rows} rows")
+        count = len(arrays["index"])
+        if count > rows:
+            raise ValueError(f"{type(self).__name__}: {count} examples do not fit into {rows} rows")
         for name, array in arrays.items():
-            filling = np.full((rows - found, *array.shape[1:]), -1 if name == "index" else 0, array.dtype)
+            filling = np.full((rows - count, *array.shape[1:]), -1 if name == "index" else 0, array.dtype)
             arrays[name] = np.concatenate([array, filling])
         return arrays
 
     def add_arrays(self, arrays: Mapping[str, np.ndarray]) -> "Accumulator":
-        """Adds what another process's `to_arrays` gave. Returns this accumulator.
+        """Adds the arrays of another process's `to_arrays`. Returns this accumulator.
 
         Raises:
           ValueError: arrays are missing, unknown, or of different lengths.
@@ -105,9 +105,9 @@ class Accumulator(abc.ABC):
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], **options: Any) -> "Accumulator":
         """The inverse of `to_arrays`; `options` go to the constructor."""
-        made = cls(**options)
-        made.add_arrays(arrays)
-        return made
+        accumulator = cls(**options)
+        accumulator.add_arrays(arrays)
+        return accumulator
 
     def _add(self, index: Integer[np.ndarray, " N"], **arrays: np.ndarray) -> None:
         index = np.asarray(index, np.int64)
@@ -129,11 +129,11 @@ def _strictly_rising(index: np.ndarray) -> bool:
 
 
 def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:
-    """Along the first axis; the others are padded with zeros (False) to the largest: words differ."""
+    """Along the first axis; the others are padded with zeros (False) to the largest: numbers of words differ."""
     shape = np.max([array.shape[1:] for array in arrays], axis=0).astype(int)
     padded = []
     for array in arrays:
-        widths = [(0, 0), *((0, int(most - here)) for most, here in zip(shape, array.shape[1:]))]
+        widths = [(0, 0), *((0, int(most - size)) for most, size in zip(shape, array.shape[1:]))]
         padded.append(np.pad(array, widths) if any(after for _, after in widths) else array)
     return np.concatenate(padded).astype(arrays[0].dtype, copy=False)
 

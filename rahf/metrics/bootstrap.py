@@ -6,20 +6,20 @@ import numpy as np
 
 from rahf.metrics.accumulator import Accumulator
 
-_CELLS = 400_000  # resamples times examples handled at once: bounds the memory, changes no number
+_CELLS = 400_000  # resamples times examples computed at once; bounds the memory, the intervals do not depend on it
 
 
-def intervals(
+def bootstrap_intervals(
     metrics: Accumulator, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals. Deterministic for the same examples, seed and number of resamples.
 
-    Each resample draws as many examples as there are, with replacement, and the metric is computed anew:
-    ranks are ranked again, micro-averages sum the drawn prompts' counts. Accumulators of the same examples
-    see the same resamples.
+    Each resample draws as many examples as there are, with replacement, and recomputes the metric from them: ranks
+    included, and micro-averages from the summed counts of the drawn prompts. Accumulators of the same number of
+    examples get the same resamples.
 
     Args:
-      metrics: at least one example gives intervals; none gives NaN.
+      metrics: the accumulator; without any example every interval is (NaN, NaN).
       resamples: number of resamples.
       seed: of the resampling.
       level: share of resamples inside the interval, in (0, 1).

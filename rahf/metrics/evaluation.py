@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rahf.core.batch import HEATMAPS, SCORES, Batch
 from rahf.images.resize import resize
-from rahf.metrics import bootstrap
 from rahf.metrics.accumulator import Accumulator
+from rahf.metrics.bootstrap import bootstrap_intervals
 from rahf.metrics.heatmaps import HeatmapMetrics, HeatmapOptions
 from rahf.metrics.keywords import KeywordMetrics
 from rahf.metrics.scores import ScoreMetrics
@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # whoever only reads an exported model does without
 class EvaluationMetrics:
     """Scores, heatmaps and keywords by both decoders: `keywords/...` and `keywords_constrained/...`.
 
-    Mergeable over batches (`update`), accumulators (`merge`) and processes (`to_arrays`, `add_arrays`). A
-    decoder that was never given predictions has no metrics.
+    Mergeable over batches (`update`), accumulators (`merge`) and processes (`to_arrays`, `add_arrays`). A decoder
+    without predictions has no metrics.
     """
 
     def __init__(self, options: HeatmapOptions = HeatmapOptions(), threads: int | None = None) -> None:
@@ -43,7 +43,7 @@ class EvaluationMetrics:
         probability: Real[np.ndarray, "B K"] | None = None,
         true_heatmaps: Real[np.ndarray, "B H W 2"] | None = None,
     ) -> None:
-        """Adds a batch and what was predicted for it.
+        """Adds a batch and its predictions.
 
         Args:
           batch: labels and masks, as NumPy arrays; examples with mask False or a negative index are skipped.
@@ -72,15 +72,16 @@ class EvaluationMetrics:
     @classmethod
     def names(cls) -> list[str]:
         """Names of every metric and count that `compute` may give."""
-        made, word = cls(), np.ones((1, 1), int)
-        made.keywords_constrained.update(word, word, word > 0, np.zeros(1, int), np.zeros((1, 1)))  # with probabilities
-        return [name for _, family in made._families() for name in family.compute()]
+        metrics, word = cls(), np.ones((1, 1), int)
+        # Average precision has a name only after an example with probabilities.
+        metrics.keywords_constrained.update(word, word, word > 0, np.zeros(1, int), np.zeros((1, 1)))
+        return [name for _, family in metrics._families() for name in family.compute()]
 
     def intervals(self, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> dict[str, tuple[float, float]]:
-        """Bootstrap intervals of every metric; see `rahf.metrics.bootstrap.intervals`."""
+        """Bootstrap intervals of every metric; see `rahf.metrics.bootstrap_intervals`."""
         result: dict[str, tuple[float, float]] = {}
         for family in self._filled():
-            result |= bootstrap.intervals(family, resamples, seed, level)
+            result |= bootstrap_intervals(family, resamples, seed, level)
         return result
 
     def merge(self, other: "EvaluationMetrics") -> "EvaluationMetrics":
@@ -96,10 +97,10 @@ class EvaluationMetrics:
         }
 
     def add_arrays(self, arrays: Mapping[str, np.ndarray]) -> "EvaluationMetrics":
-        """Adds what another process's `to_arrays` gave. Returns this object."""
+        """Adds the arrays of another process's `to_arrays`. Returns this object."""
         for name, family in self._families():
-            mine = {key.split(".", 1)[1]: a for key, a in arrays.items() if key.split(".", 1)[0] == name}
-            family.add_arrays(mine)
+            of_family = {key.split(".", 1)[1]: a for key, a in arrays.items() if key.split(".", 1)[0] == name}
+            family.add_arrays(of_family)
         return self
 
     @classmethod
@@ -155,10 +156,16 @@ class TrainingMean:
 
 
 class MeanBaseline:
-    """Predicts the training mean whatever the picture, and that every word is aligned.
+    """Predicts the training mean for every picture, and that every word is aligned.
 
-    Its metrics stand beside a model's. Constant scores have correlation 0 by definition (see
-    `rahf.metrics.scores.plcc`); calling no word misaligned has precision, recall and F1 of 0.
+    Reports show its metrics beside those of a model. Constant scores have correlation 0 by definition (see
+    `rahf.metrics.scores.plcc`). Precision, recall and F1 are 0, because it calls no word misaligned.
+
+    Args:
+      mean_heatmaps: float [h,w,2] in [0,1], mean over the training split.
+      mean_scores: float [4] in [0,1], mean over the training split.
+      options: variants of the heatmap metrics.
+      threads: see `rahf.metrics.map_metrics`.
     """
 
     def __init__(
@@ -186,23 +193,3 @@ class MeanBaseline:
     def compute(self) -> dict[str, float]:
         """The baseline's value of every metric."""
         return self.metrics.compute()
-
-
-def mean_baseline(
-    batches: Iterable[Batch],
-    mean_heatmaps: Float[np.ndarray, "h w 2"],
-    mean_scores: Float[np.ndarray, "4"],
-    options: HeatmapOptions = HeatmapOptions(),
-) -> dict[str, float]:
-    """Every metric of `MeanBaseline` over a split.
-
-    Args:
-      batches: labelled batches of the split that is evaluated.
-      mean_heatmaps: float [h,w,2] in [0,1], mean over the training split.
-      mean_scores: float [4] in [0,1], mean over the training split.
-      options: variants of the heatmap metrics.
-    """
-    baseline = MeanBaseline(mean_heatmaps, mean_scores, options)
-    for batch in batches:
-        baseline.update(batch)
-    return baseline.compute()

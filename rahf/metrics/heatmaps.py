@@ -62,13 +62,13 @@ class HeatmapMetrics(Accumulator):
         mask: Bool[np.ndarray, "B 2"],
         index: Integer[np.ndarray, " B"],
     ) -> None:
-        """Adds a batch. All that asks where something was marked asks it at the truth's own resolution.
+        """Adds a batch. Metrics of marked pixels are computed at the truth's own resolution.
 
         Args:
           prediction: [B,h,w,2] in [0,1], order HEATMAPS; resized to the truth if its sides differ.
           truth: uint8 [B,H,W,2] 0..255, or float in [0,1].
           mask: bool [B,2], True where a labelled map exists.
-          index: int [B] position in the split; negative for filling, whose maps are not looked at.
+          index: int [B] position in the split; negative for filling, whose maps are ignored.
 
         Raises:
           ValueError: a prediction that counts is negative or not finite.
@@ -141,8 +141,8 @@ def map_metrics(
       predictions: N maps [h,w] in [0,1] of any float dtype.
       truths: N maps [H,W], uint8 0..255 or float in [0,1].
       options: variants of the definitions.
-      threads: maps are spread over so many threads; None: one per processor this process may use.
-      names: what to call each map in an error; default "map 0", "map 1", ...
+      threads: number of threads; None: one per processor that this process may use.
+      names: of the maps, for error messages; default "map 0", "map 1", ...
 
     Returns:
       float64 [N,8], columns PER_MAP; NaN where undefined: all but mse for an empty truth, nss_majority where
@@ -156,14 +156,14 @@ def map_metrics(
     threads = threads or _processors()
     if threads == 1 or len(jobs) < 2:
         rows = [_one_map(*job, options) for job in jobs]
-    else:  # NumPy lets other threads run while it sorts and sums
+    else:  # NumPy releases the GIL while it sorts and sums
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             rows = list(pool.map(lambda job: _one_map(*job, options), jobs))
     return np.asarray(rows, np.float64).reshape(len(jobs), len(PER_MAP))
 
 
 def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):  # a container may own fewer than the machine has
+    if hasattr(os, "sched_getaffinity"):  # a container may use fewer than the machine has
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -200,7 +200,7 @@ def _cc_and_nss(
 ) -> tuple[float, float, float, float]:
     """CC, then NSS over marked pixels, weighted by the marks, and over pixels that at least half marked."""
     majority = g >= 0.5
-    if constant:  # nothing is higher than anything else; the standard deviation would be rounding noise
+    if constant:  # no pixel is higher than another; the standard deviation would be rounding noise
         return 0.0, 0.0, 0.0, 0.0 if majority.any() else np.nan
     centred = x - x.mean()
     squares = np.square(centred).sum()
@@ -233,8 +233,9 @@ def _kld_and_sim(x: np.ndarray, where: np.ndarray, g: np.ndarray, options: Heatm
 def auc_judd(positives: Real[np.ndarray, " n"], negatives: Real[np.ndarray, " m"]) -> float:
     """Area under the ROC curve, thresholds at every marked pixel's value, as a Mann-Whitney statistic.
 
-    The share of (marked, unmarked) pixel pairs in which the marked one is higher; a tie counts one half.
-    No jitter, exact, O(N log N): the unmarked values are sorted, the marked ones looked up.
+    The share of (marked, unmarked) pixel pairs in which the marked one is higher; a tie counts one half. Exact, without
+    the random jitter of the usual implementation, in O(N log N): a binary search for every marked value in the sorted
+    unmarked ones.
 
     Args:
       positives: [n] predicted values at marked pixels.
@@ -246,7 +247,7 @@ def auc_judd(positives: Real[np.ndarray, " n"], negatives: Real[np.ndarray, " m"
     if not positives.size or not negatives.size:
         return np.nan
     ordered = np.sort(negatives)
-    positives = np.sort(positives)  # sorted look-ups stay in the cache
+    positives = np.sort(positives)  # neighbouring searches then read the same cache lines
     below = np.searchsorted(ordered, positives, "left").sum(dtype=np.int64)
     not_above = np.searchsorted(ordered, positives, "right").sum(dtype=np.int64)
     return float(int(below) + int(not_above)) / (2.0 * positives.size * negatives.size)

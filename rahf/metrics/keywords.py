@@ -1,6 +1,6 @@
 """Which words of a prompt the picture misses: precision, recall, F1. The positive class is *misaligned*.
 
-Micro counts words over the whole set; the RAHF paper's table is consistent with it (62.9 and 33.0 give 43.3).
+Micro counts words over all prompts; the RAHF paper's table is consistent with it (62.9 and 33.0 give 43.3).
 Macro averages over prompts, and a prompt without any misaligned word contributes 0 to all three: so does the
 public PyTorch port, whose figures (56.5 / 45.2 / 47.5) are therefore not comparable with the paper's. Even a
 perfect prediction does not reach a macro value of 1 unless every prompt has a misaligned word.
@@ -47,7 +47,7 @@ class KeywordMetrics(Accumulator):
           truth: int [B,K] labels; anything where the mask is False.
           mask: bool [B,K], True for words that exist and are labelled.
           index: int [B] position in the split; negative for filling.
-          probability: float [B,K] in [0,1], how probably a word is misaligned; None: not known.
+          probability: float [B,K] in [0,1], the probability that a word is misaligned; None: the decoder gives none.
 
         Raises:
           ValueError: a label that counts is neither 0 nor 1, or a probability that counts is not in [0,1].
@@ -62,17 +62,17 @@ class KeywordMetrics(Accumulator):
                     "expected 1 (aligned) or 0 (misaligned)"
                 )
         if probability is None:
-            chance = np.full(mask.shape, np.nan)
+            checked = np.full(mask.shape, np.nan)
         else:
-            chance = np.where(mask, np.asarray(probability, np.float64), 0.0)
-            if not ((chance >= 0) & (chance <= 1)).all():
+            checked = np.where(mask, np.asarray(probability, np.float64), 0.0)
+            if not ((checked >= 0) & (checked <= 1)).all():
                 raise NotFinite("probabilities of misaligned words must be finite and within [0, 1]")
         self._add(
             index,
             prediction=np.where(mask, prediction, 1).astype(np.int8),
             truth=np.where(mask, truth, 1).astype(np.int8),
             mask=mask,
-            probability=chance,
+            probability=checked,
         )
 
     def _empty(self) -> dict[str, np.ndarray]:
@@ -87,14 +87,14 @@ class KeywordMetrics(Accumulator):
     def statistics(self, weights: Float[np.ndarray, "R N"]) -> dict[str, Float[np.ndarray, " R"]]:
         arrays = self.to_arrays()
         mask = arrays["mask"]
-        found = _per_example(arrays["prediction"], arrays["truth"], mask)
-        tp, fp, fn, words = (weights @ count for count in (*found, mask.sum(1).astype(np.float64)))
+        counts = _per_example(arrays["prediction"], arrays["truth"], mask)
+        tp, fp, fn, words = (weights @ count for count in (*counts, mask.sum(1).astype(np.float64)))
         micro = precision_recall_f1(tp, fp, fn)
-        macro = precision_recall_f1(*found, nothing_to_find=0.0)
+        macro = precision_recall_f1(*counts, nothing_to_find=0.0)
         values: dict[str, np.ndarray] = {}
-        for name, whole, each in zip(("precision", "recall", "f1"), micro, macro):
-            values[f"{self.prefix}/{name}"] = np.where(words > 0, whole, np.nan)
-            values[f"{self.prefix}/macro_{name}"] = weighted_mean(each, mask.any(1), weights)
+        for name, over_words, per_prompt in zip(("precision", "recall", "f1"), micro, macro):
+            values[f"{self.prefix}/{name}"] = np.where(words > 0, over_words, np.nan)
+            values[f"{self.prefix}/macro_{name}"] = weighted_mean(per_prompt, mask.any(1), weights)
         values[f"{self.prefix}/base_rate"] = divide(tp + fn, words)
         probability = arrays["probability"][mask]
         if probability.size and np.isfinite(probability).all():
@@ -114,15 +114,15 @@ class KeywordMetrics(Accumulator):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str = "keywords") -> "KeywordMetrics":
-        """The inverse of `to_arrays`, under the names that `prefix` begins."""
-        made: Any = super().from_arrays(arrays, prefix=prefix)
-        return made
+        """The inverse of `to_arrays`; names of metrics begin with `prefix`."""
+        metrics: Any = super().from_arrays(arrays, prefix=prefix)
+        return metrics
 
 
 def _per_example(
     prediction: np.ndarray, truth: np.ndarray, mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Misaligned words found, wrongly called misaligned, and missed: three float64 [N]."""
+    """True positives, false positives and false negatives (positive: misaligned): three float64 [N]."""
     called, actual = mask & (prediction == 0), mask & (truth == 0)
     pairs = (called & actual, called & ~actual, ~called & actual)
     tp, fp, fn = (pair.sum(1).astype(np.float64) for pair in pairs)
@@ -158,7 +158,7 @@ def average_precision(
     """Average precision ``sum over thresholds of (recall step) * precision``, tied words taken together.
 
     Args:
-      probability: [W] how probably each word is misaligned.
+      probability: [W] of each word being misaligned.
       positive: bool [W] whether it is.
       weights: float64 [R,W] multiplicities; None: one weighting of ones.
 
@@ -169,9 +169,9 @@ def average_precision(
     order = np.argsort(-probability, kind="stable")
     ends = np.flatnonzero(np.diff(probability[order], append=np.inf))  # last word of each group of ties
     called = np.cumsum(weights[:, order], axis=1)[:, ends]
-    found = np.cumsum(weights[:, order] * positive[order], axis=1)[:, ends]
-    steps = np.diff(found, axis=1, prepend=0.0)
-    return divide((steps * divide(found, called, otherwise=0.0)).sum(1), found[:, -1])
+    hits = np.cumsum(weights[:, order] * positive[order], axis=1)[:, ends]
+    steps = np.diff(hits, axis=1, prepend=0.0)
+    return divide((steps * divide(hits, called, otherwise=0.0)).sum(1), hits[:, -1])
 
 
 class Threshold(NamedTuple):
@@ -187,7 +187,7 @@ def choose_threshold(
     """The threshold with the highest micro-F1. Choose on a development split, apply to the test split.
 
     Args:
-      probability: float [N,K] in [0,1], how probably a word is misaligned.
+      probability: float [N,K] in [0,1], the probability that a word is misaligned.
       truth: int [N,K], 1 = aligned, 0 = misaligned.
       mask: bool [N,K] of words that count.
 

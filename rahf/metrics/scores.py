@@ -70,8 +70,8 @@ class ScoreMetrics(Accumulator):
             values[f"scores/{name}/srcc"] = srcc(x, y, weights[:, kept])
         for kind in ("plcc", "srcc"):
             each = np.stack([values[f"scores/{name}/{kind}"] for name in SCORES])
-            known = np.isfinite(each)
-            values[f"scores/mean/{kind}"] = divide(np.where(known, each, 0.0).sum(0), known.sum(0))
+            defined = np.isfinite(each)
+            values[f"scores/mean/{kind}"] = divide(np.where(defined, each, 0.0).sum(0), defined.sum(0))
         return values
 
     def counts(self) -> dict[str, float]:
@@ -84,9 +84,8 @@ def plcc(
 ) -> Float[np.ndarray, " R"]:
     """Pearson correlation of predictions `x` with truth `y` for R weightings.
 
-    A constant prediction carries no information and is given 0, so that always predicting the mean has
-    a value to compare with. A constant truth (fewer than two different values, or no example) leaves
-    the correlation undefined: NaN.
+    The correlation of a constant prediction is defined as 0, so that the baseline that always predicts the mean has a
+    value. For a constant truth (fewer than two different values, or no example) it is undefined: NaN.
 
     Args:
       x: float64 [N] predictions.
@@ -137,7 +136,7 @@ def average_ranks(values: Float[np.ndarray, " N"], weights: Float[np.ndarray, "R
 
 
 def _varies(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Whether at least two different values have weight; exact, unlike a variance above some epsilon."""
+    """Whether at least two different values have weight. Exact, unlike a test of the variance against an epsilon."""
     if not len(values):
         return np.zeros(len(weights), bool)
     low = np.where(weights > 0, values, np.inf).min(1)

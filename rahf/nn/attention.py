@@ -100,7 +100,7 @@ def padded(query, key, value, mask, bias, causal, scale, implementation):
         lengths = dict(query_seq_lengths=jnp.full(b, queries, jnp.int32), key_value_seq_lengths=counted)
     if bias is not None:
         bias = jnp.pad(bias.astype(query.dtype), ((0, 0), (0, 0), (0, more_queries), (0, more_keys)))
-    longer = lambda x, more: jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))  # noqa: E731
+    longer = lambda x, more: jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))
     found = jax.nn.dot_product_attention(
         longer(query, more_queries),
         longer(key, more_keys),

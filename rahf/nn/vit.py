@@ -139,5 +139,5 @@ class ViT(nnx.Module):
         if self.config.pre_norm:
             x = self.pre_norm(x)
         blocks = [getattr(self, f"layer_{number}") for number in range(self.config.depth)]
-        apply = lambda one, x, number: one(x, layers.subkey(key, 1 + number))  # noqa: E731
+        apply = lambda one, x, number: one(x, layers.subkey(key, 1 + number))
         return self.norm(execution_lib.through(blocks, apply, x, self.execution, self.dtype))

@@ -5,36 +5,25 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from typing import Any, Iterable, NamedTuple
+from typing import Any, NamedTuple
 
-from rahf.config import ClipBaselineConfig, ClipConfig, ClipTextConfig, ViTConfig
+import jax.numpy as jnp
+import numpy as np
+
+from rahf.config import ClipTextConfig, ViTConfig
 from rahf.core.errors import PretrainedError
-from rahf.critic.networks import build
-from rahf.nn import functional
-from rahf.pretrained import files, source, strict, towers
-from rahf.pretrained.source import Source
-from rahf.pretrained.towers import Names, Published
+from rahf.nn import functional, vit
+from rahf.nn.clip_text import TextTower
+from rahf.pretrained import files, siglip, source, strict, towers
+from rahf.pretrained.source import WeightsSource
+from rahf.pretrained.towers import PublishedTower, TowerFamily
 from rahf.text.clip import ClipTokenizer
-from rahf.text.vocabulary import load_clip as load_tokenizer
+from rahf.text.vocabulary import load_clip_tokenizer
 
-_BLOCK = dict(
-    layer="encoder.layers.{}.",
-    query="self_attn.q_proj",
-    key="self_attn.k_proj",
-    value="self_attn.v_proj",
-    out="self_attn.out_proj",
-    norm1="layer_norm1",
-    norm2="layer_norm2",
-    wi="mlp.fc1",
-    wo="mlp.fc2",
-)
-NAMES = Names(
-    patch="embeddings.patch_embedding",
-    position="embeddings.position_embedding.weight",
+#: Of both towers: SigLIP has the same layers, no class token, and no norm in front of them.
+NAMES = siglip.NAMES._replace(
     class_token="embeddings.class_embedding",
-    norm="post_layernorm",
     pre_norm="pre_layrnorm",  # so spelt in the layout
-    **_BLOCK,
 )
 
 #: How OpenAI's images were normalised, for folders without `preprocessor_config.json`.
@@ -70,53 +59,35 @@ def _part(tree: dict[str, Any], name: str, defaults: dict[str, Any]) -> dict[str
     return {**defaults, **(tree.get(name) or {}), **({**defaults, **older} if older is not None else {})}
 
 
-def _read(tree: dict[str, Any], where: str) -> Published:
+def _read(tree: dict[str, Any], where: str) -> PublishedTower:
     inner = _part(tree, "vision_config", _VISION_DEFAULTS) if tree["model_type"] == "clip" else tree
-    made = towers.sizes(inner, where, _VISION_DEFAULTS, class_token=True, pre_norm=True)
-    return made._replace(image_mean=MEAN, image_std=STD, patch_bias=False)
+    published = towers.read_sizes(inner, where, _VISION_DEFAULTS, class_token=True, pre_norm=True)
+    return published._replace(image_mean=MEAN, image_std=STD, patch_bias=False)
 
 
-def _prefix(stored: Iterable[str]) -> str:
-    return "vision_model." if any(name.startswith("vision_model.") for name in stored) else ""
-
-
-#: The image tower alone, for `rahf.pretrained.load_vision`: it serves the paper's network as well.
-FAMILY = towers.Family(
+#: The image tower alone, for `rahf.pretrained.vision`: it serves the paper's network as well.
+FAMILY = TowerFamily(
     model_types=("clip", "clip_vision_model"),
     names=NAMES,
     unused=("text_model.*", "*text_projection.weight", "*visual_projection.weight", "logit_scale", _POSITION_IDS),
     read=_read,
-    prefix=_prefix,
+    prefix="vision_model.",
 )
-
-
-def published_vision(name: str | Source, revision: str | None = None) -> Published:
-    """Sizes and normalisation of the image tower."""
-    return towers.published(FAMILY, name, revision)
 
 
 class PublishedClip(NamedTuple):
     """A published CLIP: image tower with its normalisation, text tower, width of the joint embedding."""
 
-    vision: Published
+    vision: PublishedTower
     text: ClipTextConfig
     width: int
 
-    def model(self, **clip: Any) -> ClipBaselineConfig:
-        """The configuration of a network of kind "clip" around it; `clip` are fields of `ClipConfig`."""
-        return ClipBaselineConfig(image_size=self.vision.image_size,
-            vit=self.vision.vit,
-            clip=ClipConfig(text=self.text, width=self.width, **clip),
-            image_mean=self.vision.image_mean,
-            image_std=self.vision.image_std,
-        )
 
-
-def published(name: str | Source, revision: str | None = None) -> PublishedClip:
+def published_clip(name: str | os.PathLike | WeightsSource, revision: str | None = None) -> PublishedClip:
     """Reads the sizes of both towers, no weights. Raises PretrainedError for another family."""
-    found = source.locate(name, revision)
-    tree = source.read_config(found, ("clip",))
-    where = str(found.folder / "config.json")
+    weights = source.locate(name, revision)
+    tree = source.read_config(weights, ("clip",))
+    where = str(weights.folder / "config.json")
     inner = _part(tree, "text_config", _TEXT_DEFAULTS)
     text = ClipTextConfig(
         vocab_size=inner["vocab_size"],
@@ -129,53 +100,80 @@ def published(name: str | Source, revision: str | None = None) -> PublishedClip:
         activation=towers.activation(inner["hidden_act"], where),
         eos_token_id=inner["eos_token_id"],
     )
-    return PublishedClip(published_vision(found), text, tree.get("projection_dim", 512))
+    return PublishedClip(towers.published_tower(FAMILY, weights), text, tree.get("projection_dim", 512))
 
 
-def load(name: str | Source, config: ClipBaselineConfig, *, revision: str | None = None) -> functional.Params:
+def load_clip(
+    name: str | os.PathLike | WeightsSource,
+    vision: ViTConfig,
+    text: ClipTextConfig,
+    width: int,
+    image_size: int,
+    *,
+    revision: str | None = None,
+) -> functional.Params:
     """Loads both towers and their projections.
 
     Args:
       name: folder, hub id (``openai/clip-vit-large-patch14``) or located source.
-      config: of kind "clip"; sizes must be the checkpoint's. Position embeddings of the image tower are
-        interpolated to `image_size` if need be.
+      vision: config of the network's image tower; sizes must be the checkpoint's, as those of `text` and `width`.
+      text: config of its text tower.
+      width: of the joint embedding.
+      image_size: side in pixels; position embeddings of the image tower are interpolated to its grid of patches.
       revision: branch, tag or commit of a hub id.
 
     Returns:
-      Parameters of `rahf.critic.networks.clip.Clip(config)`, float32, without those of trained scores.
+      `vit`, `text`, `image_projection`, `text_projection` and `logit_scale`, float32.
 
     Raises:
       PretrainedError: another family or size, tensors missing, extra, misshapen or not finite.
     """
-    found = source.locate(name, revision)
-    there, where = published(found), str(found.folder)
-    strict.compare(there.vision.vit, config.vit, (*towers.COMPARED, "class_token"), "model.vit", where)
-    text = config.clip.text
-    if {there.text.eos_token_id, text.eos_token_id} == {2, text.vocab_size - 1}:  # two names of the highest id
-        text = dataclasses.replace(text, eos_token_id=there.text.eos_token_id)
-    strict.compare(there.text, text, tuple(f.name for f in dataclasses.fields(text)), "model.clip.text", where)
-    strict.compare(there.model().clip, config.clip, ("width",), "model.clip", where)
-    taker = strict.Taker(files.open_folder(found), where)
+    weights = source.locate(name, revision)
+    published, where = published_clip(weights), str(weights.folder)
+    _check_sizes(published, vision, text, width, where)
+    taker = strict.Taker(files.open_folder(weights), where)
     taker.drop(_POSITION_IDS)
-    width, vision = config.clip.width, there.vision
+    tower = taker.under("vision_model.")
     params = {
-        "vit": towers.convert(taker.under("vision_model."), NAMES, vision, config.vit, config.image_size),
-        "text": _text(taker.under("text_model."), config.clip.text),
-        "image_projection": taker.linear("visual_projection", config.vit.width, width, bias=False),
-        "text_projection": taker.linear("text_projection", config.clip.text.width, width, bias=False),
+        "vit": towers.convert_tower(tower, NAMES, published.vision, vision, image_size),
+        "text": _text(taker.under("text_model."), text),
+        "image_projection": taker.linear("visual_projection", vision.width, width, bias=False),
+        "text_projection": taker.linear("text_projection", text.width, width, bias=False),
         "logit_scale": taker.take("logit_scale", ()),
     }
     taker.finish()
-    _, expected = functional.abstract(build.build(config))
-    strict.check_complete(params, {n: p for n, p in expected.items() if not n.startswith("score_")}, where)
+    strict.check_complete(params, _expected(vision, text, width, image_size), where)
     return params
 
 
+def _check_sizes(published: PublishedClip, vision: ViTConfig, text: ClipTextConfig, width: int, where: str) -> None:
+    fields = (*towers.COMPARED, "class_token")
+    strict.compare(published.vision.vit, vision, fields, "model.vit", where)
+    if {published.text.eos_token_id, text.eos_token_id} == {2, text.vocab_size - 1}:  # two names of the highest id
+        text = dataclasses.replace(text, eos_token_id=published.text.eos_token_id)
+    fields = tuple(field.name for field in dataclasses.fields(text))
+    strict.compare(published.text, text, fields, "model.clip.text", where)
+    strict.compare(published, published._replace(width=width), ("width",), "model.clip", where)
+
+
+def _expected(vision: ViTConfig, text: ClipTextConfig, width: int, image_size: int) -> functional.Params:
+    """Shapes of what `load_clip` returns."""
+    dtype = jnp.dtype("float32")
+    shape = lambda *sizes: np.broadcast_to(np.float32(0), sizes)
+    return {
+        "vit": functional.abstract(lambda: vit.ViT(vision, image_size, dtype=dtype))[1],
+        "text": functional.abstract(lambda: TextTower(text, dtype=dtype))[1],
+        "image_projection": {"kernel": shape(vision.width, width)},
+        "text_projection": {"kernel": shape(text.width, width)},
+        "logit_scale": shape(),
+    }
+
+
 def _text(taker: strict.Taker, config: ClipTextConfig) -> functional.Params:
-    # The blocks are those of the image tower.
+    # Its blocks are those of an image tower.
     block = ViTConfig(width=config.width, heads=config.heads, mlp_width=config.mlp_width)
     layers = {
-        f"layer_{number}": towers.block(taker.under(NAMES.layer.format(number)), NAMES, block, True)
+        f"layer_{number}": towers.convert_block(taker.under(NAMES.layer.format(number)), NAMES, block, True)
         for number in range(config.depth)
     }
     embeddings = {
@@ -185,22 +183,23 @@ def _text(taker: strict.Taker, config: ClipTextConfig) -> functional.Params:
     return {**embeddings, **layers, "norm": taker.norm("final_layer_norm", config.width)}
 
 
-def tokenizer(name: str | os.PathLike | Source, *, revision: str | None = None) -> ClipTokenizer:
+def published_clip_tokenizer(name: str | os.PathLike | WeightsSource, *, revision: str | None = None) -> ClipTokenizer:
     """The vocabulary beside a published CLIP: `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
     Args:
       name: folder, located source, or hub id, of which only these files are fetched.
+      revision: branch, tag or commit of a hub id.
 
     Raises:
       PretrainedError: none there, or not a CLIP's.
     """
-    if isinstance(name, Source):
+    if isinstance(name, WeightsSource):
         folder = name.folder
     elif pathlib.Path(name).is_dir():
         folder = pathlib.Path(name)
     else:
         folder = source.locate(name, revision, only=_VOCABULARY).folder
     try:
-        return load_tokenizer(folder)
+        return load_clip_tokenizer(folder)
     except (OSError, ValueError) as error:
         raise PretrainedError(f"{error}; name another folder or hub id for the vocabulary") from error

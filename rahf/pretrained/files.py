@@ -1,7 +1,7 @@
 """Opens the weights of published checkpoints without ever running a pickle.
 
-They lie in `model.safetensors`, in several such files with an index, or in PyTorch's `.bin`. Tensors are
-opened lazily, so that a network is never in memory twice.
+The weights lie in `model.safetensors`, in several such files with an index, or in PyTorch's `.bin`. Tensors are opened
+lazily, so that a network is never in memory twice.
 """
 
 from __future__ import annotations
@@ -12,102 +12,99 @@ import pathlib
 import re
 import struct
 import zipfile
-from typing import Any, Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rahf.core.errors import PretrainedError
-from rahf.pretrained import source as source_lib
-from rahf.pretrained.source import Source
+from rahf.pretrained.source import WeightsSource, few, if_pointer, read_json
 
 
-class Stored(NamedTuple):
-    """A tensor in a file, not read yet. `load` returns it as float32, or as it is if not of a float dtype."""
+class StoredTensor(NamedTuple):
+    """A tensor in a file, not read yet."""
 
     shape: tuple[int, ...]
-    dtype: str  # in words, for messages
-    file: str
-    load: Callable[[], np.ndarray]
+    dtype: str  # as the file names it, for messages
+    file: str  # name of the file, for messages
+    load: Callable[[], np.ndarray]  # returns float dtypes as float32, others unchanged
 
 
-def open_folder(source: Source) -> dict[str, Stored]:
+def open_folder(source: WeightsSource) -> dict[str, StoredTensor]:
     """Opens the weights of a checkpoint folder; safetensors are preferred.
 
     Raises:
       PretrainedError: no weights, a part of them missing, or a file that cannot be read.
     """
     folder = source.folder
-    for single, index, opened in (
+    for single, index, open_file in (
         ("model.safetensors", "model.safetensors.index.json", open_safetensors),
         ("pytorch_model.bin", "pytorch_model.bin.index.json", open_torch),
     ):
         if (folder / index).is_file():
-            return _open_parts(folder / index, opened)
+            return _open_parts(folder / index, open_file)
         if (folder / single).is_file():
-            return opened(folder / single)
+            return open_file(folder / single)
     parts = sorted(p.name for p in folder.glob("*-of-*.*"))
-    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-    why = f"{parts[0]} is one part of several, and the index that names them is missing" if parts else f"found {found}"
+    names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    why = f"{parts[0]} is one part of several, and the index that names them is missing" if parts else f"found {names}"
     raise PretrainedError(f"{folder}: no weights (model.safetensors or pytorch_model.bin, or an index of parts): {why}")
 
 
-def _open_parts(index: pathlib.Path, opened: Callable[[pathlib.Path], dict[str, Stored]]) -> dict[str, Stored]:
-    listed = source_lib.read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
+def _open_parts(
+    index: pathlib.Path, open_file: Callable[[pathlib.Path], dict[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
+    file_of = read_json(index).get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(v, str) for v in file_of.values()):
         raise PretrainedError(f"{index}: has no weight_map from tensor names to file names")
-    parts = sorted(set(listed.values()))
+    parts = sorted(set(file_of.values()))
     foreign = [p for p in parts if pathlib.PurePath(p).name != p]
     if foreign:
         raise PretrainedError(f"{index}: names {foreign[0]!r}, which is not a file of the same folder; not opened")
     absent = [p for p in parts if not (index.parent / p).is_file()]
     if absent:
-        lost = sorted(name for name, part in listed.items() if part in absent)
+        lost = sorted(name for name, part in file_of.items() if part in absent)
         raise PretrainedError(
             f"{index}: {len(absent)} of {len(parts)} files are missing: {', '.join(absent)}; "
-            f"they hold {len(lost)} of {len(listed)} tensors, such as {lost[0]}. "
+            f"they hold {len(lost)} of {len(file_of)} tensors, such as {lost[0]}. "
             "Download them into the same folder."
         )
-    found: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for part in parts:
-        stored = opened(index.parent / part)
-        lost = sorted(name for name, home in listed.items() if home == part and name not in stored)
+        file = index.parent / part
+        of_part = open_file(file)
+        lost = sorted(name for name, home in file_of.items() if home == part and name not in of_part)
         if lost:
-            raise PretrainedError(
-                f"{index.parent / part}: lacks {len(lost)} tensors that {index.name} promises: " + source_lib.few(lost)
-            )
-        twice = sorted(set(found) & set(stored))
+            raise PretrainedError(f"{file}: lacks {len(lost)} tensors that {index.name} promises: " + few(lost))
+        twice = sorted(set(tensors) & set(of_part))
         if twice:
-            raise PretrainedError(
-                f"{index.parent / part}: holds tensors that another part holds too: {source_lib.few(twice)}"
-            )
-        found.update(stored)
-    return found
+            raise PretrainedError(f"{file}: holds tensors that another part holds too: {few(twice)}")
+        tensors.update(of_part)
+    return tensors
 
 
-def open_safetensors(file: pathlib.Path) -> dict[str, Stored]:
+def open_safetensors(file: pathlib.Path) -> dict[str, StoredTensor]:
     """Opens one safetensors file. Raises PretrainedError if it is damaged or incomplete."""
     import safetensors
 
     try:
         handle = safetensors.safe_open(file, framework="np")
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise PretrainedError(
-            f"{file}: not a complete safetensors file ({error}); {source_lib.if_pointer(file)}"
-        ) from error
-    found = {}
+        raise PretrainedError(f"{file}: not a complete safetensors file ({error}); {if_pointer(file)}") from error
+    tensors = {}
     for name in handle.keys():
         piece = handle.get_slice(name)
         dtype = piece.get_dtype()
-        load = functools.partial(_bfloat16, file, name) if dtype == "BF16" else functools.partial(_loaded, handle, name)
-        found[name] = Stored(tuple(piece.get_shape()), dtype, file.name, load)
-    return found
+        load = functools.partial(*((_read_bfloat16, file) if dtype == "BF16" else (_read, handle)), name)
+        tensors[name] = StoredTensor(tuple(piece.get_shape()), dtype, file.name, load)
+    return tensors
 
 
-def _loaded(handle: Any, name: str) -> np.ndarray:
+def _read(handle: Any, name: str) -> np.ndarray:
     return _as_float(handle.get_tensor(name))
 
 
-def _bfloat16(file: pathlib.Path, name: str) -> np.ndarray:
+def _read_bfloat16(file: pathlib.Path, name: str) -> np.ndarray:
     # NumPy has no bfloat16; it is the upper half of a float32.
     with open(file, "rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
@@ -118,7 +115,7 @@ def _bfloat16(file: pathlib.Path, name: str) -> np.ndarray:
     return (half.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
 
 
-def open_torch(file: pathlib.Path) -> dict[str, Stored]:
+def open_torch(file: pathlib.Path) -> dict[str, StoredTensor]:
     """Opens a PyTorch state dict with the weights-only reader, which builds tensors and runs nothing.
 
     A state dict inside a training checkpoint (``model``, ``state_dict`` or ``model_state_dict``) is
@@ -134,14 +131,13 @@ def open_torch(file: pathlib.Path) -> dict[str, Stored]:
     except Exception as error:  # unpickling and zip errors of many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PretrainedError(
-            f"{file}: refused by the weights-only reader, nothing in it was run ({first}); "
-            + source_lib.if_pointer(file)
+            f"{file}: refused by the weights-only reader, nothing in it was run ({first}); " + if_pointer(file)
         ) from error
     tree = _state_dict(tree, file, torch)
     if all(name.startswith("module.") for name in tree):
         tree = {name.removeprefix("module."): value for name, value in tree.items()}
     return {
-        name: Stored(tuple(v.shape), str(v.dtype), file.name, functools.partial(_from_torch, v))
+        name: StoredTensor(tuple(v.shape), str(v.dtype), file.name, functools.partial(_from_torch, v))
         for name, v in tree.items()
     }
 
@@ -158,18 +154,15 @@ def _torch(file: pathlib.Path) -> Any:
 
 
 def _state_dict(tree: Any, file: pathlib.Path, torch: Any) -> dict[str, Any]:
-    inside = [
-        k
-        for k in ("model", "state_dict", "model_state_dict")
-        if isinstance(tree, dict) and isinstance(tree.get(k), dict)
-    ]
+    keys = ("model", "state_dict", "model_state_dict")
+    inside = [k for k in keys if isinstance(tree, dict) and isinstance(tree.get(k), dict)]
     if len(inside) == 1:
         tree = tree[inside[0]]
     if not isinstance(tree, dict) or not tree:
         raise PretrainedError(f"{file}: expected a state dict (names to tensors), found {type(tree).__name__}")
     foreign = [name for name, value in tree.items() if not isinstance(value, torch.Tensor)]
     if foreign:
-        raise PretrainedError(f"{file}: not a state dict: {source_lib.few(foreign)} are not tensors")
+        raise PretrainedError(f"{file}: not a state dict: {few(foreign)} are not tensors")
     return tree
 
 
@@ -177,9 +170,12 @@ def _from_torch(tensor: Any) -> np.ndarray:
     return (tensor.detach().float() if tensor.is_floating_point() else tensor.detach()).numpy()
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray], where: str = "state dict") -> dict[str, Stored]:
-    """The same view of tensors that are in memory already."""
-    return {n: Stored(tuple(a.shape), str(a.dtype), where, functools.partial(_as_float, a)) for n, a in arrays.items()}
+def from_arrays(arrays: Mapping[str, np.ndarray], where: str = "state dict") -> dict[str, StoredTensor]:
+    """Tensors that are in memory already, as if they were in a file `where`."""
+    return {
+        name: StoredTensor(tuple(array.shape), str(array.dtype), where, functools.partial(_as_float, array))
+        for name, array in arrays.items()
+    }
 
 
 def _as_float(array: np.ndarray) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,25 +13,24 @@ import numpy as np
 from rahf.config import ResNetConfig
 from rahf.core.errors import PretrainedError
 from rahf.nn import functional
-from rahf.nn import resnet as resnet_lib
-from rahf.pretrained import files, strict
-from rahf.pretrained import source as source_lib
-from rahf.pretrained.source import Source
+from rahf.nn.resnet import EXPANSION, ResNet
+from rahf.pretrained import files, source, strict
+from rahf.pretrained.source import Colour, WeightsSource
 
 #: How ImageNet's images are normalised for both layouts.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EPS = 1e-5  # of PyTorch's batch normalization, which neither layout changes
 
 
-class Published(NamedTuple):
+class PublishedResNet(NamedTuple):
     """A published ResNet: sizes, and how images were normalised from [0,1]."""
 
     resnet: ResNetConfig
-    image_mean: tuple[float, float, float] = MEAN
-    image_std: tuple[float, float, float] = STD
+    image_mean: Colour = MEAN
+    image_std: Colour = STD
 
 
-class _Names(NamedTuple):
+class _LayerNames(NamedTuple):
     """What a layout calls convolution and normalization: of the stem, of layer 0..2 of a block, of its shortcut."""
 
     stem: tuple[str, str]
@@ -40,7 +41,7 @@ class _Names(NamedTuple):
     unused: tuple[str, ...]
 
 
-_HUGGING_FACE = _Names(
+_HUGGING_FACE = _LayerNames(
     stem=("embedder.embedder.convolution", "embedder.embedder.normalization"),
     block="encoder.stages.{}.layers.{}.",
     layer=lambda i: (f"layer.{i}.convolution", f"layer.{i}.normalization"),
@@ -48,7 +49,7 @@ _HUGGING_FACE = _Names(
     first_stage=0,
     unused=("classifier.*",),
 )
-_TORCHVISION = _Names(
+_TORCHVISION = _LayerNames(
     stem=("conv1", "bn1"),
     block="layer{}.{}.",
     layer=lambda i: (f"conv{i + 1}", f"bn{i + 1}"),
@@ -58,19 +59,27 @@ _TORCHVISION = _Names(
 )
 
 
-def published(name: str | Source, revision: str | None = None) -> Published:
+def locate_resnet(name: str | os.PathLike | WeightsSource, revision: str | None = None) -> WeightsSource:
+    """Finds a checkpoint as `rahf.pretrained.source.locate` does, or torchvision's file (``resnet50-*.pth``)."""
+    if not isinstance(name, WeightsSource) and pathlib.Path(name).is_file():
+        return WeightsSource(pathlib.Path(name), os.fspath(name))
+    return source.locate(name, revision)
+
+
+def published_resnet(name: str | os.PathLike | WeightsSource, revision: str | None = None) -> PublishedResNet:
     """Sizes and normalisation of a published ResNet: from its config, or of a state dict from its shapes.
 
     Args:
-      name: folder or hub id (``microsoft/resnet-50``), or torchvision's file (``resnet50-*.pth``).
+      name: folder, hub id (``microsoft/resnet-50``), torchvision's file, or located source.
+      revision: branch, tag or commit of a hub id.
 
     Raises:
       PretrainedError: another kind of network.
     """
-    if _is_file(name):
-        return Published(_infer(strict.Taker(_open(pathlib.Path(name)), str(name))))
-    found = source_lib.locate(name, revision)
-    tree, where = source_lib.read_config(found, ("resnet",)), str(found.folder / "config.json")
+    weights = locate_resnet(name, revision)
+    if weights.folder.is_file():
+        return PublishedResNet(_infer(strict.Taker(_open_file(weights.folder), str(weights.folder))))
+    tree, where = source.read_config(weights, ("resnet",)), str(weights.folder / "config.json")
     for field, expected in (
         ("layer_type", "bottleneck"),
         ("hidden_act", "relu"),
@@ -86,52 +95,44 @@ def published(name: str | Source, revision: str | None = None) -> Published:
         tuple(tree.get("hidden_sizes", defaults.widths)),
         tuple(tree.get("depths", defaults.depths)),
     )
-    made = Published(config)
-    beside = found.folder / "preprocessor_config.json"
-    if beside.is_file():
-        processor = source_lib.read_json(beside)
-        said = {k: tuple(map(float, processor[k])) for k in ("image_mean", "image_std") if k in processor}
-        made = made._replace(**said)
-    return made
+    return PublishedResNet(config, **source.read_normalisation(weights))
 
 
-def load(name: str | Source, config: ResNetConfig, *, revision: str | None = None) -> functional.Params:
+def load_resnet(
+    name: str | os.PathLike | WeightsSource, config: ResNetConfig, *, revision: str | None = None
+) -> functional.Params:
     """Loads a published ResNet without its classifier; batch normalizations become scale and bias.
 
     Args:
-      name: see `published`.
+      name: as of `published_resnet`.
       config: sizes must be the checkpoint's.
       revision: branch, tag or commit of a hub id.
 
     Returns:
-      Parameters of `rahf.critic.networks.resnet.ResNet(config)`, float32.
+      Parameters of `rahf.nn.resnet.ResNet(config)`, float32.
 
     Raises:
       PretrainedError: another family or size, tensors missing, extra, misshapen or not finite.
     """
-    if _is_file(name):
-        where, names, prefix = str(name), _TORCHVISION, ""
-        stored = _open(pathlib.Path(name))
+    weights = locate_resnet(name, revision)
+    where = str(weights.folder)
+    if weights.folder.is_file():
+        names, prefix, tensors = _TORCHVISION, "", _open_file(weights.folder)
     else:
-        found = source_lib.locate(name, revision)
-        where, names, stored = str(found.folder), _HUGGING_FACE, files.open_folder(found)
-        prefix = "resnet." if any(n.startswith("resnet.embedder.") for n in stored) else ""
-        name = found
-    strict.compare(published(name).resnet, config, ("stem_width", "widths", "depths"), "model.resnet", where)
-    taker = strict.Taker(stored, where)
+        names, tensors = _HUGGING_FACE, files.open_folder(weights)
+        prefix = "resnet." if any(n.startswith("resnet.embedder.") for n in tensors) else ""
+    fields = ("stem_width", "widths", "depths")
+    strict.compare(published_resnet(weights).resnet, config, fields, "model.resnet", where)
+    taker = strict.Taker(tensors, where)
     taker.drop(*names.unused, "*.num_batches_tracked")  # the classifier, and a counter of training
     params = _convert(taker.under(prefix), names, config)
     taker.finish()
-    _, expected = functional.abstract(lambda: resnet_lib.ResNet(config, dtype=jnp.dtype("float32")))
+    _, expected = functional.abstract(lambda: ResNet(config, dtype=jnp.dtype("float32")))
     strict.check_complete(params, expected, where)
     return params
 
 
-def _is_file(name: str | Source) -> bool:
-    return not isinstance(name, Source) and pathlib.Path(name).is_file()
-
-
-def _open(file: pathlib.Path) -> dict[str, files.Stored]:
+def _open_file(file: pathlib.Path) -> dict[str, files.StoredTensor]:
     return files.open_safetensors(file) if file.suffix == ".safetensors" else files.open_torch(file)
 
 
@@ -144,25 +145,25 @@ def _infer(taker: strict.Taker) -> ResNetConfig:
     widths = tuple(taker.shape(f"layer{s}.0.conv3.weight", 4)[0] for s in range(1, stages + 1))
     depths = tuple(taker.count(f"layer{s}.{{}}.conv1.weight") for s in range(1, stages + 1))
     if not stages:
-        taker.shape("layer1.0.conv3.weight", 4)  # says that this is another kind of network
+        taker.shape("layer1.0.conv3.weight", 4)  # raises: another kind of network
     return ResNetConfig(stem, widths, depths)
 
 
-def _convert(taker: strict.Taker, names: _Names, config: ResNetConfig) -> functional.Params:
+def _convert(taker: strict.Taker, names: _LayerNames, config: ResNetConfig) -> functional.Params:
     params = {"stem": _conv(taker, names.stem, 3, config.stem_width, 7)}
     inputs = config.stem_width
     for stage, (outputs, depth) in enumerate(zip(config.widths, config.depths)):
         for number in range(depth):
-            here = taker.under(names.block.format(stage + names.first_stage, number))
-            inner = outputs // resnet_lib.EXPANSION
-            made = {
-                "conv1": _conv(here, names.layer(0), inputs, inner, 1),
-                "conv2": _conv(here, names.layer(1), inner, inner, 3),
-                "conv3": _conv(here, names.layer(2), inner, outputs, 1),
+            of_block = taker.under(names.block.format(stage + names.first_stage, number))
+            inner = outputs // EXPANSION
+            block = {
+                "conv1": _conv(of_block, names.layer(0), inputs, inner, 1),
+                "conv2": _conv(of_block, names.layer(1), inner, inner, 3),
+                "conv3": _conv(of_block, names.layer(2), inner, outputs, 1),
             }
             if not number and (stage or inputs != outputs):
-                made["shortcut"] = _conv(here, names.shortcut, inputs, outputs, 1)
-            params[f"stage_{stage}_{number}"] = made
+                block["shortcut"] = _conv(of_block, names.shortcut, inputs, outputs, 1)
+            params[f"stage_{stage}_{number}"] = block
             inputs = outputs
     return params
 

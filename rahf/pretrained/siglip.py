@@ -1,16 +1,17 @@
-"""SigLIP (Zhai et al. 2023) and fixed-size SigLIP 2 (Tschannen et al. 2025) towers, Hugging Face layout."""
+"""SigLIP (Zhai et al. 2023) and fixed-size SigLIP 2 (Tschannen et al. 2025) vision towers, Hugging Face layout.
+
+They have no class token and the activation "gelu-tanh" (``google/siglip2-large-patch16-384``). Checkpoints for
+varying aspect ratios ("naflex") are another network and are refused.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Iterable
+from typing import Any
 
-from rahf.config import ViTConfig
-from rahf.nn import functional
 from rahf.pretrained import towers
-from rahf.pretrained.source import Source
-from rahf.pretrained.towers import Interpolation, Names, Published
+from rahf.pretrained.towers import PublishedTower, TensorNames, TowerFamily
 
-NAMES = Names(
+NAMES = TensorNames(
     patch="embeddings.patch_embedding",
     position="embeddings.position_embedding.weight",
     class_token=None,
@@ -38,17 +39,13 @@ _DEFAULTS = {
 }
 
 
-def _read(tree: dict[str, Any], where: str) -> Published:
-    # A whole SigLIP keeps the tower's sizes in a part of its own.
-    inner = tree.get("vision_config", {}) if tree["model_type"] == "siglip" else tree
-    return towers.sizes(inner, where, _DEFAULTS, class_token=False)
+def _read(tree: dict[str, Any], where: str) -> PublishedTower:
+    # The config of a whole SigLIP has the tower's sizes in a part of their own.
+    tower = tree.get("vision_config", {}) if tree["model_type"] == "siglip" else tree
+    return towers.read_sizes(tower, where, _DEFAULTS, class_token=False)
 
 
-def _prefix(stored: Iterable[str]) -> str:
-    return "vision_model." if any(name.startswith("vision_model.") for name in stored) else ""
-
-
-FAMILY = towers.Family(
+FAMILY = TowerFamily(
     model_types=("siglip", "siglip_vision_model"),
     names=NAMES,
     # The text tower and the pooling head serve retrieval; position_ids is a list of numbers in old files.
@@ -61,26 +58,5 @@ FAMILY = towers.Family(
         "vision_model.embeddings.position_ids",
     ),
     read=_read,
-    prefix=_prefix,
+    prefix="vision_model.",
 )
-
-
-def published(name: str | Source, revision: str | None = None) -> Published:
-    """Sizes and normalisation of a published tower, from its `config.json` and `preprocessor_config.json`."""
-    return towers.published(FAMILY, name, revision)
-
-
-def load(
-    name: str | Source,
-    config: ViTConfig,
-    image_size: int,
-    *,
-    revision: str | None = None,
-    interpolation: Interpolation = "bicubic",
-) -> functional.Params:
-    """Loads the vision tower of a SigLIP checkpoint (``google/siglip2-large-patch16-384``); see `vit.load`.
-
-    Its config has no class token and `activation` "gelu-tanh". Checkpoints for varying aspect ratios
-    ("naflex") are another network and are refused.
-    """
-    return towers.load(FAMILY, name, config, image_size, revision=revision, interpolation=interpolation)

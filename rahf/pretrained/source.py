@@ -1,4 +1,4 @@
-"""Where published checkpoints lie: local folders or the Hugging Face hub; and the JSON beside the weights."""
+"""Where published checkpoints lie: local folders or the Hugging Face hub; and the JSON files beside the weights."""
 
 from __future__ import annotations
 
@@ -6,22 +6,38 @@ import json
 import os
 import pathlib
 import re
-from typing import Any, Iterable, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 from rahf.core.errors import PretrainedError
 from rahf.core.files import is_lfs_pointer
 
+Colour = tuple[float, float, float]
 
-class Source(NamedTuple):
-    """A checkpoint folder: `name` as the user gave it; `revision` the hub's commit, None if local."""
+
+class WeightsSource(NamedTuple):
+    """A checkpoint on this machine.
+
+    Attributes:
+      folder: where its files are; of a ResNet perhaps the single file that torchvision published.
+      name: folder, file or hub id as the user wrote it.
+      revision: the hub's commit, None for local files.
+    """
 
     folder: pathlib.Path
     name: str
     revision: str | None = None
 
     def record(self) -> dict[str, str | None]:
-        """What to write down about the origin of the weights."""
+        """What a run writes down about the origin of its weights."""
         return {"name": self.name, "revision": self.revision}
+
+
+class Normalisation(Protocol):
+    """Anything that says how pixels in [0,1] are normalised: (x - mean) / std for each colour."""
+
+    image_mean: Colour
+    image_std: Colour
 
 
 _SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -30,7 +46,9 @@ _BESIDE = ("config.json", "preprocessor_config.json", "spiece.model", "README.md
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def locate(name: str | os.PathLike | Source, revision: str | None = None, only: Iterable[str] | None = None) -> Source:
+def locate(
+    name: str | os.PathLike | WeightsSource, revision: str | None = None, only: Iterable[str] | None = None
+) -> WeightsSource:
     """Finds a checkpoint: a local folder, or a repository of the hub (downloaded once, then from the cache).
 
     Args:
@@ -44,19 +62,19 @@ def locate(name: str | os.PathLike | Source, revision: str | None = None, only: 
     Raises:
       PretrainedError: neither a folder nor a hub id that can be reached or is in the cache.
     """
-    if isinstance(name, Source):
+    if isinstance(name, WeightsSource):
         return name
-    given, folder = os.fspath(name), pathlib.Path(name)
+    text, folder = os.fspath(name), pathlib.Path(name)
     if folder.is_dir():
         if revision is not None:
-            raise PretrainedError(f"{given}: a revision ({revision}) has a meaning for hub ids only, not for folders")
-        return Source(folder, given)
-    if folder.exists() or folder.is_absolute() or not _HUB_ID.fullmatch(given):
-        raise PretrainedError(f"{given}: expected a folder with config.json and weights, or a hub id like owner/name")
-    snapshot = _download(given, revision, only or (*_BESIDE, *_SAFE))
+            raise PretrainedError(f"{text}: a revision ({revision}) has a meaning for hub ids only, not for folders")
+        return WeightsSource(folder, text)
+    if folder.exists() or folder.is_absolute() or not _HUB_ID.fullmatch(text):
+        raise PretrainedError(f"{text}: expected a folder with config.json and weights, or a hub id like owner/name")
+    snapshot = _download(text, revision, only or (*_BESIDE, *_SAFE))
     if only is None and not any(snapshot.glob("model*.safetensors*")):
-        snapshot = _download(given, revision, _PICKLED)
-    return Source(snapshot, given, snapshot.name)
+        snapshot = _download(text, revision, _PICKLED)
+    return WeightsSource(snapshot, text, snapshot.name)
 
 
 def _download(repo: str, revision: str | None, patterns: Iterable[str]) -> pathlib.Path:
@@ -75,7 +93,7 @@ def _download(repo: str, revision: str | None, patterns: Iterable[str]) -> pathl
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint folder. Raises PretrainedError naming the file."""
+    """Reads a JSON object from a checkpoint folder. Raises PretrainedError naming the file."""
     try:
         tree = json.loads(file.read_text())
     except OSError as error:
@@ -87,36 +105,46 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     return tree
 
 
-def read_config(source: Source, families: tuple[str, ...]) -> dict[str, Any]:
-    """`config.json` of a checkpoint of one of the given families (`model_type`).
+def read_config(source: WeightsSource, model_types: tuple[str, ...]) -> dict[str, Any]:
+    """Reads `config.json` of a checkpoint whose `model_type` is one of the expected ones.
 
     Raises:
       PretrainedError: no such file, or the checkpoint of another kind of network.
     """
     file = source.folder / "config.json"
     tree = read_json(file)
-    if tree.get("model_type") not in families:
+    if tree.get("model_type") not in model_types:
         raise PretrainedError(
-            f"{file}: model_type is {tree.get('model_type')!r}, expected {' or '.join(map(repr, families))}: "
+            f"{file}: model_type is {tree.get('model_type')!r}, expected {' or '.join(map(repr, model_types))}: "
             "these weights belong to another kind of network"
         )
     return tree
 
 
-def check_colours(source: Source, found: Any, config: Any) -> None:
-    """Refuses a network that was trained with another normalisation of pixels than the configured one.
+def read_normalisation(source: WeightsSource) -> dict[str, Colour]:
+    """The fields `image_mean` and `image_std` that `preprocessor_config.json` has; empty without that file."""
+    file = source.folder / "preprocessor_config.json"
+    if not file.is_file():
+        return {}
+    processor = read_json(file)
+    return {k: tuple(map(float, processor[k])) for k in ("image_mean", "image_std") if k in processor}
+
+
+def check_normalisation(source: WeightsSource, published: Normalisation, config: Normalisation) -> None:
+    """Refuses weights that were trained with another normalisation of pixels than the configured one.
 
     Args:
-      source: where it lies, for the message.
-      found, config: have `image_mean` and `image_std`: as published, and `rahf.config.ImageModelConfig`.
+      source: of the weights, for the message.
+      published: the normalisation that the weights were trained with.
+      config: the configured one.
 
     Raises:
       PretrainedError: naming the field, and both values.
     """
     for field in ("image_mean", "image_std"):
-        asked, trained = getattr(config, field), getattr(found, field)
-        if max(abs(a - b) for a, b in zip(asked, trained)) > 1e-3:
-            raise PretrainedError(f"{source.name}: was trained with {field} {trained}, model.{field} is {asked}")
+        configured, trained = getattr(config, field), getattr(published, field)
+        if max(abs(a - b) for a, b in zip(configured, trained)) > 1e-3:
+            raise PretrainedError(f"{source.name}: was trained with {field} {trained}, model.{field} is {configured}")
 
 
 def if_pointer(file: pathlib.Path) -> str:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from rahf.core.errors import PretrainedError
 from rahf.nn import functional
-from rahf.pretrained.files import Stored
+from rahf.pretrained.files import StoredTensor
 
 _MOST_LINES = 24
 
 
 class Taker:
-    """Hands out tensors in our layout; remembers what was missing, misshapen, not finite or never asked for.
+    """Hands out tensors in `rahf`'s layout; remembers which were missing, misshapen, not finite or never asked for.
 
     Problems are collected, so that one error lists all of them; until `finish` has passed, what was
     taken must not be used.
     """
 
-    def __init__(self, stored: Mapping[str, Stored], where: str, prefix: str = ""):
+    def __init__(self, stored: Mapping[str, StoredTensor], where: str, prefix: str = ""):
         """`where` is the file or folder for messages; `prefix` is put before every name."""
         self._stored, self._where, self._prefix = stored, where, prefix
         self._taken: set[str] = set()
@@ -48,9 +49,9 @@ class Taker:
         """
         stored = self._stored.get(self._prefix + name)
         if stored is None or len(stored.shape) != rank:
-            found = "missing" if stored is None else f"has shape {stored.shape}"
+            problem = "missing" if stored is None else f"has shape {stored.shape}"
             raise PretrainedError(
-                f"{self._where}: {self._prefix + name} {found}, expected {rank} dimensions: "
+                f"{self._where}: {self._prefix + name} {problem}, expected {rank} dimensions: "
                 "these weights belong to another kind of network"
             )
         return stored.shape
@@ -86,8 +87,13 @@ class Taker:
 
     def linear(self, name: str, inputs: int, outputs: int, *, bias: bool = True) -> functional.Params:
         """A dense layer: weight [outputs, inputs] → kernel [inputs, outputs]."""
-        made = {"kernel": np.ascontiguousarray(self.take(f"{name}.weight", (outputs, inputs)).T)}
-        return {**made, "bias": self.take(f"{name}.bias", (outputs,))} if bias else made
+        params = {"kernel": np.ascontiguousarray(self.take(f"{name}.weight", (outputs, inputs)).T)}
+        return {**params, "bias": self.take(f"{name}.bias", (outputs,))} if bias else params
+
+    def conv(self, name: str, inputs: int, outputs: int, size: int = 3) -> functional.Params:
+        """A square convolution with bias: weight [outputs, inputs, y, x] → kernel [y, x, inputs, outputs]."""
+        kernel = self.take(f"{name}.weight", (outputs, inputs, size, size)).transpose(2, 3, 1, 0)
+        return {"kernel": np.ascontiguousarray(kernel), "bias": self.take(f"{name}.bias", (outputs,))}
 
     def norm(self, name: str, width: int) -> functional.Params:
         """A layer normalization with scale and bias."""
@@ -129,26 +135,29 @@ class Taker:
             )
 
 
-def compare(found: Any, asked: Any, fields: tuple[str, ...], what: str, where: str) -> None:
+def compare(published: Any, configured: Any, fields: tuple[str, ...], place: str, where: str) -> None:
     """Refuses a published network whose sizes differ from the configured ones.
 
     Args:
-      found, asked: config dataclasses of the same class, from the checkpoint and from the user.
+      published, configured: structures of the same class, from the checkpoint and from the user's config.
       fields: names to compare.
-      what: the place in the user's config, such as ``model.vit``.
+      place: in the user's config, such as ``model.vit``.
       where: the checkpoint, for the message.
+
+    Raises:
+      PretrainedError: naming every field that differs, with both values.
     """
     lines = [
-        f"{what}.{name} is {getattr(asked, name)!r}, the checkpoint has {getattr(found, name)!r}"
+        f"{place}.{name} is {getattr(configured, name)!r}, the checkpoint has {getattr(published, name)!r}"
         for name in fields
-        if getattr(asked, name) != getattr(found, name)
+        if getattr(configured, name) != getattr(published, name)
     ]
     if lines:
         raise PretrainedError(f"{where}: belongs to another network than the configured one:\n  " + "\n  ".join(lines))
 
 
-def check_complete(found: functional.Params, expected: functional.Params, where: str) -> None:
-    """The last word: what was converted is exactly what the module has. Raises PretrainedError."""
-    lines = functional.differences(found, expected)
+def check_complete(params: functional.Params, expected: functional.Params, where: str) -> None:
+    """Raises PretrainedError unless converted parameters are exactly those of the network."""
+    lines = functional.differences(params, expected)
     if lines:
         raise PretrainedError(f"{where}: does not fill the network:\n  " + "\n  ".join(lines))

@@ -10,9 +10,8 @@ import numpy as np
 from rahf.config import T5Config
 from rahf.core.errors import PretrainedError
 from rahf.nn import functional, t5
-from rahf.pretrained import files, strict
-from rahf.pretrained import source as source_lib
-from rahf.pretrained.source import Source
+from rahf.pretrained import files, source, strict
+from rahf.pretrained.source import WeightsSource
 from rahf.text import Tokenizer, load_tokenizer
 
 _DEFAULTS = {
@@ -28,28 +27,28 @@ _DEFAULTS = {
     "layer_norm_epsilon": 1e-6,
 }
 
-#: Where the one embedding table may lie; whichever a file has, the others repeat it.
+#: Names of the one embedding table. A file has at least one of them; further ones repeat the table.
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-#: In some published files and never used: the bias belongs to self-attention.
+#: Some published files have it, no T5 uses it: the bias belongs to self-attention.
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
-def published(name: str | Source, revision: str | None = None) -> T5Config:
+def published_t5(name: str | WeightsSource, revision: str | None = None) -> T5Config:
     """Sizes of a published T5 from its `config.json`. `tie_embeddings` says whether its logits are scaled.
 
     Raises:
       PretrainedError: not a T5, or a variant that this network does not have.
     """
-    source = source_lib.locate(name, revision)
-    where = str(source.folder / "config.json")
-    tree = {**_DEFAULTS, **source_lib.read_config(source, ("t5",))}
+    weights = source.locate(name, revision)
+    where = str(weights.folder / "config.json")
+    tree = {**_DEFAULTS, **source.read_config(weights, ("t5",))}
     if tree["layer_norm_epsilon"] != 1e-6:
         raise PretrainedError(f"{where}: layer_norm_epsilon is {tree['layer_norm_epsilon']}, expected 1e-06")
     if tree["feed_forward_proj"] not in ("relu", "gated-gelu"):
         raise PretrainedError(
             f"{where}: feed_forward_proj is {tree['feed_forward_proj']!r}, expected 'relu' or 'gated-gelu'"
         )
-    # Old files say it by the tie (v1.1: false), newer ones by name.
+    # Old configs express the scaling by the tie (v1.1: false), newer ones have a field for it.
     scaled = tree.get("scale_decoder_outputs", tree.get("tie_word_embeddings") is not False)
     layers = tree["num_layers"]
     return T5Config(
@@ -81,8 +80,8 @@ _ENCODER_FIELDS = (
 _DECODER_FIELDS = ("decoder_layers", "tie_embeddings")
 
 
-def load(
-    name: str | Source, config: T5Config | None = None, *, revision: str | None = None, decoder: bool = True
+def load_t5(
+    name: str | WeightsSource, config: T5Config | None = None, *, revision: str | None = None, decoder: bool = True
 ) -> functional.Params:
     """Loads a published T5.
 
@@ -93,28 +92,27 @@ def load(
       decoder: False loads embedding and encoder only, of a whole T5 or of a bare encoder.
 
     Returns:
-      `embedding`, `encoder`, and with the decoder `decoder` and, unless tied, `output`: the parameters of
-      the same names in `rahf.critic.networks.multi_head.Rahf`, float32.
+      `embedding`, `encoder`, and with the decoder `decoder` and, unless tied, `output`, float32: parameters of
+      `rahf.nn.t5.Encoder` and `Decoder`, embedding [V,D] and output [D,V].
 
     Raises:
       PretrainedError: another family or size, tensors missing, extra, misshapen or not finite.
     """
-    source = source_lib.locate(name, revision)
-    found = published(source)
-    where = str(source.folder)
+    weights = source.locate(name, revision)
+    published, where = published_t5(weights), str(weights.folder)
     if config is not None:
         fields = _ENCODER_FIELDS + (_DECODER_FIELDS if decoder else ())
-        strict.compare(found, config, fields, "model.t5", where)
-    if decoder and source_lib.read_json(source.folder / "config.json").get("is_encoder_decoder") is False:
+        strict.compare(published, config, fields, "model.t5", where)
+    if decoder and source.read_json(weights.folder / "config.json").get("is_encoder_decoder") is False:
         raise PretrainedError(f"{where}: is an encoder without a decoder; load it with decoder=False")
-    taker = strict.Taker(files.open_folder(source), where)
-    params = convert(taker, found, decoder)
+    taker = strict.Taker(files.open_folder(weights), where)
+    params = convert_t5(taker, published, decoder)
     taker.finish()
-    strict.check_complete(params, _expected(found, decoder), where)
+    strict.check_complete(params, _expected(published, decoder), where)
     return params
 
 
-def convert(taker: strict.Taker, config: T5Config, decoder: bool = True) -> functional.Params:
+def convert_t5(taker: strict.Taker, config: T5Config, decoder: bool = True) -> functional.Params:
     """Takes a T5 out of a checkpoint; `taker.finish` must follow.
 
     A checkpoint whose output is tied but not scaled gets an `output` of its own, the same function.
@@ -143,32 +141,31 @@ def _expected(config: T5Config, decoder: bool) -> functional.Params:
     dtype = jnp.dtype("float32")
     _, encoder = functional.abstract(lambda: t5.Encoder(config, dtype=dtype))
     table = np.broadcast_to(np.float32(0), (config.vocab_size, config.width))
-    made: functional.Params = {"embedding": table, "encoder": encoder}
+    params: functional.Params = {"embedding": table, "encoder": encoder}
     if decoder:
-        build = lambda: t5.Decoder(config, dtype=dtype)  # noqa: E731
-        made["decoder"] = functional.abstract(build)[1]
-        made.update({} if config.tie_embeddings else {"output": table.T})
-    return made
+        params["decoder"] = functional.abstract(lambda: t5.Decoder(config, dtype=dtype))[1]
+        params |= {} if config.tie_embeddings else {"output": table.T}
+    return params
 
 
 def _encoder(taker: strict.Taker, config: T5Config) -> functional.Params:
-    made: functional.Params = {"relative_bias": _relative_bias(taker, config)}
+    params: functional.Params = {"relative_bias": _relative_bias(taker, config)}
     for number in range(config.encoder_layers):
         block = taker.under(f"block.{number}.layer.")
-        made[f"layer_{number}"] = {
+        params[f"layer_{number}"] = {
             "norm1": block.rms_norm("0.layer_norm", config.width),
             "attention": _attention(block.under("0.SelfAttention."), config),
             "norm2": block.rms_norm("1.layer_norm", config.width),
             "ff": _feed_forward(block.under("1.DenseReluDense."), config),
         }
-    return {**made, "norm": taker.rms_norm("final_layer_norm", config.width)}
+    return {**params, "norm": taker.rms_norm("final_layer_norm", config.width)}
 
 
 def _decoder(taker: strict.Taker, config: T5Config) -> functional.Params:
-    made: functional.Params = {"relative_bias": _relative_bias(taker, config)}
+    params: functional.Params = {"relative_bias": _relative_bias(taker, config)}
     for number in range(config.decoder_layers):
         block = taker.under(f"block.{number}.layer.")
-        made[f"layer_{number}"] = {
+        params[f"layer_{number}"] = {
             "norm1": block.rms_norm("0.layer_norm", config.width),
             "attention": _attention(block.under("0.SelfAttention."), config),
             "norm2": block.rms_norm("1.layer_norm", config.width),
@@ -176,7 +173,7 @@ def _decoder(taker: strict.Taker, config: T5Config) -> functional.Params:
             "norm3": block.rms_norm("2.layer_norm", config.width),
             "ff": _feed_forward(block.under("2.DenseReluDense."), config),
         }
-    return {**made, "norm": taker.rms_norm("final_layer_norm", config.width)}
+    return {**params, "norm": taker.rms_norm("final_layer_norm", config.width)}
 
 
 def _relative_bias(taker: strict.Taker, config: T5Config) -> functional.Params:
@@ -187,19 +184,20 @@ def _relative_bias(taker: strict.Taker, config: T5Config) -> functional.Params:
 
 def _attention(taker: strict.Taker, config: T5Config) -> functional.Params:
     d, inner = config.width, config.heads * config.head_width
-    made = {ours: taker.linear(n, d, inner, bias=False) for ours, n in (("query", "q"), ("key", "k"), ("value", "v"))}
-    return {**made, "out": taker.linear("o", inner, d, bias=False)}
+    names = {"query": "q", "key": "k", "value": "v"}
+    params = {name: taker.linear(theirs, d, inner, bias=False) for name, theirs in names.items()}
+    return {**params, "out": taker.linear("o", inner, d, bias=False)}
 
 
 def _feed_forward(taker: strict.Taker, config: T5Config) -> functional.Params:
     d, inner = config.width, config.mlp_width
     # Gated: the first matrix goes through the GELU, the second is multiplied with it.
     names = {"gate": "wi_0", "wi": "wi_1"} if config.ff == "gated-gelu" else {"wi": "wi"}
-    made = {ours: taker.linear(name, d, inner, bias=False) for ours, name in names.items()}
-    return {**made, "wo": taker.linear("wo", inner, d, bias=False)}
+    params = {name: taker.linear(theirs, d, inner, bias=False) for name, theirs in names.items()}
+    return {**params, "wo": taker.linear("wo", inner, d, bias=False)}
 
 
-def tokenizer(name: str | Source, rows: int, *, revision: str | None = None) -> Tokenizer:
+def published_t5_tokenizer(name: str | WeightsSource, rows: int, *, revision: str | None = None) -> Tokenizer:
     """The SentencePiece model beside a published T5 (`spiece.model`), or any SentencePiece file.
 
     Args:
@@ -209,19 +207,21 @@ def tokenizer(name: str | Source, rows: int, *, revision: str | None = None) -> 
     Raises:
       PretrainedError: no such file, or a vocabulary that does not belong to the network.
     """
-    given = None if isinstance(name, Source) else pathlib.Path(name)
-    file = given if given is not None and given.is_file() else source_lib.locate(name, revision).folder / "spiece.model"
+    if not isinstance(name, WeightsSource) and pathlib.Path(name).is_file():
+        file = pathlib.Path(name)
+    else:
+        file = source.locate(name, revision).folder / "spiece.model"
     try:
-        made = load_tokenizer(file)
+        tokenizer = load_tokenizer(file)
     except FileNotFoundError as error:
         raise PretrainedError(f"{file}: missing; T5 checkpoints have their SentencePiece vocabulary there") from error
     except ValueError as error:
         raise PretrainedError(str(error)) from error
-    check_vocabulary(made, rows)
-    return made
+    check_t5_vocabulary(tokenizer, rows)
+    return tokenizer
 
 
-def check_vocabulary(tokenizer: Tokenizer, rows: int) -> None:
+def check_t5_vocabulary(tokenizer: Tokenizer, rows: int) -> None:
     """Refuses a vocabulary that cannot be the network's.
 
     T5 pads its embedding: 32,000 pieces, 100 sentinels, up to a multiple of 128 make 32,128 rows.

@@ -1,8 +1,9 @@
-"""Vision towers of families that differ in names only: PyTorch tensors → parameters of `models.vit.ViT`."""
+"""Vision towers of families that differ in names only: PyTorch tensors → parameters of `rahf.nn.vit.ViT`."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +11,9 @@ import numpy as np
 from rahf.config import ViTConfig
 from rahf.core.errors import PretrainedError
 from rahf.nn import functional, vit
-from rahf.pretrained import files, strict
-from rahf.pretrained import source as source_lib
-from rahf.pretrained.source import Source
-
-Interpolation = Literal["bicubic", "bilinear"]
-Colour = tuple[float, float, float]
+from rahf.pretrained import files, source, strict
+from rahf.pretrained.positions import Interpolation, resize_positions
+from rahf.pretrained.source import Colour, WeightsSource
 
 #: Names of activations in published configs → `ViTConfig.activation`.
 _ACTIVATIONS = {
@@ -25,9 +23,23 @@ _ACTIVATIONS = {
     "quick_gelu": "quick-gelu",
 }
 
+#: Fields of `ViTConfig` in which a network and the checkpoint for it must agree.
+COMPARED = (
+    "patch_size",
+    "width",
+    "depth",
+    "heads",
+    "mlp_width",
+    "layer_norm_eps",
+    "activation",
+    "layer_scale",
+    "pre_norm",
+    "stem",
+)
 
-class Names(NamedTuple):
-    """What a family calls the tensors of a tower; names from `query` on are those behind `layer`."""
+
+class TensorNames(NamedTuple):
+    """What a family calls the tensors of a tower; names from `query` on follow the prefix `layer`."""
 
     patch: str
     position: str
@@ -47,98 +59,90 @@ class Names(NamedTuple):
     pre_norm: str | None = None
 
 
-class Published(NamedTuple):
+class PublishedTower(NamedTuple):
     """A published tower: config, side of its images in pixels, and how they were normalised from [0,1]."""
 
     vit: ViTConfig
     image_size: int
     image_mean: Colour = (0.5, 0.5, 0.5)
     image_std: Colour = (0.5, 0.5, 0.5)
-    qkv_bias: bool = True  # without: ours get zeros, the same function
+    qkv_bias: bool = True  # False: `rahf`'s network gets zeros, which is the same function
     patch_bias: bool = True  # likewise
 
 
-class Family(NamedTuple):
+class TowerFamily(NamedTuple):
     """All that is particular to one kind of published tower."""
 
     model_types: tuple[str, ...]
-    names: Names
+    names: TensorNames
     unused: tuple[str, ...]  # patterns of tensors that the tower has no use for
-    read: Callable[[dict[str, Any], str], Published]  # from config.json and its path for messages
-    prefix: Callable[[Iterable[str]], str]  # names in the file → what stands before the tower's names
+    read: Callable[[dict[str, Any], str], PublishedTower]  # from config.json and its path for messages
+    prefix: str  # of the tower's names in checkpoints that hold more than the tower
+
+    def prefix_in(self, names: Iterable[str]) -> str:
+        """The prefix of the tower's tensors among these names, "" if the checkpoint is the bare tower."""
+        return self.prefix if any(name.startswith(f"{self.prefix}embeddings.") for name in names) else ""
 
 
-def published(family: Family, name: str | Source, revision: str | None = None) -> Published:
-    """Reads sizes and normalisation of a published tower, no weights."""
-    source = source_lib.locate(name, revision)
-    tree = source_lib.read_config(source, family.model_types)
-    found = family.read(tree, str(source.folder / "config.json"))
-    beside = source.folder / "preprocessor_config.json"
-    if beside.is_file():
-        processor = source_lib.read_json(beside)
-        said = {k: tuple(map(float, processor[k])) for k in ("image_mean", "image_std") if k in processor}
-        found = found._replace(**said)
-    return found
+def published_tower(family: TowerFamily, name: str | WeightsSource, revision: str | None = None) -> PublishedTower:
+    """Reads sizes and normalisation of a published tower, no weights.
+
+    Raises:
+      PretrainedError: another family, or sizes that `rahf.nn.vit.ViT` does not have.
+    """
+    weights = source.locate(name, revision)
+    tree = source.read_config(weights, family.model_types)
+    published = family.read(tree, str(weights.folder / "config.json"))
+    return published._replace(**source.read_normalisation(weights))
 
 
-COMPARED = (
-    "patch_size",
-    "width",
-    "depth",
-    "heads",
-    "mlp_width",
-    "layer_norm_eps",
-    "activation",
-    "layer_scale",
-    "pre_norm",
-    "stem",
-)
-
-
-def load(
-    family: Family,
-    name: str | Source,
+def load_tower(
+    family: TowerFamily,
+    name: str | WeightsSource,
     config: ViTConfig,
     image_size: int,
     *,
     revision: str | None = None,
     interpolation: Interpolation = "bicubic",
 ) -> functional.Params:
-    """Loads a tower for images of another size, too.
+    """Loads a tower, perhaps for images of another size than it was trained on.
 
     Args:
-      name: folder, hub id or located source.
-      config: of the network that the weights go into; sizes must be those of the checkpoint.
-      image_size: side in pixels; position embeddings are interpolated to its grid.
-      revision: of a hub id.
-      interpolation: as PyTorch's `interpolate`, half-pixel centres, no antialiasing.
+      family: the checkpoint must belong to it.
+      name: folder, hub id (``google/vit-large-patch16-384``) or located source.
+      config: of the network that the weights go into. Its sizes must be the checkpoint's, `layer_norm_eps` too (1e-12
+        in all of Google's ViTs). With `class_token` False the class token and its position are left out.
+      image_size: side in pixels; position embeddings are interpolated to its grid of patches.
+      revision: branch, tag or commit of a hub id.
+      interpolation: of position embeddings; "bicubic" is what `transformers` does.
 
     Returns:
-      Nested dict of float32 arrays, the parameters of `ViT(config, image_size)`.
+      Nested dict of float32 arrays, the parameters of `rahf.nn.vit.ViT(config, image_size)`.
 
     Raises:
       PretrainedError: another family or size, tensors missing, extra, misshapen or not finite.
     """
-    source = source_lib.locate(name, revision)
-    found = published(family, source)
-    where = str(source.folder)
-    strict.compare(found.vit, config, COMPARED, "model.vit", where)
-    if config.class_token and not found.vit.class_token:
+    weights = source.locate(name, revision)
+    published = published_tower(family, weights)
+    where = str(weights.folder)
+    strict.compare(published.vit, config, COMPARED, "model.vit", where)
+    if config.class_token and not published.vit.class_token:
         raise PretrainedError(f"{where}: has no class token; set model.vit.class_token to False")
-    stored = files.open_folder(source)
-    taker = strict.Taker(stored, where)
+    tensors = files.open_folder(weights)
+    taker = strict.Taker(tensors, where)
     taker.drop(*family.unused)
-    params = convert(taker.under(family.prefix(stored)), family.names, found, config, image_size, interpolation)
+    tower = taker.under(family.prefix_in(tensors))
+    params = convert_tower(tower, family.names, published, config, image_size, interpolation)
     taker.finish()
     _, expected = functional.abstract(lambda: vit.ViT(config, image_size, dtype=jnp.dtype("float32")))
     strict.check_complete(params, expected, where)
     return params
 
 
-def convert(
+def convert_tower(
     taker: strict.Taker,
-    names: Names,
-    found: Published,
+    names: TensorNames,
+    published: PublishedTower,
     config: ViTConfig,
     image_size: int,
     interpolation: Interpolation = "bicubic",
@@ -146,111 +150,93 @@ def convert(
     """Takes a tower out of a checkpoint; `taker.finish` must follow.
 
     Args:
-      found: the checkpoint as published; its image side is the one its position embeddings are for.
-      config: ours; a class token of the checkpoint is left out if `config.class_token` is False.
-      image_size: side of the images that ours shall be for.
+      taker: of the tower's tensors.
+      names: of the family.
+      published: the checkpoint as published; its image side is the one that its position embeddings are for.
+      config: of the network; with `class_token` False the checkpoint's class token is left out.
+      image_size: side of the network's images in pixels.
+      interpolation: of position embeddings.
     """
     width, patch = config.width, config.patch_size
     kernel = taker.take(f"{names.patch}.weight", (width, 3, patch, patch))
-    params: functional.Params = {
-        "embed": {
-            # Ours flattens a patch as [y, x, colour].
-            "kernel": np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)).reshape(patch * patch * 3, width),
-            "bias": taker.take(f"{names.patch}.bias", (width,)) if found.patch_bias else np.zeros(width, np.float32),
-        },
-        "norm": taker.norm(names.norm, width),
-    }
+    bias = taker.take(f"{names.patch}.bias", (width,)) if published.patch_bias else np.zeros(width, np.float32)
+    # The network flattens a patch as [y, x, colour].
+    kernel = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)).reshape(patch * patch * 3, width)
+    params: functional.Params = {"embed": {"kernel": kernel, "bias": bias}, "norm": taker.norm(names.norm, width)}
     if config.pre_norm:
         params["pre_norm"] = taker.norm(names.pre_norm, width)
-    grid, has_class_token = found.image_size // patch, found.vit.class_token
+    params |= _tokens(taker, names, published, config, image_size, interpolation)
+    for number in range(config.depth):
+        layer = taker.under(names.layer.format(number))
+        params[f"layer_{number}"] = convert_block(layer, names, config, published.qkv_bias)
+    return params
+
+
+def _tokens(
+    taker: strict.Taker,
+    names: TensorNames,
+    published: PublishedTower,
+    config: ViTConfig,
+    image_size: int,
+    interpolation: Interpolation,
+) -> functional.Params:
+    """Position embeddings for the network's grid, and its class token if it has one."""
+    width, has_class_token = config.width, published.vit.class_token
+    grid = published.image_size // config.patch_size
     count = grid * grid + has_class_token
     # Learned positions are a parameter [1, N, D] in some families, an embedding table [N, D] in others.
     shape = (count, width) if names.position.endswith(".weight") else (1, count, width)
     position = taker.take(names.position, shape).reshape(count, width)
-    first, rest = position[:has_class_token], position[has_class_token:]
-    rest = resize_positions(rest, grid, image_size // patch, interpolation)
-    params["position"] = np.concatenate([first, rest]) if config.class_token else rest
+    of_class, of_patches = position[:has_class_token], position[has_class_token:]
+    of_patches = resize_positions(of_patches, grid, image_size // config.patch_size, interpolation)
+    params = {"position": np.concatenate([of_class, of_patches]) if config.class_token else of_patches}
     if has_class_token:
         # CLIP's is a vector, the other families' an image of one token.
-        token = taker.take(names.class_token, (width,) if found.vit.pre_norm else (1, 1, width)).reshape(width)
-        params.update({"class_token": token} if config.class_token else {})
-    for number in range(config.depth):
-        params[f"layer_{number}"] = block(taker.under(names.layer.format(number)), names, config, found.qkv_bias)
+        shape = (width,) if published.vit.pre_norm else (1, 1, width)
+        token = taker.take(names.class_token, shape).reshape(width)
+        params |= {"class_token": token} if config.class_token else {}
     return params
 
 
-def block(taker: strict.Taker, names: Names, config: ViTConfig, biased: bool) -> functional.Params:
-    """Takes one layer of a tower; `biased` says whether query, key and value have biases there."""
+def convert_block(taker: strict.Taker, names: TensorNames, config: ViTConfig, qkv_bias: bool) -> functional.Params:
+    """Takes one layer of a tower; `qkv_bias` says whether its query, key and value have biases."""
     d, inner = config.width, config.mlp_width
-    made: functional.Params = {"norm1": taker.norm(names.norm1, d), "norm2": taker.norm(names.norm2, d)}
-    for ours in ("query", "key", "value"):
-        made[ours] = taker.linear(getattr(names, ours), d, d, bias=biased)
-        if not biased:
-            made[ours]["bias"] = np.zeros(d, np.float32)
-    made["out"] = taker.linear(names.out, d, d)
-    made["wi"] = taker.linear(names.wi, d, inner)
-    made["wo"] = taker.linear(names.wo, inner, d)
+    params: functional.Params = {"norm1": taker.norm(names.norm1, d), "norm2": taker.norm(names.norm2, d)}
+    for name in ("query", "key", "value"):
+        params[name] = taker.linear(getattr(names, name), d, d, bias=qkv_bias)
+        if not qkv_bias:
+            params[name]["bias"] = np.zeros(d, np.float32)
+    params["out"] = taker.linear(names.out, d, d)
+    params["wi"] = taker.linear(names.wi, d, inner)
+    params["wo"] = taker.linear(names.wo, inner, d)
     if config.layer_scale:
-        made["scale1"], made["scale2"] = taker.take(names.scale1, (d,)), taker.take(names.scale2, (d,))
-    return made
+        params["scale1"], params["scale2"] = taker.take(names.scale1, (d,)), taker.take(names.scale2, (d,))
+    return params
 
 
-def resize_positions(position: np.ndarray, grid: int, to: int, interpolation: Interpolation) -> np.ndarray:
-    """Position embeddings [grid², D] → [to², D], float32, separably over rows and columns."""
-    if to == grid:
-        return position
-    weights = _resize_matrix(grid, to, interpolation)
-    square = position.reshape(grid, grid, -1).astype(np.float64)
-    square = np.einsum("yr,xc,rcd->yxd", weights, weights, square, optimize=True)
-    return square.reshape(to * to, -1).astype(np.float32)
-
-
-def _resize_matrix(size: int, to: int, interpolation: Interpolation) -> np.ndarray:
-    """Weights [to, size] in one dimension: half-pixel centres, repeated border values, no antialiasing."""
-    centre = (np.arange(to) + 0.5) * size / to - 0.5
-    low = np.floor(centre).astype(int)
-    part = centre - low
-    if interpolation == "bilinear":
-        taps = {0: 1 - part, 1: part}
-    elif interpolation == "bicubic":
-        taps = {offset: _cubic(np.abs(part - offset)) for offset in (-1, 0, 1, 2)}
-    else:
-        raise ValueError(f"interpolation {interpolation!r}: expected 'bicubic' or 'bilinear'")
-    weights = np.zeros((to, size))
-    for offset, weight in taps.items():
-        np.add.at(weights, (np.arange(to), np.clip(low + offset, 0, size - 1)), weight)
-    return weights
-
-
-def _cubic(distance: np.ndarray) -> np.ndarray:
-    """Keys' cubic convolution kernel with a = -0.75, the value that PyTorch uses."""
-    a, d = -0.75, distance
-    near = ((a + 2) * d - (a + 3)) * d * d + 1
-    far = a * (((d - 5) * d + 8) * d - 4)
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
-
-
-def square(value: Any, what: str, where: str) -> int:
+def _side(value: Any, field: str, where: str) -> int:
     """The side of something square that a config gives as a number or a pair. Raises PretrainedError."""
     sides = {int(v) for v in value} if isinstance(value, (list, tuple)) else {value}
     if len(sides) != 1 or not isinstance(side := sides.pop(), int):
-        raise PretrainedError(f"{where}: {what} is {value!r}, expected a square")
+        raise PretrainedError(f"{where}: {field} is {value!r}, expected a square")
     return side
 
 
 def activation(value: str, where: str) -> str:
-    """A published activation in our words. Raises PretrainedError for one that the tower does not have."""
+    """`ViTConfig.activation` for a published `hidden_act`. Raises PretrainedError for one that the tower lacks."""
     if value not in _ACTIVATIONS:
         raise PretrainedError(f"{where}: hidden_act is {value!r}, expected one of {', '.join(map(repr, _ACTIVATIONS))}")
     return _ACTIVATIONS[value]
 
 
-def sizes(tree: dict[str, Any], where: str, defaults: dict[str, Any], **ours: Any) -> Published:
+def read_sizes(tree: dict[str, Any], where: str, defaults: dict[str, Any], **fields: Any) -> PublishedTower:
     """The tower that a published config describes, from the field names that all families share.
 
     Args:
-      tree: the published config; fields that it leaves out have the family's defaults.
-      ours: further fields of `ViTConfig`.
+      tree: the published config.
+      where: its path, for messages.
+      defaults: of the family, for fields that the config leaves out.
+      fields: of `ViTConfig` that the family fixes.
     """
     tree = {**defaults, **tree}
     if tree.get("num_channels", 3) != 3:
@@ -260,11 +246,7 @@ def sizes(tree: dict[str, Any], where: str, defaults: dict[str, Any], **ours: An
         raise PretrainedError(
             f"{where}: head_dim is {tree['head_dim']}, expected hidden_size / heads = {width // heads}"
         )
-    image_size, patch = (
-        square(tree["image_size"], "image_size", where),
-        square(tree["patch_size"], "patch_size", where),
-    )
-    image_size -= image_size % patch  # a convolution drops the rest
+    image_size, patch = (_side(tree[field], field, where) for field in ("image_size", "patch_size"))
     config = ViTConfig(
         patch_size=patch,
         width=width,
@@ -273,6 +255,7 @@ def sizes(tree: dict[str, Any], where: str, defaults: dict[str, Any], **ours: An
         mlp_width=tree["intermediate_size"],
         layer_norm_eps=tree["layer_norm_eps"],
         activation=activation(tree["hidden_act"], where),
-        **ours,
+        **fields,
     )
-    return Published(config, image_size, qkv_bias=tree.get("qkv_bias", True))
+    # The published convolution ignores pixels behind the last whole patch.
+    return PublishedTower(config, image_size - image_size % patch, qkv_bias=tree.get("qkv_bias", True))

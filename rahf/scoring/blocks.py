@@ -157,7 +157,7 @@ def lines(file: BinaryIO, number: int = 1, offset: int = 0) -> Iterator[tuple[in
 
 
 def _parquet(path: str, digest) -> Iterator[Block]:
-    import pyarrow
+    import pyarrow  # heavy, and only parquet needs it
 
     digest.update(f"{files.size(path)}".encode())
     try:

@@ -1,4 +1,7 @@
-"""Files by local path or URL (anything fsspec knows: s3://, gs://, https://, memory://)."""
+"""Files by local path or URL (any protocol of fsspec: s3://, gs://, https://, memory://).
+
+The functions import fsspec and pyarrow, because they are heavy and `rahf mask`, which uses this module, needs neither.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pyarrow
+
 from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
 from rahf.core.files import UNFINISHED
@@ -164,8 +166,6 @@ class Job:
                     yield number, _model(part), batch
 
     def _open(self, number: int) -> Any:
-        import pyarrow
-
         try:
             return files.parquet_file(self.part(number))
         except FileNotFoundError:

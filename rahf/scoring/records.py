@@ -157,7 +157,7 @@ def _text(data: bytes) -> str:
 
 
 def _parquet(block: Block, options: ReadOptions) -> Iterator[ScoringRecord]:
-    import pyarrow
+    import pyarrow  # heavy, and only parquet needs it
 
     folder, row = files.parent(block.source), block.first
     try:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from rahf import images
 from rahf.core.batch import SCORES
@@ -136,14 +137,12 @@ def decode(record: ScoringRecord, side: int) -> tuple[np.ndarray | None, str | N
         return None, str(error)
 
 
-def table(scored: Sequence[ScoredRecord], source: str) -> Any:
+def table(scored: Sequence[ScoredRecord], source: str) -> pa.Table:
     """The table that is written for a block: one row per record, scored or not.
 
     Columns: source, row, key, prompt, group, the four scores (float32, null if not scored), prompt_cut, error (null
     if scored).
     """
-    import pyarrow as pa
-
     columns = {
         "source": pa.array([source] * len(scored), pa.string()),
         "row": pa.array([row.record.row for row in scored], pa.int64()),

@@ -75,7 +75,7 @@ def standalone_problem(tokenizer: Tokenizer) -> str | None:
     return f"it cuts {differing[0]!r} into other pieces than CLIP's rules do" if differing else None
 
 
-def load_clip(folder: str | os.PathLike) -> ClipTokenizer:
+def load_clip_tokenizer(folder: str | os.PathLike) -> ClipTokenizer:
     """Loads `tokenizer.json`, or else `vocab.json` and `merges.txt`, from a folder.
 
     Raises:
@@ -117,7 +117,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
       ValueError: not a vocabulary; names the file.
     """
     if os.path.isdir(path):
-        return load_clip(path)
+        return load_clip_tokenizer(path)
     with open(path, "rb") as file:
         return tokenizer_from_bytes(file.read(), str(path))
 

@@ -61,10 +61,10 @@ class Checkpointer:
         """Opens or creates the checkpoint folders, removing unfinished ones of a run that died.
 
         Raises:
-          ValueError: `keep`, the number of newest checkpoints to hold, is less than 1.
+          ConfigError: `keep`, the number of newest checkpoints to hold, is less than 1.
         """
         if keep < 1:
-            raise ValueError(f"train.keep_checkpoints: expected at least 1, found {keep}")
+            raise errors.ConfigError(f"train.keep_checkpoints: expected at least 1, found {keep}")
         self.folder = pathlib.Path(workdir).resolve() / "checkpoints"
         self.notices: list[str] = []
         self._failed = self._abandoned = False

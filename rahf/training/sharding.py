@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rahf.config import MeshConfig
+from rahf.core.errors import ConfigError
 from rahf.nn import functional
 
 AXES = ("data", "fsdp", "tensor")
@@ -30,21 +31,21 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     """Arranges all devices along the axes.
 
     Raises:
-      ValueError: the numbers do not multiply to the number of devices.
+      ConfigError: the numbers do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-        raise ValueError(f"mesh {dict(zip(AXES, sizes))}: positive numbers, at most one -1")
+        raise ConfigError(f"mesh {dict(zip(AXES, sizes))}: positive numbers, at most one -1")
     known = math.prod(s for s in sizes if s != -1)
     sizes = [len(devices) // known if s == -1 else s for s in sizes]
     if math.prod(sizes) != len(devices):
-        raise ValueError(
+        raise ConfigError(
             f"mesh {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, there are {len(devices)}; "
             "set one of mesh.data, mesh.fsdp, mesh.tensor to -1 to take what is left"
         )
     if jax.process_count() > 1 and jax.local_device_count() % sizes[2]:
-        raise ValueError(
+        raise ConfigError(
             f"mesh.tensor {sizes[2]}: must divide the {jax.local_device_count()} devices of each process, because "
             "processes load different examples and devices along the tensor axis see the same ones"
         )

@@ -37,11 +37,11 @@ def leaves(value, prefix=""):
     """Every field that is not itself a group: (path, value, type)."""
     hints = typing.get_type_hints(type(value))
     for field in dataclasses.fields(value):
-        found, path = getattr(value, field.name), f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(found):
-            yield from leaves(found, path + ".")
+        child, path = getattr(value, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(child):
+            yield from leaves(child, path + ".")
         else:
-            yield path, found, hints[field.name]
+            yield path, child, hints[field.name]
 
 
 def all_changed(config):
@@ -121,8 +121,8 @@ def test_where_names_the_file():
 
 
 def test_whole_numbers_are_floats_where_floats_are_wanted():
-    found = config_lib.from_json('{"optimizer": {"weight_decay": 0}}').optimizer.weight_decay
-    assert found == 0.0 and isinstance(found, float)
+    weight_decay = config_lib.from_json('{"optimizer": {"weight_decay": 0}}').optimizer.weight_decay
+    assert weight_decay == 0.0 and isinstance(weight_decay, float)
 
 
 def test_configs_cannot_be_changed():
@@ -135,7 +135,7 @@ def test_configs_cannot_be_changed():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs(name, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # found beside the package, from anywhere
+    monkeypatch.chdir(tmp_path)  # from any folder: they lie beside the package
     config = config_lib.load(f"configs/{name}")
     assert config == config_lib.load(name) == config_lib.load(str(ROOT / "configs" / name))
     assert config_lib.from_json(config_lib.to_json(config)) == config
@@ -184,7 +184,7 @@ def test_a_file_without_config(write):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"no config file configs/demmo\.py\. Did you mean 'configs/critic/demo\.py'\?"):
+    with pytest.raises(ConfigError, match=r"file configs/demmo\.py\. Did you mean 'configs/critic/demo\.py'\?"):
         config_lib.load("configs/demmo.py")
     with pytest.raises(ConfigError, match=r"no config file .*demo\.py"):
         config_lib.load(str(tmp_path / "demo.py"))  # a name among ours does not excuse another folder
@@ -196,9 +196,9 @@ def test_no_such_file(tmp_path):
 def test_override_some_fields():
     base = config_lib.load("configs/critic/demo.py")
     fields = ["--train.steps", "10", "--data.batch-size=3", "--workdir", "there"]
-    found = overrides.parse("configs/critic/demo.py", fields)
+    config = overrides.parse("configs/critic/demo.py", fields)
     train, data = dataclasses.replace(base.train, steps=10), dataclasses.replace(base.data, batch_size=3)
-    assert found == dataclasses.replace(base, train=train, data=data, workdir="there")
+    assert config == dataclasses.replace(base, train=train, data=data, workdir="there")
     assert overrides.parse("configs/critic/demo.py", []) == base
 
 
@@ -225,9 +225,9 @@ def test_every_field_can_be_overridden(write):
             fields.append(f"--{group}.{'' if value else 'no_'}{name}")
         else:
             fields += [f"--{path}", *map(str, np.ravel(value) if isinstance(value, tuple) else [value])]
-    found = overrides.parse(write("def config():\n    return Config()\n"), fields)
-    assert found == all_changed(Config())
-    assert isinstance(found.data.augment, AugmentConfig)
+    config = overrides.parse(write("def config():\n    return Config()\n"), fields)
+    assert config == all_changed(Config())
+    assert isinstance(config.data.augment, AugmentConfig)
 
 
 def test_help_lists_every_field(write, capsys):

@@ -129,7 +129,9 @@ def test_git_lfs_pointers(tmp_path):
         files.check_not_lfs_pointer(file)
     file.write_text(POINTER)
     assert files.is_lfs_pointer(file)
-    with pytest.raises(DatasetError, match=r"a.tfrecord is a Git-LFS pointer.*98765 bytes \(sha256:12ab\).*git lfs pull"):
+    with pytest.raises(
+        DatasetError, match=r"a.tfrecord is a Git-LFS pointer.*98765 bytes \(sha256:12ab\).*git lfs pull"
+    ):
         files.check_not_lfs_pointer(file)
     with pytest.raises(DatasetError, match="; ask Ann$"):
         files.check_not_lfs_pointer(file, "ask Ann")

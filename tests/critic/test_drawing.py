@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rahf.core.batch import SCORES
+from rahf.core.batch import HEATMAPS, SCORES
 from rahf.critic import drawing
 from rahf.images import overlay
 
@@ -77,17 +77,47 @@ def test_contour_is_the_border_of_the_region(image):
     assert not changed[11:19, 31:39].any() and changed.sum() <= 36
 
 
-def test_panel_and_feedback_panel(image):
-    two = overlay.panel([("one", image), ("two", image[:20])], height=64)
-    assert two.width > 64 * (60 / 40 + 60 / 20) and two.height > 64
-    stacked = overlay.panel([("one", image), ("two", image)], height=64, columns=1)
-    assert stacked.height > 128 and stacked.width < 120
+def tile(panel, x: int, y: int) -> np.ndarray:
+    """Pixels [40,60,3] of a panel at height 40: gaps of 6 pixels, captions of 18."""
+    return np.asarray(panel)[y * 64 + 24 : y * 64 + 64, x * 66 + 6 : x * 66 + 66]
+
+
+def test_panel_shows_the_pictures_in_rows(image):
+    other = image[::-1].copy()
+    three = overlay.panel([("one", image), ("two", other), ("three", image)], height=40, columns=2)
+    np.testing.assert_array_equal(tile(three, 0, 0), image)
+    np.testing.assert_array_equal(tile(three, 1, 0), other)
+    np.testing.assert_array_equal(tile(three, 0, 1), image)
+    assert (tile(three, 1, 1) == 255).all()
+    assert (np.asarray(three)[6:24, 6:66] < 100).any()  # the caption
+    assert overlay.panel([("small", image[:20])], height=40).size == (6 + 120 + 6, 6 + 18 + 40 + 6)
+
+
+def test_feedback_panel_shows_overlays_and_scores(image):
     heatmaps = np.random.default_rng(1).random((8, 8, 2))
+    true = np.zeros((40, 60, 2), np.uint8)
+    true[:20, :, 0] = 255
+    plain = drawing.feedback_panel(image, heatmaps, height=40, true_heatmaps=true)
+    np.testing.assert_array_equal(tile(plain, 0, 0), image)
+    np.testing.assert_array_equal(tile(plain, 0, 1), image)
+    for kind, name in enumerate(HEATMAPS):
+        predicted = overlay.overlay(image, heatmaps[:, :, kind], name, contour=0.5)
+        np.testing.assert_array_equal(tile(plain, 1 + kind, 0), predicted)
+        np.testing.assert_array_equal(
+            tile(plain, 1 + kind, 1), overlay.overlay(image, true[:, :, kind], name, contour=0.5)
+        )
     scores = np.array([0.0, 0.5, 1.0, np.nan])
-    plain = drawing.feedback_panel(image, heatmaps, height=64)
-    full = drawing.feedback_panel(image, heatmaps, scores, heatmaps, height=64)
-    assert full.width == plain.width and full.height > 2 * 64 + 4 * 12
-    assert plain.mode == full.mode == "RGB"
+    full = np.asarray(drawing.feedback_panel(image, heatmaps, scores, true, height=40))
+    np.testing.assert_array_equal(full[: plain.height], np.asarray(plain))
+    bars = (full[plain.height :] == (72, 92, 200)).all(-1)
+    lengths = [bars[row * 21 : (row + 1) * 21].any(0).sum() for row in range(4)]
+    assert lengths[0] == lengths[3] == 0 and lengths[1] == pytest.approx(lengths[2] / 2, abs=1) and lengths[2] > 20
+
+
+def test_a_heatmap_that_is_not_predicted_is_left_out(image):
+    heatmaps = np.zeros((8, 8, 2))
+    heatmaps[:, :, 0] = np.nan
+    assert drawing.feedback_panel(image, heatmaps, height=40).width == 6 + 2 * 66
 
 
 def test_prompt_in_the_terminal():

@@ -20,10 +20,11 @@ from rahf.cli import main as cli
 from rahf.core import licenses
 from rahf.core.errors import CheckpointError, PretrainedError, TrainError
 from rahf.critic import start as start_lib
-from rahf.critic import towers as pretrained
+from rahf.critic import towers
 from rahf.critic.task import CriticTask
 from rahf.nn import functional
-from rahf.pretrained import towers
+from rahf.pretrained import source
+from rahf.pretrained.positions import resize_positions
 from rahf.text import train_tokenizer
 from rahf.training import state as state_lib
 from tests.helpers import pretrained_maker as maker
@@ -125,8 +126,8 @@ def test_resuming_needs_no_towers(started, tmp_path, capsys, monkeypatch):
     def never(*_, **__):
         raise AssertionError("towers were looked for")
 
-    monkeypatch.setattr(pretrained, "load_towers", never)
-    monkeypatch.setattr(pretrained, "locate", never)
+    monkeypatch.setattr(towers, "load_towers", never)
+    monkeypatch.setattr(source, "locate", never)
     assert cli.main(["train", str(started.config_file), "--workdir", str(run)]) == 0
     out = capsys.readouterr().out
     assert "resuming at step 1" in out and "starts from" not in out
@@ -226,7 +227,7 @@ def test_a_model_at_another_image_size(started):
     assert moved == {"from": [6, 6], "to": [8, 8], "interpolation": "bicubic"}
     assert "6x6 to 8x8, bicubic" in licenses.table(begin.record)[1]
     before, after = functional.flatten(same.params), functional.flatten(begin.params)
-    expected = towers.resize_positions(np.asarray(before.pop("vit/position")), 6, 8, "bicubic")
+    expected = resize_positions(np.asarray(before.pop("vit/position")), 6, 8, "bicubic")
     np.testing.assert_array_equal(after.pop("vit/position"), expected)
     assert expected.shape == (64, 16)
     assert all(np.array_equal(before[path], after[path]) for path in before.keys() | after.keys())

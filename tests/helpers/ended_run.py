@@ -77,6 +77,6 @@ def arrange(how: str) -> None:
 
 if __name__ == "__main__":
     arrange(sys.argv.pop(1))
-    from rahf.cli import main
+    from rahf.cli.main import main
 
     sys.exit(main())

@@ -38,8 +38,8 @@ def run(folder, lines, **options):
 
 
 def records(out):
-    found = {name: count for name, count in store.splits(out).items() if count}
-    return {record.uid: record for split in found for record in store.open_split(out, split)}
+    splits = {name: count for name, count in store.splits(out).items() if count}
+    return {record.uid: record for split in splits for record in store.open_split(out, split)}
 
 
 def grey(encoded):

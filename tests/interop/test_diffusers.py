@@ -12,7 +12,9 @@ from diffusers import EulerDiscreteScheduler  # noqa: E402
 
 from rahf.interop.diffusers import Guidance, decode, inpaint_best_of, inpainter  # noqa: E402
 from rahf.steer.masks import MaskOptions  # noqa: E402
-from tests.helpers import diffusers_maker as maker
+from tests.helpers import diffusers_maker as maker  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 PROMPTS = ["a red cat", "two dogs"]
 

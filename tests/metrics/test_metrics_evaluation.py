@@ -14,14 +14,13 @@ from rahf.metrics import (
     MeanBaseline,
     ScoreMetrics,
     TrainingMean,
-    intervals,
-    mean_baseline,
+    bootstrap_intervals,
 )
 
 
 def batches(count=4, size=6):
     """Batches with missing labels, an empty map, and filling at the end."""
-    made = []
+    numbered = []
     for number in range(count):
         rng = np.random.default_rng(number)
         batch = fake(batch_size=size, image_size=8, seed=number)
@@ -29,11 +28,11 @@ def batches(count=4, size=6):
         batch.index[:] += number * size
         batch.score_mask[:] = rng.random(batch.score_mask.shape) < 0.8
         batch.heatmap_mask[:] = rng.random(batch.heatmap_mask.shape) < 0.9
-        made.append(batch)
-    last = made[-1]
+        numbered.append(batch)
+    last = numbered[-1]
     last.example_mask[-2:] = False
     last.index[-2:] = -1
-    return made
+    return numbered
 
 
 def outputs(batch: Batch):
@@ -76,39 +75,39 @@ def test_names_are_those_of_the_design():
     assert names == expected | {"keywords_constrained/average_precision"}
 
 
-def test_merge_equals_the_whole_in_any_order():
+def test_merging_in_any_order_equals_one_pass():
     some = batches()
-    whole = evaluate(some)
-    same(evaluate(some[:1]).merge(evaluate(some[1:])).compute(), whole.compute())
-    same(evaluate(some[::-1]).compute(), whole.compute())
-    same(evaluate(some[2:]).merge(evaluate(some[:2])).intervals(50), whole.intervals(50))
+    together = evaluate(some)
+    same(evaluate(some[:1]).merge(evaluate(some[1:])).compute(), together.compute())
+    same(evaluate(some[::-1]).compute(), together.compute())
+    same(evaluate(some[2:]).merge(evaluate(some[:2])).intervals(50), together.intervals(50))
 
 
 def test_exchange_between_processes():
     some = batches()
-    whole = evaluate(some)
+    together = evaluate(some)
     gathered = EvaluationMetrics()
     for part in (evaluate(some[:1]), evaluate(some[1:])):
         arrays = part.to_arrays(rows=30)  # equal shapes, as an all-gather needs
         assert {len(array) for array in arrays.values()} == {30}
         gathered.add_arrays(arrays)
-    same(gathered.compute(), whole.compute())
-    same(EvaluationMetrics.from_arrays(whole.to_arrays()).compute(), whole.compute())
+    same(gathered.compute(), together.compute())
+    same(EvaluationMetrics.from_arrays(together.to_arrays()).compute(), together.compute())
     with pytest.raises(ValueError, match="do not fit into 3 rows"):
-        whole.to_arrays(rows=3)
+        together.to_arrays(rows=3)
 
 
 def test_a_process_without_examples():
-    whole = evaluate(batches())
+    together = evaluate(batches())
     nothing = EvaluationMetrics()
     assert {len(a) for a in nothing.to_arrays(rows=5).values()} == {5}
-    same(nothing.add_arrays(EvaluationMetrics().to_arrays(rows=5)).merge(whole).compute(), whole.compute())
+    same(nothing.add_arrays(EvaluationMetrics().to_arrays(rows=5)).merge(together).compute(), together.compute())
 
 
 def test_duplicates_count_once():
     some = batches()
-    whole = evaluate(some).compute()
-    same(evaluate([*some, some[1], some[0]]).compute(), whole)
+    together = evaluate(some).compute()
+    same(evaluate([*some, some[1], some[0]]).compute(), together)
 
 
 def test_filling_changes_nothing():
@@ -162,10 +161,10 @@ def test_intervals_equal_computing_each_resample_anew():
     fast, results = metrics.intervals(resamples=40), slow_intervals(metrics, 40)
     counted = {n for n in results[0] if n.split("/")[-1].startswith(("count", "words", "misaligned"))}
     assert set(fast) == set(results[0]) - counted
-    for name, found in fast.items():
+    for name, interval in fast.items():
         values = np.array([r[name] for r in results])
         expected = np.quantile(values[np.isfinite(values)], [0.025, 0.975])
-        assert found == pytest.approx(tuple(expected), rel=1e-9, abs=1e-12), name
+        assert interval == pytest.approx(tuple(expected), rel=1e-9, abs=1e-12), name
 
 
 def test_interval_of_a_correlation_covers_as_theory_says():
@@ -174,24 +173,24 @@ def test_interval_of_a_correlation_covers_as_theory_says():
     prediction = truth + 0.3 * rng.standard_normal(truth.shape)
     metrics = ScoreMetrics()
     metrics.update(prediction, truth, np.ones((1000, 4), bool), np.arange(1000))
-    low, high = intervals(metrics, resamples=300)["scores/overall/plcc"]
+    low, high = bootstrap_intervals(metrics, resamples=300)["scores/overall/plcc"]
     exact = scipy.stats.pearsonr(prediction[:, 3], truth[:, 3]).confidence_interval(0.95)
     assert (low, high) == pytest.approx((exact.low, exact.high), abs=0.012)
-    assert intervals(metrics, resamples=50, seed=1) == intervals(metrics, resamples=50, seed=1)
-    assert intervals(metrics, resamples=50, seed=1) != intervals(metrics, resamples=50, seed=2)
+    assert bootstrap_intervals(metrics, resamples=50, seed=1) == bootstrap_intervals(metrics, resamples=50, seed=1)
+    assert bootstrap_intervals(metrics, resamples=50, seed=1) != bootstrap_intervals(metrics, resamples=50, seed=2)
 
 
 def test_handling_resamples_in_parts_changes_nothing(monkeypatch):
     metrics = evaluate(batches())
-    whole = metrics.intervals(resamples=30)
+    together = metrics.intervals(resamples=30)
     monkeypatch.setattr("rahf.metrics.bootstrap._CELLS", 100)
-    same(metrics.intervals(resamples=30), whole)
+    same(metrics.intervals(resamples=30), together)
 
 
 def test_intervals_without_examples_or_with_nonsense():
-    assert all(np.isnan(pair).all() for pair in intervals(ScoreMetrics(), resamples=3).values())
+    assert all(np.isnan(pair).all() for pair in bootstrap_intervals(ScoreMetrics(), resamples=3).values())
     with pytest.raises(ValueError, match="0 < level < 1"):
-        intervals(ScoreMetrics(), level=95.0)
+        bootstrap_intervals(ScoreMetrics(), level=95.0)
 
 
 def test_training_mean_counts_existing_labels_only():
@@ -203,8 +202,8 @@ def test_training_mean_counts_existing_labels_only():
     keep = np.concatenate([b.heatmap_mask for b in some])
     for kind in range(2):
         np.testing.assert_allclose(mean.heatmaps()[:, :, kind], maps[keep[:, kind], :, :, kind].mean(0), rtol=1e-6)
-    scores, known = (np.concatenate([getattr(b, n) for b in some]) for n in ("scores", "score_mask"))
-    expected = [scores[known[:, i], i].mean() for i in range(4)]
+    scores, rated = (np.concatenate([getattr(b, n) for b in some]) for n in ("scores", "score_mask"))
+    expected = [scores[rated[:, i], i].mean() for i in range(4)]
     np.testing.assert_allclose(mean.scores(), expected, rtol=1e-6)
     with pytest.raises(ValueError, match="no training example"):
         TrainingMean().heatmaps()
@@ -217,25 +216,32 @@ def test_mean_baseline():
     some = batches()
     rng = np.random.default_rng(0)
     mean_maps, mean_scores = rng.random((8, 8, 2)).astype(np.float32), np.float32([0.5, 0.6, 0.7, 0.8])
-    result = mean_baseline(iter(some), mean_maps, mean_scores)
+    baseline = MeanBaseline(mean_maps, mean_scores)
     expected = EvaluationMetrics()
     for batch in some:
+        baseline.update(batch)
         size, words = len(batch.index), np.ones_like(batch.word_labels)
         maps = np.repeat(mean_maps[None], size, 0)
         expected.update(batch, maps, np.repeat(mean_scores[None], size, 0), words, words, 0.0 * words)
+    result = baseline.compute()
     same(result, expected.compute())
     for name in SCORES:
         assert result[f"scores/{name}/plcc"] == result[f"scores/{name}/srcc"] == 0
     assert result["keywords/f1"] == result["keywords_constrained/recall"] == 0
     assert 0.3 < result["heatmaps/implausibility/auc_judd"] < 0.7
-    baseline = MeanBaseline(np.full((3, 5, 2), 0.25, np.float32), mean_scores)
-    for batch in some:
+
+
+def test_mean_baseline_of_another_size_is_resized():
+    baseline = MeanBaseline(np.full((3, 5, 2), 0.25, np.float32), np.full(4, 0.5, np.float32))
+    for batch in batches():
         baseline.update(batch)
-    assert baseline.compute()["heatmaps/misalignment/cc"] == 0
-    assert baseline.compute()["heatmaps/misalignment/auc_judd"] == 0.5
-    assert baseline.compute()["heatmaps/misalignment/mse_empty"] == pytest.approx(0.0625)
+    result = baseline.compute()
+    assert result["heatmaps/misalignment/cc"] == 0
+    assert result["heatmaps/misalignment/auc_judd"] == 0.5
+    assert result["heatmaps/misalignment/mse_empty"] == pytest.approx(0.0625)
 
 
 def test_importable_without_jax():
-    code = "import sys, rahf.metrics, rahf.critic.drawing, rahf.critic.evaluation.report.page; assert 'jax' not in sys.modules"
+    modules = "rahf.metrics, rahf.critic.drawing, rahf.critic.evaluation.report.page"
+    code = f"import sys, {modules}; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -47,20 +47,20 @@ def test_against_loops():
     metrics = KeywordMetrics("keywords_constrained")
     metrics.update(predicted, truth, mask, index)
     result = metrics.compute()
-    whole, prompts = np.zeros(3), []
+    totals, prompts = np.zeros(3), []
     for p_row, t_row, m_row in zip(predicted, truth, mask):
         tp = fp = fn = 0
         for p, t, m in zip(p_row, t_row, m_row):
             tp += m and p == 0 and t == 0
             fp += m and p == 0 and t == 1
             fn += m and p == 1 and t == 0
-        whole += (tp, fp, fn)
+        totals += (tp, fp, fn)
         if m_row.any():
             precision = tp / (tp + fp) if tp + fp else 0
             recall = tp / (tp + fn) if tp + fn else 0
             f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0
             prompts.append((precision, recall, f1))
-    tp, fp, fn = whole
+    tp, fp, fn = totals
     precision, recall = tp / (tp + fp), tp / (tp + fn)
     expected = (precision, recall, 2 * precision * recall / (precision + recall), *np.mean(prompts, axis=0))
     names = ("precision", "recall", "f1", "macro_precision", "macro_recall", "macro_f1")

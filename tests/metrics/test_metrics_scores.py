@@ -109,8 +109,8 @@ def test_a_score_without_labels():
     metrics.update(prediction, truth, mask, index)
     result = metrics.compute()
     assert np.isnan(result["scores/aesthetics/plcc"]) and result["scores/aesthetics/count"] == 0
-    known = [result[f"scores/{name}/plcc"] for name in SCORES if name != "aesthetics"]
-    assert result["scores/mean/plcc"] == pytest.approx(np.mean(known))
+    defined = [result[f"scores/{name}/plcc"] for name in SCORES if name != "aesthetics"]
+    assert result["scores/mean/plcc"] == pytest.approx(np.mean(defined))
 
 
 def test_no_example_at_all():

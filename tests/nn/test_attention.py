@@ -41,7 +41,7 @@ def test_padding_to_a_legal_length_changes_nothing(queries, keys, causal):
     weights = jnp.asarray(rng(5).standard_normal(q.shape, np.float32))
 
     def run(function):
-        value = lambda *x: (weights * function(*x)).sum()  # noqa: E731
+        value = lambda *x: (weights * function(*x)).sum()
         return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3)))(q, k, v, bias)
 
     found = run(lambda q, k, v, bias: attention_lib.padded(q, k, v, mask, bias, causal, 1.0, "xla"))
@@ -62,7 +62,7 @@ def test_causal_by_hand():
 def test_an_example_without_keys_is_finite():
     q, k, v, _, bias = given(5, 6)
     mask = jnp.zeros((2, 6), bool)
-    run = lambda q: attention_lib.padded(q, k, v, mask, bias, False, None, "xla").sum()  # noqa: E731
+    run = lambda q: attention_lib.padded(q, k, v, mask, bias, False, None, "xla").sum()
     assert np.isfinite(run(q)) and np.isfinite(jax.grad(run)(q)).all()
 
 
@@ -106,7 +106,7 @@ def calls(text):
 
 def test_a_vision_transformer_of_577_tokens_is_fused(pretend_gpu):
     x = jax.ShapeDtypeStruct((2, 577, 16, 64), jnp.bfloat16)
-    loss = lambda q, k, v: attention(q, k, v, implementation="cudnn").astype(jnp.float32).sum()  # noqa: E731
+    loss = lambda q, k, v: attention(q, k, v, implementation="cudnn").astype(jnp.float32).sum()
     text = jax.jit(jax.grad(loss, (0, 1, 2))).trace(x, x, x).lower(lowering_platforms=("cuda",)).as_text()
     assert calls(text) == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
     assert "tensor<2x584x16x64xbf16>" in text and r"mask_type\22: \22PADDING" in text

@@ -88,7 +88,7 @@ def test_memory_falls():
     def temporaries(remat):
         how = Execution(remat=remat, scan_layers=True)
         graphdef, params = functional.abstract(lambda: vit.ViT(config, 48, dtype=F32, execution=how))
-        value = lambda p, x: jnp.square(functional.merge(graphdef, p)(x)).sum()  # noqa: E731
+        value = lambda p, x: jnp.square(functional.merge(graphdef, p)(x)).sum()
         shape = jax.ShapeDtypeStruct((4, 48, 48, 3), np.float32)
         return jax.jit(jax.grad(value)).lower(params, shape).compile().memory_analysis().temp_size_in_bytes
 
@@ -109,8 +109,8 @@ def residuals(remat):
     build, inputs = PARTS["head"]
     how = Execution(remat=remat)
     graphdef, params = functional.abstract(lambda: build(how))
-    forward = lambda p, x: execution.part(how, functional.merge(graphdef, p))(x)  # noqa: E731
-    run = lambda p, x: jax.vjp(forward, p, x)[1]  # noqa: E731
+    forward = lambda p, x: execution.part(how, functional.merge(graphdef, p))(x)
+    run = lambda p, x: jax.vjp(forward, p, x)[1]
     kept = jax.tree.leaves(jax.eval_shape(run, params, inputs[0]))
     given = [leaf.shape for leaf in jax.tree.leaves(params)]
     return [leaf for leaf in kept if leaf.shape not in given and leaf.ndim == 4]

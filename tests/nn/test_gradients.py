@@ -37,7 +37,7 @@ def close(found, wanted, tolerance=1e-5):
 def with_gradients(function, *inputs):
     """Values, and gradients of a sum with random weights."""
     weights = normal(*jax.eval_shape(function, *inputs).shape, seed=9)
-    value = lambda *x: (weights * function(*x)).sum()  # noqa: E731
+    value = lambda *x: (weights * function(*x)).sum()
     return jax.jit(lambda *x: (function(*x), jax.grad(value, tuple(range(len(x))))(*x)))(*inputs)
 
 
@@ -58,7 +58,7 @@ def test_a_gradient_by_hand():
 
 def text_of_gradient(dtype=jnp.float32):
     x, kernel = normal(6, 4).astype(dtype), normal(4, 3).astype(dtype)
-    loss = lambda x, kernel: gradients.product(x, kernel, out=jnp.float32).sum()  # noqa: E731
+    loss = lambda x, kernel: gradients.product(x, kernel, out=jnp.float32).sum()
     return jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
 
 
@@ -78,7 +78,7 @@ def test_elsewhere_everything_is_jaxs_own():
         return functional.merge(graphdef, params)(batch._replace(image=pixels)).scores[:, 0].sum()
 
     pixels = jnp.asarray(batch.image, jnp.float32) / 255
-    forwards_of = lambda function, x: jax.jvp(function, (x,), (jnp.ones_like(x),))[1]  # noqa: E731
+    forwards_of = lambda function, x: jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jit(lambda x: forwards_of(score, x)).lower(pixels)
 
@@ -107,7 +107,7 @@ def test_attention_and_all_its_gradients(monkeypatch, queries, keys, masked, cau
     given = [heads(queries, 1), heads(keys, 2), heads(keys, 3)]
     given += [normal(examples, 2, queries, keys, seed=4)] if examples else []
     options = dict(mask=padding(keys) if masked else None, causal=causal)
-    run = lambda q, k, v, bias=None: attention(q, k, v, bias=bias, **options)  # noqa: E731
+    run = lambda q, k, v, bias=None: attention(q, k, v, bias=bias, **options)
     found = with_gradients(run, *given)
     monkeypatch.setattr(gradients, "reordered", lambda: False)
     wanted = with_gradients(run, *given)
@@ -136,7 +136,7 @@ def test_an_example_without_keys(monkeypatch):
     """Its logits have no gradient; masks of other shapes."""
     mask = jnp.asarray(rng(5).random((3, 1, 4, 6)) < 0.5).at[1].set(False)
     given = heads(4, 1), heads(6, 2), heads(6, 3), normal(1, 2, 4, 6, seed=4)
-    run = lambda q, k, v, bias: attention(q, k, v, bias=bias, mask=mask, scale=1.0)  # noqa: E731
+    run = lambda q, k, v, bias: attention(q, k, v, bias=bias, mask=mask, scale=1.0)
     found = with_gradients(run, *given)
     monkeypatch.setattr(gradients, "reordered", lambda: False)
     close(found, with_gradients(run, *given))
@@ -145,7 +145,7 @@ def test_an_example_without_keys(monkeypatch):
 
 def test_attention_in_bfloat16():
     q, k, v = (heads(7, seed).astype(jnp.bfloat16) for seed in (1, 2, 3))
-    run = lambda q, k, v: attention(q, k, v).astype(jnp.float32)  # noqa: E731
+    run = lambda q, k, v: attention(q, k, v).astype(jnp.float32)
     found = with_gradients(run, q, k, v)
     assert all(gradient.dtype == jnp.bfloat16 for gradient in found[1])
     close(found[1], with_gradients(run, *(x.astype(jnp.float32) for x in (q, k, v)))[1], 3e-2)

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from rahf.core.errors import PretrainedError
 from rahf.pretrained import files, source
-from rahf.pretrained.source import Source
+from rahf.pretrained.source import WeightsSource
 from tests.helpers import pretrained_maker as maker
 
 STATE = {
@@ -26,7 +26,7 @@ def read(folder):
 
 def test_a_folder_is_taken_as_it_is(tmp_path):
     found = source.locate(tmp_path)
-    assert found == Source(tmp_path, str(tmp_path), None) and source.locate(found) is found
+    assert found == WeightsSource(tmp_path, str(tmp_path), None) and source.locate(found) is found
     assert found.record() == {"name": str(tmp_path), "revision": None}
 
 

@@ -10,8 +10,8 @@ from transformers.models.t5 import configuration_t5, modeling_t5  # noqa: E402
 from transformers.models.vit import configuration_vit, modeling_vit  # noqa: E402
 
 from rahf.nn import functional  # noqa: E402
-from rahf.pretrained import t5 as t5_files  # noqa: E402
-from rahf.pretrained import vit as vit_files  # noqa: E402
+from rahf.pretrained.t5 import load_t5, published_t5  # noqa: E402
+from rahf.pretrained.vision import load_vision, published_vision  # noqa: E402
 from tests.helpers.parity import agree, compare_tower, disturb, run_t5  # noqa: E402
 
 
@@ -22,10 +22,10 @@ def test_vit_large(tmp_path, monkeypatch):
     module = disturb(modeling_vit.ViTModel(config), matrices=0)
     module.save_pretrained(tmp_path, max_shard_size="300MB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    found = vit_files.published(tmp_path)
-    params = vit_files.load(tmp_path, found.vit, 384)
+    published = published_vision(tmp_path)
+    params = load_vision(tmp_path, published.vit, 384)
     assert functional.count(params) == 303_690_752  # ViT-L/16 at 384 without pooler and classifier
-    compare_tower(module, found.vit, 384, params, monkeypatch)
+    compare_tower(module, published.vit, 384, params, monkeypatch)
 
 
 @pytest.mark.slow
@@ -34,8 +34,8 @@ def test_t5_base(tmp_path, monkeypatch):
     config = configuration_t5.T5Config(**size, decoder_start_token_id=0)
     module = disturb(modeling_t5.T5ForConditionalGeneration(config), matrices=0)
     module.save_pretrained(tmp_path, max_shard_size="300MB")
-    found = t5_files.published(tmp_path)
-    params = t5_files.load(tmp_path, found)
+    config = published_t5(tmp_path)
+    params = load_t5(tmp_path, config)
     assert functional.count(params) == 222_903_552
     rng = np.random.default_rng(0)
     ids, labels = rng.integers(2, 32000, (2, 37)), rng.integers(2, 32000, (2, 21))
@@ -46,6 +46,6 @@ def test_t5_base(tmp_path, monkeypatch):
             attention_mask=torch.from_numpy(mask.astype(np.int64)),
             labels=torch.from_numpy(labels),
         )
-    encoded, logits, _ = jax.device_get(run_t5(found, params, ids, mask, labels, monkeypatch))
+    encoded, logits, _ = jax.device_get(run_t5(config, params, ids, mask, labels, monkeypatch))
     agree(encoded[mask], theirs.encoder_last_hidden_state[torch.from_numpy(mask)])
     agree(logits, theirs.logits)

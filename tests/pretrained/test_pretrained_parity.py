@@ -13,13 +13,12 @@ from transformers.models.t5 import configuration_t5, modeling_t5  # noqa: E402
 from transformers.models.vit import configuration_vit, modeling_vit  # noqa: E402
 
 from rahf.config import CriticConfig, HeatmapHeadConfig, ScoreHeadConfig  # noqa: E402
-from rahf.core import errors
+from rahf.core import errors  # noqa: E402
 from rahf.critic import towers  # noqa: E402
-from rahf.critic.networks import build
+from rahf.critic.networks import build  # noqa: E402
 from rahf.nn import functional, t5  # noqa: E402
-from rahf.pretrained import dinov2, siglip  # noqa: E402
-from rahf.pretrained import t5 as t5_files  # noqa: E402
-from rahf.pretrained import vit as vit_files  # noqa: E402
+from rahf.pretrained.t5 import load_t5, published_t5  # noqa: E402
+from rahf.pretrained.vision import load_vision, published_vision  # noqa: E402
 from tests.helpers.parity import DTYPE, T5_SMALL, agree, compare_tower, disturb, make_t5, run_t5, token_ids  # noqa: E402
 
 SMALL = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=3, image_size=32, patch_size=8)
@@ -32,9 +31,9 @@ def test_vit(tmp_path, monkeypatch, variant):
     config = configuration_vit.ViTConfig(**SMALL, intermediate_size=80, **variant)
     module = disturb(modeling_vit.ViTModel(config))
     module.save_pretrained(tmp_path)
-    found = vit_files.published(tmp_path)
+    found = published_vision(tmp_path)
     assert found.image_size == 32 and (found.vit.width, found.vit.depth, found.vit.heads) == (48, 3, 3)
-    params = vit_files.load(tmp_path, found.vit, 32)
+    params = load_vision(tmp_path, found.vit, 32)
     compare_tower(module, found.vit, 32, params, monkeypatch)
 
 
@@ -43,8 +42,8 @@ def test_vit_at_another_size(tmp_path, monkeypatch, size):
     config = configuration_vit.ViTConfig(**SMALL, intermediate_size=80)
     classifier = disturb(modeling_vit.ViTForImageClassification(config))
     classifier.save_pretrained(tmp_path)  # the layout of google/vit-large-patch16-384: a prefix, and a classifier
-    found = vit_files.published(tmp_path)
-    params = vit_files.load(tmp_path, found.vit, size)
+    found = published_vision(tmp_path)
+    params = load_vision(tmp_path, found.vit, size)
     compare_tower(classifier.vit, found.vit, size, params, monkeypatch, interpolate_pos_encoding=True)
 
 
@@ -60,9 +59,9 @@ def test_siglip(tmp_path, monkeypatch, whole, size):
     else:
         saved = module = disturb(modeling_siglip.SiglipVisionModel(configuration_siglip.SiglipVisionConfig(**tower)))
     saved.save_pretrained(tmp_path)
-    found = siglip.published(tmp_path)
+    found = published_vision(tmp_path)
     assert found.vit.activation == "gelu-tanh" and not found.vit.class_token
-    params = siglip.load(tmp_path, found.vit, size)
+    params = load_vision(tmp_path, found.vit, size)
     compare_tower(module, found.vit, size, params, monkeypatch, interpolate_pos_encoding=True)
 
 
@@ -70,21 +69,21 @@ def test_siglip(tmp_path, monkeypatch, whole, size):
 def test_dinov2(tmp_path, monkeypatch, size):
     module = disturb(modeling_dinov2.Dinov2Model(configuration_dinov2.Dinov2Config(**SMALL, mlp_ratio=2)))
     module.save_pretrained(tmp_path)
-    found = dinov2.published(tmp_path)
+    found = published_vision(tmp_path)
     assert found.vit.layer_scale and found.vit.mlp_width == 96
-    params = dinov2.load(tmp_path, found.vit, size)
+    params = load_vision(tmp_path, found.vit, size)
     compare_tower(module, found.vit, size, params, monkeypatch)
 
 
 def test_any_family_is_found_by_its_config(tmp_path):
     module = modeling_dinov2.Dinov2Model(configuration_dinov2.Dinov2Config(**SMALL))
     module.save_pretrained(tmp_path)
-    found = towers.published_vision(tmp_path)
+    found = published_vision(tmp_path)
     network = CriticConfig(image_size=32, vit=found.vit, image_mean=found.image_mean, image_std=found.image_std)
-    params = towers.load_vision(tmp_path, network)
+    params = towers.load_image_tower(tmp_path, network)
     np.testing.assert_array_equal(params["norm"]["scale"], module.layernorm.weight.detach().numpy())
     with pytest.raises(errors.PretrainedError, match="image_mean"):
-        towers.load_vision(tmp_path, CriticConfig(image_size=32, vit=found.vit))
+        towers.load_image_tower(tmp_path, CriticConfig(image_size=32, vit=found.vit))
 
 
 V1_0 = dict(feed_forward_proj="relu")
@@ -99,9 +98,9 @@ VARIANTS = {"v1.0": (V1_0, False), "v1.1": (V1_1, True), "v1.1 tied": (V1_1, Fal
 def test_t5(tmp_path, monkeypatch, kind, length, targets):
     variant, untie = VARIANTS[kind]
     module = make_t5(tmp_path, variant, untie)
-    config = t5_files.published(tmp_path)
+    config = published_t5(tmp_path)
     assert config.tie_embeddings == (kind == "v1.0") and config.decoder_layers == 3
-    params = t5_files.load(tmp_path, config)
+    params = load_t5(tmp_path, config)
     ids, mask = token_ids(length)
     labels = token_ids(targets, seed=1)[0]
     hidden = {"encoder": [], "decoder": []}
@@ -131,10 +130,10 @@ def test_t5_encoder_alone_beyond_the_last_bucket(tmp_path):
     ids, _ = token_ids(301, count=1)
     with torch.no_grad():
         theirs = module(input_ids=torch.from_numpy(ids)).last_hidden_state
-    found = t5_files.published(tmp_path)
+    found = published_t5(tmp_path)
     with pytest.raises(errors.PretrainedError, match="decoder=False"):
-        t5_files.load(tmp_path)
-    params = t5_files.load(tmp_path, decoder=False)
+        load_t5(tmp_path)
+    params = load_t5(tmp_path, decoder=False)
     assert sorted(params) == ["embedding", "encoder"]
     graphdef, _ = functional.abstract(lambda: t5.Encoder(found, dtype=DTYPE))
     encoder = functional.merge(graphdef, jax.device_put(params["encoder"]))
@@ -160,24 +159,21 @@ def test_towers_start_a_network(tmp_path):
     """Both towers go into fresh parameters of a whole network; heads stay as they were initialised."""
     modeling_vit.ViTModel(configuration_vit.ViTConfig(**SMALL, intermediate_size=80)).save_pretrained(tmp_path / "vit")
     make_t5(tmp_path / "t5", V1_0, False)
-    found = vit_files.published(tmp_path / "vit")
+    found = published_vision(tmp_path / "vit")
     config = CriticConfig(
         image_size=32,
         vit=found.vit,
-        t5=t5_files.published(tmp_path / "t5"),
+        t5=published_t5(tmp_path / "t5"),
         heatmap_head=HeatmapHeadConfig(conv_widths=(8,), up_widths=(8,)),
         score_head=ScoreHeadConfig(conv_widths=(8,), dense_widths=(8,)),
     )
-    shapes = functional.abstract(build.build(config))[1]
-    fresh = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
-    params, record = towers.start(fresh, config, vision=tmp_path / "vit", text=tmp_path / "t5")
+    fresh = functional.abstract(build.build(config))[1]
+    params, record = towers.load_towers(config, vision=tmp_path / "vit", text=tmp_path / "t5")
     assert {kind: (record[kind]["name"], record[kind]["parts"]) for kind in ("vision", "text")} == {
         "vision": (str(tmp_path / "vit"), ["vit"]),
         "text": (str(tmp_path / "t5"), ["decoder", "embedding", "encoder"]),
     }
     assert record["vision"]["positions"] is None and record["text"]["license"] == "unknown"
-    before, after = functional.flatten(fresh), functional.flatten(params)
-    kept = {path for path in before if np.array_equal(before[path], after[path])}
-    assert kept == {path for path in before if not path.startswith(("vit/", "encoder/", "decoder/", "embedding"))}
-    assert kept == set(record["random"]) and set(before) - kept == set(record["taken"])
-    assert (fresh["embedding"] == 0.5).all()  # the given parameters are not changed
+    shares, paths = towers.shares(fresh, params), set(functional.flatten(fresh))
+    heads = {path for path in paths if not path.startswith(("vit/", "encoder/", "decoder/", "embedding"))}
+    assert heads == set(shares["random"]) and paths - heads == set(shares["taken"]) == set(functional.flatten(params))

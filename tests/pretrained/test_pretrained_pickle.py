@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="reading PyTorch's format needs PyTorch: pip install rahf[torch]")
 
 from rahf.core.errors import PretrainedError  # noqa: E402
-from rahf.pretrained import files, vit  # noqa: E402
-from tests.helpers import pretrained_maker as maker
+from rahf.pretrained import files, vision  # noqa: E402
+from tests.helpers import pretrained_maker as maker  # noqa: E402
 
 
 def tensors(state):
@@ -18,7 +18,7 @@ def tensors(state):
 
 
 def load(folder):
-    return vit.load(folder, vit.published(folder).vit, 32)
+    return vision.load_vision(folder, vision.published_vision(folder).vit, 32)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

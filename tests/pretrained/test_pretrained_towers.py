@@ -9,31 +9,21 @@ from rahf import text
 from rahf.config import ViTConfig
 from rahf.core.errors import PretrainedError
 from rahf.nn import functional
-from rahf.pretrained import dinov2, siglip, t5, towers, vit
+from rahf.pretrained import dinov2, positions, siglip, t5
+from rahf.pretrained.towers import published_tower
+from rahf.pretrained.vision import load_vision, published_vision
 from tests.helpers import pretrained_maker as maker
 
 
-def load_vit(folder, size=32, **changes):
-    return vit.load(folder, dataclasses.replace(vit.published(folder).vit, **changes), size)
-
-
-def load_t5(folder):
-    return t5.load(folder)
-
-
-def load_siglip(folder):
-    return siglip.load(folder, siglip.published(folder).vit, 32)
-
-
-def load_dinov2(folder):
-    return dinov2.load(folder, dinov2.published(folder).vit, 32)
+def load_image_tower(folder, size=32, **changes):
+    return load_vision(folder, dataclasses.replace(published_vision(folder).vit, **changes), size)
 
 
 KINDS = {
-    "vit": (maker.VIT, maker.vit_state, load_vit, "encoder.layer.1.output.dense.weight"),
-    "siglip": (maker.SIGLIP, maker.siglip_state, load_siglip, "vision_model.encoder.layers.1.mlp.fc2.weight"),
-    "dinov2": (maker.DINOV2, maker.dinov2_state, load_dinov2, "encoder.layer.1.mlp.fc1.weight"),
-    "t5": (maker.T5, maker.t5_state, load_t5, "decoder.block.1.layer.1.EncDecAttention.k.weight"),
+    "vit": (maker.VIT, maker.vit_state, load_image_tower, "encoder.layer.1.output.dense.weight"),
+    "siglip": (maker.SIGLIP, maker.siglip_state, load_image_tower, "vision_model.encoder.layers.1.mlp.fc2.weight"),
+    "dinov2": (maker.DINOV2, maker.dinov2_state, load_image_tower, "encoder.layer.1.mlp.fc1.weight"),
+    "t5": (maker.T5, maker.t5_state, t5.load_t5, "decoder.block.1.layer.1.EncDecAttention.k.weight"),
 }
 
 
@@ -109,18 +99,18 @@ def test_all_problems_come_in_one_message(tmp_path, kind):
 def test_the_other_family_is_refused(tmp_path, kind):
     config, state, _, _ = kind
     maker.save(tmp_path, config, state)
-    other, load = ("'t5'", vit.published) if config["model_type"] == "t5" else (f"'{config['model_type']}'", t5.load)
-    with pytest.raises(PretrainedError, match=f"config.json: model_type is {other}, expected"):
-        load(tmp_path)
-    another = dinov2 if config["model_type"].startswith("siglip") else siglip
-    with pytest.raises(PretrainedError, match=f"model_type is {config['model_type']!r}, expected '(siglip|dinov2)'"):
-        another.published(tmp_path)
+    model_type = config["model_type"]
+    with pytest.raises(PretrainedError, match=f"config.json: model_type is {model_type!r}, expected"):
+        (published_vision if model_type == "t5" else t5.load_t5)(tmp_path)
+    other = dinov2 if model_type.startswith("siglip") else siglip
+    with pytest.raises(PretrainedError, match=f"model_type is {model_type!r}, expected '(siglip|dinov2)'"):
+        published_tower(other.FAMILY, tmp_path)
 
 
 def test_vit_places(tmp_path):
     """Each kind of tensor lands where the network looks for it."""
     state = maker.vit_state()
-    params = load_vit(maker.save(tmp_path, maker.VIT, state))
+    params = load_image_tower(maker.save(tmp_path, maker.VIT, state))
     patch = state["embeddings.patch_embeddings.projection.weight"]  # [out, colour, y, x]
     np.testing.assert_array_equal(params["embed"]["kernel"].reshape(8, 8, 3, 16)[2, 5, 1], patch[:, 1, 2, 5])
     np.testing.assert_array_equal(params["position"], state["embeddings.position_embeddings"][0])
@@ -131,7 +121,7 @@ def test_vit_places(tmp_path):
 
 def test_vit_without_class_token(tmp_path):
     state = maker.vit_state()
-    params = load_vit(maker.save(tmp_path, maker.VIT, state), class_token=False)
+    params = load_image_tower(maker.save(tmp_path, maker.VIT, state), class_token=False)
     assert "class_token" not in params
     np.testing.assert_array_equal(params["position"], state["embeddings.position_embeddings"][0, 1:])
 
@@ -139,7 +129,7 @@ def test_vit_without_class_token(tmp_path):
 def test_vit_of_other_sizes_is_refused(tmp_path):
     maker.save(tmp_path, maker.VIT, maker.vit_state())
     with pytest.raises(PretrainedError) as caught:
-        vit.load(tmp_path, ViTConfig(patch_size=8, width=16, depth=2, heads=4, mlp_width=24, stem=(4,)), 32)
+        load_vision(tmp_path, ViTConfig(patch_size=8, width=16, depth=2, heads=4, mlp_width=24, stem=(4,)), 32)
     lines = str(caught.value).splitlines()[1:]
     assert lines == [
         "  model.vit.heads is 4, the checkpoint has 2",
@@ -154,43 +144,43 @@ def test_vit_of_other_sizes_is_refused(tmp_path):
 def test_vit_variants_that_do_not_exist_here(tmp_path, field, value):
     maker.save(tmp_path, {**maker.VIT, field: value}, maker.vit_state())
     with pytest.raises(PretrainedError, match=f"config.json: {field} is"):
-        vit.published(tmp_path)
+        published_vision(tmp_path)
 
 
 def test_normalisation_beside_the_weights(tmp_path):
     maker.save(tmp_path, maker.VIT, maker.vit_state())
-    assert vit.published(tmp_path).image_mean == (0.5, 0.5, 0.5)
+    assert published_vision(tmp_path).image_mean == (0.5, 0.5, 0.5)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.5, 0.6], "do_resize": true}')
-    found = vit.published(tmp_path)
+    found = published_vision(tmp_path)
     assert found.image_mean == (0.4, 0.5, 0.6) and found.image_std == (0.5, 0.5, 0.5)
 
 
 def test_positions_by_hand():
     """Two positions to four in each direction: half-pixel centres at -1/4, 1/4, 3/4, 5/4."""
     square = np.array([[0.0, 1.0], [2.0, 3.0]], np.float32).reshape(4, 1)
-    linear = towers.resize_positions(square, 2, 4, "bilinear").reshape(4, 4)
+    linear = positions.resize_positions(square, 2, 4, "bilinear").reshape(4, 4)
     np.testing.assert_allclose(linear[0], [0.0, 0.25, 0.75, 1.0])  # the border value is repeated
     np.testing.assert_allclose(linear[:, 0], [0.0, 0.5, 1.5, 2.0])
     # Weights of cubic convolution with a = -3/4 at a distance of 1/4: -27/256, 225/256, 67/256, -9/256.
-    weights = towers._resize_matrix(8, 16, "bicubic")[7] * 256
+    weights = positions._resize_matrix(8, 16, "bicubic")[7] * 256
     np.testing.assert_allclose(weights, [0, 0, -27, 225, 67, -9, 0, 0], atol=1e-9)
 
 
 @pytest.mark.parametrize("way", ["bicubic", "bilinear"])
 def test_positions_of_the_same_grid_and_of_constants(way):
     values = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
-    assert towers.resize_positions(values, 3, 3, way) is values
-    even = towers.resize_positions(np.full((9, 2), 1.5, np.float32), 3, 7, way)
+    assert positions.resize_positions(values, 3, 3, way) is values
+    even = positions.resize_positions(np.full((9, 2), 1.5, np.float32), 3, 7, way)
     assert even.dtype == np.float32
     np.testing.assert_allclose(even, 1.5, rtol=1e-6)
     with pytest.raises(ValueError, match="'nearest'"):
-        towers.resize_positions(values, 3, 4, "nearest")
+        positions.resize_positions(values, 3, 4, "nearest")
 
 
 def test_vit_at_another_size_moves_only_the_patches(tmp_path):
     state = maker.vit_state()
     maker.save(tmp_path, maker.VIT, state)
-    params = load_vit(tmp_path, size=48)
+    params = load_image_tower(tmp_path, size=48)
     assert params["position"].shape == (37, 16)
     np.testing.assert_array_equal(params["position"][0], state["embeddings.position_embeddings"][0, 0])
 
@@ -200,14 +190,14 @@ def test_t5_copies_of_the_embedding_must_be_equal(tmp_path):
     state["encoder.embed_tokens.weight"] = state["shared.weight"].copy()
     state["lm_head.weight"] = state["shared.weight"] + 1
     with pytest.raises(PretrainedError, match="lm_head.weight: differs from the tensor that it is said to share"):
-        load_t5(maker.save(tmp_path, maker.T5, state))
+        t5.load_t5(maker.save(tmp_path, maker.T5, state))
 
 
 def test_t5_embedding_under_its_other_name_and_a_tensor_nobody_uses(tmp_path):
     state = maker.t5_state()
     table = state["encoder.embed_tokens.weight"] = state.pop("shared.weight")
     state["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = np.zeros((32, 2), np.float32)
-    np.testing.assert_array_equal(load_t5(maker.save(tmp_path, maker.T5, state))["embedding"], table)
+    np.testing.assert_array_equal(t5.load_t5(maker.save(tmp_path, maker.T5, state))["embedding"], table)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +211,8 @@ def test_t5_embedding_under_its_other_name_and_a_tensor_nobody_uses(tmp_path):
 def test_t5_scaling_of_logits_as_old_and_new_configs_say_it(tmp_path, said, scaled):
     state = maker.t5_state()
     maker.save(tmp_path, {**maker.T5, **said}, state)
-    assert t5.published(tmp_path).tie_embeddings == scaled
-    params = load_t5(tmp_path)
+    assert t5.published_t5(tmp_path).tie_embeddings == scaled
+    params = t5.load_t5(tmp_path)
     assert ("output" in params) != scaled
     if not scaled:  # no head of its own: tied, but not scaled
         np.testing.assert_array_equal(params["output"], state["shared.weight"].T)
@@ -232,14 +222,14 @@ def test_t5_scaling_of_logits_as_old_and_new_configs_say_it(tmp_path, said, scal
 def test_t5_variants_that_do_not_exist_here(tmp_path, field, value):
     maker.save(tmp_path, {**maker.T5, field: value}, maker.t5_state())
     with pytest.raises(PretrainedError, match=f"config.json: {field} is {value!r}"):
-        t5.published(tmp_path)
+        t5.published_t5(tmp_path)
 
 
 def test_t5_of_other_sizes_is_refused(tmp_path):
-    found = t5.published(maker.save(tmp_path, maker.T5, maker.t5_state()))
+    found = t5.published_t5(maker.save(tmp_path, maker.T5, maker.t5_state()))
     with pytest.raises(PretrainedError, match="model.t5.decoder_layers is 3, the checkpoint has 2"):
-        t5.load(tmp_path, dataclasses.replace(found, decoder_layers=3))
-    t5.load(tmp_path, dataclasses.replace(found, decoder_layers=3), decoder=False)
+        t5.load_t5(tmp_path, dataclasses.replace(found, decoder_layers=3))
+    t5.load_t5(tmp_path, dataclasses.replace(found, decoder_layers=3), decoder=False)
 
 
 def test_vocabularies(tmp_path):
@@ -247,13 +237,13 @@ def test_vocabularies(tmp_path):
     model = text.train_tokenizer(["a yellow cat sits on a red mat", "two dogs run in the snow"], 320)
     (tmp_path / "spiece.model").write_bytes(model)
     pieces = text.Tokenizer(model).vocab_size
-    assert t5.tokenizer(tmp_path, pieces).vocab_size == pieces
-    assert t5.tokenizer(tmp_path / "spiece.model", 512 if pieces > 284 else 384).vocab_size == pieces
+    assert t5.published_t5_tokenizer(tmp_path, pieces).vocab_size == pieces
+    assert t5.published_t5_tokenizer(tmp_path / "spiece.model", 512 if pieces > 284 else 384).vocab_size == pieces
     for rows in (pieces - 1, 32128):
         with pytest.raises(
             PretrainedError, match=f"spiece.model: has {pieces} pieces, the network's embedding {rows} rows"
         ):
-            t5.tokenizer(tmp_path, rows)
+            t5.published_t5_tokenizer(tmp_path, rows)
     (tmp_path / "spiece.model").unlink()
     with pytest.raises(PretrainedError, match="spiece.model: missing"):
-        t5.tokenizer(tmp_path, pieces)
+        t5.published_t5_tokenizer(tmp_path, pieces)

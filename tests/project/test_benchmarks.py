@@ -42,7 +42,7 @@ SPEED = ("images_per_second", "ms", "tflop_per_second", "share_of_matmul_peak", 
 
 def test_train_step(benchmark):
     found = benchmark("train_step")
-    assert all(found[name] >= 0 for name in SPEED) and found["images_per_second"] > 0
+    assert set(SPEED) <= found.keys()
     assert found["images_per_second"] == pytest.approx(3e3 / found["ms"], rel=0.02)
     assert found["batch"] == 3 and found["planned_gib"]["together"] >= found["planned_gib"]["arguments"]
     planned = benchmark("train_step", "--compile-only")
@@ -51,7 +51,8 @@ def test_train_step(benchmark):
 
 def test_inference(benchmark):
     found = benchmark("inference", "--mode", "scores")
-    assert all(found[name] >= 0 for name in SPEED) and found["mode"] == "scores"
+    assert set(SPEED) <= found.keys() and found["mode"] == "scores"
+    assert found["images_per_second"] == pytest.approx(3e3 / found["ms"], rel=0.02)
 
 
 def test_presets_are_configs(monkeypatch):

@@ -168,7 +168,7 @@ def third_party(*folders: str) -> set[str]:
 
 
 def test_everything_imported_is_asked_for():
-    distributions = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"}
+    distributions = {"PIL": "pillow", "google": "protobuf", "absl": "absl-py", "orbax": "orbax-checkpoint"}
     asked = required("options", "install_requires")
     imported = {
         distributions.get(name, name).lower().replace("_", "-") for name in third_party("rahf", "data_pipelines")

@@ -163,7 +163,7 @@ def test_the_ports_network_is_that_of_the_public_checkpoint():
         width = outputs
     for number, (inputs, outputs) in enumerate([(12 * 24 * 24, 512), (512, 128), (128, 1)]):
         shapes[f"{score}linear_layers.{2 * number}.weight"] = (outputs, inputs)
-    stored = {name: files.Stored(shape, "F32", "x.pt", lambda: None) for name, shape in shapes.items()}
+    stored = {name: files.StoredTensor(shape, "F32", "x.pt", lambda: None) for name, shape in shapes.items()}
     inferred = richhf_torch.infer(strict.Taker(stored, "x.pt"))
     ours = load("vitl").model
     assert inferred == dataclasses.replace(ours, t5=dataclasses.replace(ours.t5, dropout=0.0))

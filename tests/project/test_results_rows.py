@@ -48,5 +48,5 @@ def test_of_files(script, tmp_path, monkeypatch, capsys):
 def test_the_document_names_files_that_exist(pytestconfig):
     text = (pytestconfig.rootpath / "docs" / "results.md").read_text()
     named = set(re.findall(r"(?:configs|benchmarks)/[\w/]+\.py", text))
-    assert len(named) >= 6 and all((pytestconfig.rootpath / name).is_file() for name in named)
-    assert text.count("*not yet run*") > 9
+    assert "configs/critic/demo.py" in named
+    assert {name for name in named if not (pytestconfig.rootpath / name).is_file()} == set()

@@ -1,4 +1,4 @@
-"""Scoring on a Ray of two workers on this machine: the same files as in one process, also if workers are killed."""
+"""Scoring with two Ray workers on this machine: the same files as in one process, also if workers are killed."""
 
 import gc
 import os
@@ -26,14 +26,14 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
         score("model", [str(jsonl(tmp_path))], tmp_path / "out", runner="ray")
 
 
-def test_what_travels_is_plain(tmp_path):
+def test_a_job_can_be_pickled(tmp_path):
     job = Job(str(tmp_path), ReadOptions("a"), 4)
     assert pickle.loads(pickle.dumps(job)) == job
 
 
 @pytest.fixture(scope="module")
 def ray():
-    """A Ray with two workers. What it warns of when it starts and ends is not ours."""
+    """A Ray with two workers. Its warnings at start and end are not of rahf."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray = pytest.importorskip("ray", reason="Ray is not installed: pip install rahf[ray]")
@@ -65,30 +65,30 @@ def test_equals_one_process(tmp_path, ray):
     sources = [jsonl(tmp_path), pictures(tmp_path), shards(tmp_path)]
     local, cluster = tmp_path / "local", tmp_path / "cluster"
     expected = run(sources, local, "local")
-    found = run(sources, cluster)
-    assert (found.blocks, found.rows) == (expected.blocks, expected.rows) == (12, 15)
+    summary = run(sources, cluster)
+    assert (summary.blocks, summary.rows) == (expected.blocks, expected.rows) == (12, 15)
     assert written(cluster) == written(local)
 
 
 def test_a_killed_workers_block_is_retried(tmp_path, ray):
-    """Each worker is killed, as by a machine that goes away, in the middle of its second block, once."""
+    """Each worker is killed, as if its machine had gone, once, in the middle of its second block."""
     source = jsonl(tmp_path)
     (tmp_path / "killed").mkdir()
     folder = str(tmp_path / "killed")
 
     def load(path):
         class Mortal(ColourCritic):
-            def __call__(self, *given, **options):
+            def __call__(self, *arguments, **options):
                 if len(self.calls) == 1 and len(os.listdir(folder)) < 2:
                     open(os.path.join(folder, str(os.getpid())), "w").close()
                     os.kill(os.getpid(), signal.SIGKILL)
-                return super().__call__(*given, **options)
+                return super().__call__(*arguments, **options)
 
         return Mortal()
 
     run([source], tmp_path / "local", "local")
     run([source], tmp_path / "cluster", load=load)
-    assert len(os.listdir(folder)) == 2  # it did happen
+    assert len(os.listdir(folder)) == 2  # both workers were killed
     assert written(tmp_path / "cluster") == written(tmp_path / "local")
 
 
@@ -96,9 +96,8 @@ def test_a_restarted_job_skips_finished_blocks(tmp_path, ray):
     source = jsonl(tmp_path)
     run([source], tmp_path / "local", "local")
     # Begun in one process and interrupted; the rest on the cluster.
-    made = plan([str(source)], 1)
     job = Job(str(tmp_path / "out"), ReadOptions(), 2)
-    for block in job.begin(made)[:3]:
+    for block in job.begin(plan([str(source)], 1))[:3]:
         job.score(ColourCritic(), block)
     (tmp_path / "asked").mkdir()
     folder = str(tmp_path / "asked")

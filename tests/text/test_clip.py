@@ -10,9 +10,9 @@ import pytest
 from rahf.config import ClipBaselineConfig, ClipConfig, ClipTextConfig, CriticConfig, ResNetBaselineConfig
 from rahf.critic import families
 from rahf.text import Tokenizer, load_tokenizer, train_tokenizer
-from rahf.text import clip as text_clip
-from rahf.text import vocabulary as vocabulary_lib
 from rahf.text.byte_pairs import BytePairs
+from rahf.text.clip import ClipTokenizer
+from rahf.text.vocabulary import load_clip_tokenizer, standalone_problem
 from tests.helpers.baseline_maker import END, START, save_vocabulary, vocabulary
 
 PROMPTS = (
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return vocabulary_lib.load_clip(folder)
+    return load_clip_tokenizer(folder)
 
 
 def test_ids_by_hand(tokenizer):
@@ -55,7 +55,7 @@ def test_same_ids_as_transformers(folder, tokenizer):
         assert short.ids[short.mask].tolist() == theirs(prompt, truncation=True, max_length=9)["input_ids"]
     theirs.save_pretrained(folder / "saved")
     assert (folder / "saved" / "tokenizer.json").is_file()
-    again = vocabulary_lib.load_clip(folder / "saved")
+    again = load_clip_tokenizer(folder / "saved")
     for prompt in PROMPTS:
         assert again.encode(prompt) == tokenizer.encode(prompt)
 
@@ -87,24 +87,24 @@ def test_told_from_sentencepiece_by_content(folder, tokenizer, tmp_path):
         for again in (load_tokenizer(tmp_path / "tokenizer.model"), pickle.loads(pickle.dumps(made))):
             assert type(again) is type(made) and again.model == made.model
             assert again.encode("a red star") == made.encode("a red star")
-    assert isinstance(load_tokenizer(folder), text_clip.ClipTokenizer)
+    assert isinstance(load_tokenizer(folder), ClipTokenizer)
 
 
 def test_what_is_no_vocabulary(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no vocabulary; expected tokenizer.json"):
-        vocabulary_lib.load_clip(tmp_path)
+        load_clip_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="tokenizer.model: not the JSON of a tokenizer"):
         (tmp_path / "tokenizer.model").write_text("{}")
         load_tokenizer(tmp_path / "tokenizer.model")
     (tmp_path / "vocab.json").write_text("[1]")
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(ValueError, match="vocab.json, merges.txt: not a byte-pair vocabulary"):
-        vocabulary_lib.load_clip(tmp_path)
-    tree = json.loads(vocabulary_lib.load_clip(folder).model)
+        load_clip_tokenizer(tmp_path)
+    tree = json.loads(load_clip_tokenizer(folder).model)
     tree["added_tokens"] = []
     tree["model"]["vocab"].pop(START)
     with pytest.raises(ValueError, match="lacks <.startoftext.>"):
-        text_clip.ClipTokenizer(json.dumps(tree).encode(), "here")
+        ClipTokenizer(json.dumps(tree).encode(), "here")
 
 
 def test_which_vocabulary_fits_which_network(tokenizer):
@@ -135,11 +135,11 @@ def test_without_its_library(folder, tokenizer, monkeypatch):
     letters += [*"\u00a0é\u0308ΣΟς\u0130☃日½²\u0939\u093f\U0001f600\u200d"]
     texts = ["".join(stream.choice(letters, stream.integers(1, 25))) for _ in range(400)] + list(PROMPTS)
     texts += ["red" * 2000, END.upper() + "!!", "x" + "".join(map(chr, range(1, 0x250))) + "'LL"]
-    for library in (tokenizer, vocabulary_lib.load_clip(folder / "again")):
-        assert vocabulary_lib.standalone_problem(library) is None
+    for library in (tokenizer, load_clip_tokenizer(folder / "again")):
+        assert standalone_problem(library) is None
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "tokenizers", None)
-            alone = text_clip.ClipTokenizer(library.model, "here")
+            alone = ClipTokenizer(library.model, "here")
         assert isinstance(alone._tokenizer, BytePairs)
         for name in ("vocab_size", "start_id", "eos_id"):
             assert getattr(alone, name) == getattr(library, name)
@@ -158,7 +158,7 @@ def test_byte_pairs_are_joined_by_rank(tokenizer):
     tree["model"]["merges"] = [["b", "c</w>"], ["a", "b"], ["a", "a"], ["aa", "aa"], ["a", "bc</w>"], ["ab", "ab"]]
     made = ["".join(pair) for pair in tree["model"]["merges"]]
     tree["model"]["vocab"] |= {piece: size + at for at, piece in enumerate(made)}
-    library = text_clip.ClipTokenizer(json.dumps(tree).encode(), "here")
+    library = ClipTokenizer(json.dumps(tree).encode(), "here")
     alone, ids = BytePairs(library.model), tree["model"]["vocab"]
     assert alone.encode("abc") == [ids["abc</w>"]] and alone.encode("abcc") == [ids["ab"], ids["c"], ids["c</w>"]]
     assert alone.encode("aaaaa abab") == [ids["aaaa"], ids["a</w>"], ids["ab"], ids["a"], ids["b</w>"]]
@@ -185,4 +185,4 @@ def test_other_rules_need_the_library(tokenizer, monkeypatch, change, said):
     change(tree)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match=f"^here: .*{said}.*pip install tokenizers"):
-        text_clip.ClipTokenizer(json.dumps(tree).encode(), "here")
+        ClipTokenizer(json.dumps(tree).encode(), "here")

@@ -10,17 +10,17 @@ PROMPT = '  A yellow cat,  "two" dogs\n & a cat!'
 
 def test_pieces_rejoin_to_the_prompt():
     words = split_words(PROMPT)
-    found = list(pieces(PROMPT, words))
-    assert "".join(piece.text for piece in found) == PROMPT
-    assert [piece.text for piece in found if piece.word is not None] == words
-    assert [piece.word for piece in found if piece.word is not None] == list(range(len(words)))
+    cut = list(pieces(PROMPT, words))
+    assert "".join(piece.text for piece in cut) == PROMPT
+    assert [piece.text for piece in cut if piece.word is not None] == words
+    assert [piece.word for piece in cut if piece.word is not None] == list(range(len(words)))
     assert list(pieces("", [])) == []
 
 
 def test_words_of_another_prompt_are_not_lost():
-    found = list(pieces("a cat", ["a", "dog", "ran"]))
-    assert [(p.text, p.word) for p in found if p.word is not None] == [("a", 0), ("dog", 1), ("ran", 2)]
-    assert "".join(p.text for p in found).startswith("a cat")
+    cut = list(pieces("a cat", ["a", "dog", "ran"]))
+    assert [(p.text, p.word) for p in cut if p.word is not None] == [("a", 0), ("dog", 1), ("ran", 2)]
+    assert "".join(p.text for p in cut).startswith("a cat")
 
 
 def test_word_ends_are_filled_up_and_cut():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from rahf import config as config_lib
 from rahf.config import Config
+from rahf.core import errors
 from rahf.core.batch import Batch
 from rahf.critic import families, loading
 from rahf.critic.critic import Critic
@@ -66,7 +67,7 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
 def _exported(file: pathlib.Path, data: str | None, batch_size: int | None) -> Opened:
     critic = loading.load(file)
     if critic.network.forward is None:
-        raise ValueError(f"{file}: was exported with --scores-only; evaluate needs heatmaps and words, too")
+        raise errors.ArgumentError(f"{file}: was exported with --scores-only; evaluate needs heatmaps and words, too")
     config = _placed(critic.config, data, batch_size, 1)
     evaluator = ExportedEvaluator(critic, config)
     reports = file.with_name(f"{file.stem}-report")

@@ -1,4 +1,4 @@
-"""What a split of the training data is on average: the baseline that every critic must beat."""
+"""Mean heatmaps and scores of the training split: the baseline that every critic must beat."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def training_mean(labels: Labels, size: int = 256, limit: int = 2000) -> Trainin
 
     Args:
       labels: of the training split.
-      size: side in pixels at which maps are averaged; the mean is smooth.
-      limit: examples at equal steps through the split; more change the mean's third digit.
+      size: side in pixels at which maps are averaged; the mean is smooth, so a small one is enough.
+      limit: number of examples, at equal steps through the split; more would change only the third digit.
     """
     mean = TrainingMean()
     for index in np.unique(np.linspace(0, len(labels) - 1, min(limit, len(labels))).astype(int)):

@@ -114,7 +114,7 @@ class Clip(nnx.Module):
         Where the cosine of the whole prompt is most sensitive; blurred, because a patch embedding's gradient is
         noise from pixel to pixel. The paper names its baseline "CLIP gradient" and says no more.
         """
-        whole = lambda pixels: (self.image_embedding(pixels) * fused.text).sum()  # noqa: E731 - images are independent
+        whole = lambda pixels: (self.image_embedding(pixels) * fused.text).sum()  # images are independent
         values = jnp.abs(jax.grad(whole)(fused.pixels)).sum(-1)
         # Gradients are small numbers; scaled first, so that their sums keep their digits.
         values = values / jnp.maximum(values.max((1, 2), keepdims=True), jnp.finfo(jnp.float32).tiny)

@@ -6,30 +6,27 @@ Sizes come from the shapes, so smaller and larger networks of the same layout ar
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import pathlib
-from typing import Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-import rahf
-from rahf import config as config_lib
 from rahf.config import Config, CriticConfig, HeatmapHeadConfig, ScoreHeadConfig, T5Config, ViTConfig
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import PretrainedError
-from rahf.core.files import replacing_folder
+from rahf.core.version import __version__
 from rahf.critic.networks import build
 from rahf.nn import functional
 from rahf.pretrained import files, strict, t5, towers, vit
-from rahf.text import Tokenizer
+from rahf.training.model_folder import check_free, write_model
 
 _HEAD_WIDTH = 64  # of the attention of every published ViT up to L
 
 
-def convert(
-    state: Mapping[str, np.ndarray] | Mapping[str, files.Stored],
+def convert_richhf(
+    state: Mapping[str, np.ndarray] | Mapping[str, files.StoredTensor],
     *,
     vit_heads: int | None = None,
     where: str = "state dict",
@@ -38,7 +35,7 @@ def convert(
 
     Args:
       state: arrays by PyTorch name (or opened, unread tensors).
-      vit_heads: attention heads of the ViT, the one size that shapes do not tell; None: width / 64.
+      vit_heads: attention heads of the ViT, the one size that no shape depends on; None: width / 64.
       where: the file, for messages.
 
     Returns:
@@ -47,15 +44,15 @@ def convert(
     Raises:
       PretrainedError: another kind of network; or tensors missing, extra, misshapen or not finite, by name.
     """
-    stored = {n: v if isinstance(v, files.Stored) else files.from_arrays({n: v}, where)[n] for n, v in state.items()}
-    taker = strict.Taker(stored, where)
+    arrays = files.from_arrays({n: v for n, v in state.items() if not isinstance(v, files.StoredTensor)}, where)
+    taker = strict.Taker({**state, **arrays}, where)
     config = infer(taker, vit_heads)
     width = config.t5.width
-    found = towers.Published(config.vit, config.image_size)
+    published = towers.PublishedTower(config.vit, config.image_size)
     params = {
-        "vit": towers.convert(taker.under("vit."), vit.NAMES, found, config.vit, config.image_size),
+        "vit": towers.convert_tower(taker.under("vit."), vit.NAMES, published, config.vit, config.image_size),
         "projection": taker.linear("visual_token_projection", config.vit.width, width),
-        **t5.convert(taker.under("t5."), config.t5),
+        **t5.convert_t5(taker.under("t5."), config.t5),
     }
     for name in HEATMAPS:
         params[f"heatmap_{name}"] = _heatmap_head(taker.under(f"heatmap_predictor.{name}."), width, config.heatmap_head)
@@ -147,14 +144,6 @@ def _infer_score_head(taker: strict.Taker) -> ScoreHeadConfig:
     )
 
 
-def _conv(taker: strict.Taker, name: str, inputs: int, outputs: int, size: int = 3) -> functional.Params:
-    kernel = taker.take(f"{name}.weight", (outputs, inputs, size, size))  # OIHW → HWIO
-    return {
-        "kernel": np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)),
-        "bias": taker.take(f"{name}.bias", (outputs,)),
-    }
-
-
 def _up_conv(taker: strict.Taker, name: str, inputs: int, outputs: int) -> functional.Params:
     # Transposed: [in, out, height, width]. Tap k of ours is PyTorch's tap k, no flip: see layers.UpConv3x3.
     kernel = taker.take(f"{name}.weight", (inputs, outputs, 3, 3))
@@ -169,34 +158,34 @@ def _channel_norm(taker: strict.Taker, name: str, width: int) -> functional.Para
 
 
 def _heatmap_head(taker: strict.Taker, width: int, config: HeatmapHeadConfig) -> functional.Params:
-    made: functional.Params = {}
+    params: functional.Params = {}
     for number, out in enumerate(config.conv_widths):  # convolution, ReLU, norm
-        made[f"conv_{number}"] = _conv(taker, f"conv_layers.{3 * number}", width, out)
-        made[f"norm_{number}"] = _channel_norm(taker, f"conv_layers.{3 * number + 2}", out)
+        params[f"conv_{number}"] = taker.conv(f"conv_layers.{3 * number}", width, out)
+        params[f"norm_{number}"] = _channel_norm(taker, f"conv_layers.{3 * number + 2}", out)
         width = out
     for number, out in enumerate(config.up_widths):
         up, two = f"deconv_layers.{number}", f"conv_layers2.{number}"
-        made[f"up_{number}"] = {
+        params[f"up_{number}"] = {
             "up": _up_conv(taker, f"{up}.0", width, out),
             "norm_up": _channel_norm(taker, f"{up}.1", out),
-            "conv1": _conv(taker, f"{two}.0", out, out),
+            "conv1": taker.conv(f"{two}.0", out, out),
             "norm1": _channel_norm(taker, f"{two}.1", out),
-            "conv2": _conv(taker, f"{two}.3", out, out),
+            "conv2": taker.conv(f"{two}.3", out, out),
             "norm2": _channel_norm(taker, f"{two}.4", out),
         }
         width = out
     return {
-        **made,
-        "last": _conv(taker, "last_conv1", width, width),
-        "out": _conv(taker, "last_conv2", width, 1),
+        **params,
+        "last": taker.conv("last_conv1", width, width),
+        "out": taker.conv("last_conv2", width, 1),
     }
 
 
 def _score_head(taker: strict.Taker, width: int, grid: int, config: ScoreHeadConfig) -> functional.Params:
-    made: functional.Params = {}
+    params: functional.Params = {}
     for number, out in enumerate(config.conv_widths):  # convolution, norm, ReLU
-        made[f"conv_{number}"] = _conv(taker, f"conv_layers.{3 * number}", width, out, config.kernel_size)
-        made[f"norm_{number}"] = _channel_norm(taker, f"conv_layers.{3 * number + 1}", out)
+        params[f"conv_{number}"] = taker.conv(f"conv_layers.{3 * number}", width, out, config.kernel_size)
+        params[f"norm_{number}"] = _channel_norm(taker, f"conv_layers.{3 * number + 1}", out)
         width = out
     channels, width = width, width * grid * grid
     for number, out in enumerate((*config.dense_widths, 1)):
@@ -205,9 +194,9 @@ def _score_head(taker: strict.Taker, width: int, grid: int, config: ScoreHeadCon
             # PyTorch flattens [channel, y, x], ours [y, x, channel].
             rows = dense["kernel"].reshape(channels, grid, grid, out).transpose(1, 2, 0, 3)
             dense["kernel"] = np.ascontiguousarray(rows).reshape(-1, out)
-        made["out" if number == len(config.dense_widths) else f"dense_{number}"] = dense
+        params["out" if number == len(config.dense_widths) else f"dense_{number}"] = dense
         width = out
-    return made
+    return params
 
 
 def import_checkpoint(
@@ -226,30 +215,29 @@ def import_checkpoint(
     Args:
       file: the ``.pt`` file.
       out: directory to write; must not exist, or be empty.
-      license: of the weights, as the user was told; recorded in `model.json`.
+      license: of the weights, as the user states it; recorded in `model.json`.
       tokenizer: SentencePiece file, T5 folder or hub id whose vocabulary the network was trained with.
-      vit_heads: see `convert`.
+      vit_heads: see `convert_richhf`.
 
     Returns:
       `out`.
 
     Raises:
-      PretrainedError: `out` is taken; or the file is no such checkpoint: says which tensor is wrong.
+      PretrainedError: `out` is not empty; or the file is no such checkpoint: names the wrong tensors.
     """
-    file, out = pathlib.Path(file), pathlib.Path(out)
+    file = pathlib.Path(file)
     if not file.is_file():
         raise PretrainedError(f"{file}: no such file; expected the published checkpoint")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PretrainedError(f"{out}: exists already; choose another directory or remove it")
-    model, params = convert(files.open_torch(file), vit_heads=vit_heads, where=str(file))
-    vocabulary = t5.tokenizer(tokenizer, model.t5.vocab_size)
+    out = check_free(out)
+    model, params = convert_richhf(files.open_torch(file), vit_heads=vit_heads, where=str(file))
+    vocabulary = t5.published_t5_tokenizer(tokenizer, model.t5.vocab_size)
     record = {
         "license": license,
         "source": file.name,
         "sha256": _sha256(file),
         "format": "richhf-torch",
         "parameters": functional.count(params),
-        "rahf": rahf.__version__,
+        "rahf": __version__,
     }
     write_model(out, Config(workdir=str(out), model=model), params, vocabulary, record)
     return out
@@ -258,27 +246,3 @@ def import_checkpoint(
 def _sha256(file: pathlib.Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_model(
-    out: pathlib.Path,
-    config: Config,
-    params: functional.Params,
-    tokenizer: Tokenizer,
-    record: dict[str, object],
-) -> None:
-    """Writes a model directory: `config.json`, `tokenizer.model`, `model.json`, `checkpoints/best/0`.
-
-    It is made under a temporary name beside `out` and renamed when complete.
-    """
-    from rahf.training import checkpoint
-
-    with replacing_folder(out) as unfinished:
-        (unfinished / "config.json").write_text(config_lib.to_json(config))
-        (unfinished / "tokenizer.model").write_bytes(tokenizer.model)
-        (unfinished / "model.json").write_text(json.dumps(record, indent=2) + "\n")
-        saver = checkpoint.Checkpointer(unfinished, keep=1)
-        try:
-            saver.save_best(0, params, {})
-        finally:
-            saver.close()

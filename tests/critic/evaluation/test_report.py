@@ -1,4 +1,4 @@
-"""The HTML report: whole, escaped, self-contained, of bounded size; the terminal table; the JSON."""
+"""The HTML report: complete, escaped, self-contained, of bounded size; the terminal table; the JSON."""
 
 import dataclasses
 import html.parser
@@ -19,7 +19,7 @@ from rahf.critic.evaluation.report.gallery import errors
 from rahf.critic.evaluation.report.metrics import MetricRow, metric_groups, number, plot
 from rahf.critic.evaluation.report.page import ReportExample, metrics_json, metrics_table, write_report
 from rahf.critic.evaluation.report.render import render
-from rahf.metrics import EvaluationMetrics, mean_baseline
+from rahf.metrics import EvaluationMetrics, MeanBaseline
 
 HOSTILE = '<script>alert("x")</script> & a "cat" \x00'
 
@@ -81,7 +81,8 @@ def example(number: int = 0, **changes) -> ReportExample:
 
 @pytest.fixture(scope="module")
 def evaluated():
-    metrics, batches = EvaluationMetrics(), []
+    metrics = EvaluationMetrics()
+    baseline = MeanBaseline(np.full((8, 8, 2), 0.1, np.float32), np.full(4, 0.5, np.float32))
     for seed in range(3):
         batch = fake(batch_size=5, image_size=8, seed=seed)
         batch.index[:] += 5 * seed
@@ -90,9 +91,8 @@ def evaluated():
         chance = rng.random(batch.word_labels.shape)
         labels = (chance < 0.5).astype(int)
         metrics.update(batch, rng.random((5, 8, 8, 2)), rng.random((5, 4)), labels, labels, chance)
-        batches.append(batch)
-    baseline = mean_baseline(batches, np.full((8, 8, 2), 0.1, np.float32), np.full(4, 0.5, np.float32))
-    return metrics.compute(), metrics.intervals(50), baseline
+        baseline.update(batch)
+    return metrics.compute(), metrics.intervals(50), baseline.compute()
 
 
 def read(path) -> tuple[str, Page]:

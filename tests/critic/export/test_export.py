@@ -294,7 +294,6 @@ def test_reader_needs_jax_numpy_sentencepiece_safetensors_and_pillow_alone(full,
     pixels = jnp.asarray(pictures[0], jnp.float32) / 255
     gradient = jax.grad(lambda x: checkpoint.scores(x, ids, mask).sum())(pixels)
     np.testing.assert_allclose(found["gradient"], gradient, atol=1e-5)
-    assert found["took"] < 5  # seconds of processor time, importing JAX included
 
 
 def test_quantiles_travel_with_the_model(run, checkpoint, tmp_path, pictures, monkeypatch):

@@ -8,8 +8,8 @@ import pytest
 
 import rahf
 from rahf.cli import main as cli
+from rahf.critic.towers import load_backbone
 from rahf.nn import functional
-from rahf.pretrained import clip as clip_files
 from tests.helpers import train_maker
 from tests.helpers.baseline_maker import clip_folder, resnet_folder
 
@@ -32,10 +32,11 @@ def config():
 
 CLIP = """
 from rahf.config import *
-from rahf.pretrained import clip
+from rahf.critic.published.baselines import clip_model
+from rahf.pretrained.clip import published_clip
 
 def config():
-    model = clip.published({clip!r}).model(scores="trained", dense_widths=(16,))
+    model = clip_model(published_clip({clip!r}), scores="trained", dense_widths=(16,))
     return Config(
         workdir="runs/tiny",
         data=DataConfig(
@@ -88,7 +89,7 @@ def test_clip_fine_tuned(folders, tiny_data, tmp_path, capsys):
     losses, run = trained(tmp_path, CLIP.format(data=str(tiny_data), clip=str(folders[1])))
     assert losses[-1] < 0.8 * losses[0]
     critic = rahf.load(run)
-    begun = functional.flatten(clip_files.load(folders[1], critic.config.model))
+    begun = functional.flatten(load_backbone(critic.config.model, folders[1])[0])
     ended = functional.flatten(critic.params)
     moved = [path for path, value in begun.items() if not np.array_equal(ended[path], value)]
     assert any(path.startswith("vit/") for path in moved) and any(path.startswith("text/") for path in moved)

@@ -12,8 +12,8 @@ from rahf.cli import main as cli
 from rahf.core.batch import SCORES
 from rahf.core.errors import PretrainedError
 from rahf.critic.published import baselines
-from rahf.pretrained import clip as clip_files
-from rahf.pretrained import resnet as resnet_files
+from rahf.pretrained.clip import published_clip_tokenizer
+from rahf.pretrained.resnet import MEAN, load_resnet, published_resnet
 from tests.helpers.baseline_maker import clip_folder, resnet_folder, save_vocabulary
 
 PROMPT = "two red stars above a blue ring"
@@ -113,7 +113,7 @@ def test_resnet_becomes_a_model_to_train_from(tmp_path, capsys):
     small.write_text(
         "from rahf.config import *\n"
         "def config():\n"
-        "    return Config(model=CriticConfig(kind='resnet', image_size=32,\n"
+        "    return Config(model=ResNetBaselineConfig(image_size=32,\n"
         "        heatmap_head=HeatmapHeadConfig(conv_widths=(8,), up_widths=(8,)),\n"
         "        score_head=ScoreHeadConfig(conv_widths=(8,), dense_widths=(8,))))\n"
     )
@@ -121,8 +121,8 @@ def test_resnet_becomes_a_model_to_train_from(tmp_path, capsys):
     record = json.loads((made / "model.json").read_text())
     assert record["untrained"] == "heatmap and score heads" and record["format"] == "resnet"
     critic = rahf.load(made)
-    assert critic.config.model.image_mean == resnet_files.MEAN
-    expected = resnet_files.load(folder, critic.config.model.resnet)
+    assert critic.config.model.image_mean == MEAN
+    expected = load_resnet(folder, critic.config.model.resnet)
     np.testing.assert_array_equal(critic.params["resnet"]["stem"]["scale"], expected["stem"]["scale"])
     found = critic(np.zeros((32, 32, 3), np.uint8), "a prompt that is not read")
     assert np.isfinite(found.scores).all() and np.isfinite(found.heatmaps).all()
@@ -131,7 +131,7 @@ def test_resnet_becomes_a_model_to_train_from(tmp_path, capsys):
 def test_batch_normalization_becomes_scale_and_bias(tmp_path):
     folder = resnet_folder(tmp_path / "resnet")
     state = load_file(folder / "model.safetensors")
-    found = resnet_files.load(folder, resnet_files.published(folder).resnet)["stage_1_0"]["conv3"]
+    found = load_resnet(folder, published_resnet(folder).resnet)["stage_1_0"]["conv3"]
     name = "resnet.encoder.stages.1.layers.0.layer.2.normalization."
     weight, bias, mean, variance = (state[name + n] for n in ("weight", "bias", "running_mean", "running_var"))
     x = np.random.default_rng(0).standard_normal((7, 32))
@@ -164,7 +164,7 @@ def test_a_vocabulary_of_another_clip(published, tmp_path):
     with pytest.raises(PretrainedError, match=rf"has {size + 1} pieces, model.clip.text.vocab_size is only {size}"):
         baselines.import_clip(published, tmp_path / "out", tokenizer=file.parent)
     with pytest.raises(PretrainedError, match="no vocabulary; expected tokenizer.json, or vocab.json and merges.txt"):
-        clip_files.tokenizer(tmp_path)
+        published_clip_tokenizer(tmp_path)
 
 
 def test_families_are_not_mixed_up(published, tmp_path):
@@ -176,14 +176,14 @@ def test_families_are_not_mixed_up(published, tmp_path):
     tree = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(tree | {"layer_type": "basic"}))
     with pytest.raises(PretrainedError, match="layer_type is 'basic', expected 'bottleneck'"):
-        resnet_files.published(folder)
+        published_resnet(folder)
 
 
 def test_torchvision_names_of_another_network(tmp_path):
     file = tmp_path / "resnet18.safetensors"
     save_file({"conv1.weight": np.zeros((8, 3, 7, 7), np.float32)}, file)
     with pytest.raises(PretrainedError, match="layer1.0.conv3.weight missing.*another kind of network"):
-        resnet_files.published(file)
+        published_resnet(file)
 
 
 def test_a_directory_that_is_taken(published, tmp_path):

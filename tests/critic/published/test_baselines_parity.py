@@ -15,16 +15,16 @@ pytest.importorskip("transformers", reason="parity needs the transformers packag
 from transformers.models.clip import configuration_clip, modeling_clip  # noqa: E402
 from transformers.models.resnet import configuration_resnet, modeling_resnet  # noqa: E402
 
-from rahf.config import CriticConfig, HeatmapHeadConfig, ResNetConfig, ScoreHeadConfig  # noqa: E402
-from rahf.core import errors
+from rahf.config import CriticConfig, HeatmapHeadConfig, ResNetBaselineConfig, ResNetConfig, ScoreHeadConfig  # noqa: E402
+from rahf.core import errors  # noqa: E402
 from rahf.critic import towers  # noqa: E402
-from rahf.critic.networks import (
-    build,  # noqa: E402
-)
+from rahf.critic.networks import build  # noqa: E402
+from rahf.critic.published.baselines import clip_model  # noqa: E402
 from rahf.nn import functional, vit  # noqa: E402
-from rahf.nn import resnet as resnet_lib
-from rahf.pretrained import clip as clip_files  # noqa: E402
-from rahf.pretrained import resnet as resnet_files  # noqa: E402
+from rahf.nn.resnet import Bottleneck, ResNet, grid  # noqa: E402
+from rahf.pretrained.clip import load_clip, published_clip  # noqa: E402
+from rahf.pretrained.resnet import load_resnet, published_resnet  # noqa: E402
+from rahf.pretrained.vision import published_vision  # noqa: E402
 from tests.helpers.parity import DTYPE, agree, disturb, pictures, record_calls  # noqa: E402
 
 TOWER = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=80)
@@ -59,10 +59,10 @@ def texts(eos):
 @pytest.mark.parametrize("act, eos", [("quick_gelu", 2), ("gelu", END), ("gelu", 91)])
 def test_clip(tmp_path, monkeypatch, act, eos):
     module = make_clip(tmp_path, act, eos)
-    found = clip_files.published(tmp_path)
-    config = found.model(heatmap="gradient")
+    found = published_clip(tmp_path)
+    config = clip_model(found, heatmap="gradient")
     assert config.clip.text.eos_token_id == eos and config.clip.width == 24 and config.image_size == 32
-    params = clip_files.load(tmp_path, config)
+    params = load_clip(tmp_path, config.vit, config.clip.text, config.clip.width, config.image_size)
     image, ids = pictures(32, 3), texts(eos)
     inputs = torch.from_numpy(image).permute(0, 3, 1, 2).requires_grad_()
     theirs = module(input_ids=torch.from_numpy(ids).long(), pixel_values=inputs, output_hidden_states=True)
@@ -103,7 +103,7 @@ def test_clip_text_config_as_old_files_hold_it(tmp_path):
     older = {n: v for n, v in tree["text_config"].items() if n in ("hidden_size", "vocab_size", "num_attention_heads")}
     file.write_text(json.dumps(tree | {"text_config_dict": older}))
     theirs = configuration_clip.CLIPConfig.from_pretrained(tmp_path).text_config
-    ours = clip_files.published(tmp_path).text
+    ours = published_clip(tmp_path).text
     assert theirs.eos_token_id == ours.eos_token_id == 49407
     assert theirs.max_position_embeddings == ours.positions == 77
     assert theirs.hidden_size == ours.width == 32
@@ -112,9 +112,9 @@ def test_clip_text_config_as_old_files_hold_it(tmp_path):
 @pytest.mark.parametrize("size", [32, 48])
 def test_image_tower_of_clip_serves_the_paper_network(tmp_path, size):
     module = make_clip(tmp_path, "quick_gelu", 2)
-    found = towers.published_vision(tmp_path)
+    found = published_vision(tmp_path)
     network = CriticConfig(image_size=size, vit=found.vit, image_mean=found.image_mean, image_std=found.image_std)
-    params = towers.load_vision(tmp_path, network)
+    params = towers.load_image_tower(tmp_path, network)
     # Transformers normalises the class token only; here every token goes through the same norm.
     image = pictures(size)
     with torch.no_grad():
@@ -145,8 +145,8 @@ def small_resnet(folder, classifier=True):
 
 
 def run_resnet(config, params, image, monkeypatch):
-    blocks = record_calls(monkeypatch, resnet_lib.Bottleneck)
-    graphdef, _ = functional.abstract(lambda: resnet_lib.ResNet(config, dtype=DTYPE))
+    blocks = record_calls(monkeypatch, Bottleneck)
+    graphdef, _ = functional.abstract(lambda: ResNet(config, dtype=DTYPE))
 
     def run(params):
         final = functional.merge(graphdef, params)(image)
@@ -158,9 +158,9 @@ def run_resnet(config, params, image, monkeypatch):
 @pytest.mark.parametrize("size, classifier", [(64, True), (49, False)])
 def test_resnet(tmp_path, monkeypatch, size, classifier):
     module = small_resnet(tmp_path, classifier)
-    found = resnet_files.published(tmp_path)
+    found = published_resnet(tmp_path)
     assert found.resnet == ResNetConfig(8, (16, 32, 64), (2, 1, 2))
-    params = resnet_files.load(tmp_path, found.resnet)
+    params = load_resnet(tmp_path, found.resnet)
     image = pictures(size)
     base = module.resnet if classifier else module
     seen = []
@@ -173,7 +173,7 @@ def test_resnet(tmp_path, monkeypatch, size, classifier):
     for ours, expected in zip(blocks, seen, strict=True):
         agree(ours, expected)
     agree(final, theirs)
-    assert final.shape[1] == resnet_lib.grid(size, found.resnet)
+    assert final.shape[1] == grid(size, found.resnet)
 
 
 def torchvision_state(module):
@@ -202,9 +202,9 @@ def test_resnet_of_torchvision(tmp_path, monkeypatch):
     state = torchvision_state(module)
     assert {"conv1.weight", "bn1.running_var", "layer1.0.downsample.1.bias", "layer3.1.bn3.weight"} <= set(state)
     torch.save(state, file)
-    found = resnet_files.published(file)
+    found = published_resnet(file)
     assert found.resnet == ResNetConfig(8, (16, 32, 64), (2, 1, 2))
-    ours, same = (functional.flatten(resnet_files.load(p, found.resnet)) for p in (file, tmp_path / "folder"))
+    ours, same = (functional.flatten(load_resnet(p, found.resnet)) for p in (file, tmp_path / "folder"))
     assert ours.keys() == same.keys()
     for path in ours:
         np.testing.assert_array_equal(ours[path], same[path])
@@ -212,8 +212,9 @@ def test_resnet_of_torchvision(tmp_path, monkeypatch):
 
 def test_resnet_starts_a_network(tmp_path):
     small_resnet(tmp_path)
-    found = resnet_files.published(tmp_path)
-    config = ResNetBaselineConfig(image_size=64,
+    found = published_resnet(tmp_path)
+    config = ResNetBaselineConfig(
+        image_size=64,
         resnet=found.resnet,
         heatmap_head=HeatmapHeadConfig(conv_widths=(8,), up_widths=(8,)),
         score_head=ScoreHeadConfig(conv_widths=(8,), dense_widths=(8,)),
@@ -231,7 +232,7 @@ def test_resnet_starts_a_network(tmp_path):
 
 def test_clip_starts_a_network(tmp_path):
     make_clip(tmp_path, "gelu", END)
-    config = clip_files.published(tmp_path).model(scores="trained")
+    config = clip_model(published_clip(tmp_path), scores="trained")
     params, record = towers.load_towers(config, vision=tmp_path)
     assert sorted(params) == ["image_projection", "logit_scale", "text", "text_projection", "vit"]
     _, expected = functional.abstract(build.build(config))

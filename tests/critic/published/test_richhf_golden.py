@@ -50,7 +50,7 @@ def state(layout):
 
 @pytest.fixture(scope="module")
 def converted(state, layout):
-    return richhf_torch.convert(state, vit_heads=layout["config"]["vit"]["num_attention_heads"])
+    return richhf_torch.convert_richhf(state, vit_heads=layout["config"]["vit"]["num_attention_heads"])
 
 
 @pytest.fixture(scope="module")

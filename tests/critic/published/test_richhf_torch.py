@@ -16,11 +16,12 @@ from rahf.critic.networks import build
 from rahf.critic.published import richhf_torch
 from rahf.nn import functional
 from rahf.training import checkpoint
+from rahf.training.model_folder import write_model
 from tests.helpers import pretrained_maker as maker
 
 
 def test_sizes_of_short_heads():
-    config, params = richhf_torch.convert(maker.richhf_state(), vit_heads=2)
+    config, params = richhf_torch.convert_richhf(maker.richhf_state(), vit_heads=2)
     assert config.heatmap_head.conv_widths == (12,) and config.heatmap_head.up_widths == (10, 6)
     assert config.score_head.conv_widths == (8, 3) and config.score_head.dense_widths == (7,)
     assert config.score_head.kernel_size == 3 and config.image_size == 32
@@ -30,7 +31,7 @@ def test_sizes_of_short_heads():
 def test_rows_of_the_first_dense_layer_follow_the_grid():
     """PyTorch flattens [channel, y, x]; the converted kernel gives the same sums on [y, x, channel]."""
     state = maker.richhf_state()
-    _, params = richhf_torch.convert(state, vit_heads=2)
+    _, params = richhf_torch.convert_richhf(state, vit_heads=2)
     features = np.random.default_rng(5).standard_normal((3, 4, 4)).astype(np.float32)
     theirs = state["score_predictor.overall.linear_layers.0.weight"] @ features.reshape(-1)
     ours = features.transpose(1, 2, 0).reshape(-1) @ params["score_overall"]["dense_0"]["kernel"]
@@ -39,7 +40,7 @@ def test_rows_of_the_first_dense_layer_follow_the_grid():
 
 def test_heads_must_be_said_where_the_convention_does_not_tell():
     with pytest.raises(PretrainedError, match="16 channels are not heads of 64; say how many"):
-        richhf_torch.convert(maker.richhf_state())
+        richhf_torch.convert_richhf(maker.richhf_state())
 
 
 @pytest.mark.parametrize(
@@ -56,24 +57,24 @@ def test_missing_and_broken_tensors_are_named(name):
     state = maker.richhf_state()
     whole = state.pop(name)
     with pytest.raises(PretrainedError, match=f"{name}: missing, expected shape"):
-        richhf_torch.convert(state, vit_heads=2)
+        richhf_torch.convert_richhf(state, vit_heads=2)
     state[name] = np.full_like(whole, np.nan)
     with pytest.raises(PretrainedError, match=f"{name}: {whole.size} of {whole.size} values are NaN"):
-        richhf_torch.convert(state, vit_heads=2)
+        richhf_torch.convert_richhf(state, vit_heads=2)
     state[name] = np.zeros((*whole.shape, 1), np.float32)
     with pytest.raises(PretrainedError, match=f"{name}: shape"):
-        richhf_torch.convert(state, vit_heads=2)
+        richhf_torch.convert_richhf(state, vit_heads=2)
 
 
 def test_extra_tensors_are_named():
     state = maker.richhf_state() | {"score_predictor.beauty.linear_layers.0.weight": np.zeros((1, 1), np.float32)}
     with pytest.raises(PretrainedError, match="score_predictor.beauty.* not part of this network"):
-        richhf_torch.convert(state, vit_heads=2)
+        richhf_torch.convert_richhf(state, vit_heads=2)
 
 
 def test_another_kind_of_network_is_refused():
     with pytest.raises(PretrainedError, match="vit.embeddings.patch_embeddings.projection.weight missing"):
-        richhf_torch.convert(maker.t5_state(), vit_heads=2)
+        richhf_torch.convert_richhf(maker.t5_state(), vit_heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +104,10 @@ def stored_params(out):
 
 
 def test_a_model_directory_is_found_and_read_like_a_run(tmp_path, vocabulary):
-    model, converted = richhf_torch.convert(maker.richhf_state(vocabulary[1]), vit_heads=2)
+    model, converted = richhf_torch.convert_richhf(maker.richhf_state(vocabulary[1]), vit_heads=2)
     tokenizer, out = text.load_tokenizer(vocabulary[0]), tmp_path / "models" / "richhf"
     config = config_lib.Config(workdir=str(out), model=model)
-    richhf_torch.write_model(out, config, converted, tokenizer, {"license": "unknown"})
+    write_model(out, config, converted, tokenizer, {"license": "unknown"})
     found, stored = stored_params(out)
     assert found == config
     for path, value in functional.flatten(converted).items():
@@ -117,11 +118,11 @@ def test_a_model_directory_is_found_and_read_like_a_run(tmp_path, vocabulary):
 
 def test_a_model_directory_loads_and_says_its_licence(tmp_path, vocabulary, caplog):
     """`rahf.load` is what every command but evaluate loads by; evaluate reads the parameters in the same way."""
-    model, converted = richhf_torch.convert(maker.richhf_state(vocabulary[1]), vit_heads=2)
+    model, converted = richhf_torch.convert_richhf(maker.richhf_state(vocabulary[1]), vit_heads=2)
     out = tmp_path / "richhf"
     record = {"license": "CC BY-NC 4.0", "source": "rahf_model.pt"}
     config = config_lib.Config(workdir=str(out), model=model)
-    richhf_torch.write_model(out, config, converted, text.load_tokenizer(vocabulary[0]), record)
+    write_model(out, config, converted, text.load_tokenizer(vocabulary[0]), record)
     critic = rahf.load(out)
     assert caplog.messages == ["weights of richhf come from rahf_model.pt: licence CC BY-NC 4.0"]
     assert critic.provenance.weight_licence == "CC BY-NC 4.0"
@@ -134,7 +135,7 @@ def test_import_makes_a_model_directory(tmp_path, published, vocabulary):
     made = richhf_torch.import_checkpoint(published, out, license="CC BY-NC 4.0", tokenizer=vocabulary[0], vit_heads=2)
     assert made == out
     config, stored = stored_params(out)
-    model, converted = richhf_torch.convert(maker.richhf_state(vocabulary[1]), vit_heads=2)
+    model, converted = richhf_torch.convert_richhf(maker.richhf_state(vocabulary[1]), vit_heads=2)
     assert config.model == model
     np.testing.assert_array_equal(jax.device_get(stored["embedding"]), converted["embedding"])
     record = json.loads((out / "model.json").read_text())

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from data_pipelines import store
-from data_pipelines.feedback import splits
+from data_pipelines.feedback import folder, splits
 from data_pipelines.feedback.prepare import prepare
 from data_pipelines.prepare.consolidate import RawAnnotation, consolidate
+from data_pipelines.prepare.splits import SPLITS
+from data_pipelines.store import schema
 from rahf import text
 from rahf.cli import main as cli
 from rahf.core.batch import HEATMAPS, SCORES
@@ -30,8 +32,8 @@ def test_for_each_label_only_those_count_who_gave_it(tmp_path):
         {"points_misaligned": []},
         {},
     ]
-    summary, found = run(tmp_path, [{"image": "deep/a.png", "prompt": PROMPT, "annotators": annotators}])
-    record = found["deep/a.png"]
+    summary, by_uid = run(tmp_path, [{"image": "deep/a.png", "prompt": PROMPT, "annotators": annotators}])
+    record = by_uid["deep/a.png"]
     assert record.image == (tmp_path / "pictures/deep/a.png").read_bytes()
     assert (record.prompt, record.words) == (PROMPT, ("a", "red", "cat"))
     # Overall of three: mean 4; alignment of one: 4. Both are (4 - 1) / 4.
@@ -57,12 +59,12 @@ def test_what_nobody_said_is_missing_and_an_empty_list_is_an_empty_map(tmp_path)
         {"image": "score.png", "prompt": PROMPT, "scores": {"overall": True, "alignment": 0.3, "aesthetics": None}},
         {"image": "words.png", "prompt": PROMPT, "word_labels": [1, 0, 1], "annotators": [{"scores": {"overall": 5}}]},
     ]
-    _, found = run(tmp_path, lines)
-    assert found["none.png"].misalignment is None and found["none.png"].implausibility is None
-    assert found["empty.png"].implausibility is None and not grey(found["empty.png"].misalignment).any()
-    assert np.isnan(found["empty.png"].scores).all()
-    np.testing.assert_array_equal(found["score.png"].scores, np.float32([np.nan, 0.3, np.nan, 1]))
-    assert found["words.png"].word_labels == (1, 0, 1) and found["words.png"].scores[3] == 1
+    _, by_uid = run(tmp_path, lines)
+    assert by_uid["none.png"].misalignment is None and by_uid["none.png"].implausibility is None
+    assert by_uid["empty.png"].implausibility is None and not grey(by_uid["empty.png"].misalignment).any()
+    assert np.isnan(by_uid["empty.png"].scores).all()
+    np.testing.assert_array_equal(by_uid["score.png"].scores, np.float32([np.nan, 0.3, np.nan, 1]))
+    assert by_uid["words.png"].word_labels == (1, 0, 1) and by_uid["words.png"].scores[3] == 1
 
 
 def test_maps_from_files(tmp_path):
@@ -78,15 +80,15 @@ def test_maps_from_files(tmp_path):
         {"image": "b.png", "prompt": PROMPT, "implausibility": "map.png"},
         {"image": "c.png", "prompt": PROMPT, "implausibility": "map.png", "annotators": click},
     ]
-    _, found = run(tmp_path, lines)
-    assert found["a.png"].implausibility == plain  # the very bytes
-    assert (grey(found["a.png"].misalignment) == 80).all() and found["a.png"].scores.shape == (4,)
-    assert found["b.png"].implausibility == plain and found["b.png"].misalignment is None
+    _, by_uid = run(tmp_path, lines)
+    assert by_uid["a.png"].implausibility == plain  # the very bytes
+    assert (grey(by_uid["a.png"].misalignment) == 80).all() and by_uid["a.png"].scores.shape == (4,)
+    assert by_uid["b.png"].implausibility == plain and by_uid["b.png"].misalignment is None
     # Two maps of one picture have one size: that of the picture, where clicks are.
-    assert grey(found["c.png"].implausibility).shape == grey(found["c.png"].misalignment).shape == (HEIGHT, WIDTH)
-    assert grey(found["c.png"].implausibility).max() == 200
-    _, found = run(tmp_path, lines, map_size=32)
-    assert {grey(m).shape for r in found.values() for m in (r.implausibility, r.misalignment) if m} == {(32, 32)}
+    assert grey(by_uid["c.png"].implausibility).shape == grey(by_uid["c.png"].misalignment).shape == (HEIGHT, WIDTH)
+    assert grey(by_uid["c.png"].implausibility).max() == 200
+    _, by_uid = run(tmp_path, lines, map_size=32)
+    assert {grey(m).shape for r in by_uid.values() for m in (r.implausibility, r.misalignment) if m} == {(32, 32)}
 
 
 def test_pictures_are_stored_upright_and_points_are_in_the_pixels_that_were_shown(tmp_path):
@@ -101,10 +103,10 @@ def test_pictures_are_stored_upright_and_points_are_in_the_pixels_that_were_show
         {"uid": "turned", "prompt": PROMPT, "annotators": click, "width": WIDTH, "height": HEIGHT},
         {"uid": "half", "prompt": PROMPT, "annotators": click, "width": WIDTH},
     ]
-    summary, found = run(tmp_path, lines)
-    assert Image.open(io.BytesIO(found["turned.jpg"].image)).size == (HEIGHT, WIDTH)
-    assert grey(found["turned.jpg"].implausibility)[5, 15] == 255
-    half = grey(found["half.png"].implausibility)
+    summary, by_uid = run(tmp_path, lines)
+    assert Image.open(io.BytesIO(by_uid["turned.jpg"].image)).size == (HEIGHT, WIDTH)
+    assert grey(by_uid["turned.jpg"].implausibility)[5, 15] == 255
+    half = grey(by_uid["half.png"].implausibility)
     assert half.shape == (HEIGHT // 2, WIDTH // 2) and half[5, 15] == 255
     assert kinds(summary)["malformed"] == 2
     assert "60 and 40, but the picture has 40 x 60 pixels" in refused(tmp_path / "out")[0]["reason"]
@@ -118,11 +120,11 @@ def test_the_synthetic_raters_give_the_records_that_consolidation_gives(tmp_path
     for number, one in enumerate(scenes):
         (tmp_path / "pictures").mkdir(exist_ok=True)
         Image.fromarray(one.image).save(tmp_path / f"pictures/{number}.png")
-        said = [annotation._asdict() for annotation in one.annotations]
-        lines.append({"uid": number, "prompt": one.prompt, "annotators": said})
-    _, found = run(tmp_path, lines)
+        annotations = [annotation._asdict() for annotation in one.annotations]
+        lines.append({"uid": number, "prompt": one.prompt, "annotators": annotations})
+    _, by_uid = run(tmp_path, lines)
     for number, one in enumerate(scenes):
-        expected, stored = record(one), found[str(number)]
+        expected, stored = record(one), by_uid[str(number)]
         assert (stored.prompt, stored.words, stored.word_labels) == expected[1:4]
         np.testing.assert_array_equal(stored.scores, expected.scores)
         for name in HEATMAPS:
@@ -141,9 +143,9 @@ def test_rehearsal_annotations_give_the_released_labels(shared, tmp_path):
     for number, line in enumerate(lines):  # labels do not depend on what is to be seen
         file = tmp_path / f"pictures/{line['uid']}{('.jpg', '.png', '.WEBP')[number % 3]}"
         Image.new("RGB", (42, 42), "red").save(file)
-    summary, found = run(tmp_path, lines, map_size=512)
-    assert summary.share == 1 and len(found) == 30
-    for uid, record in found.items():
+    summary, by_uid = run(tmp_path, lines, map_size=512)
+    assert summary.share == 1 and len(by_uid) == 30
+    for uid, record in by_uid.items():
         np.testing.assert_array_equal(record.scores, released[uid].scores)
         assert record.word_labels == released[uid].word_labels
         for name in HEATMAPS:
@@ -151,17 +153,17 @@ def test_rehearsal_annotations_give_the_released_labels(shared, tmp_path):
 
 
 def test_all_annotators_complete_is_plain_consolidation(tmp_path):
-    said = [
+    annotations = [
         RawAnnotation([(8.5, 9)], [], dict(zip(SCORES, (1, 2, 3, 4))), (0, 1, 0)),
         RawAnnotation([], [(30, 20), (31, 22)], dict(zip(SCORES, (2, 2, 5, 5))), (1, 1, 0)),
     ]
     picture(tmp_path / "pictures/a.png")
-    annotators = [one._asdict() for one in said]
-    _, found = run(tmp_path, [{"image": "a.png", "prompt": PROMPT, "annotators": annotators}])
-    expected = consolidate(said, WIDTH, HEIGHT, PROMPT.split())
-    np.testing.assert_array_equal(found["a.png"].scores, expected.scores)
-    assert found["a.png"].word_labels == expected.word_labels == (1, 1, 0)
-    assert (grey(found["a.png"].implausibility) == expected.heatmaps[..., 0]).all()
+    annotators = [one._asdict() for one in annotations]
+    _, by_uid = run(tmp_path, [{"image": "a.png", "prompt": PROMPT, "annotators": annotators}])
+    expected = consolidate(annotations, WIDTH, HEIGHT, PROMPT.split())
+    np.testing.assert_array_equal(by_uid["a.png"].scores, expected.scores)
+    assert by_uid["a.png"].word_labels == expected.word_labels == (1, 1, 0)
+    assert (grey(by_uid["a.png"].implausibility) == expected.heatmaps[..., 0]).all()
 
 
 def test_fields_that_mean_nothing_are_reported(tmp_path):
@@ -186,7 +188,7 @@ def test_prompts_stay_together_and_the_split_of_one_does_not_depend_on_the_other
         for variant, prompt in enumerate((f"{number} red cats.", f"{number}  Red cats"))
     ]
     summary, _ = run(tmp_path, lines, dev=0.2, test=0.3)
-    own = {split: {r.uid for r in store.open_split(tmp_path / "out", split)} for split in splits.SPLITS}
+    own = {split: {r.uid for r in store.open_split(tmp_path / "out", split)} for split in SPLITS}
     for number in range(30):
         (split,) = {split for split in own if own[split] & {f"{number} 0", f"{number} 1"}}
         assert {f"{number} 0", f"{number} 1"} <= own[split]
@@ -279,12 +281,9 @@ def test_the_vocabulary_is_learnt_from_the_prompts_that_are_trained_on(tmp_path)
 
 def test_one_picture_at_a_time(three, monkeypatch):
     """A record is written before the next picture is read, but for the one that the writer looks ahead."""
-    from data_pipelines.feedback import folder
-    from data_pipelines.store import write as store_writer
-
     events = []
-    read, example = folder.Folder.read, store_writer._to_example
+    read, example = folder.Folder.read, schema.to_example
     monkeypatch.setattr(folder.Folder, "read", lambda *a: events.append("read") or read(*a))
-    monkeypatch.setattr(store_writer, "_to_example", lambda r: events.append("write") or example(r))
+    monkeypatch.setattr(schema, "to_example", lambda r: events.append("write") or example(r))
     prepare(*three, dev=0, test=0, progress=False)
     assert events == ["read", "write", "read", "write", "read", "write"]

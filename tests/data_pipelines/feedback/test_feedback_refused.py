@@ -17,7 +17,7 @@ def bad(**fields):
     return {"image": "ok.png", "uid": f"bad {sorted(fields)}", **GOOD, **fields}
 
 
-def said(**fields):
+def annotated(**fields):
     return bad(annotators=[{"scores": {"overall": 3}}, fields], scores=None)
 
 
@@ -35,13 +35,13 @@ REFUSED = [
     ("undecodable", bad(image="pipe"), "is not a file"),
     ("undecodable", bad(implausibility="note.txt"), "not an image"),
     ("word/label mismatch", bad(word_labels=[1, 0]), "2 labels for 3 words"),
-    ("word/label mismatch", said(word_labels=[1, 0, 2]), "annotators[1].word_labels are [1, 0, 2], expected 0"),
+    ("word/label mismatch", annotated(word_labels=[1, 0, 2]), "annotators[1].word_labels are [1, 0, 2], expected 0"),
     ("bad score", bad(scores={"overall": 3}), "overall is 3, expected a number in [0, 1]; 1..5 belongs into"),
     ("bad score", bad(scores={"overall": float("nan")}), "overall is nan"),
     ("bad score", bad(scores={"overall": "good"}), "overall is 'good'"),
-    ("bad score", said(scores={"overall": 6}), "annotators[1]: overall is 6, expected an integer 1..5"),
-    ("bad score", said(scores={"overall": 2.5}), "overall is 2.5"),
-    ("bad score", said(scores={"overall": True}), "overall is True"),
+    ("bad score", annotated(scores={"overall": 6}), "annotators[1]: overall is 6, expected an integer 1..5"),
+    ("bad score", annotated(scores={"overall": 2.5}), "overall is 2.5"),
+    ("bad score", annotated(scores={"overall": True}), "overall is True"),
     ("no label", bad(scores={}), "say anything"),
     ("no label", bad(scores=None, annotators=[{}, {"points_implausible": None}]), "say anything"),
     ("no label", bad(scores={"overal": 0.5}), "not known here: scores.overal"),
@@ -51,10 +51,10 @@ REFUSED = [
     ("malformed", bad(image="a\0b"), "zero byte"),
     ("malformed", bad(implausibility="a\0b"), "zero byte"),
     ("malformed", bad(annotators={}), "annotators is {}, expected a list"),
-    ("malformed", said(points_implausible=[[1]]), "annotators[1].points_implausible: [1], expected [x, y]"),
-    ("malformed", said(points_implausible=[[1, float("inf")]]), "inf"),
-    ("malformed", said(points_implausible=[[1, 10**400]]), "expected [x, y]"),
-    ("malformed", said(points_misaligned="none"), "is 'none', expected a list"),
+    ("malformed", annotated(points_implausible=[[1]]), "annotators[1].points_implausible: [1], expected [x, y]"),
+    ("malformed", annotated(points_implausible=[[1, float("inf")]]), "inf"),
+    ("malformed", annotated(points_implausible=[[1, 10**400]]), "expected [x, y]"),
+    ("malformed", annotated(points_misaligned="none"), "is 'none', expected a list"),
     ("malformed", bad(annotators=[{"scores": {"overall": 3}}]), "overall: both annotators and the line itself"),
     ("malformed", b'{"image": "ok.png", "prompt"', "not JSON: Expecting ':' delimiter at character 29"),
     ("malformed", b'{"prompt": "\xff"}', "not JSON"),
@@ -73,8 +73,8 @@ REFUSED = [
 def traps(tmp_path):
     """A folder with every kind of picture that must not be stored, and beside it one that must not be read."""
     pictures = tmp_path / "pictures"
-    whole = picture(pictures / "ok.png").read_bytes()
-    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+    png = picture(pictures / "ok.png").read_bytes()
+    (pictures / "cut.png").write_bytes(png[: len(png) // 2])
     head = b"IHDR" + struct.pack(">IIBBBBB", 9000, 8000, 8, 2, 0, 0, 0)  # says 72 megapixels
     parts = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (head, b"IDAT")]
     (pictures / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
@@ -98,16 +98,16 @@ def test_every_line_that_cannot_be_used_is_counted_with_its_reason(traps):
         if isinstance(line, dict) and str(line.get("uid", "")).startswith("bad"):
             line["uid"] += f" {number}"
     lines.append({"image": "ok.png", **GOOD})
-    summary, found = run(traps, lines)
-    assert sorted(found) == ["inside.png", "ok.png"]
+    summary, records = run(traps, lines)
+    assert sorted(records) == ["inside.png", "ok.png"]
     reasons = {one["line"]: one for one in refused(traps / "out")}
     assert set(reasons) == set(range(start, len(lines) + 1))
     for number, (kind, _, reason) in enumerate(cases, start):
         assert (reasons[number]["kind"], reason in reasons[number]["reason"]) == (kind, True), reasons[number]
     assert reasons[len(lines)]["kind"] == "duplicates" and "line 1 has the same" in reasons[len(lines)]["reason"]
-    wanted = [kind for kind, *_ in cases] + ["duplicates"]
-    assert {kind: summary.total(kind) for kind in summary.refusals} == {k: wanted.count(k) for k in summary.refusals}
-    assert summary.total("records") == len(lines) - 1 == summary.total("joined") + len(wanted)
+    refused_kinds = [kind for kind, *_ in cases] + ["duplicates"]
+    assert [summary.total(kind) for kind in summary.refusals] == [refused_kinds.count(k) for k in summary.refusals]
+    assert summary.total("records") == len(lines) - 1 == summary.total("joined") + len(refused_kinds)
 
 
 @pytest.fixture

@@ -13,37 +13,37 @@ from tests.helpers.loader_maker import CONFIG, SIZE, encode, record
 
 
 def test_fields_by_hand(tokenizer):
-    made = example(record(3 - 3), 7, CONFIG, SIZE, tokenizer)
+    fields = example(record(3 - 3), 7, CONFIG, SIZE, tokenizer)
     lengths = (CONFIG.max_prompt_tokens, CONFIG.max_target_tokens, CONFIG.max_words)
     for name, (shape, dtype) in spec(1, SIZE, *lengths).items():
-        value = np.asarray(getattr(made, name))
+        value = np.asarray(getattr(fields, name))
         assert value.shape == shape[1:] and value.dtype == dtype, name
-    assert (made.image == 0).all() and made.index == 7 and made.example_mask
-    assert tokenizer.decode(made.text_ids) == "a yellow cat, sitting"
-    assert tokenizer.decode(made.target_ids) == "a_0 yellow cat_0 sitting"
-    assert tokenizer.decode(made.prompt_ids) == "a yellow cat sitting"
-    assert made.target_mask.sum() == np.count_nonzero(made.target_ids)
-    for place, words in zip(made.word_end[:4], ("a", "a yellow", "a yellow cat", "a yellow cat sitting")):
-        assert tokenizer.decode(made.prompt_ids[: place + 1]) == words
-    assert made.word_labels.tolist() == [0, 1, 0, 1, 0, 0]
-    assert made.word_mask.tolist() == [True] * 4 + [False] * 2 and (made.word_end[4:] == -1).all()
-    np.testing.assert_array_equal(made.heatmaps[:11, :, 0], 255)  # implausibility first: the upper half
-    np.testing.assert_array_equal(made.heatmaps[13:, :, 0], 0)
-    np.testing.assert_array_equal(made.heatmaps[:, :11, 1], 255)  # misalignment: the left half
-    np.testing.assert_array_equal(made.heatmaps[:, 13:, 1], 0)
-    np.testing.assert_allclose(made.scores, [0.25, 0.5, 0.75, 0.0])
-    assert made.heatmap_mask.all() and made.score_mask.all()
+    assert (fields.image == 0).all() and fields.index == 7 and fields.example_mask
+    assert tokenizer.decode(fields.text_ids) == "a yellow cat, sitting"
+    assert tokenizer.decode(fields.target_ids) == "a_0 yellow cat_0 sitting"
+    assert tokenizer.decode(fields.prompt_ids) == "a yellow cat sitting"
+    assert fields.target_mask.sum() == np.count_nonzero(fields.target_ids)
+    for place, words in zip(fields.word_end[:4], ("a", "a yellow", "a yellow cat", "a yellow cat sitting")):
+        assert tokenizer.decode(fields.prompt_ids[: place + 1]) == words
+    assert fields.word_labels.tolist() == [0, 1, 0, 1, 0, 0]
+    assert fields.word_mask.tolist() == [True] * 4 + [False] * 2 and (fields.word_end[4:] == -1).all()
+    np.testing.assert_array_equal(fields.heatmaps[:11, :, 0], 255)  # implausibility first: the upper half
+    np.testing.assert_array_equal(fields.heatmaps[13:, :, 0], 0)
+    np.testing.assert_array_equal(fields.heatmaps[:, :11, 1], 255)  # misalignment: the left half
+    np.testing.assert_array_equal(fields.heatmaps[:, 13:, 1], 0)
+    np.testing.assert_allclose(fields.scores, [0.25, 0.5, 0.75, 0.0])
+    assert fields.heatmap_mask.all() and fields.score_mask.all()
 
 
 def test_missing_labels_are_masked(tokenizer):
     scores = np.array([np.nan, 0.5, np.nan, 1], np.float32)
     bare = record(0, word_labels=None, misalignment=None, scores=scores)
-    made = example(bare, 0, CONFIG, SIZE, tokenizer)
-    assert not made.target_mask.any() and not made.word_mask.any() and not made.word_labels.any()
-    assert made.text_mask.any() and (made.word_end[:4] >= 0).all()  # words can still be scored
-    assert made.heatmap_mask.tolist() == [True, False] and not made.heatmaps[..., 1].any()
-    assert made.score_mask.tolist() == [False, True, False, True]
-    np.testing.assert_array_equal(made.scores, np.array([0, 0.5, 0, 1], np.float32))
+    fields = example(bare, 0, CONFIG, SIZE, tokenizer)
+    assert not fields.target_mask.any() and not fields.word_mask.any() and not fields.word_labels.any()
+    assert fields.text_mask.any() and (fields.word_end[:4] >= 0).all()  # words can still be scored
+    assert fields.heatmap_mask.tolist() == [True, False] and not fields.heatmaps[..., 1].any()
+    assert fields.score_mask.tolist() == [False, True, False, True]
+    np.testing.assert_array_equal(fields.scores, np.array([0, 0.5, 0, 1], np.float32))
 
 
 def test_words_that_do_not_fit(tokenizer):
@@ -74,8 +74,8 @@ def test_augmented_example_stays_registered(tokenizer):
     places = set()
     y, x = np.mgrid[:SIZE, :SIZE]
     for seed in range(20):
-        made = example(marked, 0, config, SIZE, tokenizer, np.random.default_rng(seed))
-        layers = [made.image.astype(float).mean(-1), made.heatmaps[..., 0], made.heatmaps[..., 1]]
+        fields = example(marked, 0, config, SIZE, tokenizer, np.random.default_rng(seed))
+        layers = [fields.image.astype(float).mean(-1), fields.heatmaps[..., 0], fields.heatmaps[..., 1]]
         layers = [np.where(layer > 100, layer, 0.0) for layer in layers]
         points = [np.array([(m * x).sum(), (m * y).sum()]) / m.sum() for m in layers]
         np.testing.assert_allclose(points[1], points[0], atol=0.3)

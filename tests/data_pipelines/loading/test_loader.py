@@ -52,14 +52,14 @@ def test_augmentations_differ_between_epochs_and_records(tokenizer):
     twins = [record(0, image=encode(np.repeat(ramp[..., None], 3, -1))) for _ in range(2)]
     augment = AugmentConfig(crop_probability=1.0)
     with make(Listed(twins), tokenizer, batch_size=6, augment=augment) as batches:
-        found = next(batches).image
-    assert len({image.tobytes() for image in found}) == 6  # two records in three epochs
+        crops = next(batches).image
+    assert len({image.tobytes() for image in crops}) == 6  # two records in three epochs
 
 
 def test_processes_share_each_global_batch(source, tokenizer):
     augment = AugmentConfig(photometric_probability=0.5)
-    with make(source, tokenizer, augment=augment) as whole:
-        expected = take(whole, 4)
+    with make(source, tokenizer, augment=augment) as global_batches:
+        expected = take(global_batches, 4)
     parts, states = [], []
     for index in range(2):
         with make(source, tokenizer, process=(index, 2), augment=augment) as part:
@@ -101,14 +101,14 @@ def test_workers_give_the_same_without_jax(source, tokenizer, tmp_path):
         folder.mkdir()
         with make(Watched(source.records, folder), tokenizer, augment=augment, workers=workers) as batches:
             if state is None:
-                found = take(batches, 3)
+                received = take(batches, 3)
                 state = batches.get_state()
-                found += take(batches, 2)
-                assert_equal(found, expected[:5])
+                received += take(batches, 2)
+                assert_equal(received, expected[:5])
             else:
                 batches.set_state(state)  # saved with two workers
                 assert_equal(take(batches, 4), expected[3:7])
-            assert all(type(field) is np.ndarray for field in found[0])
+            assert all(type(field) is np.ndarray for field in received[0])
         (folder / str(os.getpid())).unlink()  # the parent read some records for the fingerprint
         readers = {file.name: json.loads(file.read_text()) for file in folder.glob("[0-9]*")}
         assert len(readers) == workers and not any(readers.values())
@@ -156,24 +156,24 @@ def test_evaluation_in_order_and_filled_up(source, tokenizer):
     batches = evaluate(source, tokenizer)
     assert len(batches) == 3
     for _ in range(2):  # again from the start
-        found = list(batches)
-        assert order(found) == [*range(10), -1, -1]
-    last = found[-1]
-    assert {batch.image.shape for batch in found} == {(4, SIZE, SIZE, 3)}
+        received = list(batches)
+        assert order(received) == [*range(10), -1, -1]
+    last = received[-1]
+    assert {batch.image.shape for batch in received} == {(4, SIZE, SIZE, 3)}
     assert last.example_mask.tolist() == [True, True, False, False]
     for name in ("text_mask", "target_mask", "word_mask", "heatmap_mask", "score_mask"):
         assert not getattr(last, name)[2:].any() and getattr(last, name)[:2].any()
     assert (last.word_end[2:] == -1).all() and not last.image[2:].any()
     config = dataclasses.replace(CONFIG, augment=AugmentConfig(crop_probability=1.0, grey_probability=1.0))
     plain = list(loader.eval_loader(config, "dev", SIZE, tokenizer, 4, source=source))
-    assert_equal(plain, found)  # never augmented
+    assert_equal(plain, received)  # never augmented
 
 
 def test_evaluation_by_several_processes(source, tokenizer):
-    whole = list(evaluate(source, tokenizer, 6))
+    global_batches = list(evaluate(source, tokenizer, 6))
     parts = [list(evaluate(source, tokenizer, 6, (index, 3))) for index in range(3)]
     assert {len(part) for part in parts} == {2}
-    assert_equal([Batch(*(np.concatenate(f) for f in zip(*three))) for three in zip(*parts)], whole)
+    assert_equal([Batch(*(np.concatenate(f) for f in zip(*three))) for three in zip(*parts)], global_batches)
     assert order(parts[2]) == [4, 5, -1, -1]
 
 

@@ -50,23 +50,23 @@ def test_a_worker_that_always_dies_at_a_record_stops_the_run(source, tokenizer):
     with make(Deadly(source.records), tokenizer, workers=1) as batches:
         reported = []
         batches.report = reported.append
-        wanted = r"worker 1 of 1 died at record 6 \(uid 'u6'\) of .*killed by SIGKILL.*memory.* 3 times at the same"
-        with pytest.raises(WorkerFailure, match=wanted):
+        message = r"worker 1 of 1 died at record 6 \(uid 'u6'\) of .*killed by SIGKILL.*memory.* 3 times at the same"
+        with pytest.raises(WorkerFailure, match=message):
             take(batches, 6)
     assert len(reported) >= 2 and all("at record 6 (uid" in line and "started again" in line for line in reported)
 
 
 def test_a_worker_that_is_killed_once_is_started_again(source, tokenizer):
     with make(source, tokenizer, workers=0) as calm:
-        wanted = take(calm, 20)
+        expected = take(calm, 20)
     with make(source, tokenizer, workers=2) as batches:
         reported = []
         batches.report = reported.append
-        found = take(batches, 3)
+        received = take(batches, 3)
         victim = next(p for p in multiprocessing.active_children() if p.name.startswith("grain-process-prefetch"))
         os.kill(victim.pid, signal.SIGKILL)
-        found += take(batches, 17)
-    assert_equal(found, wanted)
+        received += take(batches, 17)
+    assert_equal(received, expected)
     (line,) = reported
     assert re.match(r"warning: data worker [12] of 2 died at record \d+ \(uid 'u\d'\) of dataset ", line), line
     assert "(killed by SIGKILL, usually the machine ran out of memory); started again at the same place" in line

@@ -44,8 +44,8 @@ def test_image_and_both_maps_stay_registered():
         shapes = ((512, 512), (200, 260))
         maps = [images.decode_map(png(disc(*shape, x, y, 0.06)), 128, box) for shape in shapes]
         expected = ((x - box[0]) / (box[2] - box[0]), (y - box[1]) / (box[3] - box[1]))
-        for found in (image, *maps):
-            np.testing.assert_allclose(centroid(found), expected, atol=0.25 / 128)  # a quarter of a pixel
+        for resized in (image, *maps):
+            np.testing.assert_allclose(centroid(resized), expected, atol=0.25 / 128)  # a quarter of a pixel
 
 
 def test_boxes_lie_inside_and_keep_what_is_asked():

@@ -270,9 +270,9 @@ def test_pictures_are_read_only_where_a_wanted_one_is(tmp_path, monkeypatch):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
-    found = join.extract(join.Unit(str(path), ()), {"u2", "v7", "u4"}, {"u4"}, lambda uid, data: None)
-    assert found.captions == {"u2": CAPTION, "v7": CAPTION}
-    assert found.again == {"u4": 1}  # an earlier unit had it, so its picture is not read
+    result = join.extract(join.Unit(str(path), ()), {"u2", "v7", "u4"}, {"u4"}, lambda uid, data: None)
+    assert result.captions == {"u2": CAPTION, "v7": CAPTION}
+    assert result.again == {"u4": 1}  # an earlier unit had it, so its picture is not read
     assert [ask for ask in asked if ask[1][0].startswith("jpg")] == [([1], ["jpg_0"]), ([3], ["jpg_1"])]
 
 
@@ -283,6 +283,6 @@ def test_a_shard_is_never_whole_in_memory(tmp_path):
     assert path.stat().st_size > 20_000_000
     before, most = pa.total_allocated_bytes(), []
     wanted = {f"u{i}" for i in range(200)}
-    found = join.extract(join.Unit(str(path), ()), wanted, set(), lambda *_: most.append(pa.total_allocated_bytes()))
-    assert len(found.captions) == 200
+    result = join.extract(join.Unit(str(path), ()), wanted, set(), lambda *_: most.append(pa.total_allocated_bytes()))
+    assert len(result.captions) == 200
     assert max(most) - before < 8_000_000

@@ -148,7 +148,7 @@ def disc_map():
 
 
 def features(**changes):
-    made = {
+    complete = {
         "filename": [b"train/abc-1.jpg"],
         "artifact_score": [0.9],
         "misalignment_score": [0.7],
@@ -158,7 +158,7 @@ def features(**changes):
         "misalignment_map": [picture(np.zeros((64, 64), np.uint8))],
         "prompt_misalignment_label": [b"1 0 1"],
     }
-    return {name: value for name, value in {**made, **changes}.items() if value is not None}
+    return {name: value for name, value in {**complete, **changes}.items() if value is not None}
 
 
 def decoded(encoded):
@@ -166,14 +166,14 @@ def decoded(encoded):
 
 
 def test_names_and_polarity():
-    found = labels.read_labels(features())
-    np.testing.assert_allclose(found.scores, [0.9, 0.7, 0.5, 0.25], rtol=1e-6)
-    assert found.word_labels == (1, 0, 1)
-    np.testing.assert_array_equal(decoded(found.implausibility), disc_map())
-    assert not decoded(found.misalignment).any()
+    released = labels.read_labels(features())
+    np.testing.assert_allclose(released.scores, [0.9, 0.7, 0.5, 0.25], rtol=1e-6)
+    assert released.word_labels == (1, 0, 1)
+    np.testing.assert_array_equal(decoded(released.implausibility), disc_map())
+    assert not decoded(released.misalignment).any()
     assert labels.uid_of(features()) == "abc-1"
-    assert missing_labels(found) == []
-    assert (found.pixels, found.moved_far) == (128 * 128 + 64 * 64, 0)
+    assert missing_labels(released) == []
+    assert (released.pixels, released.moved_far) == (128 * 128 + 64 * 64, 0)
 
 
 def test_snapping_by_hand():
@@ -188,21 +188,21 @@ def test_jpeg_maps_lose_their_ringing():
     encoded = picture(disc_map(), "JPEG", quality=75)
     ringing = decoded(encoded)
     assert (ringing[disc_map() == 0] > 0).any()  # else this test tests nothing
-    found = labels.read_labels(features(artifact_map=[encoded]))
-    clean = decoded(found.implausibility)
+    released = labels.read_labels(features(artifact_map=[encoded]))
+    clean = decoded(released.implausibility)
     assert set(np.unique(clean)) <= set(labels.LEVELS)
     assert (clean != disc_map()).mean() < 0.005
     nearest = np.array(labels.LEVELS)[np.abs(ringing[..., None] - np.array(labels.LEVELS)).argmin(-1)]
     np.testing.assert_array_equal(clean, nearest)
-    assert found.moved_far == (np.abs(ringing.astype(int) - nearest) > 20).sum() > 0
+    assert released.moved_far == (np.abs(ringing.astype(int) - nearest) > 20).sum() > 0
 
 
 def test_maps_of_other_kinds_become_8_bit_grey():
     rgb = np.repeat(disc_map()[..., None], 3, -1)
     wide = disc_map().astype(np.uint16) * 257
     for encoded in (picture(rgb), picture(wide)):
-        found = labels.read_labels(features(artifact_map=[encoded]))
-        image = Image.open(io.BytesIO(found.implausibility))
+        released = labels.read_labels(features(artifact_map=[encoded]))
+        image = Image.open(io.BytesIO(released.implausibility))
         assert (image.format, image.mode) == ("PNG", "L")
         np.testing.assert_array_equal(np.asarray(image), disc_map())
 
@@ -220,8 +220,8 @@ def test_maps_of_other_kinds_become_8_bit_grey():
     ],
 )
 def test_any_label_may_be_missing(feature, name):
-    found = labels.read_labels(features(**{feature: None}))
-    assert missing_labels(found) == [name]
+    released = labels.read_labels(features(**{feature: None}))
+    assert missing_labels(released) == [name]
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,13 @@ import pickle
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_pipelines import store
-from data_pipelines.store import write as store_writer
+from data_pipelines.store import tf_example, write
 from data_pipelines.store.records import Record
 from rahf.core.batch import SCORES
 
@@ -39,10 +38,10 @@ def make_records(count, prefix="u"):
     return records
 
 
-def assert_same(found: Record, expected: Record):
-    assert found._replace(scores=None) == expected._replace(scores=None)
-    assert found.scores.dtype == np.float32
-    np.testing.assert_array_equal(found.scores, expected.scores)
+def assert_same(stored: Record, expected: Record):
+    assert stored._replace(scores=None) == expected._replace(scores=None)
+    assert stored.scores.dtype == np.float32
+    np.testing.assert_array_equal(stored.scores, expected.scores)
 
 
 @pytest.fixture(scope="module")
@@ -149,27 +148,11 @@ def test_reading_starts_without_jax_and_tfds():
 
 
 def test_large_splits_are_cut_into_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_writer, "_SHARD_BYTES", 3000)
+    monkeypatch.setattr(write, "_SHARD_BYTES", 3000)
     store.write_dataset(tmp_path / "d", {"train": make_records(12)}, "x")
     assert len(list((tmp_path / "d").glob("*.array_record-*"))) > 2
     source = store.open_split(tmp_path / "d", "train")
     assert [source[i].uid for i in range(12)] == [f"u{i}" for i in range(12)]
-
-
-def test_reading_is_fast(tmp_path):
-    record = make_records(2)[1]
-    padded = record.image + bytes(np.random.default_rng(0).integers(0, 256, 20_000, np.uint8))
-    records = [record._replace(uid=str(i), image=padded) for i in range(1000)]
-    store.write_dataset(tmp_path / "d", {"train": records}, "x")
-    source = store.open_split(tmp_path / "d", "train")
-    order = np.random.default_rng(1).permutation(1000)
-    best = np.inf
-    for _ in range(5):  # the best of several: the machine does other things, too
-        start = time.perf_counter()
-        for i in order:
-            source[i]
-        best = min(best, time.perf_counter() - start)
-    assert 1000 / best >= 5000
 
 
 def test_writing_replaces_a_dataset_at_once_and_nothing_else(dataset, tmp_path):
@@ -279,8 +262,8 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path):
 def test_a_record_with_a_missing_field(dataset, tmp_path, monkeypatch):
     folder = copy(dataset, tmp_path)
     source = store.open_split(folder, "train")
-    parse = store.tf_example.parse
-    monkeypatch.setattr(store.tf_example, "parse", lambda data: {k: v for k, v in parse(data).items() if k != "prompt"})
+    parse = tf_example.parse
+    monkeypatch.setattr(tf_example, "parse", lambda data: {k: v for k, v in parse(data).items() if k != "prompt"})
     with pytest.raises(store.DatasetError, match="record 4 .*no field 'prompt'.*prepare the data again"):
         source[4]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from data_pipelines.prepare.consolidate import consolidate
-from data_pipelines.synthetic import damage, draw, language, layout, shapes
+from data_pipelines.synthetic import damage, draw, language, layout, shapes, sheet
 from data_pipelines.synthetic.scene import generate, prompt, record, scene
 from data_pipelines.synthetic.sheet import contact_sheet
 from rahf.text import split_words
@@ -95,10 +95,10 @@ def test_word_labels_are_zero_on_exactly_the_words_that_the_picture_contradicts(
         shown = one.plan.shown
         assert len(groups) == len(shown.groups)
         for places, group in zip(groups, shown.groups):
-            said = words[places["colour"]], words[places["shape"]]
-            expected[places["colour"]] = int(group.count > 0 and said[0] == group.colour)
-            expected[places["shape"]] = int(group.count > 0 and said[1].startswith(group.shape))
-            plural = said[1] != group.shape and said[1] not in language.SHAPES
+            stated = words[places["colour"]], words[places["shape"]]
+            expected[places["colour"]] = int(group.count > 0 and stated[0] == group.colour)
+            expected[places["shape"]] = int(group.count > 0 and stated[1].startswith(group.shape))
+            plural = stated[1] != group.shape and stated[1] not in language.SHAPES
             if "count" in places:
                 expected[places["count"]] = int(language.NUMBERS[group.count] == words[places["count"]])
             else:  # "a" is no statement that can be untrue: the number is never wrong here
@@ -138,10 +138,10 @@ def test_misaligned_places_are_where_the_prompt_is_untrue(scenes):
         asserted, shown = one.plan.asserted, one.plan.shown
         wrong_relation = shown.relation != asserted.relation
         expected = 0
-        for said, seen, places in zip(asserted.groups, shown.groups, one.spots):
-            if seen.count == 0:
+        for told, drawn, places in zip(asserted.groups, shown.groups, one.spots):
+            if drawn.count == 0:
                 expected += len(places) if asserted.relation else 0
-            elif (said.colour, said.shape) != (seen.colour, seen.shape) or seen.count > said.count:
+            elif (told.colour, told.shape) != (drawn.colour, drawn.shape) or drawn.count > told.count:
                 expected += len(places)
             else:
                 expected += len(places) if wrong_relation else 0
@@ -157,7 +157,7 @@ def test_facts_of_one_split_occur_in_no_other():
         name: {language.draw_plan(np.random.default_rng(i), name, None).asserted.key() for i in range(400)}
         for name in language.SPLITS
     }
-    assert len(set.union(*keys.values())) == sum(len(found) for found in keys.values())
+    assert len(set.union(*keys.values())) == sum(len(facts) for facts in keys.values())
     test = {prompt(0, "test", index) for index in range(256)}
     assert not test & {prompt(0, "train", index) for index in range(1500)}
 
@@ -165,8 +165,8 @@ def test_facts_of_one_split_occur_in_no_other():
 def test_the_vocabulary_and_the_faults_all_occur():
     plans = [language.draw_plan(np.random.default_rng((5, i)), "train", "wooden") for i in range(1200)]
     groups = [group for plan in plans for group in plan.asserted.groups]
-    assert {g.shape for g in groups} == set(language.SHAPES) and len(language.SHAPES) >= 6
-    assert {g.colour for g in groups} == set(language.COLOURS) == set(draw.RGB) and len(draw.RGB) >= 8
+    assert {g.shape for g in groups} == set(language.SHAPES)
+    assert {g.colour for g in groups} == set(language.COLOURS) == set(draw.RGB)
     assert {g.count for g in groups} == {1, 2, 3, 4}
     assert {plan.asserted.relation for plan in plans} == {*language.RELATIONS, None}
     kinds = [fault.partition(":")[0] for plan in plans for fault in plan.faults]
@@ -195,7 +195,7 @@ def test_shapes_cover_the_area_that_geometry_says():
 
 
 def test_objects_are_drawn_in_their_colour():
-    for colour, rgb in draw.RGB.items():
+    for colour in draw.RGB:
         canvas = np.full((64, 64, 3), 0.5, np.float32)
         rng = np.random.default_rng(1)
         draw.draw_object(canvas, rng, "circle", colour, (0.5, 0.5, 0.5), (0.0, -1.0), 0.5)
@@ -213,8 +213,8 @@ def test_every_kind_of_damage_changes_its_region_only(kind, monkeypatch):
     monkeypatch.setattr(damage, "_CHANGES", {kind: damage._CHANGES[kind], "burst": damage._CHANGES["burst"]})
     monkeypatch.setattr(damage, "KINDS", (kind,))
     rng = np.random.default_rng(0)
-    found = []
-    while kind not in found:
+    planted = []
+    while kind not in planted:
         canvas = draw.draw_background(rng, 96, "checks", 0.5)
         spots = layout.place(rng, (2,), None)[0]
         for spot in spots:
@@ -223,7 +223,7 @@ def test_every_kind_of_damage_changes_its_region_only(kind, monkeypatch):
         regions, mask = damage.plant_damage(canvas, rng, spots)
         change = np.abs(canvas - before).mean(axis=-1)
         assert (change[mask == 0] == 0).all()
-        found += [region.kind for region in regions]
+        planted += [region.kind for region in regions]
         assert mask.any() == bool(regions)
         for region in regions:
             assert region.visibility >= damage.VISIBLE
@@ -235,7 +235,7 @@ def test_every_kind_of_damage_changes_its_region_only(kind, monkeypatch):
 
 def test_damage_is_as_frequent_and_as_varied_as_promised(scenes):
     kinds = {one.kind for each in scenes for one in each.damages}
-    assert kinds == set(damage.KINDS) and len(kinds) >= 4
+    assert kinds == set(damage.KINDS)
     assert 0.79 < np.mean([bool(one.damages) for one in scenes]) < 0.91
     for one in scenes:
         assert bool(one.damages) == bool(one.damage_mask.any()) == (one.quality[0] < 1)
@@ -246,15 +246,15 @@ def test_damage_is_as_frequent_and_as_varied_as_promised(scenes):
 
 def test_records_are_the_consolidated_annotations(scenes):
     for one in scenes[:20]:
-        made = record(one)
+        stored_record = record(one)
         labels = consolidate(one.annotations, 64, 64, one.words)
         assert len(one.annotations) == 3
-        for channel, stored in enumerate((made.implausibility, made.misalignment)):
+        for channel, stored in enumerate((stored_record.implausibility, stored_record.misalignment)):
             grey = np.asarray(Image.open(io.BytesIO(stored)))
             np.testing.assert_array_equal(grey, labels.heatmaps[..., channel])
-        np.testing.assert_array_equal(made.scores, labels.scores)
-        assert made.word_labels == labels.word_labels and made.words == one.words
-        picture = Image.open(io.BytesIO(made.image))
+        np.testing.assert_array_equal(stored_record.scores, labels.scores)
+        assert stored_record.word_labels == labels.word_labels and stored_record.words == one.words
+        picture = Image.open(io.BytesIO(stored_record.image))
         assert picture.mode == "RGB"
         assert np.abs(np.asarray(picture, np.float32) - one.image).mean() < 6
 
@@ -280,8 +280,8 @@ def test_annotators_err_but_a_perfect_model_could_still_be_good(scenes):
 def test_annotators_click_at_the_untrue_objects(scenes):
     inside = total = 0
     for one in scenes:
-        for said in one.annotations:
-            for x, y in np.asarray(said.points_misaligned).reshape(-1, 2) / 64:
+        for annotation in one.annotations:
+            for x, y in np.asarray(annotation.points_misaligned).reshape(-1, 2) / 64:
                 total += 1
                 inside += any(x0 <= x <= x1 and y0 <= y <= y1 for x0, y0, x1, y1 in one.misaligned_boxes)
     assert total > 200 and inside / total > 0.99
@@ -291,9 +291,13 @@ def test_annotators_click_at_the_untrue_objects(scenes):
 
 
 def test_the_contact_sheet_shows_every_scene(scenes):
-    sheet = contact_sheet(scenes[:5], columns=2)
-    one = contact_sheet(scenes[:1], columns=2)
-    assert sheet.width == one.width and sheet.height > 2.9 * one.height * 0.95
+    drawn = contact_sheet(scenes[:5], columns=2)
+    side, gap = sheet._TILE, sheet._GAP
+    width, height = (drawn.width - gap) // 2, (drawn.height - gap) // 3  # of a scene, in two columns and three rows
+    for number, one in enumerate(scenes[:5]):
+        left, top = gap + number % 2 * width, gap + number // 2 * height
+        picture = Image.fromarray(one.image).resize((side, side), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(drawn.crop((left, top, left + side, top + side)), picture)
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([])
 
@@ -304,5 +308,5 @@ def test_drawing_scenes_imports_neither_jax_nor_tensorflow():
         "scene.record(scene.scene(0, 'train', 0));"
         "print([m for m in ('jax', 'flax', 'tensorflow', 'torch') if m in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

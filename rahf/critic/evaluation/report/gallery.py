@@ -22,13 +22,13 @@ from rahf.images.resize import resize
 
 @dataclasses.dataclass(frozen=True)
 class ReportExample:
-    """What the report shows of one example. Labels that do not exist are None, or NaN among the scores."""
+    """The data of one example in the report. Labels that do not exist are None, or NaN among the scores."""
 
     uid: str
     image: np.ndarray  # uint8 [H,W,3] RGB, any size
     prompt: str
     words: Sequence[str]  # the prompt's words by the dataset's rule
-    loss: float  # decides what is a worst and a best case
+    loss: float  # orders the examples from worst to best
     heatmaps: np.ndarray  # predicted, float [h,w,2] in [0,1], order HEATMAPS; NaN: not predicted
     scores: np.ndarray  # predicted, float [4] in [0,1], order SCORES; NaN: not predicted
     labels: Sequence[int] | None = None  # predicted, one per word, 1 aligned, 0 misaligned
@@ -39,7 +39,7 @@ class ReportExample:
     true_labels: Sequence[int] | None = None  # one per word
 
 
-#: Orders that the page offers: attribute → label. All: larger is worse.
+#: Orders of the gallery that a reader may choose: name in `errors` → label. Larger is worse in all of them.
 ORDERS = {
     "loss": "total loss",
     "scores": "scores",
@@ -50,9 +50,9 @@ ORDERS = {
 
 
 def errors(example: ReportExample) -> dict[str, float]:
-    """How wrong an example is by each of `ORDERS`; NaN where there is no label.
+    """The errors of an example by each of `ORDERS`; NaN where there is no label.
 
-    Scores: mean absolute error. Heatmaps: mean squared error at the truth's size. Words: how many are wrong.
+    Scores: mean absolute error. Heatmaps: mean squared error at the truth's size. Words: the number of wrong labels.
     """
     wrong = {"loss": float(example.loss), "scores": math.nan, "words": math.nan}
     if example.true_scores is not None:

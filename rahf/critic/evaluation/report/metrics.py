@@ -55,7 +55,7 @@ class MetricRow(NamedTuple):
 
 
 class MetricGroup(NamedTuple):
-    """Rows under one heading, with a line that says how many examples they rest on."""
+    """Rows under one heading, with a line that counts the examples from which they are computed."""
 
     title: str
     count: str
@@ -65,7 +65,7 @@ class MetricGroup(NamedTuple):
 def metric_groups(
     metrics: Values, intervals: Intervals | None = None, baselines: Values | None = None
 ) -> list[MetricGroup]:
-    """Sorts metrics into headings. Every metric is in exactly one row or count; unknown ones come last."""
+    """Sorts metrics into headings. Every metric is in exactly one row or count; the last heading is "Other"."""
     intervals, baselines = intervals or {}, baselines or {}
     left = dict(metrics)
 
@@ -118,7 +118,7 @@ def _maps(metrics: Values, heatmap: str) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A value as shown; an en dash where undefined. Very large or small ones in powers of ten."""
+    """A value as text: an en dash if it is undefined, in powers of ten if it is very large or small."""
     if value is None or not math.isfinite(value):
         return "–"
     if value and not 10**-digits <= abs(value) < 1e5:
@@ -167,7 +167,7 @@ def interval_text(row: MetricRow) -> str:
 def metrics_json(
     metrics: Values, intervals: Intervals | None = None, baselines: Values | None = None
 ) -> dict[str, Any]:
-    """Metrics for a JSON file; what is not finite becomes null, because JSON has no NaN.
+    """Metrics for a JSON file; values that are not finite become null, because JSON has no NaN.
 
     Returns:
       ``{"metrics": {name: value}, "intervals": {name: [low, high]}, "baselines": {name: value}}``.

@@ -45,11 +45,11 @@ def write_report(
       intervals: name → (low, high), 95%.
       baselines: name → value of always predicting the training mean.
       examples: for the gallery, in any order. If there are more than `max_examples`, a third of the room
-        goes to the worst, a third to the best, and the rest to examples at equal steps between them.
+        goes to the worst, a third to the best, and the rest to examples at equal steps between these.
       meta: facts shown at the end (checkpoint, data, command, date), in this order.
       curves: rows of `metrics.jsonl`; None or too few: no curves.
       max_examples: size of the gallery.
-      max_bytes: the pictures are made smaller, then left out, until the file is no larger.
+      max_bytes: largest size of the file; pictures get coarser to fit it, then examples are left out.
 
     Returns:
       The path of ``index.html``.
@@ -76,7 +76,7 @@ def write_report(
 
 
 def _rankable(loss: float) -> float:
-    return math.inf if math.isnan(loss) else loss  # not a number: among the worst
+    return math.inf if math.isnan(loss) else loss  # NaN is among the worst
 
 
 def _spread(ordered: Sequence[ReportExample], most: int) -> list[ReportExample]:

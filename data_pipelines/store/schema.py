@@ -1,0 +1,90 @@
+"""Fields of a stored record: `Record` ↔ the features that TFDS describes and stores.
+
+A missing label has no place in these features. ``has_word_labels``, ``has_implausibility`` and ``has_misalignment`` say
+whether the label is there; a missing score is NaN.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.store.records import Record
+from data_pipelines.store.tf_example import Values
+from rahf.core.batch import HEATMAPS, SCORES
+
+_FIELDS = (*Record._fields, "has_word_labels", *(f"has_{name}" for name in HEATMAPS))
+
+
+def features() -> Any:
+    """The `tfds.features.FeaturesDict` of a record."""
+    import tensorflow_datasets as tfds  # heavy, and only needed to write
+
+    grey = {"shape": (None, None, 1), "encoding_format": "png"}
+    return tfds.features.FeaturesDict(
+        {
+            "uid": tfds.features.Text(),
+            "prompt": tfds.features.Text(),
+            "words": tfds.features.Sequence(tfds.features.Text()),
+            "word_labels": tfds.features.Sequence(tfds.features.Scalar(np.int64)),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "implausibility": tfds.features.Image(**grey),
+            "misalignment": tfds.features.Image(**grey),
+            "scores": tfds.features.Tensor(shape=(len(SCORES),), dtype=np.float32),
+            "has_word_labels": tfds.features.Scalar(np.bool_),
+            "has_implausibility": tfds.features.Scalar(np.bool_),
+            "has_misalignment": tfds.features.Scalar(np.bool_),
+        }
+    )
+
+
+def to_example(record: Record) -> dict[str, Any]:
+    """Values for `features().encode_example`."""
+    example = record._asdict()
+    for name in HEATMAPS:
+        example[f"has_{name}"] = example[name] is not None
+        example[name] = io.BytesIO(_empty_map() if example[name] is None else example[name])
+    example["has_word_labels"] = record.word_labels is not None
+    example["word_labels"] = list(record.word_labels or ())
+    example["words"] = list(record.words)
+    example["image"] = io.BytesIO(record.image)
+    example["scores"] = np.asarray(record.scores, np.float32)
+    return example
+
+
+def from_example(example: Mapping[str, Values]) -> Record:
+    """The record that a parsed example holds.
+
+    Raises:
+      KeyError: a field is missing.
+      ValueError, IndexError: a field has no value, or another shape.
+    """
+    for name in _FIELDS:
+        if name not in example:
+            raise KeyError(name)
+    scores = np.array(example["scores"], np.float32)
+    if scores.shape != (len(SCORES),):
+        raise ValueError(f"scores have shape {scores.shape}")
+    return Record(
+        uid=example["uid"][0].decode(),
+        prompt=example["prompt"][0].decode(),
+        words=tuple(word.decode() for word in example["words"]),
+        word_labels=tuple(example["word_labels"]) if example["has_word_labels"][0] else None,
+        image=example["image"][0],
+        implausibility=example["implausibility"][0] if example["has_implausibility"][0] else None,
+        misalignment=example["misalignment"][0] if example["has_misalignment"][0] else None,
+        scores=scores,
+    )
+
+
+@functools.cache
+def _empty_map() -> bytes:
+    """Stands for a missing map, so that TFDS' own decoding works: one black pixel."""
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, "PNG")
+    return buffer.getvalue()
