@@ -29,7 +29,7 @@ from absl import flags
 from rahf.core.errors import ConfigError
 
 _NAME = "data_pipelines.loading.worker"
-_PREFIX = "grain-process-prefetch"  # how Grain names its worker processes
+_PREFIX = "grain-process-prefetch"  # of the names of worker processes of Grain
 _HIDDEN = ("jax", "jaxlib")
 #: Of each worker in the log of `data_pipelines.loading.worker_failures`: its process id, the record that it reads.
 ENTRY = struct.Struct("<qq")
