@@ -1,4 +1,4 @@
-"""Lists of images and prompts, as people hand them to a critic → pictures in batches, and token arrays.
+"""Lists of images of any kind → decoded pictures in batches; and a check that images and prompts are not swapped.
 
 No JAX here.
 """
@@ -10,19 +10,15 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from rahf.core.errors import ArgumentError, ImageError
-from rahf.images.pictures import Picture, is_floating, picture
+from rahf.images.pictures import Picture, is_floating, looks_like_image, picture
 
-if TYPE_CHECKING:  # whoever only reads an exported model does without
-    pass
-
-
-#: Lists longer than this show how far they are, unless told otherwise.
+#: Lists longer than this show a progress bar, unless the caller decides.
 _MANY = 64
 
 
@@ -30,22 +26,51 @@ def image_list(images: Any) -> list[Any]:
     """One image or many → list. An array with four axes is many images.
 
     Raises:
-      ValueError: there is none.
+      ValueError: an empty list.
       TypeError: neither an image nor a collection of images.
     """
     if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
         return [images]
     if hasattr(images, "__array__") and hasattr(images, "ndim"):
-        found = list(np.asarray(images)) if images.ndim == 4 else [images]
+        listed = list(np.asarray(images)) if images.ndim == 4 else [images]
     elif isinstance(images, Iterable):
-        found = list(images)
+        listed = list(images)
     else:
         raise TypeError(
             f"images: expected paths, encoded bytes, Pillow images or arrays, found {type(images).__name__}"
         )
-    if not found:
+    if not listed:
         raise ArgumentError("images: there are none; give at least one")
-    return found
+    return listed
+
+
+def check_order(images: Sequence[Any], prompts: Any, call: str = "critic(images, prompts)") -> None:
+    """Recognises images where prompts belong, and prompts where images belong.
+
+    Args:
+      images: of `image_list`.
+      prompts: as the caller gave them. Iterators are not looked at.
+      call: how to write the call, for the message.
+
+    Raises:
+      TypeError: a picture, array, bytes or path object among the prompts.
+      ValueError: a prompt is the path of an image file; or all prompts end like image files and no image does.
+    """
+    listed = prompts if isinstance(prompts, (list, tuple)) else [prompts]
+    for prompt in listed:
+        if not looks_like_image(prompt):
+            continue
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompts: found an image ({type(prompt).__name__}) where text belongs; write {call}")
+        if os.path.isfile(prompt):
+            raise ArgumentError(f"prompts: {prompt!r} is an image file, not a text; write {call}")
+    # Files that do not exist may still show the order: "a red cat" is no image, "cat.png" is no prompt.
+    if all(map(looks_like_image, listed)) and not any(looks_like_image(one) or _is_file(one) for one in images):
+        raise ArgumentError(f"images and prompts seem to be swapped: {listed[0]!r} is no text; write {call}")
+
+
+def _is_file(image: Any) -> bool:
+    return not isinstance(image, str) or os.path.isfile(image)
 
 
 def decoded(
@@ -60,35 +85,35 @@ def decoded(
 
     Args:
       images, side, keep: as in `picture`.
-      batch_size: most pictures at a time.
-      on_error: called with the position of an image that cannot be used, which is then left out; None: its
-        error is raised.
-      progress: show a bar on stderr if that is a terminal and there is more than one batch; None: if there are
-        more than 64 images.
+      batch_size: largest number of pictures in a batch.
+      on_error: called with the position and error of an image that cannot be used, which is then left out;
+        None: the error is raised.
+      progress: show a bar on stderr if that is a terminal and there is more than one batch; None: for more
+        than 64 images.
 
     Yields:
-      Positions in `images` and their pictures, in order; batches of which nothing is left are skipped.
+      Positions in `images` and their pictures, in order; a batch without any usable image is skipped.
     """
-    floating = any(is_floating(image) for image in images)  # of one type, so that one compilation serves all
+    floating = any(is_floating(image) for image in images)  # one dtype for all, so that one compilation serves all
     threads = concurrent.futures.ThreadPoolExecutor(min(batch_size, len(images), os.cpu_count() or 1, 16))
     starts = range(0, len(images), batch_size)
 
-    def begin(start: int) -> list[concurrent.futures.Future]:
+    def submit(start: int) -> list[concurrent.futures.Future]:
         numbers = range(start, min(start + batch_size, len(images)))
         return [threads.submit(picture, images[n], side, n, floating, keep) for n in numbers]
 
-    wanted = len(images) > _MANY if progress is None else progress
-    bar = _bar(wanted and len(starts) > 1)
+    show = len(images) > _MANY if progress is None else progress
+    bar = _bar(show and len(starts) > 1)
     try:
         with bar:
             task = bar.add_task("predicting", total=len(images))
-            ahead = begin(0)
+            following = submit(0)
             for start in starts:
-                now, ahead = ahead, begin(start + batch_size)
-                rows, pictures = _collect(now, start, on_error)
+                current, following = following, submit(start + batch_size)
+                rows, pictures = _collect(current, start, on_error)
                 if rows:
                     yield rows, pictures
-                bar.advance(task, len(now))
+                bar.advance(task, len(current))
     finally:
         threads.shutdown(cancel_futures=True)
 
@@ -96,7 +121,7 @@ def decoded(
 def _bar(shown: bool):
     try:
         from rich.console import Console
-    except ImportError:  # whoever only reads an exported model may do without
+    except ImportError:  # not installed where only exported models are read
         return _Counter(shown and sys.stderr.isatty())
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -112,12 +137,12 @@ class _Counter(contextlib.AbstractContextManager):
         self.shown, self.done, self.total = shown, 0, 0
 
     def add_task(self, name: str, total: int) -> str:
-        """Names what is counted."""
+        """Sets the name and the number of all images."""
         self.total = total
         return name
 
     def advance(self, name: str, count: int) -> None:
-        """Counts."""
+        """Adds to the count and shows it."""
         self.done += count
         if self.shown:
             print(f"\r{name} {self.done}/{self.total}", end="", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""One image of any kind → the square that the network sees, and a copy to look at.
+"""One image of any kind → the square that the network sees, and a copy for display.
 
-Paths, encoded bytes, Pillow images, NumPy or JAX arrays (or anything NumPy can read). Whatever it is, it is
+Sources are paths, encoded bytes, Pillow images, and NumPy or JAX arrays (or anything that NumPy can read). Each is
 resized as the data loader resizes, so that a prediction equals an evaluation. No JAX here: threads run this.
 """
 
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from rahf import images as image_lib
+from rahf.core import pixel_range
 from rahf.core.errors import ImageError
+from rahf.images import decode
 from rahf.images.resize import resize
 
-if TYPE_CHECKING:  # whoever only reads an exported model does without
+if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
     from jaxtyping import Float, UInt8
 
 #: Largest file that is read; 64 megapixels of 16 bit RGB are 384 MB.
 MAX_BYTES = 512_000_000
-_SHOWN = 1024  # longest side of the copy that is kept to be looked at
-_SLACK = 1e-3  # floats may leave [0,1] by rounding
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+_SHOWN = 1024  # longest side of the copy for display, in pixels
 
 
 class Picture(NamedTuple):
@@ -30,8 +31,8 @@ class Picture(NamedTuple):
 
     name: str  # path, or "image 3"
     square: UInt8[np.ndarray, "s s 3"] | Float[np.ndarray, "s s 3"]  # uint8, or float32 in [0,1]
-    shown: UInt8[np.ndarray, "h w 3"] | None  # upright RGB, longest side at most 1024; None: not asked for
-    size: tuple[int, int] | None  # height and width of the upright original; None: not asked for
+    shown: UInt8[np.ndarray, "h w 3"] | None  # upright RGB, longest side at most 1024; None: not kept
+    size: tuple[int, int] | None  # height and width of the upright original; None: not kept
 
 
 def is_floating(image: Any) -> bool:
@@ -40,15 +41,22 @@ def is_floating(image: Any) -> bool:
     return dtype is not None and "float" in str(dtype)
 
 
+def looks_like_image(value: Any) -> bool:
+    """Whether a value is an image, or text that ends like the name of an image file."""
+    if isinstance(value, str):
+        return os.path.splitext(value)[1].lower() in _SUFFIXES
+    return isinstance(value, (os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(value, "__array__")
+
+
 def picture(source: Any, side: int, number: int, floating: bool = False, keep: bool = False) -> Picture:
     """Decodes and checks one image and resizes it (antialiased bilinear, aspect ratio not kept).
 
     Args:
       source: path, encoded bytes, Pillow image, or array [h,w,3] or [h,w]: uint8, or float in [0,1].
       side: of the network's square, in pixels.
-      number: names an image that has no path in error messages.
-      floating: make `square` float32 in [0,1] even if the source is uint8.
-      keep: also keep a copy to look at and the original's size; a JPEG is then decoded once more.
+      number: position in the list, which names an image without a path in error messages.
+      floating: convert `square` to float32 in [0,1] even if the source is uint8.
+      keep: also keep a copy for display and the original's size; a JPEG is then decoded a second time.
 
     Raises:
       ImageError: missing, damaged, not an image, too large; or an array of another shape, dtype or range.
@@ -60,7 +68,7 @@ def picture(source: Any, side: int, number: int, floating: bool = False, keep: b
     if isinstance(source, (bytes, bytearray, memoryview)):
         square, full = _from_bytes(bytes(source), side, name, keep)
     elif isinstance(source, Image.Image):
-        full = image_lib.load_rgb(source, what=getattr(source, "filename", "") or name)
+        full = decode.load_rgb(source, what=getattr(source, "filename", "") or name)
         square = _resize(full, side)
     else:
         full = _array(source, name)
@@ -77,19 +85,21 @@ def _read(path: str | os.PathLike, name: str) -> bytes:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
-        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+        prompt = " " in name and not looks_like_image(name)
+        hint = "; this looks like a prompt where an image belongs" if prompt else ""
+        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}{hint}") from error
     if len(data) > MAX_BYTES:
         raise ImageError(f"{name}: more than {MAX_BYTES // 10**6} MB, too large for an image")
     return data
 
 
 def _from_bytes(data: bytes, side: int, name: str, keep: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """The network's square, and the whole image if it is to be kept."""
+    """The network's square, and the image in its own size if `keep`."""
     if not keep:
-        return image_lib.decode_resized(data, side, what=name), None
-    full = image_lib.load_rgb(data, what=name)
+        return decode.decode_resized(data, side, what=name), None
+    full = decode.load_rgb(data, what=name)
     if data[:2] == b"\xff\xd8":  # JPEG: the loader may decode it at reduced scale
-        return image_lib.decode_resized(data, side, what=name), full
+        return decode.decode_resized(data, side, what=name), full
     return _resize(full, side), full
 
 
@@ -105,20 +115,12 @@ def _array(source: Any, name: str) -> np.ndarray:
         return array
     if array.dtype != np.float32:
         raise ImageError(f"{name}: pixels of type {array.dtype}; expected uint8 0..255 or floats in [0,1]")
-    if not np.isfinite(array).all():
-        raise ImageError(f"{name}: pixels are not finite (NaN or infinite)")
-    low, high = float(array.min()), float(array.max())
-    if high > 1 + _SLACK:
-        remedy = "pixels in 0..255 given as float? Divide by 255" if high > 2 else "clip them"
-        raise ImageError(f"{name}: floats from {low:g} to {high:g}, expected 0..1; {remedy}")
-    if low < -_SLACK:
-        remedy = "pixels in -1..1? Use (x + 1) / 2" if low > -1 - _SLACK else "rescale them"
-        raise ImageError(f"{name}: floats from {low:g} to {high:g}, expected 0..1; {remedy}")
+    pixel_range.check(name, float(array.min()), float(array.max()))
     return np.clip(array, 0, 1)
 
 
 def check_channels(array: np.ndarray, name: str) -> np.ndarray:
-    """[h,w,3] as it is, [h,w] as grey RGB. Raises ImageError saying what the axes look like instead."""
+    """Returns [h,w,3] unchanged and [h,w] as grey RGB. Raises ImageError with a remedy for other shapes."""
     if array.ndim == 2 and array.size:
         return np.stack([array] * 3, -1)
     shape = tuple(array.shape)
@@ -144,7 +146,7 @@ def _resize(array: np.ndarray, side: int) -> np.ndarray:
 
 
 def _shown(full: np.ndarray) -> np.ndarray:
-    """A copy to look at: a long list of large images must fit into memory."""
+    """A reduced copy for display: a long list of large images must fit into memory."""
     if full.dtype != np.uint8:
         full = (full * 255).round().astype(np.uint8)
     if max(full.shape[:2]) <= _SHOWN:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rahf.core import labels
+from rahf.core import labels, pixel_range
 from rahf.core.batch import SCORES
 from rahf.core.errors import ImageError
 from rahf.critic.critic import Critic
@@ -197,10 +197,8 @@ def _check(images: torch.Tensor) -> None:
     if not images.is_floating_point() and images.dtype != torch.uint8:
         raise ImageError(f"images of type {images.dtype}, expected floats in [0,1] or uint8")
     if images.is_floating_point():
-        high = float(images.detach().max())
-        if not high <= 2:
-            found = "not a number (NaN)" if high != high else f"floats up to {high:g}, expected 0..1"
-            raise ImageError(f"images: {found}" + ("" if high != high else "; pixels in 0..255? Divide by 255"))
+        values = images.detach()
+        pixel_range.check("images", float(values.min()), float(values.max()), pixel_range.OPTIMIZED)
 
 
 def to_jax(tensor: torch.Tensor) -> jax.Array:

@@ -1,6 +1,6 @@
-"""Pixels and rows of text, as people hand them to a critic's pure functions → what the network takes.
+"""Arguments of a critic's pure JAX functions, checked and brought to the shapes that the network takes.
 
-JAX only, differentiable in the pixels.
+Differentiable in the pixels.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, Callable
 import jax
 import jax.numpy as jnp
 
+from rahf.core import pixel_range
 from rahf.core.errors import ImageError
 from rahf.core.tree import Params
 
-if TYPE_CHECKING:  # whoever only reads an exported model does without
+if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
     from jaxtyping import Array, Float
-
-#: A float above it cannot come from the range [0,1], not even after steps of an optimizer on the pixels.
-_SURELY_NOT_UNIT = 2.0
 
 
 def unit(image: Array, side: int) -> Float[Array, "b s s 3"]:
@@ -33,15 +31,15 @@ def unit(image: Array, side: int) -> Float[Array, "b s s 3"]:
 
 
 def call(function: Callable, params: Params, pixels: Any, text_ids: Any, text_mask: Any) -> jax.Array:
-    """Checks pixels, gives every image its row of text, and calls `function`.
+    """Checks pixels, broadcasts the text to one row per image, and calls `function`.
 
     Args:
       function: of (params, pixels [B,h,w,3], text_ids [B,L], text_mask [B,L]).
-      pixels: [B,h,w,3], or [h,w,3], whose result then lacks the batch axis, too.
+      pixels: [B,h,w,3]; or [h,w,3], whose result has no batch axis, either.
       text_ids, text_mask: [B,L]; or [1,L] or [L] for all images.
 
     Raises:
-      ImageError: another shape, or values that cannot be in [0,1] (looked at only where they are known).
+      ImageError: another shape, or values that cannot be in [0,1] (under `jit`, `grad` and `vmap` only the shape).
       ValueError: another number of rows of text than images.
     """
     pixels, text_ids, text_mask = jnp.asarray(pixels), jnp.asarray(text_ids), jnp.asarray(text_mask)
@@ -58,17 +56,11 @@ def call(function: Callable, params: Params, pixels: Any, text_ids: Any, text_ma
 
 def _check(pixels: jax.Array) -> None:
     if pixels.ndim != 4 or pixels.shape[-1] != 3:
-        first = pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4)
-        remedy = "; this looks like channels first (CHW), use jnp.moveaxis(pixels, -3, -1)" if first else ""
+        channels_first = pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4)
+        remedy = "; this looks like channels first (CHW), use jnp.moveaxis(pixels, -3, -1)" if channels_first else ""
         raise ImageError(f"pixels of shape {pixels.shape}, expected [B,h,w,3] or [h,w,3]{remedy}")
     if not pixels.size:
         raise ImageError(f"pixels of shape {pixels.shape}: there are none; give at least one image")
     if isinstance(pixels, jax.core.Tracer) or not jnp.issubdtype(pixels.dtype, jnp.floating):
         return
-    low, high = float(pixels.min()), float(pixels.max())
-    if not (low == low and high == high):
-        raise ImageError("pixels: some are not a number (NaN)")
-    if high > _SURELY_NOT_UNIT:
-        raise ImageError(
-            f"pixels: floats up to {high:g}, expected 0..1; pixels in 0..255 given as float? Divide by 255"
-        )
+    pixel_range.check("pixels", float(pixels.min()), float(pixels.max()), pixel_range.OPTIMIZED)
