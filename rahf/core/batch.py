@@ -1,6 +1,6 @@
 """The two structures that travel through the program: `Batch` in, `Prediction` out.
 
-Both are NamedTuples: a pytree for JAX, and importable by data workers that must not import JAX.
+Both are NamedTuples: pytrees for JAX, and importable by data workers, which must not import JAX.
 
 Dimension names used in every docstring: B batch, H and W image height and width in pixels, L prompt
 tokens, T target tokens, K words of a prompt, V vocabulary.
@@ -8,14 +8,16 @@ tokens, T target tokens, K words of a prompt, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-#: Order of the last axis of every `scores` array. All in [0, 1], high = good.
-SCORES = ("plausibility", "alignment", "aesthetics", "overall")
-#: Order of the last axis of every `heatmaps` array. All in [0, 1], high = bad.
-HEATMAPS = ("implausibility", "misalignment")
+from rahf.core import labels
+from rahf.core.errors import ArgumentError
+from rahf.core.labels import HEATMAPS, SCORES
+
+__all__ = ["HEATMAPS", "SCORES", "Array", "Batch", "Prediction", "fake", "spec"]
 
 Array = Any  # numpy.ndarray in the loader, jax.Array inside a step
 
@@ -23,8 +25,8 @@ Array = Any  # numpy.ndarray in the loader, jax.Array inside a step
 class Batch(NamedTuple):
     """One batch of image-prompt pairs with the seven labels of rich feedback.
 
-    A label that does not exist has mask False and weight 0 everywhere: losses, metrics, counts. In a
-    padded example (`example_mask` False) every other mask is False too.
+    A missing label has mask False and weight 0 everywhere: in losses, metrics and counts. In a padding
+    example (`example_mask` False) every other mask is False, too.
     """
 
     image: Array  # uint8 [B,H,W,3] RGB 0..255, or float32 in [0,1]
@@ -40,16 +42,44 @@ class Batch(NamedTuple):
     heatmap_mask: Array  # bool [B,2]
     scores: Array  # float32 [B,4] in order SCORES, 0 where missing
     score_mask: Array  # bool [B,4]
-    example_mask: Array  # bool [B] False for examples that only fill up the last batch
-    index: Array  # int64 [B] position of the example in its split, -1 for filling
+    example_mask: Array  # bool [B] False for padding examples, which fill up the last batch
+    index: Array  # int64 [B] position of the example in its split, -1 for padding
 
 
 class Prediction(NamedTuple):
-    """What the network says of a batch, float32. A baseline that predicts only some of it gives NaN for the rest."""
+    """The network's outputs for a batch, float32. A baseline that predicts only some of them gives NaN for the rest.
+
+    An exported file of scores only gives None for `heatmaps` and `word_probabilities`.
+    """
 
     heatmaps: Array  # float32 [B,H,W,2] in [0,1], order HEATMAPS
     scores: Array  # float32 [B,4] in [0,1], order SCORES
     word_probabilities: Array  # float32 [B,K] in [0,1]: how likely each word is misaligned
+
+    def score(self, score: str | Mapping[str, float] = "overall") -> Array:
+        """One score of every image, float32 [B], high = good.
+
+        Args:
+          score: a name of `SCORES`, or weights by name, which give the weighted sum.
+
+        Raises:
+          ValueError: an unknown score; suggests the nearest.
+        """
+        return labels.weighted(self.scores, score)
+
+    def heatmap(self, name: str) -> Array:
+        """One heatmap of every image, float32 [B,H,W], high = bad.
+
+        Args:
+          name: one of `HEATMAPS`.
+
+        Raises:
+          ValueError: an unknown heatmap (suggests the nearest), or a prediction without heatmaps.
+        """
+        index = labels.position("heatmap", name, HEATMAPS)
+        if self.heatmaps is None:
+            raise ArgumentError("this prediction holds scores only; heatmaps need the run, or a file exported with them")
+        return self.heatmaps[..., index]
 
 
 def spec(
@@ -104,13 +134,13 @@ def fake(
         fields[name][:] = True
     fields["index"][:] = np.arange(batch_size)
     fields["word_end"][:] = -1
-    most = min(max_words, text_length - 1, (target_length - 1) // 2)
+    longest = min(max_words, text_length - 1, (target_length - 1) // 2)
     for i in range(batch_size):
-        count = int(rng.integers(2, most + 1))
-        labels = rng.integers(0, 2, count)
-        pieces = rng.integers(5, vocab_size, count)
+        word_count = int(rng.integers(2, longest + 1))
+        word_labels = rng.integers(0, 2, word_count)
+        pieces = rng.integers(5, vocab_size, word_count)
         target: list[int] = []
-        for piece, label in zip(pieces, labels):
+        for piece, label in zip(pieces, word_labels):
             target += [piece] if label else [piece, 4]
         for name, ids in (
             ("text_ids", [*pieces, 1]),
@@ -118,9 +148,9 @@ def fake(
             ("prompt_ids", [*pieces, 1]),
         ):
             fields[name][i, : len(ids)] = ids
-        fields["text_mask"][i, : count + 1] = True
+        fields["text_mask"][i, : word_count + 1] = True
         fields["target_mask"][i, : len(target) + 1] = True
-        fields["word_end"][i, :count] = np.arange(count)
-        fields["word_labels"][i, :count] = labels
-        fields["word_mask"][i, :count] = True
+        fields["word_end"][i, :word_count] = np.arange(word_count)
+        fields["word_labels"][i, :word_count] = word_labels
+        fields["word_mask"][i, :word_count] = True
     return Batch(**fields)

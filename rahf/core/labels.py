@@ -1,41 +1,38 @@
-"""Names of scores and heatmaps, checked, and weights of scores by name."""
+"""Names of scores and heatmaps and their order, checked; and one score of many, by name or by weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rahf.core.batch import SCORES
 from rahf.core.errors import ArgumentError, UnknownNameError
 from rahf.core.names import suggest
 
 if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
     from jaxtyping import Float
 
+#: Order of the last axis of every `scores` array. All in [0, 1], high = good.
+SCORES = ("plausibility", "alignment", "aesthetics", "overall")
+#: Order of the last axis of every `heatmaps` array. All in [0, 1], high = bad.
+HEATMAPS = ("implausibility", "misalignment")
 
-def position(kind: str, name: str, known: Sequence[str]) -> int:
-    """Where a name stands in `known`.
+
+def position(kind: str, name: str, names: Sequence[str]) -> int:
+    """Index of a name.
 
     Args:
       kind: "score" or "heatmap", for the message.
-      name: as asked for.
-      known: `rahf.core.batch.SCORES` or `rahf.core.batch.HEATMAPS`.
+      name: the one asked for.
+      names: `SCORES` or `HEATMAPS`.
 
     Raises:
       UnknownNameError: no such name; suggests the nearest.
     """
-    if name not in known:
-        raise UnknownNameError(f"no {kind} is called {name!r}.{suggest(name, known)}")
-    return known.index(name)
-
-
-def nearest_score(name: str) -> str:
-    """`name` if it is a score. Raises UnknownNameError that suggests the nearest one."""
-    if name not in SCORES:
-        raise UnknownNameError(f"no score {name!r}.{suggest(str(name), list(SCORES))}")
-    return name
+    if name not in names:
+        raise UnknownNameError(f"no {kind} is called {name!r}.{suggest(str(name), names)}")
+    return names.index(name)
 
 
 def weights(score: str | Mapping[str, float]) -> Float[np.ndarray, "4"]:
@@ -48,7 +45,28 @@ def weights(score: str | Mapping[str, float]) -> Float[np.ndarray, "4"]:
     by_name = {score: 1.0} if isinstance(score, str) else dict(score)
     vector = np.zeros(len(SCORES), np.float32)
     for name, weight in by_name.items():
-        vector[SCORES.index(nearest_score(name))] = weight
+        if name not in SCORES:
+            raise UnknownNameError(f"no score {name!r}.{suggest(str(name), SCORES)}")
+        vector[SCORES.index(name)] = weight
     if not by_name or not np.isfinite(vector).all():
         raise ArgumentError(f"score: expected a name or finite weights by name, found {score!r}")
     return vector
+
+
+def weighted(scores: Any, score: str | Mapping[str, float]) -> Any:
+    """One score of many: [..., 4] in the order of `SCORES` → [...], NumPy or JAX.
+
+    Scores of weight 0 are left out: a model may give NaN for what it does not predict.
+
+    Args:
+      scores: [..., 4].
+      score: a name, or weights by name.
+
+    Raises:
+      ValueError: as `weights`.
+    """
+    vector = weights(score)
+    if isinstance(score, str):
+        return scores[..., SCORES.index(score)]
+    used = np.flatnonzero(vector)
+    return scores[..., used] @ vector[used]

@@ -1,4 +1,4 @@
-"""The nearest known name for one that nobody knows, and names of any origin as one printable line."""
+"""Suggestions for misspelt names, and text of any origin made printable."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Sequence
 
 
-def suggest(name: str, known: Sequence[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest known name, else the list of known names."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
+def suggest(name: str, names: Sequence[str]) -> str:
+    """`` Did you mean 'x'?`` for the nearest of `names`, else the list of all."""
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f" Did you mean {nearest[0]!r}?" if nearest else f" Known: {', '.join(sorted(names))}."
 
 
 def printable(text: str) -> str:

@@ -1,18 +1,23 @@
-"""A trained model, ready for use: any images and prompts in, feedback out, differentiable in the pixels.
+"""A trained model, ready for use: images and prompts in, feedback out, differentiable in the pixels.
 
 critic = rahf.load("runs/demo")
-prediction = critic(["cat.png", "dog.jpg"], "a photo of a pet")   # arrays
-for feedback in critic.feedback(paths, prompts):                  # one object per image
+critic.score(["cat.png", "dog.jpg"], "a photo of a pet", "overall")   # float32 [2]
+critic.rank("a photo of a pet", ["cat.png", "dog.jpg"]).order         # best first
+prediction = critic(["cat.png", "dog.jpg"], "a photo of a pet")       # arrays
+for feedback in critic.feedback(paths, prompts):                      # one object per image
     print(feedback.scores, feedback.misaligned_words)
-ids, mask = critic.tokens("a photo of a pet")
-gradient = jax.grad(lambda x: critic.scores(x, ids, mask)[:, 3].sum())(pixels)
+
+reward = critic.reward("overall")                                     # a pure JAX function
+tokens = critic.tokens("a photo of a pet")
+gradient = jax.grad(lambda pixels: reward(pixels, tokens).sum())(pixels)
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,18 +30,35 @@ from rahf.critic import feedback as feedback_lib
 from rahf.critic import provenance
 from rahf.critic.feedback import Feedback
 from rahf.critic.network import Network
-from rahf.critic.provenance import KnownPrediction, Provenance
+from rahf.critic.provenance import KnownPrediction, Provenance, ScoreArray
 from rahf.images import inputs
 from rahf.nn import pixels as pixels_lib
 from rahf.text import Tokenizer
 from rahf.text import prompts as prompts_lib
-from rahf.text.prompts import PromptWarning  # noqa: F401 - for callers
+from rahf.text.prompts import EncodedPrompt, Tokens
 
-if TYPE_CHECKING:  # whoever only reads an exported model does without
+if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
     from jaxtyping import Array, Bool, Float, Int
 
-#: Largest batch that is chosen without being asked: bounds memory with large networks.
+#: Largest default batch size: bounds memory with large networks.
 _DEFAULT_BATCH = 16
+
+
+class Ranking(NamedTuple):
+    """Images of one prompt, in order.
+
+    Attributes:
+      order: int [N], positions of the images, best first. Of equal scores the earlier image comes first.
+      scores: float32 [N], in the order in which the images were given.
+    """
+
+    order: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def best(self) -> int:
+        """Position of the best image."""
+        return int(self.order[0])
 
 
 class Critic:
@@ -44,11 +66,11 @@ class Critic:
 
     Attributes:
       config: of the run, with the compute dtype in use.
-      params: nested dict of arrays, float32 (or bfloat16, of an export made so).
+      params: nested dict of arrays, float32 (or bfloat16, if the file was exported so).
       network: its pure functions.
       tokenizer: of the prompts.
       name: of the run.
-      step: of training at which the parameters were saved, None if unknown.
+      step: training step at which the parameters were saved, None if unknown.
     """
 
     def __init__(
@@ -62,16 +84,17 @@ class Critic:
         network: Network | None = None,
         describe: Callable[[Critic], Provenance] | None = None,
     ):
-        """Puts the parts together; `load` reads them from a run directory or an exported file.
+        """Assembles a critic from its parts; `rahf.load` reads them from a run directory or an exported file.
 
         Args:
-          network: functions of the network; None: made from its Flax modules.
-          describe: says what the model is when that is asked for first; None: found out from the parts.
+          network: functions of the network; None: built from its Flax modules.
+          describe: computes the provenance when it is first needed; None: computed from the other arguments.
         """
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.name, self.step, self._describe = name, step, describe
         if network is None:
-            from rahf.critic import apply  # Flax; an exported file does without
+            # Imported here, because it imports Flax, which is not installed where only exported files are read.
+            from rahf.critic import apply
 
             network = apply.network(config, tokenizer)
         self.network = network
@@ -96,8 +119,8 @@ class Critic:
 
     def __repr__(self) -> str:
         size, side = tree.count(self.params) / 1e6, self.config.model.image_size
-        known = f"{size:.1f}M parameters, {side} x {side} pixels, weights: {self.provenance.weight_licence}"
-        return f"Critic({self.name!r}, step {self.step}, {known})"
+        details = f"{size:.1f}M parameters, {side} x {side} pixels, weights: {self.provenance.weight_licence}"
+        return f"Critic({self.name!r}, step {self.step}, {details})"
 
     def __call__(
         self, images: Any, prompts: str | Sequence[str], batch_size: int | None = None, progress: bool | None = None
@@ -108,24 +131,26 @@ class Critic:
           images: one or many: paths, encoded bytes, Pillow images, arrays [h,w,3] (uint8, or float in [0,1]).
             Each is resized to the network's square as in evaluation.
           prompts: one for all images, or one per image.
-          batch_size: images per step; the last batch is filled up, so nothing is compiled for it. None: the
-            power of two that holds all images, at most 16.
+          batch_size: images per step; the last batch is padded, so that it needs no compilation of its own.
+            None: the smallest power of two that holds all images, at most 16.
           progress: show a bar on stderr if that is a terminal; None: for more than 64 images.
 
         Returns:
           NumPy float32: `heatmaps` [N,S,S,2] at the network's side S, `scores` [N,4], `word_probabilities`
-          [N,K] with K = `config.data.max_words`, 0 beyond the words of a prompt. An export of scores only
-          gives None for the other two. The prediction knows its model: `.provenance`, `.percentiles`;
-          comparing its scores with another model's warns with `rahf.critic.provenance.ModelMismatch`.
+          [N,K] with K = `config.data.max_words`, 0 beyond the words of a prompt. A file exported with scores
+          only gives None for the other two. `.score(name)` and `.heatmap(name)` pick one by name. The prediction
+          carries its model: `.provenance`, `.percentiles`; comparing its scores with another model's warns with
+          `rahf.critic.provenance.ModelMismatch`.
 
         Raises:
           rahf.images.ImageError: an image cannot be used; names it.
-          ValueError, TypeError: no images, an empty prompt, another number of prompts than images.
+          ValueError, TypeError: no images, an empty prompt, another number of prompts than images, or images and
+            prompts swapped.
 
         Warns:
           PromptWarning: a prompt is too long; names the words lost.
         """
-        images, texts = self._given(images, prompts)
+        images, texts = self._encode(images, prompts)
         prompts_lib.warn(texts)
         side, words = self.config.model.image_size, self.config.data.max_words
         full = self._forward is not None
@@ -134,11 +159,76 @@ class Critic:
             np.empty((len(images), len(SCORES)), np.float32),
             np.empty((len(images), words), np.float32) if full else None,
         )
-        for rows, _, found, _ in self._run(images, texts, batch_size, progress=progress):
-            for whole, part in zip(result, found):
-                if whole is not None:
-                    whole[rows] = part
+        for rows, _, batch, _ in self._run(images, texts, batch_size, progress=progress):
+            for array, part in zip(result, batch):
+                if array is not None:
+                    array[rows] = part
         return KnownPrediction(*result, self.provenance)
+
+    #: The same under the name that other libraries use.
+    predict = __call__
+
+    def score(
+        self,
+        images: Any,
+        prompts: str | Sequence[str],
+        score: str | Mapping[str, float] = "overall",
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> Float[np.ndarray, " n"]:
+        """One score per image; faster than `__call__`, because heatmaps and words are not computed.
+
+        Args:
+          images, prompts, batch_size, progress: as in `__call__`.
+          score: a name of `rahf.core.batch.SCORES`, or weights by name, which give the weighted sum.
+
+        Returns:
+          NumPy float32 [N], high = good; NaN if the model does not predict the score.
+
+        Raises:
+          ValueError: also for an unknown score; suggests the nearest.
+
+        Warns:
+          PromptWarning: a prompt is too long; names the words lost.
+        """
+        labels.weights(score)  # a wrong name must not cost a run over all images
+        images, texts = self._encode(images, prompts, "critic.score(images, prompts, score)")
+        prompts_lib.warn(texts)
+        return self._score(images, texts, score, batch_size, progress)
+
+    def rank(
+        self,
+        prompt: str,
+        images: Any,
+        score: str | Mapping[str, float] = "overall",
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> Ranking:
+        """Orders images that were made from one prompt, best first.
+
+        Args:
+          prompt: of all images.
+          images, batch_size, progress: as in `__call__`.
+          score: as in `score`.
+
+        Returns:
+          `order` and `scores`; `.best` is the position of the best image.
+
+        Raises:
+          ValueError: also if the model does not predict the score.
+
+        Warns:
+          PromptWarning: the prompt is too long; names the words lost.
+        """
+        labels.weights(score)
+        images, texts = self._encode(images, prompt, "critic.rank(prompt, images)")
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt: expected one text for all images, found {type(prompt).__name__}")
+        prompts_lib.warn(texts)
+        scores = self._score(images, texts, score, batch_size, progress)
+        if np.isnan(scores).any():
+            raise ArgumentError(f"score: this model does not predict {score!r}; {self!r}")
+        return Ranking(np.argsort(-np.asarray(scores), kind="stable"), scores)
 
     def feedback(
         self,
@@ -148,19 +238,18 @@ class Critic:
         progress: bool | None = None,
         generate: bool = False,
     ) -> list[Feedback]:
-        """Predicts like `__call__`, and gives one object per image with everything by name.
+        """Predicts like `__call__`, and returns one object per image with everything by name.
 
         Args:
-          generate: decide about words by generating the target sequence and aligning it with the prompt;
-            otherwise by constrained scoring, a word being misaligned if its probability is above 0.5.
+          generate: decide about words by generating the target sequence and aligning it with the prompt. If
+            False, constrained scoring decides: a word is misaligned if its probability is above 0.5.
 
         Raises:
-          ValueError: also if an exported file lacks what is asked for: it cannot generate, and one of scores
-            only has no heatmaps and words.
+          ValueError: also for an exported file with `generate`, or one exported with scores only.
         """
-        images, texts = self._given(images, prompts)
+        images, texts = self._encode(images, prompts, "critic.feedback(images, prompts)")
         prompts_lib.warn(texts)
-        return [made for _, made in self._feedback(images, texts, batch_size, generate, None, progress)]
+        return [feedback for _, feedback in self._feedback(images, texts, batch_size, generate, None, progress)]
 
     def iterate(
         self,
@@ -170,60 +259,66 @@ class Critic:
         generate: bool = False,
         on_error: Callable[[int, ImageError], None] | None = None,
     ) -> Iterator[tuple[int, Feedback]]:
-        """Like `feedback`, one at a time, so that long lists need not fit into memory.
+        """Like `feedback`, one image at a time: long lists need not fit into memory.
 
         Args:
-          on_error: called with the position of an image that cannot be used, which is then left out; None
-            raises its error.
+          on_error: called with the position and error of an image that cannot be used, which is then left out;
+            None: the error is raised.
 
         Yields:
-          Position in `images` and feedback, in order. Cut-off words are in `Feedback.notes`, not warned of.
+          Position in `images` and feedback, in order. `Feedback.notes` names words that were cut off; there is no
+          warning.
         """
-        images, texts = self._given(images, prompts)
+        images, texts = self._encode(images, prompts, "critic.iterate(images, prompts)")
         return self._feedback(images, texts, batch_size, generate, on_error)
 
-    def tokens(self, prompts: str | Sequence[str]) -> tuple[Int[np.ndarray, "b L"], Bool[np.ndarray, "b L"]]:
-        """Prompts → `text_ids` int32 [B,L] and `text_mask` bool [B,L] for `scores` and `heatmaps`.
+    def tokens(self, prompts: str | Sequence[str]) -> Tokens:
+        """Prompts → `text_ids` int32 [B,L] and `text_mask` bool [B,L], which `scores`, `heatmaps` and `reward` take.
+
+        Raises:
+          ValueError, TypeError: an empty prompt, or one that is not text.
 
         Warns:
           PromptWarning: a prompt is too long; names the words lost.
         """
-        given = prompts_lib.prompt_list(prompts)
-        texts = [prompts_lib.encode(prompt, self.config.data, self.tokenizer) for prompt in given]
+        texts = [
+            prompts_lib.encode(prompt, self.config.data, self.tokenizer) for prompt in prompts_lib.prompt_list(prompts)
+        ]
         prompts_lib.warn(texts)
-        return np.stack([text.text_ids for text in texts]), np.stack([text.text_mask for text in texts])
+        return Tokens(np.stack([text.text_ids for text in texts]), np.stack([text.text_mask for text in texts]))
 
     def scores(
         self,
         pixels: Float[Array, "b h w 3"],
-        text_ids: Int[Array, "b L"],
-        text_mask: Bool[Array, "b L"],
+        text_ids: Tokens | Int[Array, "b L"],
+        text_mask: Bool[Array, "b L"] | None = None,
         params: tree.Params | None = None,
     ) -> Float[Array, "b 4"]:
         """The four scores as a pure JAX function, for `jit`, `grad` and `vmap`; differentiable in the pixels.
 
         Args:
           pixels: float [B,h,w,3] in [0,1], any size (resized inside, antialiased bilinear), or uint8. Without
-            the batch axis, so is the result.
-          text_ids, text_mask: of `tokens`; one row serves all images.
+            a batch axis, the result has none, either.
+          text_ids: the `Tokens` of `tokens`; or its ids alone, followed by `text_mask`. One row serves all images.
+          text_mask: of `tokens`, if `text_ids` is not the pair.
           params: other parameters of the same shapes, e.g. to pass them as an argument of your own `jit`
-            instead of having them compiled in.
+            instead of as constants of the compiled program.
 
         Returns:
           float32 [B,4] in [0,1], order `rahf.core.batch.SCORES`, high = good.
 
         Raises:
-          ImageError: another shape (channels first is named), or values that cannot be in [0,1]; values are
-            looked at only outside of `jit`, `grad` and `vmap`.
+          ImageError: another shape (channels first is named), or values that cannot be in [0,1]. Values under
+            `jit`, `grad` or `vmap` are not checked.
+          TypeError: paths instead of pixels, or prompts instead of tokens.
         """
-        params = self.params if params is None else params
-        return pixels_lib.call(self._scores, params, pixels, text_ids, text_mask)
+        return self._call(self._scores, pixels, text_ids, text_mask, params)
 
     def heatmaps(
         self,
         pixels: Float[Array, "b h w 3"],
-        text_ids: Int[Array, "b L"],
-        text_mask: Bool[Array, "b L"],
+        text_ids: Tokens | Int[Array, "b L"],
+        text_mask: Bool[Array, "b L"] | None = None,
         params: tree.Params | None = None,
     ) -> Float[Array, "b s s 2"]:
         """Both heatmaps as a pure JAX function; arguments as in `scores`.
@@ -233,37 +328,63 @@ class Critic:
         """
         if self._heatmaps is None:
             raise ArgumentError(_ONLY_SCORES)
-        params = self.params if params is None else params
-        return pixels_lib.call(self._heatmaps, params, pixels, text_ids, text_mask)
+        return self._call(self._heatmaps, pixels, text_ids, text_mask, params)
 
     def reward(self, score: str | Mapping[str, float] = "overall") -> Callable[..., Array]:
-        """A score, or a weighted sum of scores, as a pure function of (pixels, text_ids, text_mask, params=None).
+        """A score, or a weighted sum of scores, as a pure function of the arguments of `scores`.
 
         Args:
           score: a name of `rahf.core.batch.SCORES`, or weights by name.
 
         Returns:
-          The function; it gives float32 [B] (or [] for one image), high = good, differentiable in the pixels.
+          Function of (pixels, tokens) or (pixels, text_ids, text_mask), and `params=None`. It returns float32 [B]
+          (or [] for one image), high = good, differentiable in the pixels.
 
         Raises:
           ValueError: an unknown score; suggests the nearest.
         """
-        weights = labels.weights(score)
+        labels.weights(score)  # a wrong name fails here, not at the first call
 
-        def reward(pixels, text_ids, text_mask, params=None):
-            return self.scores(pixels, text_ids, text_mask, params) @ weights
+        def reward(pixels, text_ids, text_mask=None, params=None):
+            return labels.weighted(self.scores(pixels, text_ids, text_mask, params), score)
 
         return reward
 
-    def _given(self, images: Any, prompts: Any) -> tuple[list[Any], list[prompts_lib.Text]]:
+    def _call(self, function, pixels, text_ids, text_mask, params):
+        if isinstance(pixels, (str, os.PathLike, bytes)):
+            raise TypeError(
+                f"pixels: expected an array [B,h,w,3], found {type(pixels).__name__}; critic.score(images, prompts) "
+                "takes paths and encoded images"
+            )
+        if text_mask is None:
+            if not (isinstance(text_ids, tuple) and len(text_ids) == 2):
+                raise TypeError(
+                    f"tokens: expected those of critic.tokens(prompts), or text_ids and text_mask, "
+                    f"found {type(text_ids).__name__}"
+                )
+            text_ids, text_mask = text_ids
+        params = self.params if params is None else params
+        return pixels_lib.call(function, params, pixels, text_ids, text_mask)
+
+    def _encode(
+        self, images: Any, prompts: Any, call: str = "critic(images, prompts)"
+    ) -> tuple[list[Any], list[EncodedPrompt]]:
+        """A list of images, and the encoded prompt of each; `call` says how to write the call if they are swapped."""
         images = inputs.image_list(images)
-        known: dict[str, prompts_lib.Text] = {}
+        inputs.check_order(images, prompts, call)
+        encoded: dict[str, EncodedPrompt] = {}
         texts = []
         for prompt in prompts_lib.prompt_list(prompts, len(images)):
-            if prompt not in known:
-                known[prompt] = prompts_lib.encode(prompt, self.config.data, self.tokenizer)
-            texts.append(known[prompt])
+            if prompt not in encoded:
+                encoded[prompt] = prompts_lib.encode(prompt, self.config.data, self.tokenizer)
+            texts.append(encoded[prompt])
         return images, texts
+
+    def _score(self, images, texts, score, batch_size, progress):
+        scores = np.empty((len(images), len(SCORES)), np.float32)
+        for rows, _, batch, _ in self._run(images, texts, batch_size, progress=progress, scores_only=True):
+            scores[rows] = batch.scores
+        return labels.weighted(ScoreArray(scores, self.provenance), score)
 
     def _feedback(self, images, texts, batch_size, generate, on_error, progress=None):
         if self._forward is None:
@@ -273,29 +394,31 @@ class Critic:
                 "generate: an exported file decides about words by constrained scoring only; leave generate out, "
                 "or load the run directory"
             )
-        for rows, pictures, found, generated in self._run(
+        for rows, pictures, batch, generated in self._run(
             images, texts, batch_size, generate, keep=True, on_error=on_error, progress=progress
         ):
             for at, (row, picture) in enumerate(zip(rows, pictures)):
-                one = Prediction(*(field[at] for field in found))
-                said = None if generated is None else self.tokenizer.decode(generated[at])
-                yield row, feedback_lib.make(texts[row], picture, one, said, self.provenance)
+                prediction = Prediction(*(field[at] for field in batch))
+                target = None if generated is None else self.tokenizer.decode(generated[at])
+                yield row, feedback_lib.make(texts[row], picture, prediction, target, self.provenance)
 
-    def _run(self, images, texts, batch_size, generate=False, keep=False, on_error=None, progress=None):
+    def _run(
+        self, images, texts, batch_size, generate=False, *, keep=False, on_error=None, progress=None, scores_only=False
+    ):
         """Yields positions, pictures, NumPy predictions and generated ids of one batch after the other."""
         size = _batch_size(batch_size, len(images))
         side = self.config.model.image_size
         for rows, pictures in inputs.decoded(images, side, size, keep, on_error, progress):
-            # The last batch is filled with copies: equally large, and generation ends as early as without.
+            # Copies of the first example pad the last batch: the shape stays, and generation ends as early as without.
             order = [*range(len(rows)), *[0] * (size - len(rows))]
             arrays = [np.stack([getattr(texts[rows[i]], name) for i in order]) for name in _TEXT_FIELDS]
             squares = np.stack([pictures[i].square for i in order])
-            if self._forward is None:
+            if scores_only or self._forward is None:
                 output = Prediction(None, self._scores(self.params, squares, *arrays[:2]), None), None
             else:
                 output = self._forward(self.params, squares, *arrays, generate=generate)
-            found, generated = jax.tree.map(lambda x: np.array(x[: len(rows)]), jax.device_get(output))
-            yield rows, pictures, found, generated
+            prediction, generated = jax.tree.map(lambda x: np.array(x[: len(rows)]), jax.device_get(output))
+            yield rows, pictures, prediction, generated
 
 
 _ONLY_SCORES = (
@@ -304,9 +427,9 @@ _ONLY_SCORES = (
 _TEXT_FIELDS = ("text_ids", "text_mask", "prompt_ids", "word_end")
 
 
-def _batch_size(asked: int | None, count: int) -> int:
-    if asked is None:
+def _batch_size(batch_size: int | None, count: int) -> int:
+    if batch_size is None:
         return min(_DEFAULT_BATCH, 1 << (count - 1).bit_length())
-    if asked < 1:
-        raise ArgumentError(f"batch_size: expected at least 1, found {asked}")
-    return asked
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size: expected at least 1, found {batch_size}")
+    return batch_size

@@ -1,4 +1,4 @@
-"""What a critic says of one image, for people: by name, at the image's own size, to look at, as JSON."""
+"""A critic's prediction for one image, for people: by name, at the image's own size, as a picture, as JSON."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ import functools
 import html
 import io
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.ndimage
 from PIL import Image
 
+from rahf.core import labels
 from rahf.core.batch import HEATMAPS, SCORES, Prediction
 from rahf.critic import drawing
 from rahf.critic.provenance import UNSPECIFIED, NamedScores, Provenance, warn_if_different
 from rahf.images.pictures import Picture
 from rahf.images.resize import resize
 from rahf.text import align_labels, parse_target
-from rahf.text.prompts import Text
+from rahf.text.prompts import EncodedPrompt
 
-if TYPE_CHECKING:  # whoever only reads an exported model does without
+if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
     from jaxtyping import Float, Int, UInt8
 
 #: From this value on a heatmap counts as marked in summaries: at least half of the annotators.
 MARKED = 0.5
-_MOST_REGIONS = 16
+_MAX_REGIONS = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,17 +42,17 @@ class Feedback:
       scores: by name (`rahf.core.batch.SCORES`), each in [0,1], high = good; NaN if the model does not predict it.
       words: of the prompt, by the dataset's split rule.
       word_probabilities: float32 [len(words)] in [0,1], how likely each word is misaligned; NaN for words
-        that have no place in the network.
-      word_labels: int [len(words)], 1 = aligned, 0 = misaligned; words without a place count as aligned.
+        that do not fit into the network's sequence.
+      word_labels: int [len(words)], 1 = aligned, 0 = misaligned; words that do not fit count as aligned.
       decided_by: "probability" (above 0.5 is misaligned), "generation" (labels of the generated sequence), or
         "nothing" (the model does not judge words).
-      network_heatmaps: float32 [S,S,2] in [0,1], order `rahf.core.batch.HEATMAPS`, as the network gave them; NaN if it
-        does not predict one.
-      image: uint8 [h,w,3], upright, for looking; at most 1024 pixels on its longer side.
+      network_heatmaps: float32 [S,S,2] in [0,1], order `rahf.core.batch.HEATMAPS`, as the network predicts them;
+        NaN for one that it does not predict.
+      image: uint8 [h,w,3], upright, for display; at most 1024 pixels on its longer side.
       size: height and width of the upright original in pixels.
-      model_id: says which model, at which step, with which parameters.
-      notes: what of the prompt was not read or not judged, in words.
-      preprocessing_hash: of what happens before the network.
+      model_id: name of the model, training step, and hash of its parameters.
+      notes: which words of the prompt were not read or not judged, in words.
+      preprocessing_hash: of the preprocessing of images and prompts.
       weight_licence: of the model's weights.
       percentiles: by name, share of the model's reference set below each score, 0..100; None without one.
     """
@@ -75,10 +77,19 @@ class Feedback:
         """Scores minus those of another image, by name.
 
         Warns:
-          rahf.critic.provenance.ModelMismatch: the other one is of another model; the numbers have no common scale.
+          rahf.critic.provenance.ModelMismatch: the other feedback comes from another model; the numbers have no
+            common scale.
         """
         warn_if_different(Provenance(f.model_id, f.preprocessing_hash) for f in (self, other))
         return {name: self.scores[name] - other.scores[name] for name in SCORES}
+
+    def score(self, score: str | Mapping[str, float] = "overall") -> float:
+        """One score, high = good; or the weighted sum for weights by name.
+
+        Raises:
+          ValueError: an unknown score; suggests the nearest.
+        """
+        return float(labels.weighted(np.array([self.scores[name] for name in SCORES], np.float64), score))
 
     @functools.cached_property
     def heatmaps(self) -> dict[str, Float[np.ndarray, "h w"]]:
@@ -86,7 +97,7 @@ class Feedback:
         return {name: self.heatmap(name) for name in HEATMAPS}
 
     def heatmap(self, name: str) -> Float[np.ndarray, "h w"]:
-        """One heatmap at the original's size, not kept. Raises KeyError naming the known ones."""
+        """One heatmap, float32 [h,w], at the original's size, computed anew. Raises KeyError for another name."""
         if name not in HEATMAPS:
             raise KeyError(f"no heatmap {name!r}; known: {', '.join(HEATMAPS)}")
         return np.clip(resize(self.network_heatmaps[:, :, HEATMAPS.index(name)], self.size), 0, 1)
@@ -97,7 +108,7 @@ class Feedback:
 
     @property
     def misaligned_words(self) -> list[str]:
-        """The words that the image misses, in order."""
+        """The words that the image does not show, in order."""
         return [word for word, label in zip(self.words, self.word_labels) if not label]
 
     def regions(self, name: str, threshold: float = MARKED) -> list[dict[str, Any]]:
@@ -108,25 +119,25 @@ class Feedback:
           threshold: values from here on belong to a region.
 
         Returns:
-          For each `box` (left, top, right, bottom in whole pixels of the original, right and bottom
+          For each region `box` (left, top, right, bottom in whole pixels of the original, right and bottom
           exclusive), `share` of the image's area, `peak` and `mean` value.
         """
         values = self.network_heatmaps[:, :, HEATMAPS.index(name)]
-        labels, count = scipy.ndimage.label(values >= threshold, structure=np.ones((3, 3)))
-        found = []
-        for number, (rows, columns) in enumerate(scipy.ndimage.find_objects(labels), start=1):
-            inside = values[rows, columns][labels[rows, columns] == number].astype(np.float64)
+        numbered, _ = scipy.ndimage.label(values >= threshold, structure=np.ones((3, 3)))
+        regions = []
+        for number, (rows, columns) in enumerate(scipy.ndimage.find_objects(numbered), start=1):
+            inside = values[rows, columns][numbered[rows, columns] == number].astype(np.float64)
             region = {
                 "box": self._box(rows, columns, values.shape),
                 "share": _number(inside.size / values.size),
                 "peak": _number(inside.max()),
                 "mean": _number(inside.mean()),
             }
-            found.append((-inside.sum(), number, region))
-        return [region for _, _, region in sorted(found, key=lambda item: item[:2])]
+            regions.append((-inside.sum(), number, region))
+        return [region for _, _, region in sorted(regions, key=lambda item: item[:2])]
 
     def _box(self, rows: slice, columns: slice, shape: tuple[int, int]) -> list[int]:
-        """Network pixels → the pixels of the original that they touch."""
+        """A box in network pixels → the smallest box in pixels of the original that contains it."""
         (height, width), (y, x) = self.size, (self.size[0] / shape[0], self.size[1] / shape[1])
         left, top = math.floor(columns.start * x), math.floor(rows.start * y)
         return [left, top, min(width, math.ceil(columns.stop * x)), min(height, math.ceil(rows.stop * y))]
@@ -141,7 +152,7 @@ class Feedback:
             "threshold": threshold,
             "share_above": _number(np.mean(values >= threshold)),
             "region_count": len(regions),
-            "regions": regions[:_MOST_REGIONS],
+            "regions": regions[:_MAX_REGIONS],
         }
 
     def to_json(self, threshold: float = MARKED) -> dict[str, Any]:
@@ -196,54 +207,56 @@ class Feedback:
         return f"Feedback({self.name!r}: {scores}; misaligned: {', '.join(self.misaligned_words) or 'none'})"
 
 
-def make(text: Text, picture: Picture, found: Prediction, generated: str | None, known: Provenance) -> Feedback:
-    """Puts together what is known of one image.
+def make(
+    text: EncodedPrompt, picture: Picture, prediction: Prediction, generated: str | None, model: Provenance
+) -> Feedback:
+    """The feedback on one image.
 
     Args:
-      text: the prompt as the network read it.
+      text: the prompt as the network reads it.
       picture: decoded with `keep`.
-      found: one row of a prediction, NumPy arrays.
-      generated: the target sequence as text, to decide about words; None: their probabilities decide.
-      known: what the critic is.
+      prediction: of this image, NumPy arrays without a batch axis.
+      generated: the generated target sequence as text, which then decides about words; None: probabilities decide.
+      model: provenance of the critic.
     """
-    shares = known.percentiles(found.scores)
+    percentiles = model.percentiles(prediction.scores)
     probabilities = np.full(len(text.words), np.nan, np.float32)
-    placed = np.flatnonzero(text.word_end >= 0)
-    probabilities[placed] = found.word_probabilities[placed]
-    labels = np.where(probabilities > 0.5, 0, 1)
-    decided_by = "nothing" if np.isnan(found.word_probabilities).all() else "probability"
+    judged = np.flatnonzero(text.word_end >= 0)
+    probabilities[judged] = prediction.word_probabilities[judged]
+    word_labels = np.where(probabilities > 0.5, 0, 1)
+    decided_by = "nothing" if np.isnan(prediction.word_probabilities).all() else "probability"
     if generated is not None:
         decided_by = "generation"
-        labels = np.asarray(align_labels(text.words, parse_target(generated)), int)
+        word_labels = np.asarray(align_labels(text.words, parse_target(generated)), int)
     return Feedback(
         name=picture.name,
         prompt=text.prompt,
-        scores=NamedScores({name: float(value) for name, value in zip(SCORES, found.scores)}),
+        scores=NamedScores({name: float(value) for name, value in zip(SCORES, prediction.scores)}),
         words=list(text.words),
         word_probabilities=probabilities,
-        word_labels=labels,
+        word_labels=word_labels,
         decided_by=decided_by,
-        network_heatmaps=found.heatmaps,
+        network_heatmaps=prediction.heatmaps,
         image=picture.shown,
         size=picture.size,
-        model_id=known.model_id,
+        model_id=model.model_id,
         notes=list(text.notes),
-        preprocessing_hash=known.preprocessing_hash,
-        weight_licence=known.weight_licence,
-        percentiles=None if shares is None else NamedScores(zip(SCORES, map(float, shares))),
+        preprocessing_hash=model.preprocessing_hash,
+        weight_licence=model.weight_licence,
+        percentiles=None if percentiles is None else NamedScores(zip(SCORES, map(float, percentiles))),
     )
 
 
 def _with_margins(image: np.ndarray, heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Grey margins that bring width : height between 1 : 2 and 3 : 1: a panel needs room for its text."""
     rows, columns = image.shape[:2]
-    high, wide = max(rows, math.ceil(columns / 3)), max(columns, math.ceil(rows / 2))
-    if (high, wide) == (rows, columns):
+    height, width = max(rows, math.ceil(columns / 3)), max(columns, math.ceil(rows / 2))
+    if (height, width) == (rows, columns):
         return image, heatmaps
-    top, left = (high - rows) // 2, (wide - columns) // 2
-    padded = np.full((high, wide, 3), 225, np.uint8)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    padded = np.full((height, width, 3), 225, np.uint8)
     padded[top : top + rows, left : left + columns] = image
-    maps = np.zeros((high, wide, heatmaps.shape[2]), np.float32)
+    maps = np.zeros((height, width, heatmaps.shape[2]), np.float32)
     maps[top : top + rows, left : left + columns] = resize(heatmaps, (rows, columns))
     return padded, maps
 

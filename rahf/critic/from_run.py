@@ -22,12 +22,23 @@ from rahf.text import Tokenizer, load_tokenizer
 from rahf.training import checkpoint
 
 
-def load(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
-    """Loads a run directory or one checkpoint; see `rahf.critic.load`."""
+def load(path: str | os.PathLike, *, dtype: Any = None, name_from_config: bool = False) -> Critic:
+    """Loads a run directory or one checkpoint; see `rahf.critic.load`.
+
+    Args:
+      name_from_config: name the critic after the folder that it was trained in instead of the folder that it lies
+        in: a cache calls that after a commit, and reference quantiles belong to a model of the same name.
+    """
     config, params, tokenizer, run, step = parts(path, dtype)
     quantiles, weights = _quantiles(run), licence(run)
+    name = pathlib.PurePath(config.workdir).name if name_from_config else ""
     return Critic(
-        config, params, tokenizer, run.name, step, describe=lambda made: provenance.of(made, weights, quantiles)
+        config,
+        params,
+        tokenizer,
+        name or run.name,
+        step,
+        describe=lambda critic: provenance.of(critic, weights, quantiles),
     )
 
 
@@ -40,7 +51,7 @@ def parts(
     if not families.is_critic(config.model):
         raise errors.CheckpointError(f"{run}: a diffusion model, no critic; load it with rahf.diffusion.load")
     _, shapes = functional.abstract(build.build(config.model))
-    # Saved from other devices perhaps; here everything goes to the first.
+    # The checkpoint may come from other devices; here all parameters go to the first device.
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     params = checkpoint.load_params(state, shapes)
@@ -66,7 +77,7 @@ def _quantiles(run: pathlib.Path) -> Quantiles | None:
 
 
 def licence(run: pathlib.Path) -> str:
-    """Licences of the weights that a model was made from; those of a model from scratch are nobody else's."""
+    """Licences of the weights that a model started from. Weights trained from scratch carry no third-party licence."""
     licences = sorted(set(licenses.model_licenses(run).values()))
     return "; ".join(licences) if licences else provenance.UNSPECIFIED
 

@@ -1,6 +1,6 @@
 """Prompts, words, vocabularies and token sequences. Importable without JAX: data workers tokenize."""
 
-from rahf.text.prompts import PromptWarning
+from rahf.text.prompts import PromptWarning, Tokens
 from rahf.text.tokenizer import EOS_ID, PAD_ID, UNK_ID, Encoded, Tokenizer, pad
 from rahf.text.vocabulary import load_tokenizer, tokenizer_from_bytes, train_tokenizer
 from rahf.text.words import SUFFIX, WORD_RULE, align_labels, parse_target, split_words
@@ -14,6 +14,7 @@ __all__ = [
     "Encoded",
     "PromptWarning",
     "Tokenizer",
+    "Tokens",
     "align_labels",
     "load_tokenizer",
     "pad",

@@ -1,4 +1,4 @@
-"""Prompts as people hand them to a critic → token arrays, and notes on what of them is not read.
+"""Prompts → token arrays, and notes on the words that are not read or not judged.
 
 Importable without JAX.
 """
@@ -24,7 +24,14 @@ class PromptWarning(UserWarning):
     """Part of a prompt is not read, or some of its words are not judged."""
 
 
-class Text(NamedTuple):
+class Tokens(NamedTuple):
+    """The text input of a critic's JAX functions, for one prompt or many: ``critic.scores(pixels, tokens)``."""
+
+    text_ids: Int[np.ndarray, "b L"]  # int32, prompt pieces, end-of-sequence id, padding id 0
+    text_mask: Bool[np.ndarray, "b L"]  # True where text_ids is not padding
+
+
+class EncodedPrompt(NamedTuple):
     """One prompt as the network reads it."""
 
     prompt: str
@@ -32,12 +39,12 @@ class Text(NamedTuple):
     text_ids: Int[np.ndarray, " L"]
     text_mask: Bool[np.ndarray, " L"]
     prompt_ids: Int[np.ndarray, " T"]
-    word_end: Int[np.ndarray, " K"]  # -1 for words without a place
-    notes: list[str]  # what of the prompt is not read or not judged
+    word_end: Int[np.ndarray, " K"]  # -1 for words that do not fit
+    notes: list[str]  # which words are not read or not judged
 
 
 def prompt_list(prompts: str | Sequence[str], count: int | None = None) -> list[str]:
-    """One prompt for all or one per image → one per image.
+    """One prompt for all images, or one per image → one per image.
 
     Args:
       count: of images; None: as many as there are prompts.
@@ -48,12 +55,12 @@ def prompt_list(prompts: str | Sequence[str], count: int | None = None) -> list[
     """
     if not isinstance(prompts, Iterable):
         raise TypeError(f"prompts: expected one text or one per image, found {type(prompts).__name__}")
-    found = [prompts] * (1 if count is None else count) if isinstance(prompts, str) else list(prompts)
-    if not found:
+    listed = [prompts] * (1 if count is None else count) if isinstance(prompts, str) else list(prompts)
+    if not listed:
         raise ArgumentError("prompts: there are none")
-    if count is not None and len(found) != count:
-        raise ArgumentError(f"{count} images but {len(found)} prompts; give one for all, or one per image")
-    for number, prompt in enumerate(found):
+    if count is not None and len(listed) != count:
+        raise ArgumentError(f"{count} images but {len(listed)} prompts; give one for all, or one per image")
+    for number, prompt in enumerate(listed):
         which = "the prompt" if isinstance(prompts, str) else f"prompt {number}"
         if not isinstance(prompt, str):
             raise TypeError(f"{which}: expected text, found {type(prompt).__name__}")
@@ -63,14 +70,14 @@ def prompt_list(prompts: str | Sequence[str], count: int | None = None) -> list[
             prompt.encode()
         except UnicodeEncodeError as error:
             raise ArgumentError(f"{which} is not valid Unicode ({error.reason}): {prompt[:60]!r}") from error
-    return found
+    return listed
 
 
-def encode(prompt: str, config: DataConfig, tokenizer: Tokenizer) -> Text:
-    """Tokenizes a prompt like the data loader. Words without a place are named in `notes`."""
+def encode(prompt: str, config: DataConfig, tokenizer: Tokenizer) -> EncodedPrompt:
+    """Tokenizes a prompt like the data loader. Words that do not fit are named in `notes`."""
     words = split_words(prompt)
     text = tokenizer.encode_prompt(prompt, config.max_prompt_tokens)
-    plain, ends = tokenizer.encode_target(words, None, config.max_target_tokens)
+    target, ends = tokenizer.encode_target(words, None, config.max_target_tokens)
     word_end = word_ends(ends, config.max_words)
     notes = []
     if text.words_lost:
@@ -81,14 +88,14 @@ def encode(prompt: str, config: DataConfig, tokenizer: Tokenizer) -> Text:
             f"{judged} of {len(words)} words are judged ({config.max_target_tokens} tokens, "
             f"{config.max_words} words at most); not judged: {_some(words[judged:])}"
         )
-    return Text(prompt, words, text.ids, text.mask, plain.ids, word_end, notes)
+    return EncodedPrompt(prompt, words, text.ids, text.mask, target.ids, word_end, notes)
 
 
-def warn(texts: Sequence[Text]) -> None:
-    """One `PromptWarning` for all prompts of which something is lost, on the line that called the critic."""
+def warn(texts: Sequence[EncodedPrompt]) -> None:
+    """One `PromptWarning` for all prompts with notes, attributed to the line that called the critic."""
     notes = {text.prompt: text.notes for text in texts if text.notes}
     if notes:
-        lines = [f"prompt {_start(prompt)}: {'; '.join(found)}" for prompt, found in list(notes.items())[:5]]
+        lines = [f"prompt {_start(prompt)}: {'; '.join(lost)}" for prompt, lost in list(notes.items())[:5]]
         more = [f"… and {len(notes) - 5} more prompts"] if len(notes) > 5 else []
         warnings.warn("\n".join([*lines, *more]), PromptWarning, stacklevel=3)
 
@@ -97,6 +104,6 @@ def _start(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 40 else prompt[:40] + "…")
 
 
-def _some(words: Sequence[str], most: int = 12) -> str:
-    shown = ", ".join(words[:most])
-    return shown if len(words) <= most else f"{shown} … and {len(words) - most} more"
+def _some(words: Sequence[str], limit: int = 12) -> str:
+    shown = ", ".join(words[:limit])
+    return shown if len(words) <= limit else f"{shown} … and {len(words) - limit} more"
