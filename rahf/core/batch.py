@@ -78,7 +78,7 @@ class Prediction(NamedTuple):
         """
         index = labels.position("heatmap", name, HEATMAPS)
         if self.heatmaps is None:
-            raise ArgumentError("this prediction holds scores only; heatmaps need the run, or a file exported with them")
+            raise ArgumentError("this prediction holds scores only; heatmaps need a run, or a file exported with them")
         return self.heatmaps[..., index]
 
 
