@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rahf.cli import COMMANDS
 from rahf.cli.parsing import Formatter
-from rahf.core import compile_cache, process
+from rahf.core import compile_cache, former_names, process
 from rahf.core.errors import RahfError
 from rahf.core.version import __version__
 
@@ -74,6 +74,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"rahf: {error}", file=sys.stderr)
         return FAILED
 
+
+sys.modules[__name__].__class__ = former_names.CallableModule  # rahf.cli.main(arguments) in version 0.1
 
 if __name__ == "__main__":
     sys.exit(main())
