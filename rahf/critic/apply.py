@@ -1,4 +1,4 @@
-"""The network as pure functions of parameters, pixels and tokens: for `jit`, `grad`, `vmap`."""
+"""The network as pure functions of parameters, pixels and tokens, for `jit`, `grad` and `vmap`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rahf.config import Config
 from rahf.core.batch import Batch, Prediction
-from rahf.critic import apply
 from rahf.critic.network import Network
 from rahf.critic.networks import build
 from rahf.critic.networks.multi_head import Rahf
@@ -32,10 +31,10 @@ def forward(
     word_end: Int[Array, "b K"],
     generate: bool = False,
 ) -> tuple[Prediction, Int[Array, "b T"] | None]:
-    """Everything the network says of a batch; fields as in `rahf.core.batch.Batch`.
+    """All outputs of the network for a batch; fields as in `rahf.core.batch.Batch`.
 
     Args:
-      suffix_id: first piece of the suffix of misaligned words.
+      suffix_id: first piece of the suffix that marks misaligned words.
       length: of generated sequences, in tokens.
       generate: also decode the target sequence.
 
@@ -48,7 +47,7 @@ def forward(
     model = functional.merge(graphdef, params)
     fused = model.fuse(model.image_tokens(image), text_ids, text_mask)
     generated = model.generate(fused, length) if generate else None
-    return apply.predict(model, batch, suffix_id, fused), generated
+    return predict(model, batch, suffix_id, fused), generated
 
 
 def scores(
@@ -76,7 +75,7 @@ def heatmaps(
 
 
 def network(config: Config, tokenizer: Tokenizer) -> Network:
-    """The functions of a critic, from the modules of the network."""
+    """The functions of a critic whose network is built of Flax modules."""
     graphdef, _ = functional.abstract(build.build(config.model))
     suffix, length = tokenizer.suffix_ids[0], config.data.max_target_tokens
     return Network(
@@ -92,9 +91,9 @@ def word_probabilities(
 ) -> Float[Array, "b k"]:
     """Constrained keyword scoring: how likely the suffix follows each word of the prompt.
 
-    The prompt itself is the target (no suffixes); at each word's end the suffix's first piece competes
-    with the piece that continues the prompt: p = softmax([log p(suffix), log p(next)])[0]. Needs no
-    generation and cannot hallucinate; differentiable.
+    The target is the prompt without suffixes. At each word's end the suffix's first piece competes with the
+    piece that continues the prompt: p = softmax([log p(suffix), log p(next)])[0]. This needs no generation,
+    cannot hallucinate, and is differentiable.
 
     Args:
       logits: of teacher forcing on `prompt_ids`.
@@ -119,8 +118,8 @@ def predict(
 
     Args:
       suffix_id: first piece of the suffix, `Tokenizer.suffix_ids[0]`.
-      fused: of the same batch, if it has been computed already.
-      logits: likewise; their heatmaps and scores are taken.
+      fused: fused tokens of the same batch; None: computed here.
+      logits: of the same batch, whose heatmaps and scores are used; None: computed here.
     """
     if fused is None:
         fused = model.fuse(model.image_tokens(batch.image), batch.text_ids, batch.text_mask)

@@ -1,4 +1,4 @@
-"""What a critic needs of a network, whether it is made of Flax modules or read from an exported file."""
+"""The functions of a network that a critic calls, built of Flax modules or read from an exported file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class Network(NamedTuple):
     """Pure functions of parameters and arrays; shapes as in `rahf.core.batch.Batch`, images uint8 or float in [0,1].
 
     `forward(params, image, text_ids, text_mask, prompt_ids, word_end, generate=False)` → (Prediction, ids or
-    None); `scores` and `heatmaps` of (params, pixels, text_ids, text_mask). A function that an export was
-    made without is None.
+    None); `scores` and `heatmaps` of (params, pixels, text_ids, text_mask). A function that an exported file lacks
+    is None.
     """
 
     forward: Callable | None
     scores: Callable
     heatmaps: Callable | None
-    graphdef: Any = None  # the modules' static structure; None: there are no modules, and no generation
+    graphdef: Any = None  # static structure of the Flax modules; None for an exported file, which cannot generate

@@ -1,4 +1,4 @@
-"""The work behind `rahf predict`: images and prompts → overlays, heatmaps, JSON, terminal summary."""
+"""`rahf predict`: images and prompts → overlays, heatmaps, JSON, and a summary in the terminal."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from rahf.core import names as names_lib
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import ArgumentError, ImageError
 from rahf.core.files import write_atomically
-from rahf.critic import drawing
+from rahf.critic import drawing, loading
 from rahf.critic.feedback import Feedback, png
 from rahf.critic.provenance import Provenance
+from rahf.text.prompts import prompt_list
 
-#: Names of the pictures written for each image, behind its own name.
+#: Suffixes of the pictures that are written for each image, after its own name.
 SUFFIXES = ("feedback", *HEATMAPS)
 _MAX_PROMPT_BYTES = 1_000_000
 
@@ -38,32 +39,32 @@ def predict(
     console: Console | None = None,
     errors: Console | None = None,
 ) -> int:
-    """Gives feedback on images and writes it down.
+    """Predicts feedback on images and writes it to files.
 
-    For an image `cat.jpg` there will be `cat_feedback.png` (picture, both overlays, score bars) and, at the
+    For an image `cat.jpg` it writes `cat_feedback.png` (picture, both overlays, score bars) and, at the
     picture's own size, `cat_implausibility.png` and `cat_misalignment.png`: 8 bit grey, 255 stands for 1.0.
-    Images of the same name are numbered; none of the given images is ever written to.
+    Images of the same name are numbered. An input image is never overwritten.
 
     Args:
-      model: run directory or checkpoint directory.
+      model: as in `rahf.load`.
       images: paths.
       prompt: of all images, or one per image; None: from `prompts_file`, or else the text file beside each
         image (`cat.txt` for `cat.jpg`).
-      out: folder for what is written; None: "predictions".
-      json_file: where the results go; None: `predictions.json` in `out`.
+      out: folder of the output files; None: "predictions".
+      json_file: file of the results; None: `predictions.json` in `out`.
       generate: decide about words by generation instead of constrained scoring.
       prompts_file: text file with one prompt per line, in the order of the images.
       batch_size: images per step of the network.
       console: for the summary; None: stdout.
-      errors: for what goes wrong, one line each; None: stderr.
+      errors: for errors and notes, one line each; None: stderr.
 
     Returns:
-      Exit code: 0, or 1 if any image could not be used; the others are done all the same.
+      Exit code: 0, or 1 if an image could not be used. The other images are processed.
 
     Raises:
       ValueError: no images, or prompts that are missing, empty, or of another number.
-      OSError: something cannot be written.
-      rahf.training.checkpoint.CheckpointError, rahf.config.ConfigError: the model cannot be loaded.
+      OSError: a file cannot be written.
+      rahf.core.errors.CheckpointError, rahf.config.ConfigError: the model cannot be loaded.
     """
     console, errors = console or Console(), errors or Console(stderr=True)
     if not images:
@@ -72,24 +73,22 @@ def predict(
     run = _Run(images, out, json_file, console, errors)
     usable, prompts = run.with_prompts(given_prompts(images, prompt, prompts_file))
     run.out.mkdir(parents=True, exist_ok=True)
-    from rahf.critic import loading  # JAX only now, so that a wrong command fails fast
-
-    critic = loading.load(model)
+    critic = loading.load(model)  # imports JAX, so after all that can be checked without
     if usable:
-        found = critic.iterate(
+        results = critic.iterate(
             [images[i] for i in usable],
             prompts,
             batch_size,
             generate,
             on_error=lambda at, error: run.failed(usable[at], error),
         )
-        for at, feedback in found:
+        for at, feedback in results:
             run.succeeded(usable[at], feedback)
     return run.finish(critic.provenance)
 
 
 class _Run:
-    """What a call of `predict` has found so far."""
+    """The results and failures of one call of `predict`."""
 
     def __init__(self, images, out, json_file, console: Console, errors: Console):
         self.images, self.console, self.errors = images, console, errors
@@ -103,7 +102,7 @@ class _Run:
         self.failures: dict[int, str] = {}
 
     def with_prompts(self, prompts: Sequence[str | ImageError]) -> tuple[list[int], list[str]]:
-        """Positions and prompts of the images that have one; the others have failed."""
+        """Positions and prompts of the images that have a prompt; the others count as failed."""
         for number, prompt in enumerate(prompts):
             if isinstance(prompt, ImageError):
                 self.failed(number, prompt)
@@ -111,7 +110,7 @@ class _Run:
         return usable, [prompts[n] for n in usable]
 
     def failed(self, number: int, error: ImageError) -> None:
-        """Notes and prints one line."""
+        """Records a failure and prints it as one line."""
         message = _line(str(error))
         self.failures[number] = message
         self.errors.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
@@ -131,13 +130,13 @@ class _Run:
             line = _line(f"{feedback.name}: {note}")
             self.errors.print(Text.assemble(("note: ", "yellow"), line), soft_wrap=True)
 
-    def finish(self, known: Provenance) -> int:
-        """Writes the JSON, says where everything is, and returns the exit code."""
+    def finish(self, model: Provenance) -> int:
+        """Writes the JSON, prints where the files are, and returns the exit code."""
         document = {
-            "model": known.model_id,
-            "preprocessing": known.preprocessing_hash,
-            "weight_licence": known.weight_licence,
-            "percentiles_of": known.quantiles and known.quantiles.reference,
+            "model": model.model_id,
+            "preprocessing": model.preprocessing_hash,
+            "weight_licence": model.weight_licence,
+            "percentiles_of": model.quantiles and model.quantiles.reference,
             "scales": {
                 "scores": "0..1, high = good",
                 "heatmaps": "0..1, high = bad; in the PNG files 255 = 1.0",
@@ -158,12 +157,12 @@ class _Run:
 def given_prompts(
     images: Sequence[str], prompt: str | Sequence[str] | None, prompts_file: str | os.PathLike | None
 ) -> list[str | ImageError]:
-    """One prompt per image, or why there is none.
+    """One prompt per image, or the error of an image without one.
 
     Args:
       images: paths.
       prompt: of all images, or one per image.
-      prompts_file: text file with one prompt per line. Neither: the text file beside each image.
+      prompts_file: text file with one prompt per line. Without this and `prompt`: the text file beside each image.
 
     Raises:
       ValueError: none at all, both, or another number than images.
@@ -174,15 +173,13 @@ def given_prompts(
         lines = _read_text(pathlib.Path(prompts_file)).splitlines()
         prompt = lines[:-1] if lines and not lines[-1].strip() else lines
     if prompt is None:
-        found = [_beside(path) for path in images]
-        if all(isinstance(one, _NoPrompt) for one in found):
+        from_files = [_beside(path) for path in images]
+        if all(isinstance(one, _NoPrompt) for one in from_files):
             raise ArgumentError(
                 "no prompt: give --prompt TEXT for all images, --prompts FILE with one line per image, "
                 f"or a text file beside each image ({_sidecar(images[0]) or 'IMAGE.txt'})"
             )
-        return found
-    from rahf.text.prompts import prompt_list
-
+        return from_files
     return list(prompt_list(prompt if isinstance(prompt, str) else list(prompt), len(images)))
 
 
@@ -222,10 +219,10 @@ def _read_text(path: pathlib.Path) -> str:
 
 
 def _names(images: Sequence[str], out: pathlib.Path, taken: set[str]) -> list[str]:
-    """A file name for each image, of its stem's harmless characters, numbered where they would collide."""
+    """A file name for each image: the letters and digits of its stem, numbered where two would be equal."""
     names, taken = [], set(taken)
     for path in images:
-        # Stems may be as long as a file name; what is added must still fit, at 4 bytes a character.
+        # File names have at most 255 bytes: room for the suffix, at 4 bytes a character.
         stem = re.sub(r"[^\w.-]+", "_", pathlib.Path(path).stem).strip("._") or "image"
         stem = stem[:50]
         number = 1
@@ -241,7 +238,7 @@ def _names(images: Sequence[str], out: pathlib.Path, taken: set[str]) -> list[st
 
 
 def _keys(path: pathlib.Path) -> set[str]:
-    """What identifies a file, also on disks that do not tell upper from lower case."""
+    """Keys that identify a file, also on file systems that ignore case."""
     try:
         return {os.path.abspath(path).casefold(), os.path.realpath(path).casefold()}
     except ValueError:  # a NUL in the name: no such file can exist
@@ -258,11 +255,11 @@ def _summary(console: Console, feedback: Feedback, result: dict[str, Any], panel
             continue
         share, count = summary["share_above"], summary["region_count"]
         regions = "1 region" if count == 1 else f"{count} regions"
-        said = f"{share:.1%} of the picture in {regions}" if count else "nothing marked"
-        console.print(Text(f"{name}: {said}, highest value {summary['max']:.2f}"))
+        marked = f"{share:.1%} of the picture in {regions}" if count else "nothing marked"
+        console.print(Text(f"{name}: {marked}, highest value {summary['max']:.2f}"))
     console.print(Text(_line(f"→ {panel}") + "\n", style="bright_black"), soft_wrap=True)
 
 
 def _line(text: str) -> str:
-    """One line that cannot move the cursor or recolour the terminal."""
+    """Text as one line without control characters."""
     return names_lib.printable(" ".join(text.split()))

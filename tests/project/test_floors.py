@@ -21,8 +21,6 @@ INSIDE_FUNCTIONS = {
 }
 #: Those that remain from before the floors; each goes with the next change of its file.
 TO_BE_REMOVED = {
-    ("rahf/critic/predict.py", "rahf.critic.loading"),
-    ("rahf/critic/predict.py", "rahf.text.prompts.prompt_list"),
     ("rahf/critic/start.py", "rahf.core.errors.PretrainedError"),
     ("rahf/critic/start.py", "rahf.critic.towers"),
     ("rahf/critic/start.py", "rahf.pretrained.clip"),
@@ -34,7 +32,7 @@ TO_BE_REMOVED = {
     ("rahf/interop/diffusers.py", "rahf.steer.repair.repair"),
     ("rahf/steer/mask_files.py", "rahf"),
 }
-CIRCLES_TO_BE_REMOVED = [["rahf.critic.apply"]]
+CIRCLES_TO_BE_REMOVED: list[list[str]] = []
 
 
 def files() -> list[pathlib.Path]:
