@@ -65,7 +65,7 @@ MODULES: Mapping[str, str | tuple[str, ...]] = {
     "rahf.models.gradients": "rahf.nn.gradients",
     "rahf.models.heads": f"{_NETWORKS}.heads",
     "rahf.models.initial": "rahf.nn.initial",
-    "rahf.models.kinds": f"{_NETWORKS}.kinds",
+    "rahf.models.kinds": "rahf.critic.families",
     "rahf.models.layers": "rahf.nn.layers",
     "rahf.models.rahf": (f"{_NETWORKS}.multi_head", f"{_NETWORKS}.build", "rahf.critic.apply"),
     "rahf.models.t5": "rahf.nn.t5",
