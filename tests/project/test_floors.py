@@ -17,14 +17,12 @@ INSIDE_FUNCTIONS = {
     ("rahf/critic/critic.py", "rahf.critic.apply"): "a critic's description is read without JAX",
     ("rahf/critic/loading.py", "rahf.critic.export.read"): "exported files are read without Flax",
     ("rahf/critic/loading.py", "rahf.critic.from_run"): "runs need Flax, exported files do not",
-    ("rahf/critic/predict.py", "rahf.critic.loading"): "JAX only when the command is known to be right",
     ("rahf/registry.py", "rahf.training.loop"): "importing the table imports neither Flax nor Orbax",
     ("rahf/registry.py", "rahf.training.saved_model"): "importing the table imports neither Flax nor Orbax",
     ("rahf/scoring/run.py", "rahf.scoring.ray_runner"): "Ray is optional",
 }
 #: Those that remain from before the floors; each goes with the next change of its file.
 TO_BE_REMOVED = {
-    ("rahf/critic/predict.py", "rahf.text.prompts.prompt_list"),
     ("rahf/interop/diffusers.py", "rahf.steer.repair.repair"),
     ("rahf/steer/mask_files.py", "rahf"),
 }
