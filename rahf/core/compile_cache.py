@@ -1,9 +1,9 @@
-"""Compiled programs are kept on disk, so that the second start of a command does not compile again.
+"""JAX's cache of compiled programs on disk, so that the second start of a command does not compile again.
 
-The `rahf` command turns JAX's persistent compilation cache on. It lies in ``~/.cache/rahf/compiled`` (under
+The `rahf` command turns it on. It is in ``~/.cache/rahf/compiled`` (under
 ``$XDG_CACHE_HOME`` if that is set). ``RAHF_COMPILE_CACHE=DIR`` puts it elsewhere, ``RAHF_COMPILE_CACHE=off`` turns it
-off, and JAX's own ``JAX_COMPILATION_CACHE_DIR`` is respected. Entries are found by the program, the devices and the
-versions, so a stale one is never used; the folder may be removed at any time.
+off, and JAX's own ``JAX_COMPILATION_CACHE_DIR`` is respected. The key of an entry covers program, devices and versions,
+so a stale entry is never used. The folder may be removed at any time.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
-#: Programs that compile faster than this, in seconds, are not kept. JAX's own 1 s leaves out much of a CPU's start-up.
+#: Programs that compile in fewer seconds are not stored. JAX's default of 1 s excludes much of the start-up on a CPU.
 _SHORTEST = "0.1"
 
 
 def location(environment: Mapping[str, str] = os.environ) -> pathlib.Path | None:
-    """Where the cache lies; None if it is turned off."""
-    ours, jaxs = environment.get("RAHF_COMPILE_CACHE", ""), environment.get("JAX_COMPILATION_CACHE_DIR", "")
-    if ours.lower() == "off":
+    """The folder of the cache; None if it is turned off."""
+    setting = environment.get("RAHF_COMPILE_CACHE", "")
+    if setting.lower() == "off":
         return None
-    if ours or jaxs:
-        return pathlib.Path(ours or jaxs).expanduser()
+    if folder := setting or environment.get("JAX_COMPILATION_CACHE_DIR", ""):
+        return pathlib.Path(folder).expanduser()
     base = environment.get("XDG_CACHE_HOME", "")
     return (pathlib.Path(base).expanduser() if base else pathlib.Path.home() / ".cache") / "rahf" / "compiled"
 
 
 def enable() -> pathlib.Path | None:
-    """Turns the cache on for this process, without importing JAX; where it lies.
+    """Turns the cache on for this process, without importing JAX; returns its folder.
 
-    A folder that cannot be made leaves it off: compiling again is only slow. A program that has configured JAX
-    before keeps its own setting.
+    If the folder cannot be created, the cache stays off: compiling again is slow, but no error. A program that has
+    configured JAX before keeps its own setting.
     """
     folder = location()
     jax = sys.modules.get("jax")

@@ -1,13 +1,13 @@
-"""Errors that a user may see. Their message names the thing, what was expected, what was found and what to do.
+"""Errors that a user may see. A message names the thing, what was expected, what was found and what to do.
 
-Each also is the built-in class that a caller would expect (`ValueError`, `RuntimeError`).
+Each class also is the built-in class that a caller would expect (`ValueError`, `RuntimeError`, `OSError`).
 """
 
 from __future__ import annotations
 
 
 class RahfError(Exception):
-    """Base of every error whose message is all that a user needs. Anything else that rahf raises is a bug."""
+    """Base of every error that a user can repair by its message. Any other exception from `rahf` is a bug."""
 
 
 class ArgumentError(RahfError, ValueError):
@@ -31,11 +31,15 @@ class CheckpointError(RahfError, RuntimeError):
 
 
 class Damaged(CheckpointError):
-    """The files of a checkpoint are not what was written."""
+    """The files of a checkpoint differ from what was written."""
 
 
 class TokenizerError(RahfError, ValueError):
     """A vocabulary cannot be read or cannot write what is needed; the message names its file."""
+
+
+class VocabularyMissing(TokenizerError, FileNotFoundError):
+    """There is no vocabulary where one is expected; the message names the place."""
 
 
 class ImageError(RahfError, ValueError):
@@ -43,11 +47,11 @@ class ImageError(RahfError, ValueError):
 
 
 class NotFinite(RahfError, ValueError):
-    """A network says NaN or infinity of an example; the message names it."""
+    """A network predicts NaN or infinity; the message names the example."""
 
 
 class ExportError(RahfError, ValueError):
-    """An exported file cannot be written, read or trusted; the message names it and says why."""
+    """An exported file cannot be written or read, or fails a check; the message names it and says why."""
 
 
 class ScoreError(RahfError, ValueError):
@@ -55,7 +59,7 @@ class ScoreError(RahfError, ValueError):
 
 
 class PretrainedError(RahfError, RuntimeError):
-    """Published weights cannot be found or read, or are another network's; says which file and tensor."""
+    """Published weights are missing, unreadable, or of another network; the message names file and tensor."""
 
 
 class DataError(RahfError, ValueError):
@@ -67,7 +71,7 @@ class DatasetError(RahfError, ValueError):
 
 
 class WorkerFailure(RahfError, RuntimeError):
-    """A data worker process died, again and again; the message says why and at which record."""
+    """A data worker process failed repeatedly; the message says why and at which record."""
 
 
 class ExampleError(RahfError, ValueError):

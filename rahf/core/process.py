@@ -1,15 +1,17 @@
-"""What a program must ask for so that XLA's CPU backend computes at full speed, before and after it starts.
+"""Settings of the process with which XLA's CPU backend computes at full speed.
 
-XLA's CPU backend allocates the buffers of a computation anew for each call, hundreds of MB for a training step. As a
-program comes, glibc gives such a buffer back to the system at the end of every step and gets it page by page, filled
-with zeros, in the next one: a tenth of the demo's step, and three times a step after a pause in which the system has
-put the memory to other use. The buffer stays in the program if three things hold together:
+Kept by hand for speed: a tenth of the demo's step on a CPU (docs/benchmarks.md, "The training step").
 
-* glibc keeps large free blocks (``TUNABLES``), which it decides when a program starts;
-* the block lies in the heap of the main thread; other threads have heaps of 64 MB, and what does not fit is mapped;
-* so the main thread computes: JAX does not hand the step to another one (`dispatch_in_line`).
+XLA's CPU backend allocates the buffers of a computation anew for each call, hundreds of MB for a training step. By
+default glibc returns large freed buffers to the kernel, and the next step faults them in page by page, filled with
+zeros. That costs a tenth of a step, and as much as three steps after a pause in which the kernel has given the memory
+to others. The buffer stays in the process on three conditions:
 
-Figures: docs/benchmarks.md, "The training step". None of this touches accelerators.
+* glibc keeps large free blocks (``TUNABLES``); it reads that setting only when a process starts;
+* the block is in the heap of the main thread: other threads have heaps of 64 MB, and larger blocks are mapped;
+* so the main thread computes: JAX does not dispatch the step to another thread (`dispatch_in_line`).
+
+None of this concerns accelerators.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from __future__ import annotations
 import os
 import sys
 
-_KEPT = 4 << 30  # bytes; larger buffers still go back to the system: their steps take long in any case
+_KEPT = 4 << 30  # bytes; larger buffers are still returned to the kernel: their steps take long in any case
 
-#: For glibc 2.35 or newer: huge pages for what is allocated, and free memory that is kept.
+#: For glibc 2.35 or newer: allocate in huge pages, and keep freed memory.
 TUNABLES = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in (("hugetlb", 1), ("mmap_threshold", _KEPT), ("trim_threshold", _KEPT))
@@ -27,9 +29,9 @@ TUNABLES = ":".join(
 
 
 def restart() -> None:
-    """Starts this program anew with TUNABLES, which glibc reads only then. The process id stays what it was.
+    """Starts this program again with TUNABLES, under the same process id.
 
-    Does nothing if the program has tunables already, which may be its user's own, or the system is not Linux.
+    Does nothing if tunables are set already, perhaps by the user, or the system is not Linux.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = TUNABLES
@@ -37,7 +39,7 @@ def restart() -> None:
 
 
 def dispatch_in_line() -> None:
-    """Lets the calling thread compute on the CPU, if the program has TUNABLES. To be called before JAX is used."""
+    """Makes JAX compute on the CPU in the calling thread, if TUNABLES are set. Call it before JAX is used."""
     if os.environ.get("GLIBC_TUNABLES") == TUNABLES:
         import jax
 

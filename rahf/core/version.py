@@ -1,3 +1,3 @@
-"""The version, in one place: setup.cfg and everything that writes files read it here."""
+"""The version. setup.cfg and everything that writes files read it here."""
 
 __version__ = "0.1.0"

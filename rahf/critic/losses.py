@@ -14,7 +14,7 @@ from rahf.core.batch import Batch
 from rahf.core.errors import ConfigError
 from rahf.critic import label_prompts
 from rahf.critic.networks import word_tags as tags_lib
-from rahf.critic.networks.augmented_prompt import Sampled, Slots
+from rahf.critic.networks.augmented_prompt import Slots, TaskLogits
 from rahf.critic.networks.outputs import Logits
 
 
@@ -97,7 +97,7 @@ def counts(config: LossConfig, batch: Batch, suffix_id: int | None = None, tags:
       tags: size of the tag head's vocabulary, None without one.
     """
     tokens = _token_weights(config, batch, suffix_id).sum()
-    vocabulary = None if tags is None else tags_lib.vocabulary(tags_lib.targets(batch, tags))
+    vocabulary = None if tags is None else tags_lib.pieces_in_prompts(tags_lib.tag_targets(batch, tags))
     return Counts(batch.heatmap_mask.sum(0), batch.score_mask.sum(0), tokens, vocabulary, batch.word_mask.any(1).sum())
 
 
@@ -130,9 +130,9 @@ def _tag_mean(logits: Float[Array, "b v"] | None, batch: Batch, whole: Counts) -
     """Mean over examples with labelled words and over the pieces that any prompt of the whole batch says."""
     if logits is None or whole.vocabulary is None:
         return jnp.zeros(())
-    tags = tags_lib.targets(batch, logits.shape[1])
+    tags = tags_lib.tag_targets(batch, logits.shape[1])
     weights = batch.word_mask.any(1)[:, None] * whole.vocabulary
-    values = jnp.where(weights > 0, tags_lib.values(logits, tags), 0.0)
+    values = jnp.where(weights > 0, tags_lib.tag_losses(logits, tags), 0.0)
     return values.sum() / jnp.maximum(whole.vocabulary.sum() * whole.examples, 1)
 
 
@@ -186,7 +186,7 @@ def _weighted(config: LossConfig, parts: Parts, step: Int[Array, ""] | None) -> 
 
 def sampled(
     config: LossConfig,
-    found: Sampled,
+    found: TaskLogits,
     batch: Batch,
     step: Int[Array, ""] | None = None,
     suffix_id: int | None = None,
@@ -228,7 +228,7 @@ def sampled(
 
 
 def _of_drawn(
-    values: Float[Array, " m"], found: Sampled, slots: Slots, mask: Bool[Array, "b n"], count: Int[Array, " n"]
+    values: Float[Array, " m"], found: TaskLogits, slots: Slots, mask: Bool[Array, "b n"], count: Int[Array, " n"]
 ) -> Float[Array, ""]:
     """Estimate of `_mean_of_labels` from the places of one head."""
     known = jnp.take_along_axis(found.of_examples(mask, slots), slots.tasks[:, None], 1)[:, 0] & slots.valid

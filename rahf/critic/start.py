@@ -119,5 +119,6 @@ def _read(config: Config, fresh: bool) -> Tokenizer:
     if isinstance(config.model, ClipBaselineConfig) and not (name == "start" and (start.model or not fresh)):
         folder = start.vision if name == "start" else name  # CLIP's vocabulary lies beside its image tower
         if folder and (name == "start" or pathlib.Path(folder).is_dir()):
-            return clip.published_clip_tokenizer(folder, revision=(start.vision_revision or None) if name == "start" else None)
+            revision = (start.vision_revision or None) if name == "start" else None
+            return clip.published_clip_tokenizer(folder, revision=revision)
     return start_lib.tokenizer(config, fresh)

@@ -26,8 +26,8 @@ def load_towers(
 
     Args:
       config: must have the towers' sizes.
-      vision: folder or hub id of an image tower, None for none. For the families "resnet" and "clip"
-        it is the network but for its trained heads.
+      vision: folder or hub id of an image tower, None for none. For a baseline it is the network but for its
+        trained heads.
       text: folder or hub id of a T5, None for none.
       vision_revision, text_revision: branch, tag or commit of a hub id.
 
@@ -59,7 +59,7 @@ def load_towers(
         record["text"] = _record(weights, tower)
         params |= tower
     _, expected = functional.abstract(build.build(config))
-    lines = functional.differences(params, {name: expected[name] for name in expected if name in params})
+    lines = functional.parameter_differences(params, {name: expected[name] for name in expected if name in params})
     if lines:
         raise PretrainedError("the towers do not fit the network:\n  " + "\n  ".join(lines))
     return params, record
@@ -85,7 +85,7 @@ def load_backbone(
     """Reads the published part of a baseline.
 
     Args:
-      config: of the family "resnet" or "clip", with the sizes and the normalisation of the checkpoint.
+      config: of a baseline, with the sizes and the normalisation of the checkpoint.
       name: folder or hub id; of a ResNet also a file of torchvision's.
       revision: branch, tag or commit of a hub id.
 
@@ -120,9 +120,3 @@ def _interpolated(weights: WeightsSource, config: FamilyConfig) -> dict[str, Any
     if grids[0] == grids[1]:
         return None
     return {"from": [grids[0]] * 2, "to": [grids[1]] * 2, "interpolation": "bicubic"}
-
-
-def shares(params: functional.Params, loaded: functional.Params) -> dict[str, list[str]]:
-    """Paths of parameters that were `taken` from elsewhere and of those left `random`."""
-    taken = functional.flatten(loaded)
-    return {"taken": list(taken), "random": [path for path in functional.flatten(params) if path not in taken]}

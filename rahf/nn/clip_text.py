@@ -33,10 +33,10 @@ class TextTower(nnx.Module):
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b d"]:
         """The hidden state at the end of each text, after the final norm.
 
-        What stands behind the end has no influence, since no token looks ahead; so padding needs no mask.
+        No token attends to later ones, so padding behind the end has no influence and needs no mask.
 
         Raises:
-          ValueError: more tokens than positions.
+          ConfigError: more tokens than positions.
         """
         length = ids.shape[1]
         if length > self.config.positions:
@@ -48,6 +48,7 @@ class TextTower(nnx.Module):
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
         for number in range(self.config.depth):
             x = getattr(self, f"layer_{number}")(x, mask=causal)
-        at = ids if self.config.eos_token_id == 2 else ids == self.config.eos_token_id
-        end = jnp.argmax(at, -1)  # the first of the highest: old published configs call the end 2
+        # Old published configs name 2 as the end of a text; it then is the highest id.
+        is_end = ids if self.config.eos_token_id == 2 else ids == self.config.eos_token_id
+        end = jnp.argmax(is_end, -1)  # the first maximum
         return self.norm(jnp.take_along_axis(x, end[:, None, None], 1)[:, 0])

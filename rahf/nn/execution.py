@@ -1,6 +1,6 @@
-"""How a stack of layers is run: unrolled or scanned, and what of it is kept for the gradient.
+"""How a stack of layers is run: unrolled or scanned, and which intermediate values are kept for the gradient.
 
-Neither changes results or the names of parameters: layers are stacked only while the program runs.
+Neither changes results or the names of parameters: the parameters of layers are stacked inside the program only.
 """
 
 from __future__ import annotations
@@ -17,65 +17,69 @@ from rahf.config import ImageModelConfig
 from rahf.nn import gradients
 
 #: block (a module), x, number of the block → x
-Apply = Callable[[Any, jax.Array, jax.Array | int], jax.Array]
+ApplyBlock = Callable[[Any, jax.Array, jax.Array | int], jax.Array]
 
-#: On a CPU: wider networks are not computed in halves, nor halves with fewer examples.
-_WIDE, _LEAST = 256, 8
+#: Networks up to this width are computed in halves on a CPU, if a half has at least this many examples.
+_WIDEST, _FEWEST = 256, 8
 
 
 class Execution(NamedTuple):
-    """Fields of `ImageModelConfig` of the same names."""
+    """How a network is run: the fields of the same names in its config."""
 
     attention: str = "auto"
     remat: str = "none"
     scan_layers: bool = False
 
 
-def of(config: ImageModelConfig) -> Execution:
-    """How a network is to be run."""
+def execution_of(config: ImageModelConfig) -> Execution:
+    """How a configured network is to be run."""
     return Execution(config.attention, config.remat, config.scan_layers)
 
 
-def products(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """Policy `dots`: keep what matrix products with parameters and convolutions give; the rest is cheap to redo."""
+def keep_products(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Policy `dots`: keep the results of matrix products with parameters and of convolutions; the rest is cheap."""
     if primitive is jax.lax.conv_general_dilated_p:
         return True
     return checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *_, **parameters)
 
 
-def block(execution: Execution, function: Callable) -> Callable:
-    """A block of a tower or head: `dots` keeps its products, `block` and `full` only what goes into it."""
+def remat_block(execution: Execution, function: Callable) -> Callable:
+    """A block of a tower or head that is computed again for its gradient.
+
+    With `remat` "dots" the results of its products are kept, with "block" and "full" only its inputs.
+    """
     if execution.remat == "none":
         return function
-    policy = products if execution.remat == "dots" else checkpoint_policies.nothing_saveable
-    # A scan's body is compiled once, forwards and backwards apart: nothing could undo the recomputation.
+    policy = keep_products if execution.remat == "dots" else checkpoint_policies.nothing_saveable
+    # The passes through a scan are compiled apart, so there the compiler cannot undo the recomputation.
     return jax.checkpoint(lambda *x: function(*x), policy=policy, prevent_cse=not execution.scan_layers)
 
 
-def part(execution: Execution, function: Callable) -> Callable:
-    """A whole tower or head: `full` keeps only what goes into it; its blocks are kept one part at a time."""
+def remat_part(execution: Execution, function: Callable) -> Callable:
+    """A tower or head; with `remat` "full" only its inputs are kept, and its blocks' inputs one part at a time."""
     return jax.checkpoint(lambda *x: function(*x)) if execution.remat == "full" else function
 
 
-def through(
-    blocks: Sequence[nnx.Module], apply: Apply, x: jax.Array, execution: Execution, dtype: jnp.dtype
+def run_layers(
+    blocks: Sequence[nnx.Module], apply: ApplyBlock, x: jax.Array, execution: Execution, dtype: jnp.dtype
 ) -> jax.Array:
-    """x through equally shaped blocks, one after the other.
+    """Runs x through equally shaped blocks, one after the other.
 
     Args:
       blocks: modules of the same structure.
-      apply: one of them, x and its number → x. The number is traced when scanned.
+      apply: block, x, number of the block → x. In a scan the number is traced.
       x: its shape and dtype must not change from block to block.
-      dtype: in which blocks use their kernels; the stacked copy of a scan is made in it.
+      execution: how to run them.
+      dtype: in which blocks use their kernels; a scan's stacked copy of the kernels has it.
     """
     if not execution.scan_layers or len(blocks) < 2:
-        for number, one in enumerate(blocks):
-            x = block(execution, lambda x, one=one, number=number: apply(one, x, number))(x)
+        for number, block in enumerate(blocks):
+            x = remat_block(execution, lambda x, block=block, number=number: apply(block, x, number))(x)
         return x
     graphdef, _ = nnx.split(blocks[0])
-    states = [nnx.split(one)[1] for one in blocks]
+    states = [nnx.split(block)[1] for block in blocks]
     stacked = jax.tree.map(lambda *leaves: jnp.stack([_kernel(leaf, dtype) for leaf in leaves]), *states)
-    run = block(execution, lambda x, state, number: apply(nnx.merge(graphdef, state), x, number))
+    run = remat_block(execution, lambda x, state, number: apply(nnx.merge(graphdef, state), x, number))
 
     def body(x, layer):
         return run(x, *layer), None
@@ -83,25 +87,24 @@ def through(
     return jax.lax.scan(body, x, (stacked, jnp.arange(len(blocks))))[0]
 
 
-def in_parts(function: Callable[[Any], Any], batch: Any, width: int) -> Any:
-    """function(batch), on a CPU perhaps as two independent programs for half of the examples each.
+def in_halves(function: Callable[[Any], Any], batch: Any, width: int) -> Any:
+    """function(batch), in training on a CPU perhaps as two independent chains of steps for half of the examples each.
 
-    Many steps of a narrow network are too small for two threads to share one, and in a chain of them the second
-    thread waits; two chains keep both busy, with half the memory to go through each. What the function gives
-    must not depend on other examples.
+    Many steps of a narrow network are too small for two threads to share one, and in a single chain the second thread
+    waits. Two chains keep both busy, and each goes through half of the memory.
 
     Args:
-      function: of a tree of arrays [B,…], gives another one.
-      batch: the tree.
-      width: of the network's tokens; threads share the steps of wide networks well, and compile them long.
+      function: tree of arrays [B,…] → tree of arrays [B,…]. Examples must not depend on each other.
+      batch: its argument.
+      width: of the network's tokens. Threads share the steps of wide networks well, and those compile for long.
     """
     examples = jax.tree.leaves(batch)[0].shape[0]
-    if not gradients.reordered() or jax.device_count() > 1 or width > _WIDE or examples % 2 or examples < 2 * _LEAST:
+    if not gradients.reordered() or jax.device_count() > 1 or width > _WIDEST or examples % 2 or examples < 2 * _FEWEST:
         return function(batch)
     halves = [jax.tree.map(lambda x, i=i: x[i : i + examples // 2], batch) for i in (0, examples // 2)]
-    return jax.tree.map(lambda *each: jnp.concatenate(each), *map(function, halves))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *map(function, halves))
 
 
 def _kernel(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Matrices in the dtype that they are used in; vectors, which norms use in float32, as they are."""
+    """A matrix in the dtype that it is used in; a vector, which norms use in float32, unchanged."""
     return leaf.astype(dtype) if leaf.ndim >= 2 else leaf

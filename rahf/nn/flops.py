@@ -1,9 +1,10 @@
-"""How much arithmetic a function does, counted from its trace: nothing is computed, allocated or compiled."""
+"""The arithmetic of a function, counted from its trace: nothing is computed, allocated or compiled."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +16,8 @@ def count_flops(function: Callable, *arguments: Any, trips: int | None = None) -
 
     Everything else (norms, activations, softmax) is left out: it is bound by memory, not by arithmetic. A product
     whose result nothing uses is not counted, nor is one with the zeros of a convolution's padding or of its
-    dilated input. A scan counts once per step, a conditional as its costliest branch, `jax.checkpoint` with what
-    it computes again. Custom kernels (Pallas) count as one block of their grid.
+    dilated input. A scan counts once per step, a conditional as its costliest branch, `jax.checkpoint` with its
+    recomputation. Custom kernels (Pallas) count as one block of their grid.
 
     Args:
       function: traceable by JAX; give static arguments by `functools.partial`.
@@ -31,50 +32,51 @@ def count_flops(function: Callable, *arguments: Any, trips: int | None = None) -
 
 
 def _multiplications(jaxpr: core.Jaxpr, wanted: Sequence[bool], trips: int | None) -> int:
-    """Of everything that the wanted outputs depend on."""
+    """Multiplications of all equations that the wanted outputs depend on."""
     needed = {v for v, want in zip(jaxpr.outvars, wanted) if want and isinstance(v, core.Var)}
     total = 0
     for equation in reversed(jaxpr.eqns):
         used = [v in needed for v in equation.outvars]
         if any(used) or equation.effects:
             needed.update(v for v in equation.invars if isinstance(v, core.Var))
-            total += _of_equation(equation, used, trips)
+            total += _equation_multiplications(equation, used, trips)
     return total
 
 
-def _of_equation(equation: core.JaxprEqn, used: list[bool], trips: int | None) -> int:
+def _equation_multiplications(equation: core.JaxprEqn, used: list[bool], trips: int | None) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         return _dot(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
     if name == "scan":
-        return params["length"] * _whole(params["jaxpr"], trips)
+        return params["length"] * _all_multiplications(params["jaxpr"], trips)
     if name == "cond":
-        return max(_whole(branch, trips) for branch in params["branches"])
+        return max(_all_multiplications(branch, trips) for branch in params["branches"])
     if name == "while":
-        rounds = _whole(params["body_jaxpr"], trips) + _whole(params["cond_jaxpr"], trips)
+        rounds = _all_multiplications(params["body_jaxpr"], trips) + _all_multiplications(params["cond_jaxpr"], trips)
         if rounds and trips is None:
             raise ValueError("a while loop has no length before it runs; say how often it does by trips=")
         return rounds * (trips or 0)
-    inner = [_plain(found) for value in params.values() for found in _jaxprs(value)]
+    inner = [_open(program) for value in params.values() for program in _jaxprs(value)]
     if len(inner) == 1 and len(inner[0].outvars) == len(used):  # jit, checkpoint, custom derivatives
         return _multiplications(inner[0], used, trips)
-    return sum(_whole(found, trips) for found in inner)
+    return sum(_all_multiplications(program, trips) for program in inner)
 
 
 def _jaxprs(value: Any) -> list[Any]:
-    """Programs in a parameter of an equation."""
+    """The programs in a parameter of an equation."""
     values = value if isinstance(value, (tuple, list)) else [value]
     return [v for v in values if isinstance(v, (core.Jaxpr, core.ClosedJaxpr))]
 
 
-def _plain(found: Any) -> core.Jaxpr:
-    return found.jaxpr if isinstance(found, core.ClosedJaxpr) else found
+def _open(program: Any) -> core.Jaxpr:
+    return program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
 
 
-def _whole(found: Any, trips: int | None) -> int:
-    return _multiplications(_plain(found), [True] * len(_plain(found).outvars), trips)
+def _all_multiplications(program: Any, trips: int | None) -> int:
+    jaxpr = _open(program)
+    return _multiplications(jaxpr, [True] * len(jaxpr.outvars), trips)
 
 
 def _dot(equation: core.JaxprEqn) -> int:

@@ -1,12 +1,13 @@
 """Flax NNX module ↔ plain nested dict with string keys.
 
-What is trained, saved and exported is the dict; the module is only the program. This is the one file that
-touches NNX's state types, so that a change in Flax is mended here.
+What is trained, saved and exported is the dict; the module is only the program. No other file uses NNX's state types:
+a change of them in Flax concerns this file only.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from rahf.core.tree import Params, count, flatten, unflatten  # noqa: F401 - for callers
-from rahf.nn.initial import draw
+from rahf.nn.initial import draw_parameter
 
 
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
@@ -41,19 +42,19 @@ class Initial(NamedTuple):
 
 
 def _trace(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, Initial]]:
-    found: list[Any] = []
+    traced: list[Any] = []
 
-    def look():
+    def trace():
         graphdef, state = nnx.split(build(), nnx.Param)
         flat = {
             "/".join(map(str, path)): Initial(tuple(v.shape), v.get_metadata()["std"], v.get_metadata()["fill"])
             for path, v in nnx.to_flat_state(state)
         }
-        found.append((graphdef, flat))
+        traced.append((graphdef, flat))
         return ()
 
-    jax.eval_shape(look)  # nothing is allocated
-    return found[0]
+    jax.eval_shape(trace)  # nothing is allocated
+    return traced[0]
 
 
 def abstract(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
@@ -67,39 +68,42 @@ def abstract(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
 
 
 def init(
-    build: Callable[[], nnx.Module], seed: int, shardings: Params | None = None, given: Params | None = None
+    build: Callable[[], nnx.Module], seed: int, shardings: Params | None = None, loaded: Params | None = None
 ) -> Params:
-    """Random parameters, each from its own stream of (seed, path), or given ones.
+    """Initial parameters: random ones, each from its own stream of (seed, path), or those of `loaded`.
 
-    Drawn by NumPy on the host, one parameter at a time, and put where they belong shard by shard: no
-    device ever holds more than its share, no host more than the shares of its devices, the values do not
-    depend on the mesh, and nothing is compiled (a compiled initialiser of a deep network takes minutes on a CPU).
+    NumPy draws them on the host, one parameter at a time, and each shard goes to its device. So no device ever holds
+    more than its share, no host more than the shares of its devices, and the values do not depend on the mesh. Nothing
+    is compiled: a compiled initialiser of a deep network takes minutes on a CPU.
 
     Args:
-      build: makes the module.
+      build: returns the module.
       seed: of all parameters.
       shardings: a NamedSharding for every parameter; None: the default device.
-      given: parameters to take instead, any part of the tree; arrays on the host, or lying where they belong.
+      loaded: parameters to take instead of random ones, any part of the tree; on the host, or on their devices.
 
     Raises:
-      ValueError: a given parameter is not part of the module, or of another shape.
+      ValueError: a loaded parameter is not part of the module, or of another shape.
     """
     _, initial = _trace(build)
     places = {} if shardings is None else flatten(shardings)
-    taken = {} if given is None else flatten(given)
+    taken = {} if loaded is None else flatten(loaded)
     for path, value in taken.items():
         if path not in initial or tuple(value.shape) != initial[path].shape:
             wanted = initial[path].shape if path in initial else "no such parameter"
             raise ValueError(f"{path}: given with shape {tuple(value.shape)}, the network has {wanted}")
-    made = {}
+    params = {}
     for path in sorted(initial):
         place = places.get(path)
-        made[path] = _place(taken[path], place) if path in taken else draw(path, *initial[path], seed, place)
-    return unflatten(made)
+        if path in taken:
+            params[path] = _place(taken[path], place)
+        else:
+            params[path] = draw_parameter(path, *initial[path], seed, place)
+    return unflatten(params)
 
 
 def _place(values: np.ndarray | jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """Puts an array where it belongs; from the host, each device is sent its own share only."""
+    """Puts an array on its devices; from the host, each device receives its own share only."""
     if sharding is None:
         return jnp.asarray(values)
     if isinstance(values, jax.Array):
@@ -107,9 +111,9 @@ def _place(values: np.ndarray | jax.Array, sharding: jax.sharding.Sharding | Non
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
-def differences(found: Params, expected: Params, limit: int = 8) -> list[str]:
-    """Says in words how two parameter trees differ: missing, extra and misshapen, by path."""
-    have, want = flatten(found), flatten(expected)
+def parameter_differences(params: Params, expected: Params, limit: int = 8) -> list[str]:
+    """How two parameter trees differ: one line for each missing, extra or misshapen parameter."""
+    have, want = flatten(params), flatten(expected)
     lines = [f"{p}: missing, expected {tuple(want[p].shape)}" for p in want if p not in have]
     lines += [f"{p}: not part of this model, shape {tuple(have[p].shape)}" for p in have if p not in want]
     lines += [

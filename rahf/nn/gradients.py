@@ -1,8 +1,11 @@
 """Gradients in the order of operations that XLA's CPU backend computes fast; elsewhere JAX's own.
 
-The values are those of automatic differentiation but for the order of summation. GPUs and TPUs multiply turned
-matrices as fast as others, so nothing is changed there; nor outside of training, where a critic must stay open to all
-of JAX's transformations (these gradients have no forward mode) and be exported for devices of other kinds.
+Kept by hand for speed: without it the demo's training step on a CPU is slower than PyTorch's (docs/benchmarks.md, "The
+training step").
+
+The values are those of automatic differentiation but for the order of summation. GPUs and TPUs multiply transposed
+matrices as fast as others, so they get JAX's own gradients. So does everything but training: these gradients have no
+forward mode, but a critic must allow all of JAX's transformations and be exported for devices of other kinds.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ _training = contextvars.ContextVar("training", default=False)
 
 @contextlib.contextmanager
 def of_training() -> Iterator[None]:
-    """What is traced inside is a training step, differentiated once in reverse."""
+    """While this is active, JAX traces a training step, which is differentiated once in reverse."""
     token = _training.set(True)
     try:
         yield
@@ -31,16 +34,15 @@ def of_training() -> Iterator[None]:
 
 
 def reordered() -> bool:
-    """Whether what is traced now is a training step for a CPU."""
+    """Whether JAX is tracing a training step for a CPU."""
     return _training.get() and jax.default_backend() == "cpu"
 
 
 def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"], out: Any = None) -> Float[Array, "*b o"]:
     """x times a kernel, in their dtype or in the dtype `out`.
 
-    The kernel's gradient contracts the rows of both of its factors. XLA's CPU backend hands such a product to a
-    routine that is up to three times slower than that for plain products; so the narrower factor is turned over
-    first.
+    The kernel's gradient is a product that contracts the rows of both factors. XLA's CPU backend computes such a
+    product up to three times more slowly than a plain one, so the gradient transposes the narrower factor first.
     """
     if reordered() and x.dtype == kernel.dtype == jnp.float32:
         return _product(x, kernel)
@@ -59,7 +61,7 @@ def _product_forward(x, kernel):
 def _product_backward(kept, gradient):
     x, kernel = kept
     rows, of_rows = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    hold = jax.lax.optimization_barrier  # else the compiler would put the transpositions back into the product
+    hold = jax.lax.optimization_barrier  # or else the compiler moves the transpositions back into the product
     if rows.shape[1] <= of_rows.shape[1]:
         of_kernel = hold(jnp.dot(hold(rows.T), of_rows))
     else:
@@ -75,8 +77,8 @@ def layer_norm(
 ) -> Float[Array, "*b d"]:
     """Layer normalization over the last axis, in the dtype of x.
 
-    The two sums over channels in its gradient (Ba et al. 2016, appendix) are products with a vector, whose factors
-    contain the scale: XLA's CPU backend would otherwise write the scale out at full size to add up many short rows.
+    The two sums over channels in its gradient (Ba et al. 2016, appendix) are computed as products with a vector that
+    contains the scale. Otherwise XLA's CPU backend writes the scale out at full size to sum many short rows.
     """
     return _layer_norm(x, scale, bias, eps) if reordered() else _layer_norm_forward(x, scale, bias, eps)[0]
 
@@ -106,7 +108,7 @@ def _layer_norm_backward(eps, kept, gradient):
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-def attention(
+def dot_product_attention(
     query: Float[Array, "b q h d"],
     key: Float[Array, "b k h d"],
     value: Float[Array, "b k h d"],
@@ -116,9 +118,9 @@ def attention(
 ) -> Float[Array, "b q h d"]:
     """`jax.nn.dot_product_attention`, logits and softmax in float32, with a gradient in few passes.
 
-    The gradient of the logits is p · (dp - Σ o · do) (Dao et al. 2022, FlashAttention, appendix B), whose sum
-    runs over a head's width instead of all keys, and that of a bias which the batch shares is summed over the
-    batch by a product: the compiler's own sum takes 20 times as long when two threads share it.
+    The gradient of the logits is p · (dp - Σ o · do) (Dao et al. 2022, FlashAttention, appendix B), whose sum runs over
+    a head's width instead of all keys. The gradient of a bias that all examples share is summed over the batch by a
+    product: the compiler's own sum takes 20 times as long when two threads share it.
     """
     query = query if scale == 1.0 else query * jnp.asarray(scale, query.dtype)
     return _attention(query, key, value, bias, mask)
@@ -146,9 +148,9 @@ def _attention_backward(kept, gradient):
     of_weights = jnp.einsum("bqhd,bkhd->bhqk", gradient, value, preferred_element_type=jnp.float32)
     mean = jnp.einsum("bqhd,bqhd->bhq", gradient, out, preferred_element_type=jnp.float32)
     of_logits = weights * (of_weights - mean[..., None])
-    if mask is not None:  # where no key counts, the weights are not zero
+    if mask is not None:  # of an example whose keys are all masked, the weights are not zero
         of_logits = jnp.where(mask, of_logits, 0.0)
-    # Computed once, not by each of the products below.
+    # Without the barrier each of the products below computes it again.
     of_logits = jax.lax.optimization_barrier(of_logits)
     of_bias = None if bias is None else _summed(of_logits, bias.shape[0]).astype(bias.dtype)
     of_logits = of_logits.astype(key.dtype)
@@ -158,7 +160,7 @@ def _attention_backward(kept, gradient):
 
 
 def _summed(x: Float[Array, "b h q k"], size: int) -> Float[Array, "#b h q k"]:
-    """The sum over the batch if `size` is 1."""
+    """The sum over the batch if `size` is 1, else x."""
     if size == x.shape[0]:
         return x
     return jnp.dot(jnp.ones((1, x.shape[0]), x.dtype), x.reshape(x.shape[0], -1)).reshape(1, *x.shape[1:])

@@ -1,4 +1,4 @@
-"""Random values of one parameter, drawn on the host, of which only what this host's devices hold is kept."""
+"""Random values of one parameter, drawn on the host; only the shards of this host's devices are kept."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ _BLOCK = 2**22  # values drawn at a time: 16 MiB
 Slices = tuple[slice, ...]
 
 
-def draw(
+def draw_parameter(
     path: str, shape: tuple[int, ...], std: float, fill: float, seed: int, sharding: jax.sharding.Sharding | None
 ) -> jax.Array:
     """fill + std · (standard normal), float32, from the stream of (seed, path).
 
-    The stream is drawn in blocks, in C order, and each block is cut up for the shards of this host's devices. So the
-    values do not depend on the sharding; a host holds its own shards and one block (of at least one row), and a
-    device nothing but its shard. The time for drawing is the same on every host.
+    The stream is drawn in blocks, in C order, and each block is cut into the shards of this host's devices. So the
+    values do not depend on the sharding. A host holds its own shards and one block (of at least one row), a device
+    nothing but its shard. Every host draws the whole stream.
 
     Args:
-      sharding: where the parameter lies; None: whole, on the default device.
+      path: of the parameter in the tree.
+      shape, std, fill: of the parameter.
+      seed: of the network.
+      sharding: of the parameter; None: all of it on the default device.
     """
     if sharding is None:
         wanted = [tuple(slice(0, size) for size in shape)]
@@ -42,7 +45,7 @@ def draw(
 
 
 def _blocks(path: str, shape: tuple[int, ...], std: np.float32, seed: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Number of the first row, and rows."""
+    """Yields blocks of rows, each with the number of its first row."""
     stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(path.encode())])))
     if not shape:
         yield 0, std * stream.standard_normal(shape, np.float32)
@@ -53,7 +56,7 @@ def _blocks(path: str, shape: tuple[int, ...], std: np.float32, seed: int) -> It
 
 
 def _add(part: np.ndarray, index: Slices, first: int, block: np.ndarray) -> None:
-    """Adds to a shard what a block has for it."""
+    """Adds to a shard the rows of a block that belong to it."""
     if not index:
         part += block
         return

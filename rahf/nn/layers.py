@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from rahf.nn import gradients
 
-Key = jax.Array | None  # None: no dropout
+Key = jax.Array | None  # of dropout; None: no dropout
 
 
 def parameter(*shape: int, std: float = 0.0, fill: float = 0.0) -> nnx.Param:
@@ -40,7 +40,7 @@ def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
 
 
 def subkey(key: Key, number: int | jax.Array) -> Key:
-    """An independent key for the numbered use, None if there is none."""
+    """An independent key for the use of this number; None if `key` is None."""
     return None if key is None else jax.random.fold_in(key, number)
 
 
@@ -110,9 +110,9 @@ class Conv3x3(nnx.Module):
 class UpConv3x3(nnx.Module):
     """Transposed 3x3 convolution with stride 2, output exactly twice as large, kernel [3,3,inputs,outputs].
 
-    PyTorch's `padding=1, output_padding=1`: output pixel 2i+k-1 receives input i through tap k. Computed as a
-    2x2 convolution to 4·C channels and a rearrangement (sub-pixel form), since convolutions with dilated
-    input are slow on most devices; the parameters stay those of the transposed convolution.
+    As PyTorch's with `padding=1, output_padding=1`: output pixel 2i+k-1 receives input i through tap k. It is computed
+    as a 2x2 convolution to 4·C channels and a rearrangement (sub-pixel form), because convolutions with dilated input
+    are slow on most devices. The parameters are those of the transposed convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype):

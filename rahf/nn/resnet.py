@@ -19,9 +19,9 @@ class ConvAffine(nnx.Module):
     """A convolution without bias, then scale and bias of each channel.
 
     Batch normalization with frozen statistics: γ (x - μ) / √(σ² + ε) + β is scale γ / √(σ² + ε) and bias
-    β - scale · μ. The published kernels stay as they are, scale and bias are trained like any other parameter.
-    Running statistics would be a state beside the parameters, and statistics of the batch would make the
-    prediction for one image depend on the others and on how they are spread over devices.
+    β - scale · μ. Published kernels are unchanged; scale and bias are trained like any other parameter. Running
+    statistics would be a state beside the parameters. Statistics of the batch would make the prediction for one image
+    depend on the other images and on their distribution over devices.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, scale: float = 1.0, dtype: jnp.dtype):
@@ -30,7 +30,7 @@ class ConvAffine(nnx.Module):
         self.size, self.stride, self.dtype = size, stride, dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
-        edge = (self.size // 2, self.size // 2)  # on both sides, as PyTorch; "SAME" would shift with stride 2
+        edge = (self.size // 2, self.size // 2)  # on both sides as in PyTorch; "SAME" would shift with stride 2
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
@@ -48,8 +48,8 @@ class Bottleneck(nnx.Module):
         inner = outputs // EXPANSION
         self.conv1 = ConvAffine(inputs, inner, 1, dtype=dtype)
         self.conv2 = ConvAffine(inner, inner, 3, stride=stride, dtype=dtype)
-        # From random parameters without batch statistics a deep network is stable only if every block begins as
-        # the identity (De & Smith 2020, SkipInit).
+        # A deep network without batch statistics trains from random parameters only if every block starts as the
+        # identity (De & Smith 2020, SkipInit).
         self.conv3 = ConvAffine(inner, outputs, 1, scale=0.0, dtype=dtype)
         self.projects = stride != 1 or inputs != outputs
         if self.projects:
@@ -78,7 +78,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, image: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
         x = jax.nn.relu(self.stem(image))
-        # Padding of a maximum: values that never win; after a ReLU, 0 does not either.
+        # Max pooling pads with a value that never wins; after a ReLU that is 0, too.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
         for stage, depth in enumerate(self.config.depths):

@@ -14,10 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rahf.config import T5Config
-from rahf.nn import execution as execution_lib
 from rahf.nn import layers
 from rahf.nn.attention import attention
-from rahf.nn.execution import Execution
+from rahf.nn.execution import Execution, run_layers
 
 
 def relative_buckets(
@@ -46,7 +45,7 @@ class RelativeBias(nnx.Module):
         self.config, self.bidirectional = config, bidirectional
 
     def __call__(self, length: int, image_tokens: int = 0) -> Float[Array, "1 h q k"]:
-        """Bias between `length` positions; the first `image_tokens` may be told to ignore each other's distance."""
+        """Bias between `length` positions; without `image_relative_bias` it is 0 among the first `image_tokens`."""
         positions = np.arange(length)
         buckets = relative_buckets(
             positions,
@@ -67,11 +66,11 @@ class Attention(nnx.Module):
 
     def __init__(self, config: T5Config, *, dtype: jnp.dtype, execution: Execution = Execution()):
         d, inner = config.width, config.heads * config.head_width
-        make = dict(bias=False, dtype=dtype)
-        self.query = layers.Linear(d, inner, std=(d * config.head_width) ** -0.5, **make)
-        self.key = layers.Linear(d, inner, std=d**-0.5, **make)
-        self.value = layers.Linear(d, inner, std=d**-0.5, **make)
-        self.out = layers.Linear(inner, d, std=inner**-0.5, **make)
+        options = dict(bias=False, dtype=dtype)
+        self.query = layers.Linear(d, inner, std=(d * config.head_width) ** -0.5, **options)
+        self.key = layers.Linear(d, inner, std=d**-0.5, **options)
+        self.value = layers.Linear(d, inner, std=d**-0.5, **options)
+        self.out = layers.Linear(inner, d, std=inner**-0.5, **options)
         self.config, self.execution = config, execution
 
     def heads(self, x: Float[Array, "b n i"]) -> Float[Array, "b n h d"]:
@@ -79,13 +78,13 @@ class Attention(nnx.Module):
         return x.reshape(*x.shape[:-1], self.config.heads, self.config.head_width)
 
     def keys_values(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h e"]]:
-        """Keys and values of tokens, to attend to or to put into a cache."""
+        """Keys and values of tokens, for attention or for a cache."""
         return self.heads(self.key(x)), self.heads(self.value(x))
 
     def __call__(self, x, keys, values, *, mask=None, bias=None, causal=False):
         """Attends from x [B,Q,D] to keys and values [B,K,H,E]; returns [B,Q,D]. Masks as of `attention`."""
-        how = dict(mask=mask, bias=bias, causal=causal, scale=1.0, implementation=self.execution.attention)
-        y = attention(self.heads(self.query(x)), keys, values, **how)
+        options = dict(mask=mask, bias=bias, causal=causal, scale=1.0, implementation=self.execution.attention)
+        y = attention(self.heads(self.query(x)), keys, values, **options)
         return self.out(y.reshape(*y.shape[:-2], -1))
 
 
@@ -94,11 +93,11 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: T5Config, *, dtype: jnp.dtype):
         d, inner = config.width, config.mlp_width
-        make = dict(bias=False, dtype=dtype)
-        self.wi = layers.Linear(d, inner, std=d**-0.5, **make)
+        options = dict(bias=False, dtype=dtype)
+        self.wi = layers.Linear(d, inner, std=d**-0.5, **options)
         if config.ff == "gated-gelu":
-            self.gate = layers.Linear(d, inner, std=d**-0.5, **make)
-        self.wo = layers.Linear(inner, d, std=inner**-0.5, **make)
+            self.gate = layers.Linear(d, inner, std=d**-0.5, **options)
+        self.wo = layers.Linear(inner, d, std=inner**-0.5, **options)
         self.config = config
 
     def __call__(self, x: Float[Array, "b n d"], key: layers.Key = None) -> Float[Array, "b n d"]:
@@ -145,17 +144,17 @@ class Encoder(nnx.Module):
         x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
         blocks = [getattr(self, f"layer_{number}") for number in range(self.config.encoder_layers)]
 
-        def apply(one, x, number):
-            return one(x, mask=mask, bias=bias, key=layers.subkey(key, 1 + number))
+        def apply(block, x, number):
+            return block(x, mask=mask, bias=bias, key=layers.subkey(key, 1 + number))
 
-        x = execution_lib.through(blocks, apply, x, self.execution, self.dtype)
+        x = run_layers(blocks, apply, x, self.execution, self.dtype)
         return layers.dropout(self.norm(x), self.config.dropout, layers.subkey(key, 1000))
 
 
 class Cache(NamedTuple):
-    """Keys and values of the decoder, for one token at a time. Static shapes, so one compilation.
+    """Keys and values of the decoder's layers while it decodes token by token; static shapes, so one compilation.
 
-    One array for each layer: in a loop each is then written in place, and none is ever copied.
+    Each layer has arrays of its own, so that a loop writes them in place and never copies one.
     """
 
     keys: tuple[Float[Array, "b t h e"], ...]
@@ -177,7 +176,7 @@ class DecoderBlock(nnx.Module):
         self.rate = config.dropout
 
     def __call__(self, x, *, keys_values, bias, cross, cross_mask, mask=None, causal=False, key: layers.Key = None):
-        """One block. `keys_values` maps the normalised x to all keys and values to attend to (cache or x itself)."""
+        """One block. `keys_values` maps the normalised x to all keys and values of self-attention, cached ones too."""
         y = self.norm1(x)
         y = self.attention(y, *keys_values(y), mask=mask, bias=bias, causal=causal)
         x = x + layers.dropout(y, self.rate, layers.subkey(key, 0))
@@ -210,31 +209,31 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "b t d"]:
         """Teacher forcing over a whole sequence; position t sees only positions up to t.
 
-        Of the memory, those count where `memory_mask` is True, the first ones.
+        The decoder attends to the memory's first positions, where `memory_mask` is True.
         """
         bias = self.relative_bias(x.shape[1])
         x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
 
-        def apply(one, x, number):
-            return one(
+        def apply(block, x, number):
+            return block(
                 x,
-                keys_values=one.attention.keys_values,
+                keys_values=block.attention.keys_values,
                 causal=True,
                 bias=bias,
-                cross=one.cross.keys_values(memory),
+                cross=block.cross.keys_values(memory),
                 cross_mask=memory_mask,
                 key=layers.subkey(key, 1 + number),
             )
 
-        x = execution_lib.through(self.blocks(), apply, x, self.execution, self.dtype)
+        x = run_layers(self.blocks(), apply, x, self.execution, self.dtype)
         return layers.dropout(self.norm(x), self.config.dropout, layers.subkey(key, 1000))
 
     def start(self, memory: Float[Array, "b n d"], length: int) -> Cache:
         """An empty cache for `length` tokens, with the memory's keys and values computed once."""
-        crossed = [block.cross.keys_values(memory) for block in self.blocks()]
+        cross = [block.cross.keys_values(memory) for block in self.blocks()]
         shape = (memory.shape[0], length, self.config.heads, self.config.head_width)
-        empty = tuple(jnp.zeros(shape, k.dtype) for k, _ in crossed)
-        return Cache(empty, empty, tuple(k for k, _ in crossed), tuple(v for _, v in crossed))
+        empty = tuple(jnp.zeros(shape, k.dtype) for k, _ in cross)
+        return Cache(empty, empty, tuple(k for k, _ in cross), tuple(v for _, v in cross))
 
     def step(
         self, x: Float[Array, "b 1 d"], position: Int[Array, ""], cache: Cache, memory_mask: Bool[Array, "b n"]

@@ -1,7 +1,7 @@
 """Vision transformer (Dosovitskiy et al. 2021): pre-norm, learned position embeddings.
 
-Exact GELU and no layer scale as published; SigLIP's and DINOv2's towers differ in just these two. CLIP's have
-another activation and one more norm in front.
+Exact GELU and no layer scale as published. SigLIP's towers have another GELU, DINOv2's have layer scale, CLIP's another
+activation and one more norm in front of the blocks.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from jaxtyping import Array, Bool, Float
 
 from rahf.config import ViTConfig
 from rahf.core.errors import ConfigError
-from rahf.nn import execution as execution_lib
 from rahf.nn import layers
 from rahf.nn.attention import attention
-from rahf.nn.execution import Execution
+from rahf.nn.execution import Execution, remat_block, run_layers
 
 
 def activate(x: Float[Array, "*b"], kind: str) -> Float[Array, "*b"]:
@@ -29,15 +28,15 @@ class ViTBlock(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, dtype: jnp.dtype, execution: Execution = Execution()):
         d, std = config.width, config.width**-0.5
-        make = dict(bias=True, dtype=dtype)
+        options = dict(bias=True, dtype=dtype)
         self.norm1 = layers.LayerNorm(d, eps=config.layer_norm_eps, dtype=dtype)
-        self.query = layers.Linear(d, d, std=std, **make)
-        self.key = layers.Linear(d, d, std=std, **make)
-        self.value = layers.Linear(d, d, std=std, **make)
-        self.out = layers.Linear(d, d, std=std * (2 * config.depth) ** -0.5, **make)
+        self.query = layers.Linear(d, d, std=std, **options)
+        self.key = layers.Linear(d, d, std=std, **options)
+        self.value = layers.Linear(d, d, std=std, **options)
+        self.out = layers.Linear(d, d, std=std * (2 * config.depth) ** -0.5, **options)
         self.norm2 = layers.LayerNorm(d, eps=config.layer_norm_eps, dtype=dtype)
-        self.wi = layers.Linear(d, config.mlp_width, std=std, **make)
-        self.wo = layers.Linear(config.mlp_width, d, std=config.mlp_width**-0.5 * (2 * config.depth) ** -0.5, **make)
+        self.wi = layers.Linear(d, config.mlp_width, std=std, **options)
+        self.wo = layers.Linear(config.mlp_width, d, std=config.mlp_width**-0.5 * (2 * config.depth) ** -0.5, **options)
         if config.layer_scale:  # starts near the identity (Touvron et al. 2021, CaiT)
             self.scale1, self.scale2 = layers.parameter(d, fill=1e-5), layers.parameter(d, fill=1e-5)
         self.config, self.execution = config, execution
@@ -48,9 +47,8 @@ class ViTBlock(nnx.Module):
         b, n, d = x.shape
         heads = (b, n, self.config.heads, d // self.config.heads)
         y = self.norm1(x)
-        query, value = self.query(y).reshape(heads), self.value(y).reshape(heads)
-        how = self.execution.attention
-        y = attention(query, self.key(y).reshape(heads), value, mask=mask, implementation=how)
+        query, keys, values = (linear(y).reshape(heads) for linear in (self.query, self.key, self.value))
+        y = attention(query, keys, values, mask=mask, implementation=self.execution.attention)
         y = self.out(y.reshape(b, n, d))
         if self.config.layer_scale:
             y = y * self.scale1[...].astype(y.dtype)
@@ -83,9 +81,9 @@ class StemStage(nnx.Module):
 class ViT(nnx.Module):
     """Image → patch tokens.
 
-    With `config.stem`, stride-2 3x3 convolutions (norm, ReLU) come before a correspondingly smaller patch
-    embedding: small networks trained from scratch learn much faster so (Xiao et al. 2021, "Early
-    convolutions help transformers see better"). `()` is the published network.
+    With `config.stem`, stride-2 3x3 convolutions (norm, ReLU) come before a correspondingly smaller patch embedding:
+    small networks trained from scratch then learn much faster (Xiao et al. 2021, "Early convolutions help transformers
+    see better"). `()` is the published network.
     """
 
     def __init__(self, config: ViTConfig, image_size: int, *, dtype: jnp.dtype, execution: Execution = Execution()):
@@ -115,18 +113,18 @@ class ViT(nnx.Module):
         self.norm = layers.LayerNorm(config.width, eps=config.layer_norm_eps, dtype=dtype)
 
     def __call__(self, image: Float[Array, "b s s 3"], key: layers.Key = None) -> Float[Array, "b n d"]:
-        """Tokens of normalised images, class token first if there is one, patches in row order.
+        """Tokens of normalised images: the class token first if there is one, then patches in row order.
 
         Args:
           image: float [B,S,S,3], already normalised.
-          key: for dropout, None to leave it out.
+          key: for dropout; None: no dropout.
 
         Returns:
           [B,N,D], N = (S / patch)² + class token, after the final norm.
         """
         x = image.astype(self.dtype)
         for number in range(len(self.config.stem)):
-            x = execution_lib.block(self.execution, getattr(self, f"stem_{number}"))(x)
+            x = remat_block(self.execution, getattr(self, f"stem_{number}"))(x)
         b, _, _, channels = x.shape
         x = x.reshape(b, self.grid, self.patch, self.grid, self.patch, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, self.grid**2, self.patch**2 * channels)
@@ -139,5 +137,5 @@ class ViT(nnx.Module):
         if self.config.pre_norm:
             x = self.pre_norm(x)
         blocks = [getattr(self, f"layer_{number}") for number in range(self.config.depth)]
-        apply = lambda one, x, number: one(x, layers.subkey(key, 1 + number))
-        return self.norm(execution_lib.through(blocks, apply, x, self.execution, self.dtype))
+        apply = lambda block, x, number: block(x, layers.subkey(key, 1 + number))
+        return self.norm(run_layers(blocks, apply, x, self.execution, self.dtype))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rahf.config import ClipTextConfig, ViTConfig
-from rahf.core.errors import PretrainedError
+from rahf.core.errors import PretrainedError, TokenizerError
 from rahf.nn import functional, vit
 from rahf.nn.clip_text import TextTower
 from rahf.pretrained import files, siglip, source, strict, towers
@@ -201,5 +201,5 @@ def published_clip_tokenizer(name: str | os.PathLike | WeightsSource, *, revisio
         folder = source.locate(name, revision, only=_VOCABULARY).folder
     try:
         return load_clip_tokenizer(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, TokenizerError) as error:
         raise PretrainedError(f"{error}; name another folder or hub id for the vocabulary") from error

@@ -158,6 +158,6 @@ def compare(published: Any, configured: Any, fields: tuple[str, ...], place: str
 
 def check_complete(params: functional.Params, expected: functional.Params, where: str) -> None:
     """Raises PretrainedError unless converted parameters are exactly those of the network."""
-    lines = functional.differences(params, expected)
+    lines = functional.parameter_differences(params, expected)
     if lines:
         raise PretrainedError(f"{where}: does not fill the network:\n  " + "\n  ".join(lines))

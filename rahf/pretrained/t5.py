@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rahf.config import T5Config
-from rahf.core.errors import PretrainedError
+from rahf.core.errors import PretrainedError, TokenizerError, VocabularyMissing
 from rahf.nn import functional, t5
 from rahf.pretrained import files, source, strict
 from rahf.pretrained.source import WeightsSource
@@ -213,9 +213,9 @@ def published_t5_tokenizer(name: str | WeightsSource, rows: int, *, revision: st
         file = source.locate(name, revision).folder / "spiece.model"
     try:
         tokenizer = load_tokenizer(file)
-    except FileNotFoundError as error:
+    except VocabularyMissing as error:
         raise PretrainedError(f"{file}: missing; T5 checkpoints have their SentencePiece vocabulary there") from error
-    except ValueError as error:
+    except TokenizerError as error:
         raise PretrainedError(str(error)) from error
     check_t5_vocabulary(tokenizer, rows)
     return tokenizer

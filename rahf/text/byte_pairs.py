@@ -1,8 +1,9 @@
 """CLIP's byte pairs from the JSON of a tokenizer, with the standard library alone.
 
-`rahf.text.clip` uses the `tokenizers` library. An exported model must be readable where that is missing; there,
-this stands in. It gives the same ids for the one way of cutting a text that CLIP has, and refuses any other.
-Only letters that are newer than this Python's Unicode (`unicodedata.unidata_version`) may be cut otherwise.
+Kept by hand: an exported model must be readable without the `tokenizers` library, which `rahf.text.clip` prefers.
+
+The ids are those of `tokenizers` for the one way in which CLIP cuts texts; any other way is refused. Only letters that
+are newer than this Python's Unicode (`unicodedata.unidata_version`) may be cut otherwise.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-#: What ends a word in the vocabulary.
+from rahf.core.errors import TokenizerError
+
+#: Ends the last piece of every word in the vocabulary.
 WORD_END = "</w>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 #: Pieces of a text before byte pairs are merged (Radford et al. 2021): contractions, letters, single digits, the rest.
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
-# `transformers` writes its own specials in front.
-_KNOWN = {PIECES: (), rf"<\|startoftext\|>|<\|endoftext\|>|{PIECES}": (START, END)}
+# Patterns of CLIP vocabularies, and the tokens that each matches first: `transformers` adds its special tokens.
+_PATTERNS = {PIECES: (), rf"<\|startoftext\|>|<\|endoftext\|>|{PIECES}": (START, END)}
 _BLANKS = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
 _NORMALIZERS = [{"type": "NFC"}, _BLANKS, {"type": "Lowercase"}]
-_ROOM = 1 << 16  # words whose pieces are remembered
+_CACHED_WORDS = 1 << 16
 
 
 class BytePairs:
@@ -40,33 +43,33 @@ class BytePairs:
         """Builds from the content of a `tokenizer.json`.
 
         Raises:
-          ValueError: no JSON, or a tokenizer that does not cut texts as CLIP's does; says in what.
+          TokenizerError: no JSON, or a tokenizer that cuts texts otherwise than CLIP; the message names the difference.
         """
         try:
             tree = json.loads(model)
             self._ids = dict(tree["model"]["vocab"])
             merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in tree["model"]["merges"]]
-            self._literals = _KNOWN.get(_check(tree), ())
+            self._literals = _PATTERNS.get(_check(tree), ())
             added = [(str(t["content"]), int(t["id"]), bool(t["normalized"])) for t in tree["added_tokens"]]
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not the JSON of a byte-pair tokenizer ({error!r})") from error
+            raise TokenizerError(f"not the JSON of a byte-pair tokenizer ({error!r})") from error
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._bytes = _alphabet()
-        needed = [letter + end for letter in self._bytes.values() for end in ("", WORD_END)]
-        needed += [a + b for a, b in merges]
-        missing = [piece for piece in needed if piece not in self._ids]
+        pieces = [letter + end for letter in self._bytes.values() for end in ("", WORD_END)]
+        pieces += [a + b for a, b in merges]
+        missing = [piece for piece in pieces if piece not in self._ids]
         if missing:
-            raise ValueError(f"its vocabulary lacks {missing[0]!r}")
+            raise TokenizerError(f"its vocabulary lacks {missing[0]!r}")
         self._raw = {text: number for text, number, normalized in added if not normalized}
         self._lower = {_normalized(text): number for text, number, normalized in added if normalized}
-        known = self._ids | {text: number for text, number, _ in added}
-        self._pieces = {number: piece for piece, number in known.items()}
-        self._known, self.vocab_size = known, max(self._pieces) + 1
-        self._word = functools.lru_cache(_ROOM)(self._merged)
+        self._all_ids = self._ids | {text: number for text, number, _ in added}
+        self._pieces = {number: piece for piece, number in self._all_ids.items()}
+        self.vocab_size = max(self._pieces) + 1
+        self._word = functools.lru_cache(_CACHED_WORDS)(self._merged)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a piece, None if there is no such piece."""
-        return self._known.get(token)
+        return self._all_ids.get(token)
 
     def encode(self, text: str) -> list[int]:
         """Piece ids of a text, without start and end."""
@@ -84,59 +87,59 @@ class BytePairs:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of piece ids; unknown ids are skipped, bytes that are no text become U+FFFD."""
+        """Text of piece ids; unknown ids are skipped, bytes that are not UTF-8 become U+FFFD."""
         values = {letter: value for value, letter in self._bytes.items()}
-        found = bytearray()
+        text = bytearray()
         for piece in (self._pieces[number] for number in ids if number in self._pieces):
-            whole = all(letter in values for letter in piece)
-            found += bytes(values[letter] for letter in piece) if whole else piece.encode()
-        return found.decode(errors="replace")
+            is_bytes = all(letter in values for letter in piece)
+            text += bytes(values[letter] for letter in piece) if is_bytes else piece.encode()
+        return text.decode(errors="replace")
 
     def _merged(self, word: str) -> tuple[int, ...]:
-        """Of the neighbours those with the lowest rank are joined, leftmost first, until none has a rank."""
+        """Ids of a word: the neighbours of lowest rank are joined, leftmost first, until no pair has a rank."""
         pieces: list[str | None] = [self._bytes[value] for value in word.encode("utf-8", "replace")]
         pieces[-1] += WORD_END
         after, before = list(range(1, len(pieces) + 1)), list(range(-1, len(pieces) - 1))
 
-        def candidate(at: int) -> Iterator[tuple[int, int, tuple[str, str]]]:
+        def candidates(at: int) -> Iterator[tuple[int, int, tuple[str, str]]]:
             if 0 <= at and after[at] < len(pieces):
                 pair = pieces[at], pieces[after[at]]
                 if pair in self._ranks:
                     yield self._ranks[pair], at, pair
 
-        queue = [found for at in range(len(pieces)) for found in candidate(at)]
+        queue = [candidate for at in range(len(pieces)) for candidate in candidates(at)]
         heapq.heapify(queue)
         while queue:
             _, at, pair = heapq.heappop(queue)
             right = after[at]
             if right >= len(pieces) or (pieces[at], pieces[right]) != pair:
-                continue  # one of them was joined with another in the meantime
+                continue  # one of the two has been joined with another piece
             pieces[at], pieces[right], after[at] = "".join(pair), None, after[right]
             if after[at] < len(pieces):
                 before[after[at]] = at
             for neighbour in (before[at], at):
-                for found in candidate(neighbour):
-                    heapq.heappush(queue, found)
+                for candidate in candidates(neighbour):
+                    heapq.heappush(queue, candidate)
         return tuple(self._ids[piece] for piece in pieces if piece is not None)
 
 
 def _check(tree: dict[str, Any]) -> str:
-    """The pattern of pieces. Raises ValueError if anything else is not as CLIP has it."""
+    """The pattern of pieces. Raises TokenizerError if the tokenizer differs from CLIP's in anything else."""
     model, normalizer, cutter = tree["model"], tree["normalizer"], tree["pre_tokenizer"]
     plain = ("dropout", "continuing_subword_prefix", "fuse_unk", "byte_fallback", "ignore_merges")
     if model.get("type", "BPE") != "BPE" or model["end_of_word_suffix"] != WORD_END or any(map(model.get, plain)):
-        raise ValueError("its model is not of byte pairs with words that end in </w>")
+        raise TokenizerError("its model is not of byte pairs with words that end in </w>")
     if normalizer["type"] != "Sequence" or normalizer["normalizers"] != _NORMALIZERS:
-        raise ValueError("it normalizes texts otherwise than CLIP (NFC, blanks, lower case)")
+        raise TokenizerError("it normalizes texts otherwise than CLIP (NFC, blanks, lower case)")
     split, level = cutter["pretokenizers"]
     fixed = {"type": "Split", "behavior": "Removed", "invert": True}
     if any(split[k] != v for k, v in fixed.items()) or level["type"] != "ByteLevel" or level["add_prefix_space"]:
-        raise ValueError("it cuts texts into words otherwise than CLIP")
-    if split["pattern"].get("Regex") not in _KNOWN:
-        raise ValueError(f"it cuts texts into words otherwise than CLIP, by {split['pattern']}")
+        raise TokenizerError("it cuts texts into words otherwise than CLIP")
+    if split["pattern"].get("Regex") not in _PATTERNS:
+        raise TokenizerError(f"it cuts texts into words otherwise than CLIP, by {split['pattern']}")
     for token in tree["added_tokens"]:
         if token["single_word"] or token["lstrip"] or token["rstrip"]:
-            raise ValueError(f"its added token {token['content']!r} takes blanks or word borders into account")
+            raise TokenizerError(f"its added token {token['content']!r} takes blanks or word borders into account")
     return split["pattern"]["Regex"]
 
 
@@ -149,13 +152,14 @@ def _alphabet() -> dict[int, str]:
 
 def _normalized(text: str) -> str:
     composed = unicodedata.normalize("NFC", text)
-    # Letter by letter: a Greek sigma at the end of a word stays the one it is.
+    # Letter by letter, because Python's `lower` of a text changes a Greek sigma at the end of a word.
     lower = (letter.lower() for letter in composed)
     return "".join(" " if _blank(letter) else letter for letter in itertools.chain.from_iterable(lower))
 
 
 def _blank(letter: str) -> bool:
-    return letter.isspace() and not "\x1c" <= letter <= "\x1f"  # separators of files and records are none to a regex
+    # To the regex, the separators of files, groups, records and units are not blank.
+    return letter.isspace() and not "\x1c" <= letter <= "\x1f"
 
 
 def _kind(letter: str) -> str:
@@ -167,7 +171,7 @@ def _kind(letter: str) -> str:
 
 
 def _cut(text: str, tokens: dict[str, int]) -> list[tuple[str, int | None]]:
-    """Text between tokens that stand for themselves, and those with their ids."""
+    """The parts of a text: those between `tokens` with None, each of the `tokens` with its id."""
     if not tokens:
         return [(text, None)]
     pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
@@ -176,7 +180,7 @@ def _cut(text: str, tokens: dict[str, int]) -> list[tuple[str, int | None]]:
 
 
 def _words(text: str, literals: tuple[str, ...]) -> Iterator[str]:
-    """What `PIECES` matches, behind literals; those are cut up by it again, as ByteLevel does."""
+    """The matches of `PIECES` between literals; ByteLevel cuts a literal by `PIECES` again, and so does this."""
     at = 0
     while at < len(text):
         special = next((token for token in literals if text.startswith(token, at)), None)

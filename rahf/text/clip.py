@@ -1,12 +1,12 @@
 """CLIP's byte-pair vocabulary, through the `tokenizers` library: prompt → ids between its start and end tokens.
 
-Where that library is missing, as beside a reader of exported files, `rahf.text.byte_pairs` stands in.
+Where that library is not installed, as where only exported files are read, `rahf.text.byte_pairs` replaces it.
 Importable without JAX: data workers tokenize.
 """
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from rahf.core.errors import TokenizerError
 from rahf.text.byte_pairs import END, START, WORD_END, BytePairs
@@ -15,17 +15,17 @@ from rahf.text.words import split_words
 
 
 class ClipTokenizer(Tokenizer):
-    """CLIP's vocabulary behind the interface of `rahf.text.Tokenizer`.
+    """CLIP's vocabulary with the interface of `rahf.text.Tokenizer`; `model` is the content of a `tokenizer.json`.
 
-    `model` is the content of a `tokenizer.json`. CLIP writes no target sequence; those of a batch are made of
-    its own pieces all the same, so that every field is well-formed.
+    CLIP writes no target sequence. The targets of a batch nevertheless consist of its pieces, so that every field is
+    well-formed.
     """
 
     def __init__(self, model: bytes, source: str = "bytes"):
         """Builds from the content of a `tokenizer.json`.
 
         Raises:
-          ValueError: not such a file, or one without CLIP's start and end tokens; or, without the `tokenizers`
+          TokenizerError: not such a file, or one without CLIP's start and end tokens; or, without the `tokenizers`
             library, one that cuts texts otherwise than CLIP.
         """
         self.model, self.source = model, source
@@ -48,7 +48,7 @@ class ClipTokenizer(Tokenizer):
         return self._tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of piece ids, in lower case, up to the first end; the start is skipped."""
+        """Text of piece ids, in lower case, up to the first end token; start tokens are skipped."""
         kept = []
         for value in map(int, ids):
             if value == self.eos_id:
@@ -60,7 +60,7 @@ class ClipTokenizer(Tokenizer):
     def encode_prompt(self, prompt: str, length: int) -> Encoded:
         """Start, pieces of the raw prompt, end, padding; pieces that do not fit are cut off.
 
-        A word is lost if any part of it is cut off.
+        A word counts as lost if any part of it is cut off.
         """
         ids = self.encode(prompt)
         lost: list[str] = []
@@ -71,7 +71,7 @@ class ClipTokenizer(Tokenizer):
 
 
 class _Library:
-    """The tokenizer of the `tokenizers` library behind the interface of `BytePairs`."""
+    """The tokenizer of the `tokenizers` library with the interface of `BytePairs`."""
 
     def __init__(self, model: bytes):
         import tokenizers

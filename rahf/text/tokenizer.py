@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import bisect
 import functools
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,12 +17,13 @@ from rahf.text.words import SUFFIX, WORD, split_words, without_blanks
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # T5's convention, and that of `train_tokenizer`
 
-class Encoded(NamedTuple):
-    """A padded token sequence. `ids` int32 [length], `mask` bool [length], `words_lost` cut-off words."""
 
-    ids: np.ndarray
-    mask: np.ndarray
-    words_lost: list[str]
+class Encoded(NamedTuple):
+    """A padded token sequence."""
+
+    ids: np.ndarray  # int32 [length]
+    mask: np.ndarray  # bool [length], False for padding
+    words_lost: list[str]  # words that did not fit
 
 
 class Tokenizer:
@@ -33,7 +35,7 @@ class Tokenizer:
         """Builds from a serialized SentencePiece model.
 
         Raises:
-          ValueError: not a SentencePiece model, or its special ids are not T5's.
+          TokenizerError: not a SentencePiece model, or its special ids are not T5's.
         """
         import sentencepiece
 
@@ -42,10 +44,10 @@ class Tokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, OSError) as error:
             raise TokenizerError(f"{source}: not a SentencePiece model ({error})") from error
-        found = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
-        if found != (PAD_ID, EOS_ID, UNK_ID):
+        special = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
+        if special != (PAD_ID, EOS_ID, UNK_ID):
             raise TokenizerError(
-                f"{source}: padding, end and unknown ids are {found}, expected (0, 1, 2) as in T5; "
+                f"{source}: padding, end and unknown ids are {special}, expected (0, 1, 2) as in T5; "
                 "use a T5 vocabulary or one made by `rahf prepare`"
             )
 
@@ -73,7 +75,7 @@ class Tokenizer:
 
     @functools.cached_property
     def suffix_ids(self) -> list[int]:
-        """Ids of ``_0`` behind a word (T5: 834, 632)."""
+        """Ids of ``_0`` behind a word (T5: 834, 632). Raises TokenizerError if the vocabulary cannot write it."""
         plain, suffixed = self.encode("cat"), self.encode("cat" + SUFFIX)
         if suffixed[: len(plain)] != plain or len(suffixed) == len(plain):
             raise TokenizerError(f"{self.source}: the vocabulary cannot write the suffix {SUFFIX!r}")
@@ -82,7 +84,7 @@ class Tokenizer:
     def encode_prompt(self, prompt: str, length: int) -> Encoded:
         """The encoder's input: pieces of the raw prompt, end of sequence, padding, cut to `length`.
 
-        A word is lost if any part of it is cut off.
+        A word counts as lost if any part of it is cut off.
         """
         ids = self.encode(prompt)
         lost: list[str] = []
@@ -92,7 +94,7 @@ class Tokenizer:
         return Encoded(*pad([*ids, EOS_ID], length), lost)
 
     def _words_kept(self, prompt: str, ids: Sequence[int]) -> int:
-        # Both sides went through the vocabulary's normalisation, which changes the number of characters.
+        # Both texts are decoded, because the vocabulary's normalisation changes the number of characters.
         kept = without_blanks(self.decode(ids))
 
         def lost(end: int) -> bool:
@@ -103,18 +105,18 @@ class Tokenizer:
     def encode_target(
         self, words: Sequence[str], labels: Sequence[int] | None, length: int
     ) -> tuple[Encoded, list[int]]:
-        """The decoder's target, word by word, so that word borders are known exactly.
+        """The decoder's target, encoded word by word, so that the end of every word is exact.
 
         Args:
           words: words of the prompt.
           labels: 1 aligned, 0 misaligned, one per word; None writes no suffix.
-          length: number of tokens with end of sequence; whole words that do not fit are dropped.
+          length: number of tokens, end of sequence included; a word that does not fit is dropped with all later ones.
 
         Returns:
           The sequence, and for every word the index of its last piece before any suffix (-1 if dropped).
 
         Raises:
-          ValueError: numbers of words and labels differ.
+          TokenizerError: numbers of words and labels differ.
         """
         if labels is not None and len(labels) != len(words):
             raise TokenizerError(f"{len(words)} words but {len(labels)} labels")
@@ -135,7 +137,7 @@ class Tokenizer:
         return Encoded(*pad([*ids, self.eos_id], length), lost), ends
 
     def _word_ids(self, word: str) -> list[int]:
-        # A word of nothing but blanks to SentencePiece (a lone newline) still needs a place of its own.
+        # A word that SentencePiece reads as blank (a lone newline) still needs a place of its own.
         return self.encode(word) or [UNK_ID]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import os
 import pathlib
-from typing import Sequence
+from collections.abc import Sequence
 
-from rahf.core.errors import TokenizerError
+from rahf.core.errors import TokenizerError, VocabularyMissing
 from rahf.text.byte_pairs import END, PIECES, START, WORD_END, BytePairs
 from rahf.text.clip import ClipTokenizer
 from rahf.text.tokenizer import EOS_ID, PAD_ID, UNK_ID, Tokenizer
@@ -17,8 +17,8 @@ from rahf.text.words import split_words
 def train_tokenizer(prompts: Sequence[str], vocab_size: int = 1024) -> bytes:
     """Trains a small byte-pair SentencePiece model for data that bring no vocabulary of their own.
 
-    Deterministic for the same prompts. Bytes stand in for characters that the prompts lack, and ``_``
-    and the digits stay pieces of their own, so that the suffix can always be written.
+    The same prompts give the same model. Characters that the prompts lack are encoded as bytes. ``_`` and the digits
+    are pieces of their own, so that the suffix can always be written.
 
     Args:
       prompts: texts to learn from; at least one.
@@ -26,6 +26,9 @@ def train_tokenizer(prompts: Sequence[str], vocab_size: int = 1024) -> bytes:
 
     Returns:
       The serialized model, for `Tokenizer`.
+
+    Raises:
+      TokenizerError: no prompt has any text.
     """
     import sentencepiece
 
@@ -54,7 +57,7 @@ def train_tokenizer(prompts: Sequence[str], vocab_size: int = 1024) -> bytes:
     return writer.getvalue()
 
 
-#: Pieces, digits, contractions, signs, letters of other scripts, and all that is normalised.
+#: Texts with digits, contractions, punctuation, letters of other scripts, and everything that CLIP normalises.
 _SAMPLES = (
     "A  photo\tof 12 red STARS, it's    left-of the dog's ring!! (they'll, we'd)...",
     "na\u00efve nai\u0308ve \u0130STANBUL \u039f\u03a3 \u65e5\u672c \u0915\u093f \u2603\ufe0f",
@@ -64,14 +67,14 @@ _SAMPLES = (
 
 
 def standalone_problem(tokenizer: Tokenizer) -> str | None:
-    """Why a vocabulary could not be read by an exported file's reader, which has no `tokenizers`; None if it can."""
+    """Why a reader of exported files, which has no `tokenizers`, cannot use a vocabulary; None if it can."""
     if not isinstance(tokenizer, ClipTokenizer):
         return None
     try:
-        alone = BytePairs(tokenizer.model)
+        byte_pairs = BytePairs(tokenizer.model)
     except ValueError as error:
         return str(error)
-    differing = [text for text in _SAMPLES if alone.encode(text) != tokenizer.encode(text)]
+    differing = [text for text in _SAMPLES if byte_pairs.encode(text) != tokenizer.encode(text)]
     return f"it cuts {differing[0]!r} into other pieces than CLIP's rules do" if differing else None
 
 
@@ -79,51 +82,61 @@ def load_clip_tokenizer(folder: str | os.PathLike) -> ClipTokenizer:
     """Loads `tokenizer.json`, or else `vocab.json` and `merges.txt`, from a folder.
 
     Raises:
-      FileNotFoundError: neither is there; names the folder.
-      ValueError: they are not a vocabulary of CLIP.
+      VocabularyMissing: neither is in the folder.
+      TokenizerError: they are not a vocabulary of CLIP.
     """
     folder = pathlib.Path(folder)
-    whole, vocabulary, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if whole.is_file():
-        return ClipTokenizer(whole.read_bytes(), str(whole))
+    tokenizer, vocabulary, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if tokenizer.is_file():
+        return ClipTokenizer(tokenizer.read_bytes(), str(tokenizer))
     if vocabulary.is_file() and merges.is_file():
         return ClipTokenizer(_assembled(vocabulary, merges), str(vocabulary))
-    raise FileNotFoundError(f"{folder}: no vocabulary; expected tokenizer.json, or vocab.json and merges.txt, in it")
+    raise VocabularyMissing(f"{folder}: no vocabulary; expected tokenizer.json, or vocab.json and merges.txt, in it")
 
 
 def _assembled(vocabulary: pathlib.Path, merges: pathlib.Path) -> bytes:
-    """The tokenizer of CLIP around its two files, as JSON."""
+    """The `tokenizer.json` of a CLIP that has only the two older files."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     try:
         model = models.BPE.from_file(str(vocabulary), str(merges), unk_token=END, end_of_word_suffix=WORD_END)
     except Exception as error:  # the library raises no narrower class
         raise TokenizerError(f"{vocabulary}, {merges.name}: not a byte-pair vocabulary ({error})") from error
-    made = Tokenizer(model)
+    tokenizer = Tokenizer(model)
     blanks = normalizers.Replace(Regex(r"\s+"), " ")
-    made.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
     split = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
-    made.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (START, END)])
-    return made.to_str().encode()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (START, END)])
+    return tokenizer.to_str().encode()
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """Loads a vocabulary: a SentencePiece ``.model`` file, or the folder or JSON file of a CLIP vocabulary.
 
     Raises:
-      FileNotFoundError: no such file; names it.
-      ValueError: not a vocabulary; names the file.
+      VocabularyMissing: no such file.
+      TokenizerError: not a vocabulary.
+      OSError: the file cannot be read.
     """
     if os.path.isdir(path):
         return load_clip_tokenizer(path)
-    with open(path, "rb") as file:
-        return tokenizer_from_bytes(file.read(), str(path))
+    if not os.path.exists(path):
+        raise VocabularyMissing(f"{os.fspath(path)}: no such vocabulary; expected a SentencePiece model or CLIP's JSON")
+    return tokenizer_from_bytes(pathlib.Path(path).read_bytes(), str(path))
 
 
 def tokenizer_from_bytes(model: bytes, source: str = "bytes") -> Tokenizer:
-    """The tokenizer with the attribute `model`: SentencePiece bytes, or the JSON of a CLIP vocabulary."""
+    """The tokenizer of a serialized SentencePiece model, or of the JSON of a CLIP vocabulary.
+
+    Args:
+      model: the bytes, as in the attribute `model` of a tokenizer.
+      source: their origin, for messages.
+
+    Raises:
+      TokenizerError: neither of the two.
+    """
     return ClipTokenizer(model, source) if model[:1] == b"{" else Tokenizer(model, source)
 
 

@@ -1,8 +1,8 @@
-"""Words of a prompt, and how they stand in the target sequence.
+"""Words of a prompt, and their form in the target sequence.
 
-The target sequence repeats the words of the prompt; a misaligned word carries the suffix ``_0``
-("a yellow cat", black cat pictured: ``a yellow_0 cat``; RAHF paper, section 4.1). Words come from the
-split rule of the released dataset, so the target has no punctuation.
+The target sequence repeats the words of the prompt; a misaligned word has the suffix ``_0`` (the prompt "a yellow cat"
+for a picture of a black cat: ``a yellow_0 cat``; RAHF paper, section 4.1). The split rule of the released dataset
+defines the words, so the target has no punctuation.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def parse_target(text: str) -> list[tuple[str, int]]:
 def align_labels(words: Sequence[str], decoded: Sequence[tuple[str, int]]) -> list[int]:
     """Carries labels of generated words over to the prompt's words.
 
-    Minimum edit distance over word strings (spec 2.5); a substitution does not match, so its prompt word
-    counts as aligned, like a deleted one. Generated words without a counterpart are ignored.
+    The words are matched by minimum edit distance over word strings (spec 2.5). A prompt word that was substituted or
+    deleted counts as aligned. Generated words without a counterpart are ignored.
 
     Returns:
       One label per prompt word: 1 aligned, 0 misaligned.
@@ -117,7 +117,7 @@ def align_labels(words: Sequence[str], decoded: Sequence[tuple[str, int]]) -> li
 
 
 def _same(word: str, other: str) -> bool:
-    # SentencePiece normalises (NFKC) and collapses white space, so compare without it.
+    # SentencePiece normalises texts (NFKC) and collapses white space, so white space is not compared.
     return word == other or without_blanks(word).casefold() == without_blanks(other).casefold()
 
 

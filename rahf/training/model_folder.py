@@ -7,8 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from rahf import config as config_lib
-from rahf.config import Config
+from rahf.config import Config, to_json
 from rahf.core.errors import PretrainedError
 from rahf.core.files import replacing_folder
 from rahf.nn import functional
@@ -39,7 +38,7 @@ def write_model(
       record: content of `model.json`: origin and license of the weights.
     """
     with replacing_folder(folder) as unfinished:
-        (unfinished / "config.json").write_text(config_lib.to_json(config))
+        (unfinished / "config.json").write_text(to_json(config))
         (unfinished / "tokenizer.model").write_bytes(tokenizer.model)
         (unfinished / "model.json").write_text(json.dumps(record, indent=2) + "\n")
         checkpointer = Checkpointer(unfinished, keep=1)

@@ -115,7 +115,7 @@ def verify(restored: dict[str, Any], recorded: dict[str, int]) -> None:
 
 def check_fits(found: functional.Params, expected: functional.Params, where: str) -> None:
     """Raises CheckpointError listing every parameter that is missing, extra or of another shape."""
-    lines = functional.differences(found, expected)
+    lines = functional.parameter_differences(found, expected)
     if lines:
         raise CheckpointError(
             f"{where}: the checkpoint belongs to another architecture:\n  " + "\n  ".join(lines) + "\n"

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rahf.core import process as cpu
+from rahf.core import process
 from tests.helpers import train_maker
 
 #: Calls a computation with a buffer of 72 MB several times, with small pages on any system; prints what
@@ -15,10 +15,10 @@ from tests.helpers import train_maker
 _PROGRAM = """
 import ctypes, os, resource, sys
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE
-from rahf.core import process as cpu
+from rahf.core import process
 if sys.argv[1] == "restart":
-    cpu.restart()
-cpu.dispatch_in_line()
+    process.restart()
+process.dispatch_in_line()
 import jax, jax.numpy as jnp
 
 @jax.jit
@@ -34,13 +34,13 @@ print(os.getpid(), os.environ.get("GLIBC_TUNABLES", "none"), min(faults[2:]))
 """
 
 
-def started(how: str) -> tuple[int, int, str, int]:
+def started(start: str) -> tuple[int, int, str, int]:
     """Process ids when started and at the end, tunables, and the fewest page faults of a call but the first two."""
-    given = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS")}
-    command = [sys.executable, "-c", _PROGRAM, how]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=given) as process:
-        pid, tunables, faults = process.communicate(timeout=300)[0].split()
-    return process.pid, int(pid), tunables, int(faults)
+    environment = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS")}
+    command = [sys.executable, "-c", _PROGRAM, start]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as program:
+        pid, tunables, faults = program.communicate(timeout=300)[0].split()
+    return program.pid, int(pid), tunables, int(faults)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc and its tunables are Linux's")
@@ -49,14 +49,14 @@ def test_buffers_of_a_computation_stay_with_a_restarted_program():
     if glibc < (2, 35):
         pytest.skip(f"glibc {glibc} maps large blocks whatever it is told")
     pid, same, tunables, faults = started("restart")
-    assert pid == same and tunables == cpu.TUNABLES
+    assert pid == same and tunables == process.TUNABLES
     pages = 72 * 2**20 // resource.getpagesize()
     assert faults < pages / 10 and started("stay")[3] >= pages
 
 
 def test_tunables_of_a_users_own_are_kept(monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
-    cpu.restart()  # else these tests would begin again
+    process.restart()  # else these tests would begin again
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
 
 

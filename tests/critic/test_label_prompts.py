@@ -101,14 +101,14 @@ def test_strata():
 
 def test_every_task_is_equally_likely_for_every_example():
     keys = jax.random.split(jax.random.key(0), 7000)
-    found = np.asarray(jax.jit(jax.vmap(lambda key: augmented_prompt.draw(key, 9, 2)))(keys))
+    found = np.asarray(jax.jit(jax.vmap(lambda key: augmented_prompt.draw_tasks(key, 9, 2)))(keys))
     for row in found.transpose(1, 0, 2):
         share = np.bincount(row.ravel(), minlength=7) / 7000
         np.testing.assert_allclose(share, 2 / 7, atol=5 * (2 / 7 * 5 / 7 / 7000) ** 0.5)
     # Who shares a task with whom is a matter of chance, too.
     together = (found[:, :, None, :, None] == found[:, None, :, None, :]).any((3, 4)).mean(0)
     np.testing.assert_allclose(together[~np.eye(9, dtype=bool)], together[0, 1], atol=0.04)
-    np.testing.assert_array_equal(found[5], augmented_prompt.draw(keys[5], 9, 2))
+    np.testing.assert_array_equal(found[5], augmented_prompt.draw_tasks(keys[5], 9, 2))
     assert (found[0] != found[1]).any()
 
 
@@ -120,7 +120,7 @@ def test_tasks_are_dealt_evenly_and_have_their_places(examples, passes):
 
     @jax.jit
     def run(key):
-        drawn = augmented_prompt.draw(key, examples, passes)
+        drawn = augmented_prompt.draw_tasks(key, examples, passes)
         slots = [augmented_prompt.places(drawn, strata, *kind) for kind in kinds]
         return drawn, [(s, augmented_prompt.pick(jnp.arange(examples * passes), s.rows)) for s in slots]
 

@@ -11,10 +11,9 @@ from scipy.special import softmax
 
 from rahf.config import LossConfig
 from rahf.critic import losses
-from rahf.critic.networks import build
-from rahf.nn import attention as attention_lib
+from rahf.critic.networks.build import build
 from rahf.nn import functional
-from rahf.nn.attention import attention
+from rahf.nn.attention import attention, padded_attention
 from tests.helpers.model_maker import SMALLEST, fake
 
 rng = np.random.default_rng
@@ -24,7 +23,7 @@ def heads(length, seed, dtype=np.float32, width=8):
     return jnp.asarray(rng(seed).standard_normal((2, length, 2, width), np.float32), dtype)
 
 
-def given(queries, keys, causal=False):
+def inputs(queries, keys, causal=False):
     """Queries, keys, values, a padding mask with other lengths per example, and a bias."""
     mask = np.arange(keys) < np.array([[keys], [max(1, keys - 4)]])
     bias = jnp.asarray(rng(4).standard_normal((1, 2, queries, keys), np.float32))
@@ -37,32 +36,32 @@ SIZES = [(13, 13, False), (5, 19, False), (11, 11, True), (8, 16, False)]
 @pytest.mark.parametrize(("queries", "keys", "causal"), SIZES)
 def test_padding_to_a_legal_length_changes_nothing(queries, keys, causal):
     """The path of the fused kernel with XLA in its place: same values, same gradients, also of the bias."""
-    q, k, v, mask, bias = given(queries, keys, causal)
+    q, k, v, mask, bias = inputs(queries, keys, causal)
     weights = jnp.asarray(rng(5).standard_normal(q.shape, np.float32))
 
     def run(function):
         value = lambda *x: (weights * function(*x)).sum()
         return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3)))(q, k, v, bias)
 
-    found = run(lambda q, k, v, bias: attention_lib.padded(q, k, v, mask, bias, causal, 1.0, "xla"))
-    wanted = run(lambda q, k, v, bias: attention(q, k, v, mask=mask, bias=bias, causal=causal, scale=1.0))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+    actual = run(lambda q, k, v, bias: padded_attention(q, k, v, mask, bias, causal, 1.0, "xla"))
+    expected = run(lambda q, k, v, bias: attention(q, k, v, mask=mask, bias=bias, causal=causal, scale=1.0))
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    assert all(np.abs(gradient).max() > 0.1 for gradient in wanted[1])
+    assert all(np.abs(gradient).max() > 0.1 for gradient in expected[1])
 
 
 def test_causal_by_hand():
-    q, k, v, _, bias = given(4, 4)
-    found = attention(q, k, v, bias=bias, causal=True, scale=1.0)
+    q, k, v, _, bias = inputs(4, 4)
+    actual = attention(q, k, v, bias=bias, causal=True, scale=1.0)
     for b, i, h in np.ndindex(2, 4, 2):
         logits = k[b, : i + 1, h] @ q[b, i, h] + bias[0, h, i, : i + 1]
-        np.testing.assert_allclose(found[b, i, h], softmax(logits) @ v[b, : i + 1, h], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(actual[b, i, h], softmax(logits) @ v[b, : i + 1, h], rtol=1e-5, atol=1e-5)
 
 
 def test_an_example_without_keys_is_finite():
-    q, k, v, _, bias = given(5, 6)
+    q, k, v, _, bias = inputs(5, 6)
     mask = jnp.zeros((2, 6), bool)
-    run = lambda q: attention_lib.padded(q, k, v, mask, bias, False, None, "xla").sum()
+    run = lambda q: padded_attention(q, k, v, mask, bias, False, None, "xla").sum()
     assert np.isfinite(run(q)) and np.isfinite(jax.grad(run)(q)).all()
 
 
@@ -75,7 +74,7 @@ def test_an_example_without_keys_is_finite():
     ],
 )
 def test_where_the_kernel_cannot_serve(change, message):
-    q, _, _, mask, _ = given(5, 5)
+    q, _, _, mask, _ = inputs(5, 5)
     q, mask = change(q, mask)
     with pytest.raises(ValueError, match=f"attention 'cudnn': .*{message}.*; use 'auto' or 'xla'"):
         attention(q, q, q, mask=mask, implementation="cudnn")
@@ -116,20 +115,20 @@ def test_a_vision_transformer_of_577_tokens_is_fused(pretend_gpu):
 def test_a_training_step_for_a_gpu_is_fused(pretend_gpu):
     """ViT, fusion stack with relative bias and padding, causal decoder with cross-attention: each once, and back."""
     config = dataclasses.replace(SMALLEST, compute_dtype="bfloat16", attention="cudnn")
-    graphdef, params = functional.abstract(build.build(config))
+    graphdef, params = functional.abstract(build(config))
 
     def loss(params, batch):
         return losses.total(LossConfig(), functional.merge(graphdef, params)(batch), batch)[0]
 
     text = jax.jit(jax.grad(loss)).trace(params, fake()).lower(lowering_platforms=("cuda",)).as_text()
-    found = calls(text)
-    assert sorted(set(found)) == [
+    kernels = calls(text)
+    assert sorted(set(kernels)) == [
         "__cudnn$fmhaScaleBiasSoftmax",
         "__cudnn$fmhaScaleBiasSoftmaxBackward",
         "__cudnn$fmhaSoftmax",
         "__cudnn$fmhaSoftmaxBackward",
     ]
-    assert len(found) == 2 * (1 + 1 + 2)
+    assert len(kernels) == 2 * (1 + 1 + 2)
     assert len(re.findall(r"mask_type\\22: \\22CAUSAL|mask_type\\22: \\22PADDING_CAUSAL", text)) == 2
     # T5's logits are not scaled, the vision transformer's are.
     assert len(re.findall(r"fmha_scale\\22: 1.0", text)) == 2 * 3

@@ -101,9 +101,9 @@ def test_the_benchmark_prints_one_line(benchmark, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["decode.py", "--tokens", "5", "--batch", "2", "--repeats", "2"])
     benchmark.main()
     (line,) = capsys.readouterr().out.splitlines()
-    found = json.loads(line)
-    assert found["identical"] is True and (found["tokens"], found["batch"], found["size"]) == (5, 2, "mid")
-    assert found["ratio_range"][0] <= found["ratio"] <= found["ratio_range"][1]
+    record = json.loads(line)
+    assert record["identical"] is True and (record["tokens"], record["batch"], record["size"]) == (5, 2, "mid")
+    assert record["ratio_range"][0] <= record["ratio"] <= record["ratio_range"][1]
 
 
 def test_the_benchmark_notices_a_wrong_cache(benchmark, monkeypatch):

@@ -10,10 +10,10 @@ from jax.extend import core
 
 from rahf.config import CriticConfig, HeatmapHeadConfig, LossConfig, ScoreHeadConfig, T5Config, ViTConfig
 from rahf.critic import losses
-from rahf.critic.networks import build as build_lib
 from rahf.critic.networks import heads
-from rahf.nn import execution, functional, t5, vit
-from rahf.nn.execution import Execution
+from rahf.critic.networks.build import build
+from rahf.nn import functional, t5, vit
+from rahf.nn.execution import Execution, remat_part, run_layers
 from tests.helpers.model_maker import PLAIN, compiled, fake, made
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -39,19 +39,19 @@ PARTS = {
 }
 
 
-def value_and_gradients(part, how):
+def value_and_gradients(part, execution):
     """Of a sum over what a part gives, with respect to parameters and first input."""
-    build, inputs = PARTS[part]
-    graphdef, _ = functional.abstract(lambda: build(how))
-    flat = functional.flatten(functional.init(lambda: build(Execution()), 0))
+    build_part, inputs = PARTS[part]
+    graphdef, _ = functional.abstract(lambda: build_part(execution))
+    flat = functional.flatten(functional.init(lambda: build_part(Execution()), 0))
     stream = np.random.default_rng(2)
     noisy = {k: np.asarray(v) + 0.1 * stream.standard_normal(v.shape, np.float32) for k, v in flat.items()}
 
     def value(params, x, *rest):
         return jnp.square(functional.merge(graphdef, params)(x, *rest)).mean()
 
-    found = jax.jit(jax.value_and_grad(value, (0, 1)))(functional.unflatten(noisy), *inputs)
-    return jax.device_get(found)
+    actual = jax.jit(jax.value_and_grad(value, (0, 1)))(functional.unflatten(noisy), *inputs)
+    return jax.device_get(actual)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -61,21 +61,21 @@ def test_gradients_are_the_same(part):
     ways = [Execution(remat="dots"), Execution(remat="block"), Execution(remat="full")]
     if part != "head":  # its stages differ in shape
         ways += [Execution(scan_layers=True), Execution(remat="dots", scan_layers=True)]
-    for how in ways:
-        again, found = value_and_gradients(part, how)
+    for execution in ways:
+        again, actual = value_and_gradients(part, execution)
         np.testing.assert_allclose(again, value, rtol=1e-6)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(gradients), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max() + 1e-7, err_msg=str(how))
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(gradients), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max() + 1e-7, err_msg=str(execution))
 
 
 def test_the_whole_network():
     """All of it recomputed in scanned layers; parameters have the names and shapes that they always have."""
     config = dataclasses.replace(PLAIN, remat="full", scan_layers=True)
     graphdef, params = made(PLAIN)
-    assert not functional.differences(functional.abstract(build_lib.build(config))[1], params)
-    forward = jax.jit(lambda p, b: functional.merge(functional.abstract(build_lib.build(config))[0], p)(b))
-    wanted = jax.tree.leaves(compiled(PLAIN)(params, fake())[0])
-    for a, b in zip(jax.tree.leaves(forward(params, fake())), wanted, strict=True):
+    assert not functional.parameter_differences(functional.abstract(build(config))[1], params)
+    forward = jax.jit(lambda p, b: functional.merge(functional.abstract(build(config))[0], p)(b))
+    expected = jax.tree.leaves(compiled(PLAIN)(params, fake())[0])
+    for a, b in zip(jax.tree.leaves(forward(params, fake())), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     program = str(jax.make_jaxpr(lambda p, b: functional.merge(graphdef, p)(b))(params, fake()))
     assert "checkpoint" not in program and "scan" not in program  # none by default
@@ -86,8 +86,8 @@ def test_memory_falls():
     config = dataclasses.replace(VIT, width=32, mlp_width=128, dropout=0.0, stem=())
 
     def temporaries(remat):
-        how = Execution(remat=remat, scan_layers=True)
-        graphdef, params = functional.abstract(lambda: vit.ViT(config, 48, dtype=F32, execution=how))
+        execution = Execution(remat=remat, scan_layers=True)
+        graphdef, params = functional.abstract(lambda: vit.ViT(config, 48, dtype=F32, execution=execution))
         value = lambda p, x: jnp.square(functional.merge(graphdef, p)(x)).sum()
         shape = jax.ShapeDtypeStruct((4, 48, 48, 3), np.float32)
         return jax.jit(jax.grad(value)).lower(params, shape).compile().memory_analysis().temp_size_in_bytes
@@ -106,10 +106,10 @@ def equations(jaxpr):
 
 def residuals(remat):
     """Shapes and dtypes of what a head keeps for its gradient, apart from its parameters and input."""
-    build, inputs = PARTS["head"]
-    how = Execution(remat=remat)
-    graphdef, params = functional.abstract(lambda: build(how))
-    forward = lambda p, x: execution.part(how, functional.merge(graphdef, p))(x)
+    build_part, inputs = PARTS["head"]
+    execution = Execution(remat=remat)
+    graphdef, params = functional.abstract(lambda: build_part(execution))
+    forward = lambda p, x: remat_part(execution, functional.merge(graphdef, p))(x)
     run = lambda p, x: jax.vjp(forward, p, x)[1]
     kept = jax.tree.leaves(jax.eval_shape(run, params, inputs[0]))
     given = [leaf.shape for leaf in jax.tree.leaves(params)]
@@ -135,7 +135,7 @@ def test_bfloat16_computes_in_bfloat16():
         score_head=ScoreHeadConfig(conv_widths=(8,), dense_widths=(8,)),
         compute_dtype="bfloat16",
     )
-    graphdef, params = functional.abstract(build_lib.build(config))
+    graphdef, params = functional.abstract(build(config))
 
     def loss(params):
         return losses.total(LossConfig(), functional.merge(graphdef, params)(fake()), fake())[0]
@@ -161,8 +161,8 @@ def _reads(equation):
 
 
 def test_blocks_of_one_are_not_scanned():
-    how = Execution(scan_layers=True)
-    program = jax.make_jaxpr(lambda x: execution.through([_Add()], lambda b, x, n: b(x), x, how, F32))(1.0)
+    execution = Execution(scan_layers=True)
+    program = jax.make_jaxpr(lambda x: run_layers([_Add()], lambda b, x, n: b(x), x, execution, F32))(1.0)
     assert "scan" not in str(program)
 
 

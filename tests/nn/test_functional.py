@@ -95,28 +95,28 @@ def test_split_and_merge():
     assert functional.flatten(params).keys() == SHAPES.keys()
     params = jax.tree.map(lambda leaf: jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape), params)
     x = jnp.asarray([[1.0, -1.0, 2.0]])
-    found = jax.jit(lambda p: functional.merge(graphdef, p)(x))(params)
+    actual = jax.jit(lambda p: functional.merge(graphdef, p)(x))(params)
     hidden = np.array([[1, -1, 2]]) @ np.arange(12).reshape(3, 4) + np.arange(4)
-    wanted = (hidden - hidden.mean()) / hidden.std() * np.arange(4) + np.arange(4) + np.arange(4)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    expected = (hidden - hidden.mean()) / hidden.std() * np.arange(4) + np.arange(4) + np.arange(4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
     _, again = functional.split(functional.merge(graphdef, params))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again, params))
 
 
 def test_differences():
-    _, wanted = functional.abstract(lambda: Outer(4))
-    assert functional.differences(wanted, wanted) == []
-    found = functional.flatten(functional.abstract(lambda: Outer(5))[1])
-    del found["inner/norm/bias"]
-    found |= {"inner/first/bias": jnp.zeros(4), "extra/scale": jnp.zeros(2)}
-    assert functional.differences(functional.unflatten(found), wanted) == [
+    _, expected = functional.abstract(lambda: Outer(4))
+    assert functional.parameter_differences(expected, expected) == []
+    actual = functional.flatten(functional.abstract(lambda: Outer(5))[1])
+    del actual["inner/norm/bias"]
+    actual |= {"inner/first/bias": jnp.zeros(4), "extra/scale": jnp.zeros(2)}
+    assert functional.parameter_differences(functional.unflatten(actual), expected) == [
         "inner/norm/bias: missing, expected (4,)",
         "extra/scale: not part of this model, shape (2,)",
         "inner/first/kernel: shape (3, 5), expected (3, 4)",
         "inner/norm/scale: shape (5,), expected (4,)",
         "table: shape (2, 5), expected (2, 4)",
     ]
-    assert functional.differences({}, wanted, limit=2)[1:] == [
+    assert functional.parameter_differences({}, expected, limit=2)[1:] == [
         "inner/first/kernel: missing, expected (3, 4)",
         "… and 3 more",
     ]

@@ -10,7 +10,7 @@ from flax import nnx
 
 from rahf.config import LossConfig
 from rahf.critic import losses
-from rahf.critic.networks import build
+from rahf.critic.networks.build import build
 from rahf.nn import execution, functional, gradients, layers
 from rahf.nn.attention import attention
 from tests.helpers.model_maker import SMALLEST, fake
@@ -29,8 +29,8 @@ def normal(*shape, seed=0):
     return jnp.asarray(rng(seed).standard_normal(shape, np.float32))
 
 
-def close(found, wanted, tolerance=1e-5):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+def close(actual, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(b).max())))
 
 
@@ -71,8 +71,8 @@ def test_other_devices_and_dtypes_get_plain_products(monkeypatch):
 
 def test_elsewhere_everything_is_jaxs_own():
     """A critic can be differentiated forwards, and in both ways one after the other."""
-    graphdef, _ = functional.abstract(build.build(SMALLEST))
-    params, batch = functional.init(build.build(SMALLEST), 0), fake(2)
+    graphdef, _ = functional.abstract(build(SMALLEST))
+    params, batch = functional.init(build(SMALLEST), 0), fake(2)
 
     def score(pixels):
         return functional.merge(graphdef, params)(batch._replace(image=pixels)).scores[:, 0].sum()
@@ -104,15 +104,15 @@ def padding(keys):
 )
 def test_attention_and_all_its_gradients(monkeypatch, queries, keys, masked, causal, examples):
     """Against JAX's own; `examples` is the bias's batch, 0: there is none."""
-    given = [heads(queries, 1), heads(keys, 2), heads(keys, 3)]
-    given += [normal(examples, 2, queries, keys, seed=4)] if examples else []
+    inputs = [heads(queries, 1), heads(keys, 2), heads(keys, 3)]
+    inputs += [normal(examples, 2, queries, keys, seed=4)] if examples else []
     options = dict(mask=padding(keys) if masked else None, causal=causal)
     run = lambda q, k, v, bias=None: attention(q, k, v, bias=bias, **options)
-    found = with_gradients(run, *given)
+    actual = with_gradients(run, *inputs)
     monkeypatch.setattr(gradients, "reordered", lambda: False)
-    wanted = with_gradients(run, *given)
-    close(found, wanted)
-    assert all(np.abs(gradient).max() > 0.1 for gradient in wanted[1])
+    expected = with_gradients(run, *inputs)
+    close(actual, expected)
+    assert all(np.abs(gradient).max() > 0.1 for gradient in expected[1])
 
 
 @pytest.mark.parametrize("leading", [(5,), (2, 3, 4)])
@@ -125,30 +125,30 @@ def test_layer_norm_and_all_its_gradients(monkeypatch, leading):
     def run(x, scale, bias):
         return functional.merge(nnx.graphdef(norm), {"scale": scale, "bias": bias})(x)
 
-    found = with_gradients(run, x, scale, bias)
+    actual = with_gradients(run, x, scale, bias)
     monkeypatch.setattr(gradients, "reordered", lambda: False)
-    wanted = with_gradients(run, x, scale, bias)
-    close(found, wanted)
-    assert all(np.abs(gradient).max() > 0.1 for gradient in wanted[1])
+    expected = with_gradients(run, x, scale, bias)
+    close(actual, expected)
+    assert all(np.abs(gradient).max() > 0.1 for gradient in expected[1])
 
 
 def test_an_example_without_keys(monkeypatch):
     """Its logits have no gradient; masks of other shapes."""
     mask = jnp.asarray(rng(5).random((3, 1, 4, 6)) < 0.5).at[1].set(False)
-    given = heads(4, 1), heads(6, 2), heads(6, 3), normal(1, 2, 4, 6, seed=4)
+    inputs = heads(4, 1), heads(6, 2), heads(6, 3), normal(1, 2, 4, 6, seed=4)
     run = lambda q, k, v, bias: attention(q, k, v, bias=bias, mask=mask, scale=1.0)
-    found = with_gradients(run, *given)
+    actual = with_gradients(run, *inputs)
     monkeypatch.setattr(gradients, "reordered", lambda: False)
-    close(found, with_gradients(run, *given))
-    np.testing.assert_array_equal(found[1][0][1], 0)
+    close(actual, with_gradients(run, *inputs))
+    np.testing.assert_array_equal(actual[1][0][1], 0)
 
 
 def test_attention_in_bfloat16():
     q, k, v = (heads(7, seed).astype(jnp.bfloat16) for seed in (1, 2, 3))
     run = lambda q, k, v: attention(q, k, v).astype(jnp.float32)
-    found = with_gradients(run, q, k, v)
-    assert all(gradient.dtype == jnp.bfloat16 for gradient in found[1])
-    close(found[1], with_gradients(run, *(x.astype(jnp.float32) for x in (q, k, v)))[1], 3e-2)
+    actual = with_gradients(run, q, k, v)
+    assert all(gradient.dtype == jnp.bfloat16 for gradient in actual[1])
+    close(actual[1], with_gradients(run, *(x.astype(jnp.float32) for x in (q, k, v)))[1], 3e-2)
 
 
 @pytest.mark.parametrize(
@@ -162,17 +162,17 @@ def test_which_batches_are_computed_in_halves(examples, width, calls):
         return {"y": 2 * batch["x"], "none": None}
 
     x = jnp.arange(3.0 * examples).reshape(examples, 3)
-    found = execution.in_parts(double, {"x": x}, width)
-    assert seen == [examples // calls] * calls and found["none"] is None
-    np.testing.assert_array_equal(found["y"], 2 * x)
+    actual = execution.in_halves(double, {"x": x}, width)
+    assert seen == [examples // calls] * calls and actual["none"] is None
+    np.testing.assert_array_equal(actual["y"], 2 * x)
 
 
 def test_the_network_in_halves(monkeypatch):
     """Values and gradients of a batch of 16, with labels missing here and there."""
     batch = fake(16)
     batch = batch._replace(heatmap_mask=batch.heatmap_mask & (np.arange(16) != 3)[:, None])
-    graphdef, _ = functional.abstract(build.build(SMALLEST))
-    params = functional.init(build.build(SMALLEST), 0)
+    graphdef, _ = functional.abstract(build(SMALLEST))
+    params = functional.init(build(SMALLEST), 0)
 
     def loss(params):
         return losses.total(LossConfig(), functional.merge(graphdef, params)(batch), batch)[0]

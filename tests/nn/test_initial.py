@@ -19,14 +19,14 @@ def by_definition(path, shape, std, fill, seed):
 @pytest.mark.parametrize("block", [1, 13, 2**22])
 def test_blocks_do_not_change_the_values(shape, block, monkeypatch):
     monkeypatch.setattr(initial, "_BLOCK", block)
-    found = initial.draw("tower/kernel", shape, 0.02, 1.0, 3, None)
-    np.testing.assert_array_equal(found, by_definition("tower/kernel", shape, 0.02, 1.0, 3))
-    assert found.dtype == np.float32
+    actual = initial.draw_parameter("tower/kernel", shape, 0.02, 1.0, 3, None)
+    np.testing.assert_array_equal(actual, by_definition("tower/kernel", shape, 0.02, 1.0, 3))
+    assert actual.dtype == np.float32
 
 
 def test_without_spread_nothing_is_drawn(monkeypatch):
     monkeypatch.setattr(initial, "_blocks", None)
-    np.testing.assert_array_equal(initial.draw("bias", (3,), 0.0, 0.5, 0, None), np.full(3, 0.5, np.float32))
+    np.testing.assert_array_equal(initial.draw_parameter("bias", (3,), 0.0, 0.5, 0, None), np.full(3, 0.5, np.float32))
 
 
 class OneOfMany:
@@ -47,11 +47,11 @@ def test_a_host_keeps_its_own_shards_only(monkeypatch):
         jax, "make_array_from_callback", lambda shape, sharding, callback: pieces.extend(callback(i) for i in mine)
     )
     tracemalloc.start()
-    initial.draw("tower/kernel", shape, 0.02, 0.0, 3, OneOfMany(*mine))
+    initial.draw_parameter("tower/kernel", shape, 0.02, 0.0, 3, OneOfMany(*mine))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    whole = by_definition("tower/kernel", shape, 0.02, 0.0, 3)
+    complete = by_definition("tower/kernel", shape, 0.02, 0.0, 3)
     for piece, index in zip(pieces, mine, strict=True):
-        np.testing.assert_array_equal(piece, whole[index])
+        np.testing.assert_array_equal(piece, complete[index])
     shards = sum(piece.nbytes for piece in pieces)
-    assert shards < peak < shards + 4 * 4 * 2**16 < whole.nbytes / 3
+    assert shards < peak < shards + 4 * 4 * 2**16 < complete.nbytes / 3

@@ -31,8 +31,8 @@ def normal(*shape, seed=1):
     return rng(seed).standard_normal(shape, np.float32)
 
 
-def close(found, wanted, tolerance=1e-5):
-    np.testing.assert_allclose(np.asarray(found), wanted, rtol=tolerance, atol=tolerance)
+def close(actual, expected, tolerance=1e-5):
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=tolerance, atol=tolerance)
 
 
 # Norms
@@ -106,8 +106,8 @@ def test_attention(scale):
     mask = rng(0).random((2, 1, 4, 5)) < 0.6
     mask[..., 0] = True
     bias = normal(1, 2, 4, 5, seed=4)
-    found = jax.jit(functools.partial(attention, scale=scale))(q, k, v, mask=mask, bias=bias)
-    close(found, attention_by_hand(q, k, v, mask, bias, 8**-0.5 if scale is None else scale))
+    actual = jax.jit(functools.partial(attention, scale=scale))(q, k, v, mask=mask, bias=bias)
+    close(actual, attention_by_hand(q, k, v, mask, bias, 8**-0.5 if scale is None else scale))
 
 
 def test_masked_keys_do_not_matter():
@@ -144,15 +144,15 @@ def convolution_by_hand(x, kernel, bias, stride, before, side):
 def test_convolution(options, before, side):
     run, params = make(lambda: layers.Conv3x3(3, 4, dtype=F32, **options))
     x = normal(2, 6, 6, 3)
-    wanted = convolution_by_hand(x, params["kernel"], params["bias"], options.get("stride", 1), before, side)
-    close(run(params, x), wanted)
+    expected = convolution_by_hand(x, params["kernel"], params["bias"], options.get("stride", 1), before, side)
+    close(run(params, x), expected)
 
 
 def test_transposed_convolution():
     run, params = make(lambda: layers.UpConv3x3(3, 5, dtype=F32))
     x, kernel = normal(2, 4, 3, 3), params["kernel"]
-    found = np.asarray(run(params, x))
-    assert found.shape == (2, 8, 6, 5)
+    actual = np.asarray(run(params, x))
+    assert actual.shape == (2, 8, 6, 5)
     direct = jax.lax.conv_general_dilated(
         x,
         kernel[::-1, ::-1],
@@ -161,12 +161,12 @@ def test_transposed_convolution():
         lhs_dilation=(2, 2),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    close(found, direct + params["bias"])
-    wanted = np.zeros((2, 8, 6, 5), np.float32) + params["bias"]
+    close(actual, direct + params["bias"])
+    expected = np.zeros((2, 8, 6, 5), np.float32) + params["bias"]
     for i, j, a, b in np.ndindex(4, 3, 3, 3):  # input i reaches output 2i + tap - 1
         if 0 <= 2 * i + a - 1 < 8 and 0 <= 2 * j + b - 1 < 6:
-            wanted[:, 2 * i + a - 1, 2 * j + b - 1] += x[:, i, j] @ kernel[a, b]
-    close(found, wanted)
+            expected[:, 2 * i + a - 1, 2 * j + b - 1] += x[:, i, j] @ kernel[a, b]
+    close(actual, expected)
 
 
 # T5
@@ -174,20 +174,20 @@ def test_transposed_convolution():
 
 def test_relative_buckets_both_ways():
     distances = [0, -1, -7, -8, -11, -12, -16, -32, -64, -127, -128, -1000, 1, 7, 8, 12, 16, 127, 5000]
-    wanted = [0, 1, 7, 8, 8, 9, 10, 12, 14, 15, 15, 15, 17, 23, 24, 25, 26, 31, 31]
-    found = t5.relative_buckets(
+    expected = [0, 1, 7, 8, 8, 9, 10, 12, 14, 15, 15, 15, 17, 23, 24, 25, 26, 31, 31]
+    actual = t5.relative_buckets(
         np.array([5000]), 5000 + np.array(distances), bidirectional=True, buckets=32, max_distance=128
     )
-    assert found.tolist() == [wanted]
+    assert actual.tolist() == [expected]
 
 
 def test_relative_buckets_backwards():
     distances = [0, 1, 500, -1, -15, -16, -20, -32, -64, -127, -128, -999]
-    wanted = [0, 0, 0, 1, 15, 16, 17, 21, 26, 31, 31, 31]
-    found = t5.relative_buckets(
+    expected = [0, 0, 0, 1, 15, 16, 17, 21, 26, 31, 31, 31]
+    actual = t5.relative_buckets(
         np.array([1000]), 1000 + np.array(distances), bidirectional=False, buckets=32, max_distance=128
     )
-    assert found.tolist() == [wanted]
+    assert actual.tolist() == [expected]
 
 
 def test_relative_bias():
@@ -231,9 +231,9 @@ def test_patches_are_taken_in_row_order():
     patches = np.stack(
         [x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(2, -1) for i in range(3) for j in range(3)], 1
     )
-    wanted = patches @ params["embed/kernel"] + params["embed/bias"] + params["position"]
-    mean, std = wanted.mean(-1, keepdims=True), wanted.std(-1, keepdims=True)
-    close(run(params, x), (wanted - mean) / std * params["norm/scale"] + params["norm/bias"], 1e-4)
+    expected = patches @ params["embed/kernel"] + params["embed/bias"] + params["position"]
+    mean, std = expected.mean(-1, keepdims=True), expected.std(-1, keepdims=True)
+    close(run(params, x), (expected - mean) / std * params["norm/scale"] + params["norm/bias"], 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -256,9 +256,9 @@ def test_impossible_towers(change, message):
 def test_heatmap_head_starts_at_its_prior():
     config = HeatmapHeadConfig(conv_widths=(8, 6), up_widths=(6, 4), prior=0.02)
     run, params = make(lambda: heads.HeatmapHead(8, 16, config, dtype=F32), noise=0.0)
-    found = np.asarray(jax.nn.sigmoid(run(params, normal(2, 4, 4, 8))))
-    assert found.shape == (2, 16, 16) and found.std() > 0
-    assert 0.015 < found.mean() < 0.027
+    actual = np.asarray(jax.nn.sigmoid(run(params, normal(2, 4, 4, 8))))
+    assert actual.shape == (2, 16, 16) and actual.std() > 0
+    assert 0.015 < actual.mean() < 0.027
 
 
 def test_heatmap_head_fills_the_image():
@@ -268,8 +268,8 @@ def test_heatmap_head_fills_the_image():
     small, small_params = make(lambda: heads.HeatmapHead(8, 8, config, dtype=F32))
     assert params.keys() == small_params.keys()
     x = normal(2, 4, 4, 8)
-    found, wanted = run(params, x), jax.image.resize(small(params, x), (2, 16, 16), "bilinear")
-    close(found, wanted)
+    actual, expected = run(params, x), jax.image.resize(small(params, x), (2, 16, 16), "bilinear")
+    close(actual, expected)
 
 
 def test_score_head_pools_blocks():

@@ -25,24 +25,24 @@ def read(folder):
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path):
-    found = source.locate(tmp_path)
-    assert found == WeightsSource(tmp_path, str(tmp_path), None) and source.locate(found) is found
-    assert found.record() == {"name": str(tmp_path), "revision": None}
+    weights = source.locate(tmp_path)
+    assert weights == WeightsSource(tmp_path, str(tmp_path), None) and source.locate(weights) is weights
+    assert weights.record() == {"name": str(tmp_path), "revision": None}
 
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_weights_in_one_file_or_several(tmp_path, parts):
-    found = read(maker.save(tmp_path, {}, STATE, parts))
-    assert sorted(found) == ["a", "b", "c"]
+    tensors = read(maker.save(tmp_path, {}, STATE, parts))
+    assert sorted(tensors) == ["a", "b", "c"]
     for name, value in STATE.items():
-        np.testing.assert_array_equal(found[name], value)
+        np.testing.assert_array_equal(tensors[name], value)
 
 
 def test_half_precision_becomes_float32(tmp_path):
     save_file({"h": np.array([1.5, -2.0], np.float16), "n": np.array([7])}, tmp_path / "model.safetensors")
-    found = read(tmp_path)
-    assert found["h"].dtype == np.float32 and found["h"].tolist() == [1.5, -2.0]
-    assert found["n"].dtype == np.int64
+    tensors = read(tmp_path)
+    assert tensors["h"].dtype == np.float32 and tensors["h"].tolist() == [1.5, -2.0]
+    assert tensors["n"].dtype == np.int64
 
 
 def test_bfloat16(tmp_path):
@@ -54,9 +54,9 @@ def test_bfloat16(tmp_path):
     text = json.dumps(header).encode()
     body = struct.pack("<f", 3.0) + struct.pack("<HH", 0x3F80, 0xC020)
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)
-    found = read(tmp_path)
-    assert found["half"].dtype == np.float32 and found["half"].tolist() == [[1.0], [-2.5]]
-    assert found["first"].tolist() == [3.0]
+    tensors = read(tmp_path)
+    assert tensors["half"].dtype == np.float32 and tensors["half"].tolist() == [[1.0], [-2.5]]
+    assert tensors["first"].tolist() == [3.0]
 
 
 def test_a_missing_part_is_named(tmp_path):
@@ -152,10 +152,10 @@ def hub_cache(tmp_path, monkeypatch):
 
 
 def test_the_hub_works_offline_and_its_revision_is_recorded(hub_cache):
-    found = source.locate("owner/tower")
-    assert found.record() == {"name": "owner/tower", "revision": COMMIT}
-    assert sorted(files.open_folder(found)) == ["a", "b", "c"]
-    assert source.locate("owner/tower", COMMIT).folder == found.folder
+    weights = source.locate("owner/tower")
+    assert weights.record() == {"name": "owner/tower", "revision": COMMIT}
+    assert sorted(files.open_folder(weights)) == ["a", "b", "c"]
+    assert source.locate("owner/tower", COMMIT).folder == weights.folder
 
 
 def test_a_cache_serves_a_machine_that_lost_its_network(hub_cache, monkeypatch):

@@ -29,9 +29,9 @@ def test_bin_equals_safetensors(tmp_path, zipped):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(maker.VIT))
     torch.save(tensors(maker.vit_state()), folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    found = load(folder)
-    np.testing.assert_array_equal(found["embed"]["kernel"], expected["embed"]["kernel"])
-    np.testing.assert_array_equal(found["layer_1"]["wo"]["kernel"], expected["layer_1"]["wo"]["kernel"])
+    actual = load(folder)
+    np.testing.assert_array_equal(actual["embed"]["kernel"], expected["embed"]["kernel"])
+    np.testing.assert_array_equal(actual["layer_1"]["wo"]["kernel"], expected["layer_1"]["wo"]["kernel"])
 
 
 def test_bin_in_parts(tmp_path):
@@ -74,9 +74,9 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, zipped):
 def test_wrapped_state_dicts(tmp_path, wrap, prefix):
     file = tmp_path / "x.pt"
     torch.save(wrap({prefix + "a": torch.ones(2), prefix + "b": torch.ones(1, dtype=torch.bfloat16)}), file)
-    found = files.open_torch(file)
-    assert sorted(found) == ["a", "b"] and found["b"].load().dtype == np.float32
-    assert found["a"].load().tolist() == [1.0, 1.0] and found["a"].file == "x.pt"
+    tensors = files.open_torch(file)
+    assert sorted(tensors) == ["a", "b"] and tensors["b"].load().dtype == np.float32
+    assert tensors["a"].load().tolist() == [1.0, 1.0] and tensors["a"].file == "x.pt"
 
 
 @pytest.mark.parametrize(

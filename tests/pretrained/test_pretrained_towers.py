@@ -151,8 +151,8 @@ def test_normalisation_beside_the_weights(tmp_path):
     maker.save(tmp_path, maker.VIT, maker.vit_state())
     assert published_vision(tmp_path).image_mean == (0.5, 0.5, 0.5)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.5, 0.6], "do_resize": true}')
-    found = published_vision(tmp_path)
-    assert found.image_mean == (0.4, 0.5, 0.6) and found.image_std == (0.5, 0.5, 0.5)
+    published = published_vision(tmp_path)
+    assert published.image_mean == (0.4, 0.5, 0.6) and published.image_std == (0.5, 0.5, 0.5)
 
 
 def test_positions_by_hand():
@@ -201,16 +201,16 @@ def test_t5_embedding_under_its_other_name_and_a_tensor_nobody_uses(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "said, scaled",
+    "fields, scaled",
     [
         ({}, True),
         ({"tie_word_embeddings": False}, False),
         ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, False),
     ],
 )
-def test_t5_scaling_of_logits_as_old_and_new_configs_say_it(tmp_path, said, scaled):
+def test_t5_scaling_of_logits_as_old_and_new_configs_say_it(tmp_path, fields, scaled):
     state = maker.t5_state()
-    maker.save(tmp_path, {**maker.T5, **said}, state)
+    maker.save(tmp_path, {**maker.T5, **fields}, state)
     assert t5.published_t5(tmp_path).tie_embeddings == scaled
     params = t5.load_t5(tmp_path)
     assert ("output" in params) != scaled
@@ -226,10 +226,10 @@ def test_t5_variants_that_do_not_exist_here(tmp_path, field, value):
 
 
 def test_t5_of_other_sizes_is_refused(tmp_path):
-    found = t5.published_t5(maker.save(tmp_path, maker.T5, maker.t5_state()))
+    published = t5.published_t5(maker.save(tmp_path, maker.T5, maker.t5_state()))
     with pytest.raises(PretrainedError, match="model.t5.decoder_layers is 3, the checkpoint has 2"):
-        t5.load_t5(tmp_path, dataclasses.replace(found, decoder_layers=3))
-    t5.load_t5(tmp_path, dataclasses.replace(found, decoder_layers=3), decoder=False)
+        t5.load_t5(tmp_path, dataclasses.replace(published, decoder_layers=3))
+    t5.load_t5(tmp_path, dataclasses.replace(published, decoder_layers=3), decoder=False)
 
 
 def test_vocabularies(tmp_path):

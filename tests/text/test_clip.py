@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rahf.config import ClipBaselineConfig, ClipConfig, ClipTextConfig, CriticConfig, ResNetBaselineConfig
+from rahf.core.errors import VocabularyMissing
 from rahf.critic import families
 from rahf.text import Tokenizer, load_tokenizer, train_tokenizer
 from rahf.text.byte_pairs import BytePairs
@@ -26,9 +27,9 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("vocabulary")
-    save_vocabulary(made)
-    return made
+    folder = tmp_path_factory.mktemp("vocabulary")
+    save_vocabulary(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,8 @@ def test_same_ids_as_transformers(folder, tokenizer):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.CLIPTokenizer.from_pretrained(str(folder))
     for prompt in PROMPTS:
-        found = tokenizer.encode_prompt(prompt, 77)
-        assert found.ids[found.mask].tolist() == theirs(prompt, truncation=True, max_length=77)["input_ids"]
+        encoded = tokenizer.encode_prompt(prompt, 77)
+        assert encoded.ids[encoded.mask].tolist() == theirs(prompt, truncation=True, max_length=77)["input_ids"]
         short = tokenizer.encode_prompt(prompt, 9)
         assert short.ids[short.mask].tolist() == theirs(prompt, truncation=True, max_length=9)["input_ids"]
     theirs.save_pretrained(folder / "saved")
@@ -62,10 +63,10 @@ def test_same_ids_as_transformers(folder, tokenizer):
 
 def test_prompts_are_cut_and_say_what_is_lost(tokenizer):
     prompt = "two red stars above a blue ring"
-    whole = tokenizer.encode_prompt(prompt, 77)
-    assert whole.ids.dtype == np.int32 and whole.ids.shape == (77,) and not whole.words_lost
-    assert whole.ids[0] == tokenizer.start_id and whole.ids[whole.mask][-1] == tokenizer.eos_id
-    assert (whole.ids[~whole.mask] == 0).all()
+    complete = tokenizer.encode_prompt(prompt, 77)
+    assert complete.ids.dtype == np.int32 and complete.ids.shape == (77,) and not complete.words_lost
+    assert complete.ids[0] == tokenizer.start_id and complete.ids[complete.mask][-1] == tokenizer.eos_id
+    assert (complete.ids[~complete.mask] == 0).all()
     pieces = tokenizer.encode("two red")
     cut = tokenizer.encode_prompt(prompt, len(pieces) + 3)  # and one piece of "stars"
     assert cut.words_lost == ["stars", "above", "a", "blue", "ring"]
@@ -82,16 +83,16 @@ def test_fields_of_a_target_are_well_formed(tokenizer):
 
 def test_told_from_sentencepiece_by_content(folder, tokenizer, tmp_path):
     sentences = Tokenizer(train_tokenizer(["a red cat"], 320))
-    for made in (sentences, tokenizer):
-        (tmp_path / "tokenizer.model").write_bytes(made.model)
-        for again in (load_tokenizer(tmp_path / "tokenizer.model"), pickle.loads(pickle.dumps(made))):
-            assert type(again) is type(made) and again.model == made.model
-            assert again.encode("a red star") == made.encode("a red star")
+    for original in (sentences, tokenizer):
+        (tmp_path / "tokenizer.model").write_bytes(original.model)
+        for again in (load_tokenizer(tmp_path / "tokenizer.model"), pickle.loads(pickle.dumps(original))):
+            assert type(again) is type(original) and again.model == original.model
+            assert again.encode("a red star") == original.encode("a red star")
     assert isinstance(load_tokenizer(folder), ClipTokenizer)
 
 
 def test_what_is_no_vocabulary(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no vocabulary; expected tokenizer.json"):
+    with pytest.raises(VocabularyMissing, match="no vocabulary; expected tokenizer.json"):
         load_clip_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="tokenizer.model: not the JSON of a tokenizer"):
         (tmp_path / "tokenizer.model").write_text("{}")
@@ -156,8 +157,8 @@ def test_byte_pairs_are_joined_by_rank(tokenizer):
     tree = json.loads(tokenizer.model)
     size = tokenizer.vocab_size
     tree["model"]["merges"] = [["b", "c</w>"], ["a", "b"], ["a", "a"], ["aa", "aa"], ["a", "bc</w>"], ["ab", "ab"]]
-    made = ["".join(pair) for pair in tree["model"]["merges"]]
-    tree["model"]["vocab"] |= {piece: size + at for at, piece in enumerate(made)}
+    merged = ["".join(pair) for pair in tree["model"]["merges"]]
+    tree["model"]["vocab"] |= {piece: size + at for at, piece in enumerate(merged)}
     library = ClipTokenizer(json.dumps(tree).encode(), "here")
     alone, ids = BytePairs(library.model), tree["model"]["vocab"]
     assert alone.encode("abc") == [ids["abc</w>"]] and alone.encode("abcc") == [ids["ab"], ids["c"], ids["c</w>"]]
@@ -169,7 +170,7 @@ def test_byte_pairs_are_joined_by_rank(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (lambda t: t["normalizer"]["normalizers"].pop(), "normalizes texts otherwise than CLIP"),
         (lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="."), "into words otherwise"),
@@ -180,9 +181,9 @@ def test_byte_pairs_are_joined_by_rank(tokenizer):
         (lambda t: t.pop("pre_tokenizer"), "not the JSON of a byte-pair tokenizer"),
     ],
 )
-def test_other_rules_need_the_library(tokenizer, monkeypatch, change, said):
+def test_other_rules_need_the_library(tokenizer, monkeypatch, change, message):
     tree = json.loads(tokenizer.model)
     change(tree)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=f"^here: .*{said}.*pip install tokenizers"):
+    with pytest.raises(ValueError, match=f"^here: .*{message}.*pip install tokenizers"):
         ClipTokenizer(json.dumps(tree).encode(), "here")

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from rahf.core.errors import VocabularyMissing
 from rahf.text import (
     EOS_ID,
     PAD_ID,
@@ -87,10 +88,10 @@ def test_both_sequences_share_their_words(tokenizer):
 
 def test_target_keeps_whole_words(t5):
     words, labels = ["a", "yellow", "cat"], [1, 0, 1]  # 2 + 3 + 1 pieces and the end
-    wanted = {7: [1, 2, 5], 6: [1, 2, -1], 5: [1, -1, -1], 3: [1, -1, -1], 2: [-1] * 3, 1: [-1] * 3}
-    for length, ends in wanted.items():
-        target, found = t5.encode_target(words, labels, length)
-        assert found == ends
+    expected = {7: [1, 2, 5], 6: [1, 2, -1], 5: [1, -1, -1], 3: [1, -1, -1], 2: [-1] * 3, 1: [-1] * 3}
+    for length, ends in expected.items():
+        target, word_ends = t5.encode_target(words, labels, length)
+        assert word_ends == ends
         assert target.words_lost == [w for w, e in zip(words, ends) if e < 0]
         assert target.ids.shape == target.mask.shape == (length,)
         assert target.ids[target.mask][-1] == EOS_ID
@@ -145,8 +146,8 @@ def test_a_word_cut_in_its_middle_is_lost(t5):
 def test_words_lost_at_every_length(tokenizer, prompt):
     words, ids = split_words(prompt), tokenizer.encode(prompt)
     lost = [tokenizer.encode_prompt(prompt, n).words_lost for n in range(1, len(ids) + 3)]
-    for found in lost:
-        assert found == words[len(words) - len(found) :]
+    for words_lost in lost:
+        assert words_lost == words[len(words) - len(words_lost) :]
     assert all(len(a) >= len(b) for a, b in zip(lost, lost[1:]))
     assert lost[len(ids)] == lost[-1] == []  # the end of sequence needs a place, too
     assert lost[0] == words and lost[len(ids) - 1] == words[-1:]
@@ -167,7 +168,7 @@ def test_not_a_vocabulary(tmp_path):
     (tmp_path / "x.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="x.model: not a SentencePiece model"):
         load_tokenizer(tmp_path / "x.model")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(VocabularyMissing, match="y.model: no such vocabulary"):
         load_tokenizer(tmp_path / "y.model")
 
 
@@ -261,13 +262,13 @@ def optimal_labels(words, decoded):
             return cost, frozenset([(1,) * (len(words) - i)])
         match = words[i] == decoded[j][0]
         options = [(match, i + 1, j + 1), (None, i + 1, j), (None, i, j + 1)]
-        found = []
+        results = []
         for kind, a, b in options:
             cost, rest = best(a, b)
             label = () if a == i else (decoded[j][1],) if kind else (1,)
-            found.append((cost + (not kind), frozenset(label + r for r in rest)))
-        least = min(cost for cost, _ in found)
-        return least, frozenset().union(*(labels for cost, labels in found if cost == least))
+            results.append((cost + (not kind), frozenset(label + r for r in rest)))
+        least = min(cost for cost, _ in results)
+        return least, frozenset().union(*(labels for cost, labels in results if cost == least))
 
     return best(0, 0)[1]
 
@@ -278,9 +279,9 @@ def test_align_is_of_minimal_edit_distance():
     for _ in range(400):
         words = [str(w) for w in rng.choice(list("abc"), rng.integers(0, 7))]
         decoded = [(str(w), int(rng.integers(0, 2))) for w in rng.choice(list("abcd"), rng.integers(0, 7))]
-        wanted = optimal_labels(tuple(words), tuple(decoded))
-        assert tuple(align_labels(words, decoded)) in wanted
-        ambiguous += len(wanted) > 1
+        expected = optimal_labels(tuple(words), tuple(decoded))
+        assert tuple(align_labels(words, decoded)) in expected
+        ambiguous += len(expected) > 1
     assert ambiguous < 300  # or else the reference would accept anything
 
 

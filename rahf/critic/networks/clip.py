@@ -22,10 +22,10 @@ from rahf.nn.clip_text import TextTower
 _EDGE = 1e-6
 
 
-class Embedded(NamedTuple):
-    """Normalised `pixels` [B,S,S,3] and the embeddings [B,W] of images and texts, of length 1, float32."""
+class ClipEmbeddings(NamedTuple):
+    """Embeddings of images and texts, of length 1, float32; and the pixels that the heatmap is a gradient in."""
 
-    pixels: Float[Array, "b s s 3"]
+    pixels: Float[Array, "b s s 3"]  # normalised
     image: Float[Array, "b w"]
     text: Float[Array, "b w"]
 
@@ -43,9 +43,9 @@ class Clip(nnx.Module):
         self.config, self.dtype = config, dtype
         self.vit = vit.ViT(config.vit, config.image_size, dtype=dtype)
         self.text = TextTower(clip.text, dtype=dtype)
-        make = dict(bias=False, dtype=dtype)
-        self.image_projection = layers.Linear(config.vit.width, clip.width, std=config.vit.width**-0.5, **make)
-        self.text_projection = layers.Linear(clip.text.width, clip.width, std=clip.text.width**-0.5, **make)
+        options = dict(bias=False, dtype=dtype)
+        self.image_projection = layers.Linear(config.vit.width, clip.width, std=config.vit.width**-0.5, **options)
+        self.text_projection = layers.Linear(clip.text.width, clip.width, std=clip.text.width**-0.5, **options)
         self.logit_scale = layers.parameter(fill=math.log(1 / 0.07))  # natural logarithm, as published
         if clip.scores == "trained":
             width = 3 * clip.width
@@ -58,7 +58,7 @@ class Clip(nnx.Module):
             )
 
     def image_tokens(self, image: Array, key: layers.Key = None) -> Float[Array, "b s s 3"]:
-        """Normalised pixels: the heatmap is a gradient in them, so the tower itself belongs to `fuse`."""
+        """Normalised pixels. The heatmap is a gradient in them, so `fuse` runs the tower."""
         return outputs.normalised(self.config, image)
 
     def image_embedding(self, pixels: Float[Array, "b s s 3"], key: layers.Key = None) -> Float[Array, "b w"]:
@@ -75,16 +75,16 @@ class Clip(nnx.Module):
         text_ids: Int[Array, "b l"],
         text_mask: Bool[Array, "b l"],
         key: layers.Key = None,
-    ) -> Embedded:
+    ) -> ClipEmbeddings:
         """Both embeddings."""
-        return Embedded(image_tokens, self.image_embedding(image_tokens, key), self.text_embedding(text_ids))
+        return ClipEmbeddings(image_tokens, self.image_embedding(image_tokens, key), self.text_embedding(text_ids))
 
-    def cosine(self, fused: Embedded) -> Float[Array, " b"]:
+    def cosine(self, fused: ClipEmbeddings) -> Float[Array, " b"]:
         """Cosine of image and text in [-1,1]; times exp(`logit_scale`) it is CLIP's and PickScore's own output."""
         return (fused.image * fused.text).sum(-1)
 
-    def score_logits(self, fused: Embedded, key: layers.Key = None) -> Float[Array, "b 4"]:
-        """Logits of the four scores in order SCORES; NaN for those that the cosine does not stand for.
+    def score_logits(self, fused: ClipEmbeddings, key: layers.Key = None) -> Float[Array, "b 4"]:
+        """Logits of the four scores in order SCORES; NaN for those that are not predicted.
 
         An untrained score is (1 + cosine) / 2: correlations with ratings do not change under a linear map.
         """
@@ -97,36 +97,37 @@ class Clip(nnx.Module):
                 x = jax.nn.relu(getattr(self, f"score_dense_{number}")(x))
             return self.score_out(x.astype(jnp.float32))
         logit = _logit((1.0 + self.cosine(fused)) / 2.0)
-        known = np.array([name in clip.cosine_scores for name in SCORES])
-        return jnp.where(known, logit[:, None], jnp.nan)
+        predicted = np.array([name in clip.cosine_scores for name in SCORES])
+        return jnp.where(predicted, logit[:, None], jnp.nan)
 
-    def heatmap_logits(self, fused: Embedded, key: layers.Key = None) -> Float[Array, "b s s 2"]:
+    def heatmap_logits(self, fused: ClipEmbeddings, key: layers.Key = None) -> Float[Array, "b s s 2"]:
         """Logits of the gradient map as misalignment; NaN where there is none."""
         if self.config.clip.heatmap == "none":
             return jnp.full((*fused.pixels.shape[:3], len(HEATMAPS)), jnp.nan, jnp.float32)
-        known = np.array([name == "misalignment" for name in HEATMAPS])
-        # Selected, not stacked: XLA on CPUs (jax 0.10) loses the NaN of a constant beside a computed array.
-        return jnp.where(known, _logit(self.gradient_map(fused))[..., None], jnp.nan)
+        predicted = np.array([name == "misalignment" for name in HEATMAPS])
+        # `where`, not `stack`: XLA on CPUs (jax 0.10) loses the NaN of a constant that is stacked with computed values.
+        return jnp.where(predicted, _logit(self.gradient_map(fused))[..., None], jnp.nan)
 
-    def gradient_map(self, fused: Embedded) -> Float[Array, "b s s"]:
+    def gradient_map(self, fused: ClipEmbeddings) -> Float[Array, "b s s"]:
         """|d cosine / d pixel| summed over colours, blurred, divided by its maximum over the image: in [0,1].
 
-        Where the cosine of the whole prompt is most sensitive; blurred, because a patch embedding's gradient is
-        noise from pixel to pixel. The paper names its baseline "CLIP gradient" and says no more.
+        It shows where the cosine of the complete prompt is most sensitive. It is blurred because the gradient of a
+        patch embedding is noisy from pixel to pixel. The paper calls its baseline "CLIP gradient", without details.
         """
-        whole = lambda pixels: (self.image_embedding(pixels) * fused.text).sum()  # images are independent
-        values = jnp.abs(jax.grad(whole)(fused.pixels)).sum(-1)
-        # Gradients are small numbers; scaled first, so that their sums keep their digits.
+        # Images are independent of each other, so the gradient of the sum is each image's own.
+        total_cosine = lambda pixels: (self.image_embedding(pixels) * fused.text).sum()
+        values = jnp.abs(jax.grad(total_cosine)(fused.pixels)).sum(-1)
+        # Gradients are small numbers: they are scaled before the sums of the blur, which would lose digits.
         values = values / jnp.maximum(values.max((1, 2), keepdims=True), jnp.finfo(jnp.float32).tiny)
         blur = jnp.asarray(_blur(self.config.image_size, self.config.clip.heatmap_blur * self.config.image_size))
         values = jnp.einsum("yr,brc,xc->byx", blur, values, blur, precision="highest")
         return values / jnp.maximum(values.max((1, 2), keepdims=True), jnp.finfo(jnp.float32).tiny)
 
-    def sequence_logits(self, fused: Embedded, target_ids: Array, key: layers.Key = None) -> None:
+    def sequence_logits(self, fused: ClipEmbeddings, target_ids: Array, key: layers.Key = None) -> None:
         """There is no target sequence."""
         return None
 
-    def generate(self, fused: Embedded, length: int) -> None:
+    def generate(self, fused: ClipEmbeddings, length: int) -> None:
         """There is no target sequence."""
         return None
 
@@ -147,7 +148,7 @@ def _logit(value: Float[Array, "*b"]) -> Float[Array, "*b"]:
 
 
 def _blur(size: int, deviation: float) -> Float[np.ndarray, "n n"]:
-    """A Gaussian blur of one axis as a matrix, each row normalised, so that borders do not darken."""
+    """A Gaussian blur of one axis as a matrix; its rows are normalised so that borders do not darken."""
     if deviation <= 0:
         return np.eye(size, dtype=np.float32)
     distance = np.arange(size)[:, None] - np.arange(size)

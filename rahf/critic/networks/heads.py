@@ -12,21 +12,19 @@ from jaxtyping import Array, Float
 
 from rahf.config import HeatmapHeadConfig, ScoreHeadConfig
 from rahf.core.errors import ConfigError
-from rahf.nn import execution as execution_lib
 from rahf.nn import layers
-from rahf.nn.execution import Execution
+from rahf.nn.execution import Execution, remat_block
 
 
 class UpStage(nnx.Module):
     """Transposed convolution, norm, ReLU; then two convolutions of the same width, optionally residual."""
 
     def __init__(self, inputs: int, width: int, config: HeatmapHeadConfig, *, dtype: jnp.dtype):
-        make = dict(dtype=dtype)
-        self.up = layers.UpConv3x3(inputs, width, **make)
+        self.up = layers.UpConv3x3(inputs, width, dtype=dtype)
         self.norm_up = layers.channel_norm(config.norm, width, dtype)
-        self.conv1 = layers.Conv3x3(width, width, **make)
+        self.conv1 = layers.Conv3x3(width, width, dtype=dtype)
         self.norm1 = layers.channel_norm(config.norm, width, dtype)
-        self.conv2 = layers.Conv3x3(width, width, **make)
+        self.conv2 = layers.Conv3x3(width, width, dtype=dtype)
         self.norm2 = layers.channel_norm(config.norm, width, dtype)
         self.residual = config.residual
 
@@ -38,14 +36,14 @@ class UpStage(nnx.Module):
 
 
 def up_widths(config: HeatmapHeadConfig, image_size: int, grid: int) -> tuple[int, ...]:
-    """Widths of the stages that a head has: all of them, or those that lead to a quarter of the image side.
+    """Widths of the stages that a head has: all configured ones, or those that reach a quarter of the image side.
 
-    The full head at patch 16 spends four fifths of its multiplications on its last two stages, to place edges
-    more finely than annotators did, whose discs have a radius of 1/20 of the height. Without these stages, at the
-    same widths, a whole training step of ViT-L/16 at 384 with T5-base takes 2.36 times fewer multiplications.
+    The full head at patch 16 spends four fifths of its multiplications on its last two stages. They place edges more
+    finely than annotators did, whose discs have a radius of 1/20 of the image height. Without these stages, at the same
+    widths, a training step of ViT-L/16 at 384 with T5-base takes 2.36 times fewer multiplications.
 
     Raises:
-      ValueError: too few stages for a quarter of the image side.
+      ConfigError: too few stages for a quarter of the image side.
     """
     if config.kind == "full":
         return config.up_widths
@@ -59,7 +57,7 @@ def up_widths(config: HeatmapHeadConfig, image_size: int, grid: int) -> tuple[in
 
 
 class HeatmapHead(nnx.Module):
-    """Token grid → one heatmap; every stage doubles the side, the rest is bilinear (two matrix products)."""
+    """Token grid → one heatmap; every stage doubles the side, bilinear interpolation does the rest."""
 
     def __init__(
         self,
@@ -71,20 +69,19 @@ class HeatmapHead(nnx.Module):
         dtype: jnp.dtype,
         execution: Execution = Execution(),
     ):
-        """`grid` is the side of the token grid, None: that of patches of 16 pixels."""
-        make = dict(dtype=dtype)
+        """`grid` is the side of the token grid; None: that of patches of 16 pixels."""
         width = inputs
         self.stages = up_widths(config, image_size, image_size // 16 if grid is None else grid)
         for number, out in enumerate(config.conv_widths):
-            setattr(self, f"conv_{number}", layers.Conv3x3(width, out, **make))
+            setattr(self, f"conv_{number}", layers.Conv3x3(width, out, dtype=dtype))
             setattr(self, f"norm_{number}", layers.channel_norm(config.norm, out, dtype))
             width = out
         for number, out in enumerate(self.stages):
-            setattr(self, f"up_{number}", UpStage(width, out, config, **make))
+            setattr(self, f"up_{number}", UpStage(width, out, config, dtype=dtype))
             width = out
-        self.last = layers.Conv3x3(width, width, **make)
-        # Start near the mean of real heatmaps: almost every pixel of a label is 0.
-        self.out = layers.Conv3x3(width, 1, gain=0.1, fill=math.log(config.prior / (1.0 - config.prior)), **make)
+        self.last = layers.Conv3x3(width, width, dtype=dtype)
+        # Predictions start near the mean of real heatmaps: almost every pixel of a label is 0.
+        self.out = layers.Conv3x3(width, 1, gain=0.1, fill=math.log(config.prior / (1.0 - config.prior)), dtype=dtype)
         self.config, self.image_size, self.execution = config, image_size, execution
 
     def _first(self, conv, norm, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
@@ -96,10 +93,10 @@ class HeatmapHead(nnx.Module):
         x = layers.dropout(x, self.config.dropout, key)
         for number in range(len(self.config.conv_widths)):
             conv, norm = getattr(self, f"conv_{number}"), getattr(self, f"norm_{number}")
-            x = execution_lib.block(self.execution, functools.partial(self._first, conv, norm))(x)
+            x = remat_block(self.execution, functools.partial(self._first, conv, norm))(x)
         for number in range(len(self.stages)):
-            x = execution_lib.block(self.execution, getattr(self, f"up_{number}"))(x)
-        x = execution_lib.block(self.execution, lambda x: self.out(jax.nn.relu(self.last(x))))(x)
+            x = remat_block(self.execution, getattr(self, f"up_{number}"))(x)
+        x = remat_block(self.execution, lambda x: self.out(jax.nn.relu(self.last(x))))(x)
         x = x[..., 0].astype(jnp.float32)
         if x.shape[1] != self.image_size:
             x = jax.image.resize(x, (x.shape[0], self.image_size, self.image_size), "bilinear")
@@ -146,7 +143,7 @@ class ScoreHead(nnx.Module):
         x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
         for number in range(len(self.config.conv_widths)):
             conv, norm = getattr(self, f"conv_{number}"), getattr(self, f"norm_{number}")
-            x = execution_lib.block(self.execution, lambda x, c=conv, n=norm: jax.nn.relu(n(c(x))))(x)
+            x = remat_block(self.execution, lambda x, c=conv, n=norm: jax.nn.relu(n(c(x))))(x)
         b, side, _, c = x.shape
         if self.config.pool:
             pool = self.config.pool

@@ -1,6 +1,6 @@
 """The whole network: ViT tokens and prompt tokens fused by a T5 encoder; heatmap, score and keyword heads.
 
-RAHF (Liang et al., CVPR 2024), figure 3, multi-head variant; the other one is in `augmented`.
+RAHF (Liang et al., CVPR 2024), figure 3, multi-head variant; the other variant is `augmented_prompt`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 from rahf.config import CriticConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch
 from rahf.critic.networks import heads
-from rahf.critic.networks import word_tags as tags_lib
 from rahf.critic.networks.outputs import Fused, Logits, normalised
-from rahf.nn import execution as execution_lib
+from rahf.critic.networks.word_tags import TagHead
 from rahf.nn import gradients, layers, t5, vit
+from rahf.nn.execution import execution_of, in_halves, remat_part
 from rahf.text import EOS_ID, PAD_ID
 
 
@@ -31,31 +31,31 @@ class Rahf(nnx.Module):
         dtype = jnp.dtype(config.compute_dtype)
         width = config.t5.width
         self.config, self.dtype, self.grid = config, dtype, config.image_size // config.vit.patch_size
-        self.execution = execution_lib.of(config)
-        how = dict(dtype=dtype, execution=self.execution)
-        self.vit = vit.ViT(config.vit, config.image_size, **how)
+        self.execution = execution_of(config)
+        options = dict(dtype=dtype, execution=self.execution)
+        self.vit = vit.ViT(config.vit, config.image_size, **options)
         std = config.vit.width**-0.5
         self.projection = layers.Linear(config.vit.width, width, bias=True, std=std, dtype=dtype)
-        # T5 starts its embeddings at 1 when tied to a scaled output; the residual stream is normalised anyway.
+        # T5 initialises embeddings with deviation 1, as the tied output is scaled; the residual stream is normalised.
         self.embedding = layers.parameter(config.t5.vocab_size, width, std=1.0)
-        self.encoder = t5.Encoder(config.t5, **how)
-        self.decoder = t5.Decoder(config.t5, **how)
+        self.encoder = t5.Encoder(config.t5, **options)
+        self.decoder = t5.Decoder(config.t5, **options)
         if not config.t5.tie_embeddings:
             self.output = layers.parameter(width, config.t5.vocab_size, std=width**-0.5)
         for name in self.HEATMAP_HEADS:
-            head = heads.HeatmapHead(width, config.image_size, config.heatmap_head, grid=self.grid, **how)
+            head = heads.HeatmapHead(width, config.image_size, config.heatmap_head, grid=self.grid, **options)
             setattr(self, f"heatmap_{name}", head)
         for name in self.SCORE_HEADS:
-            setattr(self, f"score_{name}", heads.ScoreHead(width, self.grid, config.score_head, **how))
+            setattr(self, f"score_{name}", heads.ScoreHead(width, self.grid, config.score_head, **options))
         if config.tag_head:
-            self.tags = tags_lib.TagHead(config.vit.width, config.t5.vocab_size, dtype=dtype)
+            self.tags = TagHead(config.vit.width, config.t5.vocab_size, dtype=dtype)
 
     def pixels(self, image: Array) -> Float[Array, "b s s 3"]:
         """uint8 0..255 or float 0..1, any size → normalised float32 of the network's size; differentiable."""
         return normalised(self.config, image)
 
     def image_tokens(self, image: Array, key: layers.Key = None) -> Float[Array, "b n d"]:
-        """ViT tokens in the width of the fusion stack; independent of the prompt, so they can be kept."""
+        """ViT tokens in the width of the fusion stack; independent of the prompt, so callers may cache them."""
         return self.projection(self.see(image, key))
 
     def see(self, image: Array, key: layers.Key = None) -> Float[Array, "b n d"]:
@@ -63,7 +63,7 @@ class Rahf(nnx.Module):
         return self._part(self.vit)(self.pixels(image), key)
 
     def tag_logits(self, seen: Float[Array, "b n d"]) -> Float[Array, "b v"] | None:
-        """Of the pieces that ViT tokens show, None without a tag head."""
+        """Logits that ViT tokens show each piece; None without a tag head."""
         return self.tags(seen) if self.config.tag_head else None
 
     def embed(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
@@ -77,28 +77,26 @@ class Rahf(nnx.Module):
         text_mask: Bool[Array, "b l"],
         key: layers.Key = None,
     ) -> Fused:
-        """Joint self-attention over image tokens (first) and prompt tokens."""
+        """Joint self-attention over image tokens, which come first, and prompt tokens."""
         b, n, _ = image_tokens.shape
         x = jnp.concatenate([image_tokens, self.embed(text_ids)], 1)
         mask = jnp.concatenate([jnp.ones((b, n), bool), text_mask], 1)
         x = self._part(lambda x, mask, key: self.encoder(x, mask, n, key))(x, mask, key)
-        patches = n - self.grid**2  # a class token in front belongs to the sequence, not to the grid
-        image = x[:, patches:n].reshape(b, self.grid, self.grid, -1)
+        first_patch = n - self.grid**2  # a class token belongs to the sequence, not to the grid
+        image = x[:, first_patch:n].reshape(b, self.grid, self.grid, -1)
         if self.config.decoder_sees == "text":
             x, mask = x[:, n:], mask[:, n:]
         return Fused(image, x, mask)
 
     def heatmap_logits(self, fused: Fused, key: layers.Key = None) -> Float[Array, "b s s 2"]:
         """Logits of both heatmaps in order HEATMAPS, float32."""
-        parts = [self._part(getattr(self, f"heatmap_{name}")) for name in HEATMAPS]
-        each = [head(fused.image, layers.subkey(key, i)) for i, head in enumerate(parts)]
-        return jnp.stack(each, -1)
+        heads = [self._part(getattr(self, f"heatmap_{name}")) for name in HEATMAPS]
+        return jnp.stack([head(fused.image, layers.subkey(key, i)) for i, head in enumerate(heads)], -1)
 
     def score_logits(self, fused: Fused, key: layers.Key = None) -> Float[Array, "b 4"]:
         """Logits of the four scores in order SCORES, float32."""
-        parts = [self._part(getattr(self, f"score_{name}")) for name in SCORES]
-        each = [head(fused.image, layers.subkey(key, i)) for i, head in enumerate(parts)]
-        return jnp.stack(each, -1)
+        heads = [self._part(getattr(self, f"score_{name}")) for name in SCORES]
+        return jnp.stack([head(fused.image, layers.subkey(key, i)) for i, head in enumerate(heads)], -1)
 
     def vocabulary_logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Hidden states of the decoder → float32 logits over the vocabulary."""
@@ -118,16 +116,16 @@ class Rahf(nnx.Module):
         return self.vocabulary_logits(decoder(self.embed(inputs), fused.memory, fused.memory_mask, key))
 
     def _part(self, function: Callable) -> Callable:
-        """With `remat` "full", only what goes into a tower or head is kept for the gradient."""
-        return execution_lib.part(self.execution, function)
+        """A tower or head; with `remat` "full" only its inputs are kept for the gradient."""
+        return remat_part(self.execution, function)
 
-    def __call__(self, batch: Batch, key: layers.Key = None) -> "Logits":
+    def __call__(self, batch: Batch, key: layers.Key = None) -> Logits:
         """All outputs of a batch, before the sigmoids. `key` switches dropout on."""
         if key is None:
-            return execution_lib.in_parts(self._outputs, batch, self.config.t5.width)
+            return in_halves(self._outputs, batch, self.config.t5.width)
         return self._outputs(batch, key)
 
-    def _outputs(self, batch: Batch, key: layers.Key = None) -> "Logits":
+    def _outputs(self, batch: Batch, key: layers.Key = None) -> Logits:
         seen = self.see(batch.image, layers.subkey(key, 0))
         fused = self.fuse(self.projection(seen), batch.text_ids, batch.text_mask, layers.subkey(key, 1))
         return Logits(

@@ -12,18 +12,18 @@ from rahf.nn import pixels
 
 
 class Fused(NamedTuple):
-    """Output of the fusion stack: `image` [B,h,w,D] token grid, `memory` [B,N,D] and its mask for the decoder."""
+    """Output of the fusion stack."""
 
-    image: Float[Array, "b h w d"]
-    memory: Float[Array, "b n d"]
+    image: Float[Array, "b h w d"]  # grid of image tokens
+    memory: Float[Array, "b n d"]  # tokens that the decoder attends to
     memory_mask: Bool[Array, "b n"]
-    inputs: Any = None  # augmented-prompt: what was fused, to be fused again with each task's prefix
+    inputs: Any = None  # augmented-prompt: the inputs of the stack, to fuse them again with each task's prefix
 
 
 class Logits(NamedTuple):
-    """Raw outputs, float32: `heatmaps` [B,S,S,2], `scores` [B,4], `sequence` [B,T,V]; in training perhaps `tags` [B,V].
+    """Raw outputs, float32; `tags` only in training and with a tag head.
 
-    A baseline need not predict everything (`rahf.critic.networks.families.outputs`): NaN then, and None for the sequence.
+    Outputs that a baseline does not predict (`rahf.critic.families.outputs`) are NaN, the sequence is None.
     """
 
     heatmaps: Float[Array, "b s s 2"]

@@ -1,6 +1,6 @@
 """ResNet-50 (He et al. 2016) with the heads of the paper's network on its feature map: heatmaps and scores.
 
-It sees no prompt, as the low alignment score of the paper's ResNet-50 suggests; it has no words to judge.
+It reads no prompt, as the low alignment score of the paper's ResNet-50 suggests, and so judges no words.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class ResNetBaseline(nnx.Module):
         return self.resnet(outputs.normalised(self.config, image).astype(self.dtype))
 
     def fuse(self, image_tokens: Float[Array, "b h w c"], text_ids, text_mask, key: layers.Key = None) -> Array:
-        """The feature map as it is."""
+        """The feature map, unchanged."""
         return image_tokens
 
     def heatmap_logits(self, fused: Float[Array, "b h w c"], key: layers.Key = None) -> Float[Array, "b s s 2"]:
         """Logits of both heatmaps in order HEATMAPS, float32."""
-        each = [getattr(self, f"heatmap_{n}")(fused, layers.subkey(key, i)) for i, n in enumerate(HEATMAPS)]
-        return jnp.stack(each, -1)
+        heads = [getattr(self, f"heatmap_{name}") for name in HEATMAPS]
+        return jnp.stack([head(fused, layers.subkey(key, i)) for i, head in enumerate(heads)], -1)
 
     def score_logits(self, fused: Float[Array, "b h w c"], key: layers.Key = None) -> Float[Array, "b 4"]:
         """Logits of the four scores in order SCORES, float32."""
-        each = [getattr(self, f"score_{n}")(fused, layers.subkey(key, i)) for i, n in enumerate(SCORES)]
-        return jnp.stack(each, -1)
+        heads = [getattr(self, f"score_{name}") for name in SCORES]
+        return jnp.stack([head(fused, layers.subkey(key, i)) for i, head in enumerate(heads)], -1)
 
     def sequence_logits(self, fused: Array, target_ids: Array, key: layers.Key = None) -> None:
         """There is no target sequence."""

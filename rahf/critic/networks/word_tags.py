@@ -1,9 +1,9 @@
-"""The tag head: which words of the prompt can be seen in the image, told by the image tower alone.
+"""The tag head: predicts from the image tower alone which words of the prompt the image shows.
 
-It serves learning only. Whether a word is true of a picture can be learnt only once the tower tells colours and
-shapes apart, and the labels teach that slowly: one word in ten is misaligned, and nothing says what is shown in its
-place. Naming what is shown teaches it directly. Towers pretrained on captions bring it along; one that starts
-at random learns it so from the dataset's own prompts.
+It is used in training only. A network can judge whether a word is true of a picture only after its image tower has
+learnt to tell colours and shapes apart. The labels teach that slowly: one word in ten is misaligned, and no label names
+what the image shows instead. Naming what is shown teaches it directly. Towers pretrained on captions have learnt it
+already; a tower that starts at random learns it from the dataset's own prompts.
 
 Words as labels of whole images: Joulin et al. 2016 ("Learning visual features from large weakly supervised
 data"); Huang et al. 2024 (SuperClass). Log-sum-exp over places: Pinheiro and Collobert 2015.
@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rahf.core.batch import Batch
 from rahf.nn import gradients, layers
 
-#: Share of images that show a word, before training: about that of a word among those of a batch.
+#: Logit before training of the share of images that show a word: about that of a word among those of a batch.
 _PRIOR_LOGIT = -3.0
 
 
@@ -41,31 +41,31 @@ class TagHead(nnx.Module):
 
 
 class Tags(NamedTuple):
-    """`said` [B,V]: pieces of the prompt's words; `shown` [B,V]: of those that are aligned."""
+    """Targets of the tag head, one row per image."""
 
-    said: Bool[Array, "b v"]
-    shown: Bool[Array, "b v"]
+    in_prompt: Bool[Array, "b v"]  # pieces of the prompt's labelled words
+    shown: Bool[Array, "b v"]  # pieces of those words that are aligned
 
 
-def targets(batch: Batch, vocab_size: int) -> Tags:
-    """The pieces of each prompt's labelled words, and of those among them that the image shows."""
+def tag_targets(batch: Batch, vocab_size: int) -> Tags:
+    """Which pieces the labelled words of each prompt have, and which of them belong to words that the image shows."""
     pieces = jnp.arange(batch.prompt_ids.shape[1])
     ends = jnp.where(batch.word_end >= 0, batch.word_end, batch.prompt_ids.shape[1])
-    word = (ends[:, None, :] < pieces[None, :, None]).sum(-1)  # of each piece; the words' ends ascend
-    known = word < batch.word_mask.shape[1]
+    word = (ends[:, None, :] < pieces[None, :, None]).sum(-1)  # number of each piece's word; ends ascend
+    labelled = word < batch.word_mask.shape[1]
     word = jnp.minimum(word, batch.word_mask.shape[1] - 1)
-    known &= jnp.take_along_axis(batch.word_mask & (batch.word_end >= 0), word, 1)
+    labelled &= jnp.take_along_axis(batch.word_mask & (batch.word_end >= 0), word, 1)
     aligned = jnp.take_along_axis(batch.word_labels, word, 1) == 1
     examples = batch.prompt_ids.shape[0]
-    rows, none = jnp.arange(examples)[:, None], jnp.zeros((examples, vocab_size), bool)
-    return Tags(none.at[rows, batch.prompt_ids].max(known), none.at[rows, batch.prompt_ids].max(known & aligned))
+    places = jnp.zeros((examples, vocab_size), bool).at[jnp.arange(examples)[:, None], batch.prompt_ids]
+    return Tags(in_prompt=places.max(labelled), shown=places.max(labelled & aligned))
 
 
-def values(logits: Float[Array, "b v"], tags: Tags) -> Float[Array, "b v"]:
-    """Cross-entropy of each piece for each image. A word of another prompt counts as not shown, as it mostly is."""
+def tag_losses(logits: Float[Array, "b v"], tags: Tags) -> Float[Array, "b v"]:
+    """Cross-entropy of each piece for each image. Words of other prompts count as not shown, which is mostly true."""
     return optax.sigmoid_binary_cross_entropy(logits, tags.shown.astype(jnp.float32))
 
 
-def vocabulary(tags: Tags) -> Int[Array, " v"]:
-    """1 for the pieces that any prompt of the batch says: the others would only be learnt to be rare."""
-    return tags.said.any(0).astype(jnp.int32)
+def pieces_in_prompts(tags: Tags) -> Int[Array, " v"]:
+    """1 for pieces that any prompt of the batch has; from the others the head would learn only that they are rare."""
+    return tags.in_prompt.any(0).astype(jnp.int32)

@@ -8,8 +8,8 @@ import os
 import pathlib
 from typing import Any
 
-from rahf import config as config_lib
-from rahf.config import ClipBaselineConfig, ClipConfig, Config, DataConfig, FamilyConfig
+from rahf.config import ClipBaselineConfig, ClipConfig, Config, DataConfig
+from rahf.config import load as load_config
 from rahf.core import licenses
 from rahf.core.batch import SCORES
 from rahf.core.errors import PretrainedError
@@ -28,7 +28,7 @@ PICKSCORE_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 def clip_model(published: PublishedClip, **fields: Any) -> ClipBaselineConfig:
-    """The configuration of a CLIP baseline around a published CLIP; `fields` are those of `ClipConfig`."""
+    """The configuration of a network around a published CLIP; `fields` are those of `ClipConfig`."""
     return ClipBaselineConfig(
         image_size=published.vision.image_size,
         vit=published.vision.vit,
@@ -122,18 +122,18 @@ def import_resnet(
     out = check_free(out)
     weights = resnet.locate_resnet(name, revision)
     published = resnet.published_resnet(weights)
-    base = config_lib.load(config)
+    base = load_config(config)
     model = dataclasses.replace(base.model, **published._asdict())
     params, _ = towers.load_backbone(model, weights)
-    params = functional.init(build.build(model), base.train.seed, given=params)
+    params = functional.init(build.build(model), base.train.seed, loaded=params)
     vocabulary = Tokenizer(train_tokenizer(["the network reads no text"]))
     record = _record(weights, params, license, "resnet") | {"untrained": "heatmap and score heads"}
     write_model(out, dataclasses.replace(base, workdir=str(out), model=model), params, vocabulary, record)
     return out
 
 
-def check_clip_vocabulary(model: FamilyConfig, tokenizer: Tokenizer) -> None:
-    """Raises PretrainedError, naming both sizes, if a vocabulary cannot be that of a CLIP baseline."""
+def check_clip_vocabulary(model: ClipBaselineConfig, tokenizer: Tokenizer) -> None:
+    """Raises PretrainedError, naming both sizes, if a vocabulary cannot be the network's."""
     problem = families.vocabulary_problem(model, tokenizer)
     if problem is None and tokenizer.vocab_size != model.clip.text.vocab_size:
         problem = (

@@ -17,8 +17,8 @@ from rahf.config import PixelDiffusionConfig
 from rahf.core.errors import ConfigError
 from rahf.diffusion import schedules
 from rahf.diffusion.networks.blocks import GroupNorm, ResidualBlock, TextAttention, time_features
-from rahf.nn import execution as execution_lib
 from rahf.nn import layers, t5
+from rahf.nn.execution import execution_of
 
 
 class Prompt(NamedTuple):
@@ -43,7 +43,7 @@ class TextToImage(nnx.Module):
         self.config, self.dtype, self.levels = config, dtype, len(config.block_out_channels)
         self.embedding = layers.parameter(config.t5.vocab_size, text, std=1.0)
         self.nothing = layers.parameter(1, 1, text, std=1.0)
-        execution = execution_lib.of(config)
+        execution = execution_of(config)
         self.encoder = t5.Encoder(config.t5, dtype=dtype, execution=execution)
         linear = lambda i, o: layers.Linear(i, o, bias=True, std=i**-0.5, dtype=dtype)  # noqa: E731
         self.time1, self.time2, self.pooled = (

@@ -10,10 +10,11 @@ import pytest
 from rahf.config import Config, LossConfig, TrainConfig
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.critic import losses
-from rahf.critic.networks import augmented_prompt, build
-from rahf.critic.networks import multi_head as model_lib
+from rahf.critic.networks import augmented_prompt
+from rahf.critic.networks.build import build
+from rahf.critic.networks.multi_head import Rahf
 from rahf.nn import functional
-from rahf.training import step as step_lib
+from rahf.training.step import _draw_key
 from tests.helpers.model_maker import AUGMENTED, PLAIN, SMALLEST, SUFFIX_ID, compiled, fake, made, padded, with_garbage
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -22,8 +23,8 @@ PREFIXES = AUGMENTED.task_ids
 TRAINED = dataclasses.replace(SMALLEST, variant="augmented-prompt", task_ids=PREFIXES)
 
 
-def close(found, wanted, tolerance=1e-5):
-    np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=0, atol=tolerance)
+def close(actual, expected, tolerance=1e-5):
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0, atol=tolerance)
 
 
 def shared_heads(params):
@@ -48,12 +49,12 @@ def with_prefix(batch, task):
 def test_each_output_is_that_of_a_network_with_its_prefix():
     params, batch = made(AUGMENTED)[1], fake()
     assert {"heatmap_head", "score_head"} <= params.keys() and "score_overall" not in params
-    found = compiled(AUGMENTED)(params, batch)
+    actual = compiled(AUGMENTED)(params, batch)
     plain = compiled(PLAIN)(shared_heads(params), batch)
     # The sequence has no prefix: its pass is the multi-head network's.
-    close(found[0].sequence, plain[0].sequence)
-    close(found[3].word_probabilities, plain[3].word_probabilities)
-    close(found[2].keyword, plain[2].keyword)
+    close(actual[0].sequence, plain[0].sequence)
+    close(actual[3].word_probabilities, plain[3].word_probabilities)
+    close(actual[2].keyword, plain[2].keyword)
     graphdef, _ = made(PLAIN)
 
     @jax.jit
@@ -65,23 +66,23 @@ def test_each_output_is_that_of_a_network_with_its_prefix():
     for task in range(6):
         heatmaps, scores = heads(shared_heads(params), with_prefix(batch, task))
         if task < 2:
-            close(found[0].heatmaps[..., task], heatmaps[..., 0])
+            close(actual[0].heatmaps[..., task], heatmaps[..., 0])
         else:
-            close(found[0].scores[:, task - 2], scores[:, 0])
-    close(found[3].scores, jax.nn.sigmoid(found[0].scores))
-    assert np.ptp(found[0].scores, 1).min() > 1e-3  # or else the prefixes would not matter
+            close(actual[0].scores[:, task - 2], scores[:, 0])
+    close(actual[3].scores, jax.nn.sigmoid(actual[0].scores))
+    assert np.ptp(actual[0].scores, 1).min() > 1e-3  # or else the prefixes would not matter
 
 
 @pytest.mark.parametrize("garbage", [False, True])
 def test_padding_changes_nothing(garbage):
     run, params, batch = compiled(AUGMENTED), made(AUGMENTED)[1], fake()
     longer = with_garbage(padded(batch)) if garbage else padded(batch)
-    wanted, found = run(params, batch), run(params, longer)
-    close(found[0].heatmaps[:3], wanted[0].heatmaps)
-    close(found[0].scores[:3], wanted[0].scores)
-    close(found[0].sequence[:3, :11][batch.target_mask], wanted[0].sequence[batch.target_mask])
-    close(found[1], wanted[1])
-    close(found[3].word_probabilities[:3, :5], wanted[3].word_probabilities)
+    expected, actual = run(params, batch), run(params, longer)
+    close(actual[0].heatmaps[:3], expected[0].heatmaps)
+    close(actual[0].scores[:3], expected[0].scores)
+    close(actual[0].sequence[:3, :11][batch.target_mask], expected[0].sequence[batch.target_mask])
+    close(actual[1], expected[1])
+    close(actual[3].word_probabilities[:3, :5], expected[3].word_probabilities)
 
 
 def test_without_prefixes_it_cannot_be_asked():
@@ -94,7 +95,7 @@ def test_the_image_goes_through_the_tower_once():
     """Seven passes and one pass differ by the fusion stack and the heads alone, and unused passes are not made."""
     from rahf.nn.flops import count_flops
 
-    graphdef, params = functional.abstract(build.build(AUGMENTED))
+    graphdef, params = functional.abstract(build(AUGMENTED))
     model = lambda p: functional.merge(graphdef, p)
     batch = fake()
     tower = count_flops(lambda p: model(p).image_tokens(batch.image), params)
@@ -104,7 +105,7 @@ def test_the_image_goes_through_the_tower_once():
 
     def one_pass(p, length):
         ids = np.zeros((3, length), np.int32)
-        return model_lib.Rahf.fuse(model(p), np.zeros((3, 4, 16), np.float32), ids, ids > 0).image
+        return Rahf.fuse(model(p), np.zeros((3, 4, 16), np.float32), ids, ids > 0).image
 
     heatmap = count_flops(lambda p: model(p).heatmap_head(np.zeros((3, 2, 2, 16), np.float32)), params)
     passes = count_flops(lambda p: one_pass(p, 9 + 3), params)  # with the longest prefix
@@ -132,8 +133,8 @@ def training(config, loss_config):
     graphdef, _ = made(config)
 
     def loss(params, batch, tasks):
-        found = functional.merge(graphdef, params).sample(batch, tasks)
-        return losses.sampled(loss_config, found, batch, jnp.int32(1), SUFFIX_ID)
+        outputs = functional.merge(graphdef, params).sample(batch, tasks)
+        return losses.sampled(loss_config, outputs, batch, jnp.int32(1), SUFFIX_ID)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -143,7 +144,7 @@ LOSS = LossConfig(2.0, 3.0, 0.5, suffix_weight=2.5, keyword_warmup_steps=4, heat
 
 def test_the_expected_loss_and_gradient_are_those_of_all_tasks(monkeypatch):
     """Beginning at each of the seven tasks in turn, every example gets every task equally often."""
-    monkeypatch.setattr(augmented_prompt, "draw", lambda tasks, *_: tasks)
+    monkeypatch.setattr(augmented_prompt, "draw_tasks", lambda tasks, *_: tasks)
     config, batch, params = dataclasses.replace(TRAINED, tasks_per_example=2), labelled(3), made(TRAINED)[1]
     order, run = np.array([2, 0, 1])[:, None], training(config, LOSS)
     each = [run(params, batch, (first + 2 * order + np.arange(2)) % 7) for first in range(7)]
@@ -153,26 +154,26 @@ def test_the_expected_loss_and_gradient_are_those_of_all_tasks(monkeypatch):
     def everything(p):
         return losses.total(LOSS, functional.merge(graphdef, p)(batch), batch, jnp.int32(1), SUFFIX_ID)
 
-    wanted = jax.jit(jax.value_and_grad(everything, has_aux=True))(params)
-    jax.tree.map(lambda found, value: close(found, value, 2e-5), mean[0], wanted[0])
-    jax.tree.map(lambda found, value: close(found, value, 2e-5), mean[1], wanted[1])
+    expected = jax.jit(jax.value_and_grad(everything, has_aux=True))(params)
+    jax.tree.map(lambda actual, value: close(actual, value, 2e-5), mean[0], expected[0])
+    jax.tree.map(lambda actual, value: close(actual, value, 2e-5), mean[1], expected[1])
     assert np.std([total for (total, _), _ in each]) > 0.01  # single draws do differ
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(each))
 
 
 def test_every_head_sees_only_its_own_tasks():
     """14 examples: two tasks of each kind, so places for 4 heatmaps, 8 scores and 2 sequences."""
-    graphdef, params = functional.abstract(build.build(TRAINED))
+    graphdef, params = functional.abstract(build(TRAINED))
     sample = lambda p, b: functional.merge(graphdef, p).sample(b, jax.random.key(0))[:3]
-    found = jax.eval_shape(sample, params, fake(14))
-    assert [leaf.shape for leaf in found] == [(4, 16, 16), (8,), (2, 11, 48)]
-    found = jax.eval_shape(sample, params, fake(8))  # the eighth may be of any kind
-    assert [leaf.shape for leaf in found] == [(3, 16, 16), (5,), (2, 11, 48)]
+    shapes = jax.eval_shape(sample, params, fake(14))
+    assert [leaf.shape for leaf in shapes] == [(4, 16, 16), (8,), (2, 11, 48)]
+    shapes = jax.eval_shape(sample, params, fake(8))  # the eighth may be of any kind
+    assert [leaf.shape for leaf in shapes] == [(3, 16, 16), (5,), (2, 11, 48)]
 
 
 def test_a_step_draws_by_seed_and_number():
     keys = [
-        jax.random.key_data(step_lib._draw_key(Config(train=TrainConfig(seed=seed)), step, part)).tolist()
+        jax.random.key_data(_draw_key(Config(train=TrainConfig(seed=seed)), step, part)).tolist()
         for seed, step, part in (*[(0, 0, None)] * 2, (0, None, None), (0, 1, None), (1, 0, None), (0, 0, 0), (0, 0, 1))
     ]
     assert keys[0] == keys[1] == keys[2] and len(set(map(tuple, keys))) == 5

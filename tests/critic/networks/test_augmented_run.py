@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import rahf
-from rahf import config as config_lib
 from rahf.cli import main as cli
+from rahf.config import from_json
 from rahf.core.batch import HEATMAPS
 from rahf.critic import label_prompts
 from rahf.text import load_tokenizer
@@ -40,7 +40,7 @@ def test_it_learns_and_the_model_knows_its_prefixes(run):
     rows = [row for row in train_maker.rows(run) if "loss/total" in row]
     for part in ("keyword", "total"):
         assert rows[-1][f"loss/{part}"] < 0.9 * rows[0][f"loss/{part}"]
-    config = config_lib.from_json((run / "config.json").read_text())
+    config = from_json((run / "config.json").read_text())
     assert config.model.task_ids == label_prompts.encode(load_tokenizer(run / "tokenizer.model"))
     evaluated = [row for row in train_maker.rows(run) if "eval/loss/total" in row]
     assert {"eval/keywords/f1", "eval/scores/mean/plcc", "eval/heatmaps/misalignment/mse"} <= evaluated[-1].keys()

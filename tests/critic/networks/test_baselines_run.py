@@ -78,9 +78,9 @@ def test_resnet(folders, tiny_data, tmp_path):
     assert losses[-1] < 0.8 * losses[0]  # a batch is the whole split, so they are of the same pictures
     record = json.loads((run / "start.json").read_text())
     assert record["vision"]["parts"] == ["resnet"] and all(not p.startswith("resnet/") for p in record["random"])
-    found = metrics_of(run, tmp_path)
-    assert np.isfinite(found["scores/mean/plcc"]) and np.isfinite(found["heatmaps/misalignment/mse"])
-    assert not any(name.startswith("keywords") for name in found) and "loss/keyword" not in found
+    metrics = metrics_of(run, tmp_path)
+    assert np.isfinite(metrics["scores/mean/plcc"]) and np.isfinite(metrics["heatmaps/misalignment/mse"])
+    assert not any(name.startswith("keywords") for name in metrics) and "loss/keyword" not in metrics
     prediction = rahf.load(run)(np.zeros((32, 32, 3), np.uint8), "a red star")
     assert np.isfinite(prediction.heatmaps).all() and np.isnan(prediction.word_probabilities).all()
 
@@ -93,8 +93,8 @@ def test_clip_fine_tuned(folders, tiny_data, tmp_path, capsys):
     ended = functional.flatten(critic.params)
     moved = [path for path, value in begun.items() if not np.array_equal(ended[path], value)]
     assert any(path.startswith("vit/") for path in moved) and any(path.startswith("text/") for path in moved)
-    found = metrics_of(run, tmp_path)
-    assert {n.split("/")[0] for n in found} == {"scores", "loss"} and np.isfinite(found["scores/mean/srcc"])
+    metrics = metrics_of(run, tmp_path)
+    assert {n.split("/")[0] for n in metrics} == {"scores", "loss"} and np.isfinite(metrics["scores/mean/srcc"])
     scores = critic([np.zeros((32, 32, 3), np.uint8)] * 2, ["a red star", "one blue ring"]).scores
     assert np.isfinite(scores).all() and np.ptp(scores, 0).max() > 0
     # It goes on from its own directory alone.

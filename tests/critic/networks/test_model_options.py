@@ -11,7 +11,7 @@ import pytest
 
 from rahf.config import LossConfig, ScoreHeadConfig
 from rahf.critic import losses
-from rahf.critic.networks import build as build_lib
+from rahf.critic.networks.build import build
 from rahf.nn import functional
 from tests.helpers.model_maker import OTHER, PLAIN, compiled, fake, made
 
@@ -23,8 +23,8 @@ def model_of(config):
     return functional.merge(graphdef, params)
 
 
-def close(found, wanted, tolerance=1e-5):
-    np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=0, atol=tolerance)
+def close(actual, expected, tolerance=1e-5):
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0, atol=tolerance)
 
 
 # Dropout
@@ -81,12 +81,12 @@ def test_bfloat16_is_close_to_float32():
     half = dataclasses.replace(PLAIN, compute_dtype="bfloat16")
     graphdef, params = made(half)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
-    found, wanted = compiled(half)(params, fake()), compiled(PLAIN)(made(PLAIN)[1], fake())
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+    actual, expected = compiled(half)(params, fake()), compiled(PLAIN)(made(PLAIN)[1], fake())
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
         assert a.dtype == jnp.float32
         error = np.square(np.asarray(a - b)).mean() ** 0.5
         assert error <= 0.05 * np.square(np.asarray(b)).mean() ** 0.5
-    assert np.abs(found[0].scores - wanted[0].scores).max() > 1e-6  # it is another arithmetic
+    assert np.abs(actual[0].scores - expected[0].scores).max() > 1e-6  # it is another arithmetic
     loss = lambda p: losses.total(LossConfig(), functional.merge(graphdef, p)(fake()), fake())[0]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(jax.eval_shape(jax.grad(loss), params)))
 
@@ -97,9 +97,9 @@ def test_bfloat16_is_close_to_float32():
 def test_pixels_are_normalised():
     model = model_of(dataclasses.replace(PLAIN, image_mean=(0.5, 0.25, 0.0), image_std=(0.5, 0.25, 1.0)))
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    wanted = (image / 255 - [0.5, 0.25, 0.0]) / [0.5, 0.25, 1.0]
-    close(model.pixels(jnp.asarray(image)), wanted)
-    close(model.pixels(jnp.asarray(image / np.float32(255))), wanted)
+    expected = (image / 255 - [0.5, 0.25, 0.0]) / [0.5, 0.25, 1.0]
+    close(model.pixels(jnp.asarray(image)), expected)
+    close(model.pixels(jnp.asarray(image / np.float32(255))), expected)
 
 
 def test_other_sizes_are_resized_and_differentiable():
@@ -121,18 +121,18 @@ def test_other_sizes_are_resized_and_differentiable():
 
 
 def test_impossible_networks():
-    def build(**change):
-        return functional.abstract(build_lib.build(dataclasses.replace(PLAIN, **change)))
+    def shapes(**change):
+        return functional.abstract(build(dataclasses.replace(PLAIN, **change)))
 
     with pytest.raises(ValueError, match="image_size 20 is not a multiple of patch_size 8"):
-        build(image_size=20)
+        shapes(image_size=20)
     with pytest.raises(ValueError, match="too small for VALID padding"):
-        build(score_head=ScoreHeadConfig(conv_widths=(8, 8), padding="VALID"))
+        shapes(score_head=ScoreHeadConfig(conv_widths=(8, 8), padding="VALID"))
 
 
 def test_options_name_their_parameters():
-    _, plain = functional.abstract(build_lib.build(PLAIN))
-    _, other = functional.abstract(build_lib.build(OTHER))
+    _, plain = functional.abstract(build(PLAIN))
+    _, other = functional.abstract(build(OTHER))
     assert "output" in plain and "output" not in other
     assert "class_token" in other["vit"] and "class_token" not in plain["vit"]
     assert other["vit"]["position"].shape == (17, 16) and plain["vit"]["position"].shape == (4, 16)
@@ -146,16 +146,16 @@ def test_options_name_their_parameters():
 def test_heads_do_not_share_parameters():
     """The heads are in the order of HEATMAPS and SCORES, each with parameters of its own."""
     _, params = made(PLAIN)
-    wanted = compiled(PLAIN)(params, fake())[0]
+    expected = compiled(PLAIN)(params, fake())[0]
     names = ("score_plausibility", "score_alignment", "score_aesthetics", "score_overall")
     for number, name in enumerate(names):
         out = params[name]["out"] | {"bias": params[name]["out"]["bias"] + 1}
-        found = compiled(PLAIN)(params | {name: params[name] | {"out": out}}, fake())[0]
-        close(found.scores - wanted.scores, np.eye(4)[[number] * 3])
+        actual = compiled(PLAIN)(params | {name: params[name] | {"out": out}}, fake())[0]
+        close(actual.scores - expected.scores, np.eye(4)[[number] * 3])
     head = params["heatmap_misalignment"]
     head = head | {"out": head["out"] | {"bias": head["out"]["bias"] + 1}}
-    found = compiled(PLAIN)(params | {"heatmap_misalignment": head}, fake())[0]
-    close((found.heatmaps - wanted.heatmaps).mean((0, 1, 2)), [0.0, 1.0])
+    actual = compiled(PLAIN)(params | {"heatmap_misalignment": head}, fake())[0]
+    close((actual.heatmaps - expected.heatmaps).mean((0, 1, 2)), [0.0, 1.0])
 
 
 TYPED = """
@@ -166,7 +166,7 @@ with install_import_hook(["rahf.nn", "rahf.critic.losses"], "beartype.beartype")
     from tests.helpers import model_maker
     import rahf.critic.losses
 import jax
-from rahf.critic.networks import build as build_lib
+from rahf.critic.networks.build import build
 for config in (*model_maker.BOTH.values(), model_maker.AUGMENTED):
     run, (graphdef, params), batch = model_maker.compiled(config), model_maker.made(config), model_maker.fake()
     jax.eval_shape(run, params, batch, jax.random.key(0))

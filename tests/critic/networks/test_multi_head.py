@@ -24,8 +24,8 @@ def model_of(config):
     return functional.merge(graphdef, params)
 
 
-def close(found, wanted, tolerance=1e-5):
-    np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=0, atol=tolerance)
+def close(actual, expected, tolerance=1e-5):
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0, atol=tolerance)
 
 
 # Outputs
@@ -55,27 +55,27 @@ def test_padding_changes_nothing(config, garbage):
     run, (_, params), batch = compiled(config), made(config), fake()
     longer = with_garbage(padded(batch)) if garbage else padded(batch)
     assert longer.text_ids.shape == (5, 13) and longer.target_ids.shape == (5, 14)
-    (wanted, loss, parts, prediction), found = run(params, batch), run(params, longer)
+    (expected, loss, parts, prediction), actual = run(params, batch), run(params, longer)
     real = batch.target_mask
-    close(found[0].sequence[:3, :11][real], wanted.sequence[real])
-    close(found[1], loss)
-    close(jnp.stack(found[2]), jnp.stack(parts))
-    close(found[3].heatmaps[:3], prediction.heatmaps)
-    close(found[3].scores[:3], prediction.scores)
-    close(found[3].word_probabilities[:3, :5], prediction.word_probabilities)
-    assert not found[3].word_probabilities[:3, 5:].any()
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    close(actual[0].sequence[:3, :11][real], expected.sequence[real])
+    close(actual[1], loss)
+    close(jnp.stack(actual[2]), jnp.stack(parts))
+    close(actual[3].heatmaps[:3], prediction.heatmaps)
+    close(actual[3].scores[:3], prediction.scores)
+    close(actual[3].word_probabilities[:3, :5], prediction.word_probabilities)
+    assert not actual[3].word_probabilities[:3, 5:].any()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(actual))
 
 
 def test_padding_inside_a_sequence_changes_nothing(config):
     batch = fake()
     assert not batch.text_mask.all() and not batch.target_mask.all()
-    wanted = compiled(config)(made(config)[1], batch)
-    found = compiled(config)(made(config)[1], with_garbage(batch))
+    expected = compiled(config)(made(config)[1], batch)
+    actual = compiled(config)(made(config)[1], with_garbage(batch))
     real = batch.target_mask
-    np.testing.assert_array_equal(found[0].sequence[real], wanted[0].sequence[real])
+    np.testing.assert_array_equal(actual[0].sequence[real], expected[0].sequence[real])
     for part in (lambda out: out[0].heatmaps, lambda out: out[0].scores, lambda out: out[1:]):
-        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), part(found), part(wanted)))
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), part(actual), part(expected)))
 
 
 def test_real_tokens_do_change_the_outputs(config):
@@ -83,11 +83,11 @@ def test_real_tokens_do_change_the_outputs(config):
     batch = fake()
     text = batch.text_ids.copy()
     text[:, 0] = text[:, 0] % 40 + 5
-    wanted = compiled(config)(made(config)[1], batch)
-    found = compiled(config)(made(config)[1], batch._replace(text_ids=text))
-    for a, b in ((found[0].heatmaps, wanted[0].heatmaps), (found[0].scores, wanted[0].scores)):
+    expected = compiled(config)(made(config)[1], batch)
+    actual = compiled(config)(made(config)[1], batch._replace(text_ids=text))
+    for a, b in ((actual[0].heatmaps, expected[0].heatmaps), (actual[0].scores, expected[0].scores)):
         assert np.abs(a - b).max() > 1e-3
-    assert np.abs(found[3].word_probabilities - wanted[3].word_probabilities).max() > 1e-3
+    assert np.abs(actual[3].word_probabilities - expected[3].word_probabilities).max() > 1e-3
 
 
 # The decoder
@@ -97,10 +97,10 @@ def test_the_decoder_does_not_see_what_comes_later(config):
     batch = fake()
     later = batch.target_ids.copy()
     later[:, 4] = later[:, 4] % 40 + 5
-    wanted = compiled(config)(made(config)[1], batch)[0].sequence
-    found = compiled(config)(made(config)[1], batch._replace(target_ids=later))[0].sequence
-    np.testing.assert_array_equal(found[:, :5], wanted[:, :5])  # logits at 4 predict target 4
-    assert (np.abs(found - wanted)[:, 5:].max((1, 2)) > 1e-3).all()
+    expected = compiled(config)(made(config)[1], batch)[0].sequence
+    actual = compiled(config)(made(config)[1], batch._replace(target_ids=later))[0].sequence
+    np.testing.assert_array_equal(actual[:, :5], expected[:, :5])  # logits at 4 predict target 4
+    assert (np.abs(actual - expected)[:, 5:].max((1, 2)) > 1e-3).all()
 
 
 def test_what_the_decoder_sees():
@@ -136,8 +136,8 @@ def check_generated(ids, logits):
     """Greedy up to the end of each sequence, padding behind it; returns lengths with the end."""
     ids, best = np.asarray(ids), np.asarray(logits).argmax(-1)
     lengths = [row.index(EOS_ID) + 1 if EOS_ID in row else len(row) for row in ids.tolist()]
-    for row, wanted, length in zip(ids, best, lengths):
-        np.testing.assert_array_equal(row[:length], wanted[:length])
+    for row, expected, length in zip(ids, best, lengths):
+        np.testing.assert_array_equal(row[:length], expected[:length])
         assert (row[length:] == PAD_ID).all()
     return lengths
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from rahf.config import Config, CriticConfig, HeatmapHeadConfig, T5Config, ViTConfig
-from rahf.core import batch as batch_lib
-from rahf.critic.networks import build as build_lib
+from rahf.core.batch import Batch, spec
 from rahf.critic.networks import heads
+from rahf.critic.networks.build import build
 from rahf.critic.task import CriticTask
 from rahf.nn import functional
 from rahf.nn.flops import count_flops
-from rahf.training import step as step_lib
+from rahf.training.step import loss_and_gradients
 
 F32 = np.dtype("float32")
 #: ViT-L/16 at 384 pixels and T5-base; scanned, which is traced faster and counts the same.
@@ -29,9 +29,9 @@ QUARTER = dataclasses.replace(LARGE, heatmap_head=HeatmapHeadConfig(kind="quarte
 
 def head(config, image_size=16, grid=2, inputs=8):
     """Compiled head and its parameters by path, of which none is constant."""
-    build = lambda: heads.HeatmapHead(inputs, image_size, config, grid=grid, dtype=F32)
-    graphdef, _ = functional.abstract(build)
-    return jax.jit(lambda params, x: functional.merge(graphdef, params)(x)), functional.init(build, 0)
+    head = lambda: heads.HeatmapHead(inputs, image_size, config, grid=grid, dtype=F32)
+    graphdef, _ = functional.abstract(head)
+    return jax.jit(lambda params, x: functional.merge(graphdef, params)(x)), functional.init(head, 0)
 
 
 def tokens(*sizes):
@@ -39,15 +39,15 @@ def tokens(*sizes):
 
 
 def test_a_training_step_takes_less_than_half():
-    shapes = batch_lib.spec(1, 384, 64, 64, 30)
+    shapes = spec(1, 384, 64, 64, 30)
     del shapes["index"]
-    batch = batch_lib.Batch(**{n: jax.ShapeDtypeStruct(*s) for n, s in shapes.items()}, index=None)
+    batch = Batch(**{n: jax.ShapeDtypeStruct(*s) for n, s in shapes.items()}, index=None)
     training = []
     for config in (LARGE, QUARTER):
-        graphdef, params = functional.abstract(build_lib.build(config))
-        step = lambda p, b: step_lib.loss_and_gradients(CriticTask(Config(model=config), None), graphdef, p, b, 0)
+        graphdef, params = functional.abstract(build(config))
+        step = lambda p, b: loss_and_gradients(CriticTask(Config(model=config), None), graphdef, p, b, 0)  # noqa: B023
         training.append(count_flops(step, params, batch))
-    graphdef, params = functional.abstract(build_lib.build(LARGE))
+    graphdef, params = functional.abstract(build(LARGE))
     forward = count_flops(lambda p, b: functional.merge(graphdef, p)(b), params, batch)
     assert 1.9e12 < forward < 2.1e12
     _, params = functional.abstract(lambda: heads.HeatmapHead(768, 384, LARGE.heatmap_head, dtype=F32))
@@ -91,9 +91,9 @@ def test_it_is_the_full_head_without_its_last_stages():
 @pytest.mark.parametrize("kind", ["full", "quarter"])
 def test_both_kinds_start_at_the_prior(kind):
     run, params = head(HeatmapHeadConfig((8,), (8, 6, 4), kind=kind, prior=0.02))
-    found = np.asarray(jax.nn.sigmoid(run(params, tokens(2, 2, 2, 8))))
-    assert found.shape == (2, 16, 16) and found.std() > 0
-    assert 0.015 < found.mean() < 0.027
+    actual = np.asarray(jax.nn.sigmoid(run(params, tokens(2, 2, 2, 8))))
+    assert actual.shape == (2, 16, 16) and actual.std() > 0
+    assert 0.015 < actual.mean() < 0.027
 
 
 def test_the_way_to_the_image_side_is_bilinear():
@@ -106,8 +106,8 @@ def test_the_way_to_the_image_side_is_bilinear():
     x = np.zeros((1, 4, 4, 1), np.float32)
     x[0, :, :, 0] = [1.0, 10.0, 100.0, 1000.0]
     rows = np.asarray(run(params, x))[0]
-    wanted = [1, 1, 2.125, 4.375, 6.625, 8.875, 21.25, 43.75, 66.25, 88.75, 212.5, 437.5, 662.5, 887.5, 1000, 1000]
-    np.testing.assert_allclose(rows, [wanted] * 16, rtol=1e-5)
+    expected = [1, 1, 2.125, 4.375, 6.625, 8.875, 21.25, 43.75, 66.25, 88.75, 212.5, 437.5, 662.5, 887.5, 1000, 1000]
+    np.testing.assert_allclose(rows, [expected] * 16, rtol=1e-5)
     # Linear, so the gradient is its transpose: <resize(x), y> = <x, gradient of <resize(.), y> at x>.
     y = tokens(1, 16, 16)
     gradient = jax.grad(lambda x: (run(params, x) * y).sum())(x + 1.0)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from rahf.config import Config, LossConfig, ResNetBaselineConfig
-from rahf.core import batch as batch_lib
+from rahf.core.batch import Batch
 from rahf.core.errors import ConfigError
 from rahf.critic import losses
 from rahf.critic.networks import word_tags
 from rahf.critic.task import CriticTask
 from rahf.nn import functional
-from rahf.training import step as step_lib
+from rahf.training.step import loss_and_gradients
 from tests.helpers.model_maker import SMALLEST, fake, made
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -27,7 +27,7 @@ VOCABULARY = SMALLEST.t5.vocab_size
 def words(**fields):
     """Two examples: pieces 10 11 | 12 | 13 with the second word misaligned, and 12 | 14, without labels."""
     none = np.zeros((2, 4), np.int32)
-    made = batch_lib.Batch(**dict.fromkeys(batch_lib.Batch._fields))._replace(
+    batch = Batch(**dict.fromkeys(Batch._fields))._replace(
         prompt_ids=np.array([[10, 11, 12, 13, 1, 0], [12, 14, 1, 0, 0, 0]], np.int32),
         word_end=np.array([[1, 2, 3, -1], [0, 1, -1, -1]], np.int32),
         word_labels=none + [[1, 0, 1, 0], [1, 1, 0, 0]],
@@ -37,7 +37,7 @@ def words(**fields):
         target_mask=np.zeros((2, 6), bool),
         target_ids=np.zeros((2, 6), np.int32),
     )
-    return made._replace(**fields)
+    return batch._replace(**fields)
 
 
 def pieces(mask):
@@ -45,31 +45,31 @@ def pieces(mask):
 
 
 def test_targets():
-    found = jax.jit(word_tags.targets, static_argnums=1)(words(), VOCABULARY)
-    assert pieces(found.said) == [[10, 11, 12, 13], []]  # neither the end of sequence nor padding
-    assert pieces(found.shown) == [[10, 11, 13], []]
+    tags = jax.jit(word_tags.tag_targets, static_argnums=1)(words(), VOCABULARY)
+    assert pieces(tags.in_prompt) == [[10, 11, 12, 13], []]  # neither the end of sequence nor padding
+    assert pieces(tags.shown) == [[10, 11, 13], []]
     everything = words(word_mask=np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool))
-    assert pieces(word_tags.targets(everything, VOCABULARY).shown) == [[10, 11, 13], [12, 14]]
+    assert pieces(word_tags.tag_targets(everything, VOCABULARY).shown) == [[10, 11, 13], [12, 14]]
 
 
 def test_a_word_said_twice_is_shown_if_one_of_them_is():
     twice = words(prompt_ids=np.array([[10, 12, 12, 13, 1, 0], [12, 14, 1, 0, 0, 0]], np.int32))
-    assert pieces(word_tags.targets(twice, VOCABULARY).shown)[0] == [10, 12, 13]
+    assert pieces(word_tags.tag_targets(twice, VOCABULARY).shown)[0] == [10, 12, 13]
 
 
 def test_words_cut_off_are_left_out():
     cut = words(word_end=np.array([[1, 2, -1, -1], [0, 1, -1, -1]], np.int32))
-    assert pieces(word_tags.targets(cut, VOCABULARY).said)[0] == [10, 11, 12]
+    assert pieces(word_tags.tag_targets(cut, VOCABULARY).in_prompt)[0] == [10, 11, 12]
 
 
 def test_loss_by_hand():
     # Said in the batch: 10, 11, 12, 13. Logits ln 3 say 3/4; of the example with labels 10, 11, 13 are shown.
     logits = np.zeros((2, VOCABULARY), np.float32) + math.log(3)
     batch = words()
-    whole = losses.counts(LossConfig(), batch, None, VOCABULARY)
-    found = losses._tag_mean(logits, batch, whole)
-    assert float(found) == pytest.approx((3 * math.log(4 / 3) + math.log(4)) / 4, rel=1e-5)
-    assert float(losses._tag_mean(None, batch, whole)) == 0
+    complete = losses.counts(LossConfig(), batch, None, VOCABULARY)
+    actual = losses._tag_mean(logits, batch, complete)
+    assert float(actual) == pytest.approx((3 * math.log(4 / 3) + math.log(4)) / 4, rel=1e-5)
+    assert float(losses._tag_mean(None, batch, complete)) == 0
 
 
 def test_log_mean_exp_over_places():
@@ -91,7 +91,7 @@ def test_weight_falls(step, weight):
 def test_only_the_tower_and_the_head_learn_from_it():
     graphdef, params = made(TAGGED)
     config = Config(model=TAGGED, loss=LossConfig(0.0, 0.0, 0.0, tag_weight=1.0))
-    one = jax.jit(lambda params: step_lib.loss_and_gradients(CriticTask(config, None), graphdef, params, fake(2), 0))
+    one = jax.jit(lambda params: loss_and_gradients(CriticTask(config, None), graphdef, params, fake(2), 0))
     (loss, parts), gradients = one(params)
     assert float(loss) == pytest.approx(float(parts["tag"])) and float(loss) > 0.1
     moved = {path.split("/")[0] for path, leaf in functional.flatten(gradients).items() if np.abs(leaf).max() > 0}

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import rahf
-from rahf import config as config_lib
 from rahf.cli import main as cli
+from rahf.config import from_json
 from rahf.core.batch import SCORES
 from rahf.core.errors import PretrainedError
 from rahf.critic.published import baselines
@@ -49,12 +49,12 @@ def test_clip_becomes_a_model(imported, published, tmp_path, capsys):
     critic = rahf.load(imported)
     assert critic.config.data.max_prompt_tokens == 20
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    found = critic([image, image[::-1]], PROMPT)
-    assert np.isfinite(found.scores[:, 1]).all() and np.isnan(found.scores[:, [0, 2, 3]]).all()
-    assert np.isnan(found.heatmaps[..., 0]).all() and np.isfinite(found.heatmaps[..., 1]).all()
-    assert found.heatmaps[..., 1].max() == pytest.approx(1, abs=1e-4)
+    prediction = critic([image, image[::-1]], PROMPT)
+    assert np.isfinite(prediction.scores[:, 1]).all() and np.isnan(prediction.scores[:, [0, 2, 3]]).all()
+    assert np.isnan(prediction.heatmaps[..., 0]).all() and np.isfinite(prediction.heatmaps[..., 1]).all()
+    assert prediction.heatmaps[..., 1].max() == pytest.approx(1, abs=1e-4)
     other = critic([image], "one green star")
-    assert abs(other.scores[0, 1] - found.scores[0, 1]) > 1e-5
+    assert abs(other.scores[0, 1] - prediction.scores[0, 1]) > 1e-5
 
 
 def test_predicting_with_what_is_not_predicted_left_out(imported, tmp_path, capsys):
@@ -68,28 +68,28 @@ def test_predicting_with_what_is_not_predicted_left_out(imported, tmp_path, caps
     assert sorted(p.name for p in out.iterdir()) == [
         "predictions.json", "scene_feedback.png", "scene_misalignment.png"
     ]  # fmt: skip
-    found = json.loads((out / "predictions.json").read_text())["images"][0]
-    assert found["scores"]["plausibility"] is None and 0 < found["scores"]["alignment"] < 1
-    assert found["heatmaps"]["implausibility"] is None and found["heatmaps"]["misalignment"]["max"] > 0.99
-    assert found["words_decided_by"] == "nothing" and found["misaligned_words"] == []
-    assert [word["probability"] for word in found["words"]] == [None] * 7
-    assert sorted(found["files"]) == ["feedback", "misalignment"]
-    said = capsys.readouterr().out
-    assert "misalignment:" in said and "implausibility:" not in said and "nan" not in said
+    record = json.loads((out / "predictions.json").read_text())["images"][0]
+    assert record["scores"]["plausibility"] is None and 0 < record["scores"]["alignment"] < 1
+    assert record["heatmaps"]["implausibility"] is None and record["heatmaps"]["misalignment"]["max"] > 0.99
+    assert record["words_decided_by"] == "nothing" and record["misaligned_words"] == []
+    assert [word["probability"] for word in record["words"]] == [None] * 7
+    assert sorted(record["files"]) == ["feedback", "misalignment"]
+    printed = capsys.readouterr().out
+    assert "misalignment:" in printed and "implausibility:" not in printed and "nan" not in printed
 
 
 def test_evaluating_measures_only_what_is_predicted(imported, tiny_data, tmp_path, capsys):
     file = tmp_path / "metrics.json"
     arguments = ["evaluate", str(imported), "--data", str(tiny_data), "--split", "dev", "--limit", "8"]
     assert cli.main([*arguments, "--batch-size", "4", "--json", str(file), "--report", str(tmp_path / "report")]) == 0
-    found = json.loads(file.read_text())
+    record = json.loads(file.read_text())
     for part in ("metrics", "intervals", "baselines"):
-        names = set(found[part])
+        names = set(record[part])
         assert {"scores/alignment/plcc", "heatmaps/misalignment/auc_judd"} <= names
         measured = [n for n in names if not n.startswith("loss/")]
         assert all(n.startswith(("scores/alignment/", "heatmaps/misalignment/")) for n in measured), part
-    assert {n for n in found["metrics"] if n.startswith("loss/")} == {"loss/heatmap", "loss/score", "loss/total"}
-    assert found["metrics"]["scores/alignment/count"] == 8 and np.isfinite(found["metrics"]["loss/total"])
+    assert {n for n in record["metrics"] if n.startswith("loss/")} == {"loss/heatmap", "loss/score", "loss/total"}
+    assert record["metrics"]["scores/alignment/count"] == 8 and np.isfinite(record["metrics"]["loss/total"])
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("not predicted") == 2 * 8 and ">nan<" not in page
     assert "Misaligned words" not in capsys.readouterr().out
@@ -100,11 +100,11 @@ def test_pickscore_gives_one_number_for_all_scores(published, tmp_path):
     assert cli.main(["import", "pickscore", str(published), str(out)]) == 0
     record = json.loads((out / "model.json").read_text())
     assert record["format"] == "pickscore" and record["license"] == "unknown"
-    model = config_lib.from_json((out / "config.json").read_text()).model
+    model = from_json((out / "config.json").read_text()).model
     assert model.clip.cosine_scores == SCORES and model.clip.heatmap == "none"
-    found = rahf.load(out)(np.zeros((32, 32, 3), np.uint8), PROMPT)
-    assert np.isfinite(found.scores).all() and np.ptp(found.scores) == 0
-    assert np.isnan(found.heatmaps).all()
+    prediction = rahf.load(out)(np.zeros((32, 32, 3), np.uint8), PROMPT)
+    assert np.isfinite(prediction.scores).all() and np.ptp(prediction.scores) == 0
+    assert np.isnan(prediction.heatmaps).all()
 
 
 def test_resnet_becomes_a_model_to_train_from(tmp_path, capsys):
@@ -117,26 +117,26 @@ def test_resnet_becomes_a_model_to_train_from(tmp_path, capsys):
         "        heatmap_head=HeatmapHeadConfig(conv_widths=(8,), up_widths=(8,)),\n"
         "        score_head=ScoreHeadConfig(conv_widths=(8,), dense_widths=(8,))))\n"
     )
-    made = baselines.import_resnet(folder, tmp_path / "out", config=str(small))
-    record = json.loads((made / "model.json").read_text())
+    out = baselines.import_resnet(folder, tmp_path / "out", config=str(small))
+    record = json.loads((out / "model.json").read_text())
     assert record["untrained"] == "heatmap and score heads" and record["format"] == "resnet"
-    critic = rahf.load(made)
+    critic = rahf.load(out)
     assert critic.config.model.image_mean == MEAN
     expected = load_resnet(folder, critic.config.model.resnet)
     np.testing.assert_array_equal(critic.params["resnet"]["stem"]["scale"], expected["stem"]["scale"])
-    found = critic(np.zeros((32, 32, 3), np.uint8), "a prompt that is not read")
-    assert np.isfinite(found.scores).all() and np.isfinite(found.heatmaps).all()
+    prediction = critic(np.zeros((32, 32, 3), np.uint8), "a prompt that is not read")
+    assert np.isfinite(prediction.scores).all() and np.isfinite(prediction.heatmaps).all()
 
 
 def test_batch_normalization_becomes_scale_and_bias(tmp_path):
     folder = resnet_folder(tmp_path / "resnet")
     state = load_file(folder / "model.safetensors")
-    found = load_resnet(folder, published_resnet(folder).resnet)["stage_1_0"]["conv3"]
+    layer = load_resnet(folder, published_resnet(folder).resnet)["stage_1_0"]["conv3"]
     name = "resnet.encoder.stages.1.layers.0.layer.2.normalization."
     weight, bias, mean, variance = (state[name + n] for n in ("weight", "bias", "running_mean", "running_var"))
     x = np.random.default_rng(0).standard_normal((7, 32))
     expected = (x - mean) / np.sqrt(variance + 1e-5) * weight + bias
-    np.testing.assert_allclose(x * found["scale"] + found["bias"], expected, rtol=2e-5, atol=1e-4)
+    np.testing.assert_allclose(x * layer["scale"] + layer["bias"], expected, rtol=2e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,22 @@ import jax
 import numpy as np
 import pytest
 
-from rahf.config import ResNetBaselineConfig
-
 torch = pytest.importorskip("torch", reason="parity with PyTorch needs PyTorch: pip install rahf[torch]")
 pytest.importorskip("transformers", reason="parity needs the transformers package")
 
 from transformers.models.clip import configuration_clip, modeling_clip  # noqa: E402
 from transformers.models.resnet import configuration_resnet, modeling_resnet  # noqa: E402
 
-from rahf.config import CriticConfig, HeatmapHeadConfig, ResNetBaselineConfig, ResNetConfig, ScoreHeadConfig  # noqa: E402
+from rahf.config import (  # noqa: E402
+    CriticConfig,
+    HeatmapHeadConfig,
+    ResNetBaselineConfig,
+    ResNetConfig,
+    ScoreHeadConfig,
+)
 from rahf.core import errors  # noqa: E402
 from rahf.critic import towers  # noqa: E402
-from rahf.critic.networks import build  # noqa: E402
+from rahf.critic.networks.build import build  # noqa: E402
 from rahf.critic.published.baselines import clip_model  # noqa: E402
 from rahf.nn import functional, vit  # noqa: E402
 from rahf.nn.resnet import Bottleneck, ResNet, grid  # noqa: E402
@@ -59,14 +63,14 @@ def texts(eos):
 @pytest.mark.parametrize("act, eos", [("quick_gelu", 2), ("gelu", END), ("gelu", 91)])
 def test_clip(tmp_path, monkeypatch, act, eos):
     module = make_clip(tmp_path, act, eos)
-    found = published_clip(tmp_path)
-    config = clip_model(found, heatmap="gradient")
+    published = published_clip(tmp_path)
+    config = clip_model(published, heatmap="gradient")
     assert config.clip.text.eos_token_id == eos and config.clip.width == 24 and config.image_size == 32
     params = load_clip(tmp_path, config.vit, config.clip.text, config.clip.width, config.image_size)
     image, ids = pictures(32, 3), texts(eos)
     inputs = torch.from_numpy(image).permute(0, 3, 1, 2).requires_grad_()
     theirs = module(input_ids=torch.from_numpy(ids).long(), pixel_values=inputs, output_hidden_states=True)
-    graphdef, _ = functional.abstract(build.build(config))
+    graphdef, _ = functional.abstract(build(config))
     layers = record_calls(monkeypatch, vit.ViTBlock)
 
     def run(params):
@@ -112,8 +116,9 @@ def test_clip_text_config_as_old_files_hold_it(tmp_path):
 @pytest.mark.parametrize("size", [32, 48])
 def test_image_tower_of_clip_serves_the_paper_network(tmp_path, size):
     module = make_clip(tmp_path, "quick_gelu", 2)
-    found = published_vision(tmp_path)
-    network = CriticConfig(image_size=size, vit=found.vit, image_mean=found.image_mean, image_std=found.image_std)
+    published = published_vision(tmp_path)
+    colours = dict(image_mean=published.image_mean, image_std=published.image_std)
+    network = CriticConfig(image_size=size, vit=published.vit, **colours)
     params = towers.load_image_tower(tmp_path, network)
     # Transformers normalises the class token only; here every token goes through the same norm.
     image = pictures(size)
@@ -122,7 +127,7 @@ def test_image_tower_of_clip_serves_the_paper_network(tmp_path, size):
             torch.from_numpy(image).permute(0, 3, 1, 2), output_hidden_states=True, interpolate_pos_encoding=True
         )
         final = module.vision_model.post_layernorm(theirs.last_hidden_state)
-    graphdef, _ = functional.abstract(lambda: vit.ViT(found.vit, size, dtype=DTYPE))
+    graphdef, _ = functional.abstract(lambda: vit.ViT(published.vit, size, dtype=DTYPE))
     ours = jax.jit(lambda p: functional.merge(graphdef, p)(image))(params)
     agree(ours, final)
 
@@ -131,8 +136,8 @@ def small_resnet(folder, classifier=True):
     config = configuration_resnet.ResNetConfig(
         embedding_size=8, hidden_sizes=[16, 32, 64], depths=[2, 1, 2], num_labels=5
     )
-    made = modeling_resnet.ResNetForImageClassification if classifier else modeling_resnet.ResNetModel
-    module = disturb(made(config))
+    network = modeling_resnet.ResNetForImageClassification if classifier else modeling_resnet.ResNetModel
+    module = disturb(network(config))
     generator = torch.Generator().manual_seed(1)
     for name, buffer in module.named_buffers():  # statistics as after training
         if name.endswith("running_mean"):
@@ -158,9 +163,9 @@ def run_resnet(config, params, image, monkeypatch):
 @pytest.mark.parametrize("size, classifier", [(64, True), (49, False)])
 def test_resnet(tmp_path, monkeypatch, size, classifier):
     module = small_resnet(tmp_path, classifier)
-    found = published_resnet(tmp_path)
-    assert found.resnet == ResNetConfig(8, (16, 32, 64), (2, 1, 2))
-    params = load_resnet(tmp_path, found.resnet)
+    published = published_resnet(tmp_path)
+    assert published.resnet == ResNetConfig(8, (16, 32, 64), (2, 1, 2))
+    params = load_resnet(tmp_path, published.resnet)
     image = pictures(size)
     base = module.resnet if classifier else module
     seen = []
@@ -169,11 +174,11 @@ def test_resnet(tmp_path, monkeypatch, size, classifier):
             layer.register_forward_hook(lambda m, i, o: seen.append(o.permute(0, 2, 3, 1)))
     with torch.no_grad():
         theirs = base(torch.from_numpy(image).permute(0, 3, 1, 2)).last_hidden_state.permute(0, 2, 3, 1)
-    blocks, final = run_resnet(found.resnet, params, image, monkeypatch)
+    blocks, final = run_resnet(published.resnet, params, image, monkeypatch)
     for ours, expected in zip(blocks, seen, strict=True):
         agree(ours, expected)
     agree(final, theirs)
-    assert final.shape[1] == grid(size, found.resnet)
+    assert final.shape[1] == grid(size, published.resnet)
 
 
 def torchvision_state(module):
@@ -202,9 +207,9 @@ def test_resnet_of_torchvision(tmp_path, monkeypatch):
     state = torchvision_state(module)
     assert {"conv1.weight", "bn1.running_var", "layer1.0.downsample.1.bias", "layer3.1.bn3.weight"} <= set(state)
     torch.save(state, file)
-    found = published_resnet(file)
-    assert found.resnet == ResNetConfig(8, (16, 32, 64), (2, 1, 2))
-    ours, same = (functional.flatten(load_resnet(p, found.resnet)) for p in (file, tmp_path / "folder"))
+    published = published_resnet(file)
+    assert published.resnet == ResNetConfig(8, (16, 32, 64), (2, 1, 2))
+    ours, same = (functional.flatten(load_resnet(p, published.resnet)) for p in (file, tmp_path / "folder"))
     assert ours.keys() == same.keys()
     for path in ours:
         np.testing.assert_array_equal(ours[path], same[path])
@@ -212,19 +217,19 @@ def test_resnet_of_torchvision(tmp_path, monkeypatch):
 
 def test_resnet_starts_a_network(tmp_path):
     small_resnet(tmp_path)
-    found = published_resnet(tmp_path)
+    published = published_resnet(tmp_path)
     config = ResNetBaselineConfig(
         image_size=64,
-        resnet=found.resnet,
+        resnet=published.resnet,
         heatmap_head=HeatmapHeadConfig(conv_widths=(8,), up_widths=(8,)),
         score_head=ScoreHeadConfig(conv_widths=(8,), dense_widths=(8,)),
-        image_mean=found.image_mean,
-        image_std=found.image_std,
+        image_mean=published.image_mean,
+        image_std=published.image_std,
     )
     params, record = towers.load_towers(config, vision=tmp_path)
     assert sorted(params) == ["resnet"] and record["vision"]["name"] == str(tmp_path)
     with pytest.raises(errors.PretrainedError, match="depths"):
-        smaller = dataclasses.replace(found.resnet, depths=(1, 1, 1))
+        smaller = dataclasses.replace(published.resnet, depths=(1, 1, 1))
         towers.load_towers(dataclasses.replace(config, resnet=smaller), vision=tmp_path)
     with pytest.raises(errors.PretrainedError, match="image_mean"):
         towers.load_towers(dataclasses.replace(config, image_mean=(0.5, 0.5, 0.5)), vision=tmp_path)
@@ -235,7 +240,7 @@ def test_clip_starts_a_network(tmp_path):
     config = clip_model(published_clip(tmp_path), scores="trained")
     params, record = towers.load_towers(config, vision=tmp_path)
     assert sorted(params) == ["image_projection", "logit_scale", "text", "text_projection", "vit"]
-    _, expected = functional.abstract(build.build(config))
+    _, expected = functional.abstract(build(config))
     assert {n for n in expected if n not in params} == {"score_dense_0", "score_out"}
     with pytest.raises(errors.PretrainedError, match="start.vision"):
         towers.load_towers(config, vision=tmp_path, text=tmp_path)

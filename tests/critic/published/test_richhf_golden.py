@@ -10,7 +10,7 @@ import pytest
 
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.critic import losses
-from rahf.critic.networks import build
+from rahf.critic.networks.build import build
 from rahf.critic.published import richhf_torch
 from rahf.nn import functional
 
@@ -56,7 +56,7 @@ def converted(state, layout):
 @pytest.fixture(scope="module")
 def run(converted, golden):
     """Parameters → everything the network says of the golden batch, in one compilation."""
-    graphdef, _ = functional.abstract(build.build(converted[0]))
+    graphdef, _ = functional.abstract(build(converted[0]))
     # The golden picture is normalised already, the network's input is not.
     image = jnp.asarray(golden["image_nchw"].transpose(0, 2, 3, 1) * 0.5 + 0.5)
     ids, target = jnp.asarray(golden["text_ids"], jnp.int32), jnp.asarray(golden["target_ids"], jnp.int32)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import rahf
-from rahf import config as config_lib
 from rahf import text
+from rahf.config import Config, from_json
 from rahf.core import errors
 from rahf.core.errors import PretrainedError
-from rahf.critic.networks import build
+from rahf.critic.networks.build import build
 from rahf.critic.published import richhf_torch
 from rahf.nn import functional
 from rahf.training import checkpoint
@@ -25,7 +25,7 @@ def test_sizes_of_short_heads():
     assert config.heatmap_head.conv_widths == (12,) and config.heatmap_head.up_widths == (10, 6)
     assert config.score_head.conv_widths == (8, 3) and config.score_head.dense_widths == (7,)
     assert config.score_head.kernel_size == 3 and config.image_size == 32
-    assert not functional.differences(params, functional.abstract(build.build(config))[1])
+    assert not functional.parameter_differences(params, functional.abstract(build(config))[1])
 
 
 def test_rows_of_the_first_dense_layer_follow_the_grid():
@@ -55,13 +55,13 @@ def test_heads_must_be_said_where_the_convention_does_not_tell():
 )
 def test_missing_and_broken_tensors_are_named(name):
     state = maker.richhf_state()
-    whole = state.pop(name)
+    complete = state.pop(name)
     with pytest.raises(PretrainedError, match=f"{name}: missing, expected shape"):
         richhf_torch.convert_richhf(state, vit_heads=2)
-    state[name] = np.full_like(whole, np.nan)
-    with pytest.raises(PretrainedError, match=f"{name}: {whole.size} of {whole.size} values are NaN"):
+    state[name] = np.full_like(complete, np.nan)
+    with pytest.raises(PretrainedError, match=f"{name}: {complete.size} of {complete.size} values are NaN"):
         richhf_torch.convert_richhf(state, vit_heads=2)
-    state[name] = np.zeros((*whole.shape, 1), np.float32)
+    state[name] = np.zeros((*complete.shape, 1), np.float32)
     with pytest.raises(PretrainedError, match=f"{name}: shape"):
         richhf_torch.convert_richhf(state, vit_heads=2)
 
@@ -98,30 +98,30 @@ def stored_params(out):
     """Configuration and parameters as any command finds and reads them."""
     run, state_folder = checkpoint.find(out)
     assert run == out and state_folder == out / "checkpoints" / "best" / "0" / "state"
-    config = config_lib.from_json((out / "config.json").read_text())
-    _, expected = functional.abstract(build.build(config.model))
+    config = from_json((out / "config.json").read_text())
+    _, expected = functional.abstract(build(config.model))
     return config, functional.flatten(checkpoint.load_params(state_folder, expected))
 
 
 def test_a_model_directory_is_found_and_read_like_a_run(tmp_path, vocabulary):
     model, converted = richhf_torch.convert_richhf(maker.richhf_state(vocabulary[1]), vit_heads=2)
     tokenizer, out = text.load_tokenizer(vocabulary[0]), tmp_path / "models" / "richhf"
-    config = config_lib.Config(workdir=str(out), model=model)
+    config = Config(workdir=str(out), model=model)
     write_model(out, config, converted, tokenizer, {"license": "unknown"})
-    found, stored = stored_params(out)
-    assert found == config
+    actual, stored = stored_params(out)
+    assert actual == config
     for path, value in functional.flatten(converted).items():
         np.testing.assert_array_equal(jax.device_get(stored[path]), value)
     assert (out / "tokenizer.model").read_bytes() == tokenizer.model
     assert [p.name for p in out.parent.iterdir()] == ["richhf"]  # nothing temporary is left
 
 
-def test_a_model_directory_loads_and_says_its_licence(tmp_path, vocabulary, caplog):
+def test_a_model_directory_loads_and_names_its_license(tmp_path, vocabulary, caplog):
     """`rahf.load` is what every command but evaluate loads by; evaluate reads the parameters in the same way."""
     model, converted = richhf_torch.convert_richhf(maker.richhf_state(vocabulary[1]), vit_heads=2)
     out = tmp_path / "richhf"
     record = {"license": "CC BY-NC 4.0", "source": "rahf_model.pt"}
-    config = config_lib.Config(workdir=str(out), model=model)
+    config = Config(workdir=str(out), model=model)
     write_model(out, config, converted, text.load_tokenizer(vocabulary[0]), record)
     critic = rahf.load(out)
     assert caplog.messages == ["weights of richhf come from rahf_model.pt: licence CC BY-NC 4.0"]
@@ -144,7 +144,7 @@ def test_import_makes_a_model_directory(tmp_path, published, vocabulary):
     assert record["sha256"] == hashlib.sha256(published.read_bytes()).hexdigest()
 
 
-def test_import_without_a_licence_says_unknown(tmp_path, published, vocabulary):
+def test_import_without_a_license_records_unknown(tmp_path, published, vocabulary):
     out = tmp_path / "out"
     out.mkdir()  # an empty directory may be there
     richhf_torch.import_checkpoint(published, out, tokenizer=vocabulary[0], vit_heads=2)
