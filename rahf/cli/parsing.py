@@ -13,7 +13,11 @@ from collections.abc import Callable
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the line breaks of descriptions and shows the defaults of options."""
+    """Keeps the line breaks of descriptions. Shows the defaults of options, except those that say nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False or action.default == []
+        return action.help if silent else super()._get_help_string(action)
 
 
 def command(

@@ -202,6 +202,7 @@ def test_every_field_is_an_option(capsys):
 
 
 def test_fields_reach_the_run(tiny_config, monkeypatch):
+    from rahf import registry
     from rahf.training import loop
 
     configs = []
@@ -210,7 +211,7 @@ def test_fields_reach_the_run(tiny_config, monkeypatch):
         configs.append(config)
         return loop.Finished(config.train.steps, {}, 15 if config.train.steps == 7 else None)
 
-    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(registry, "train", train)
     fields = ["--train.steps", "5", "--model.vit.stem", "8", "16", "--data.augment.grey-probability", "0.5"]
     assert cli.main(["train", str(tiny_config), *fields, "--workdir", "elsewhere"]) == 0
     config = configs[0]

@@ -56,10 +56,11 @@ def test_the_second_time_nothing_is_drawn_or_trained(demo_folder, tiny_config, c
 
 
 def test_ctrl_c_in_training_ends_it(tiny_config, tmp_path, monkeypatch):
+    from rahf import registry
     from rahf.critic.evaluation import run as evaluation_report
     from rahf.training import loop
 
-    monkeypatch.setattr(loop, "train", lambda config: loop.Finished(3, {}, 2))
+    monkeypatch.setattr(registry, "train", lambda config: loop.Finished(3, {}, 2))
     monkeypatch.setattr(evaluation_report, "run", lambda *_, **__: pytest.fail("evaluated an unfinished run"))
     monkeypatch.setattr("data_pipelines.synthetic.prepare.prepare", lambda *_, **__: {"train": 32})
     assert cli.main(arguments(tiny_config, tmp_path)) == 130
