@@ -82,6 +82,7 @@ MODULES: Mapping[str, str | tuple[str, ...]] = {
     "rahf.provenance": ("rahf.critic.provenance", "rahf.core.labels"),
     "rahf.pure": "rahf.critic.apply",
     "rahf.run_critic": "rahf.critic.from_run",
+    "rahf.scoring.block": "rahf.scoring.score_block",
     "rahf.scoring.score": "rahf.scoring.run",
     "rahf.steer.choose": "rahf.steer.best_of_n_files",
     "rahf.steer.denoisers": f"{_SAMPLE}.denoisers",
