@@ -119,6 +119,7 @@ MODULES: Mapping[str, str | tuple[str, ...]] = {
 #: stand-in must be callable like the function: module and name of the function.
 _FUNCTIONS = {
     "rahf.diffusion.painter": ("rahf.steer.painter", "painter"),
+    "rahf.scoring.score": ("rahf.scoring.run", "score"),
     "rahf.train": ("rahf.registry", "train"),
 }
 
