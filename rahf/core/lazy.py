@@ -1,7 +1,6 @@
-"""Public faces of packages whose names are imported when they are first used (PEP 562).
+"""Public names of packages, imported when they are first used (PEP 562).
 
-A package that imported all of its names would make `import rahf` load JAX, and the reader of an exported file
-load Flax.
+If packages imported them at once, `import rahf` would load JAX, and reading an exported file would need Flax.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 
 def attach(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """The functions `__getattr__` and `__dir__` and the list `__all__` of a package.
+    """The functions `__getattr__` and `__dir__` of a package, and its list `__all__`.
 
     Args:
       package: its `__name__`.

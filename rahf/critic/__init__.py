@@ -1,4 +1,4 @@
-"""The critic: what it sees, what it says, how it learns and how it is handed on."""
+"""The critic: scores, heatmaps and misaligned words of images; its networks, training task, evaluation and export."""
 
 from rahf.core.lazy import attach
 
@@ -8,6 +8,8 @@ __getattr__, __dir__, __all__ = attach(
         "Critic": "rahf.critic.critic",
         "Feedback": "rahf.critic.feedback",
         "PromptWarning": "rahf.text.prompts",
+        "Ranking": "rahf.critic.critic",
+        "Tokens": "rahf.text.prompts",
         "load": "rahf.critic.loading",
     },
 )

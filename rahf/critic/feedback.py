@@ -38,7 +38,7 @@ class Feedback:
 
     Attributes:
       name: path of the image, or "image 3".
-      prompt: as given.
+      prompt: of the image.
       scores: by name (`rahf.core.batch.SCORES`), each in [0,1], high = good; NaN if the model does not predict it.
       words: of the prompt, by the dataset's split rule.
       word_probabilities: float32 [len(words)] in [0,1], how likely each word is misaligned; NaN for words

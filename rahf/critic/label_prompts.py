@@ -23,7 +23,7 @@ def encode(tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
 
     Raises:
       ValueError: the vocabulary cannot write a name, or writes two of them alike; the network could not tell
-        what it is asked for.
+        which label to predict.
     """
     task_ids = tuple(tuple(tokenizer.encode(task)) for task in TASKS)
     for task, ids in zip(TASKS, task_ids):
@@ -52,7 +52,7 @@ def resolve(config: Config, tokenizer: Tokenizer) -> Config:
     task_ids = encode(tokenizer)
     if config.model.task_ids not in ((), task_ids):
         raise ConfigError(
-            f"model.task_ids are not those of the vocabulary {tokenizer.source}; leave them out, they are found "
-            "when a run starts, or use the vocabulary that the model was made with"
+            f"model.task_ids are not those of the vocabulary {tokenizer.source}; leave them out, a run fills "
+            "them in when it starts, or use the vocabulary that the model was made with"
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, task_ids=task_ids))

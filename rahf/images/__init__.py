@@ -1,4 +1,4 @@
-"""Pictures as people have them → arrays. Importable without JAX: data workers decode."""
+"""Image files and arrays of any kind → the arrays that networks take. Importable without JAX: data workers decode."""
 
 from rahf.core.errors import ImageError
 from rahf.images.decode import (

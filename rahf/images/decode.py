@@ -1,10 +1,10 @@
-"""Encoded images → arrays: whatever people have → upright 8 bit RGB, and the fast way of the loader.
+"""Encoded images → arrays: any image file → upright 8 bit RGB, and a faster function for the data loader.
 
-Two ways lead to the same pixels. `load_rgb` takes any file and keeps its size; `decode_resized` goes from
-bytes to the square that a network sees, decodes JPEG through TurboJPEG and at reduced scale where the square
-is much smaller than the picture. Sizes are read from the header and checked before anything is decoded.
+Both functions give the same pixels. `load_rgb` reads any file and keeps its size. `decode_resized` decodes bytes
+to the square that a network sees: JPEG by TurboJPEG, at reduced scale where the square is much smaller than the
+picture. Sizes are read from the header and checked before the pixels are decoded.
 
-Importable without JAX: data workers decode. Pillow's global settings are left as they are.
+Importable without JAX: data workers decode. Pillow's global settings stay unchanged.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from rahf.core.errors import ImageError
 
 try:
     import simplejpeg
-except ImportError:  # whoever only reads an exported model may do with Pillow
+except ImportError:  # not installed where only exported models are read; Pillow serves then
     simplejpeg = None
 
-if TYPE_CHECKING:  # whoever only reads an exported model does without
+if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
     from jaxtyping import UInt8
 
 #: Largest number of pixels that is decoded unless the caller says otherwise (64 megapixels).
@@ -47,10 +47,10 @@ MAX_PIXELS = 64_000_000
 Box = tuple[float, float, float, float]
 FULL: Box = (0.0, 0.0, 1.0, 1.0)
 
-# Named one by one, because Pillow would also start helpers for formats that are programs (EPS, WMF).
+# An explicit list, because Pillow starts external programs for some other formats (EPS, WMF).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-_THREAD_SAFE_AND_SILENT = ("JPEG", "PNG", "WEBP", "MPO")  # their decoders never warn
-_ORIENTATION = 0x0112  # EXIF tag; the values say how to turn the stored pixels upright
+_THREAD_SAFE_AND_SILENT = ("JPEG", "PNG", "WEBP", "MPO")  # decoders that never warn
+_ORIENTATION = 0x0112  # EXIF tag; its value says how to turn the stored pixels upright
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,8 +63,8 @@ _UPRIGHT = {
 
 
 class Header(NamedTuple):
-    """What the first bytes of an image say: Pillow's name of the format, size as stored (before any
-    EXIF rotation) in pixels."""
+    """The header of an image: Pillow's name of the format, and the size as stored, before any EXIF rotation, in
+    pixels."""
 
     format: str
     width: int
@@ -93,9 +93,9 @@ def load_rgb(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Any image as upright 8 bit RGB in its own size.
 
-    Grey and palette images become RGB; transparent pixels are laid over white; CMYK is converted without
-    colour profile (Adobe's inverted kind is recognised by its marker); 16 bit values are scaled, not clipped;
-    EXIF rotation is applied; of several frames the first is taken.
+    Grey and palette images become RGB. Transparent pixels are composited over white. CMYK is converted without
+    colour profile; Adobe's inverted CMYK is recognised by its marker. 16 bit values are scaled, not clipped. EXIF
+    rotation is applied. Of several frames the first is read.
 
     Args:
       source: path, encoded bytes, binary file, or Pillow image (which is not changed).
@@ -130,8 +130,8 @@ def decode_resized(
     max_pixels: int = MAX_PIXELS,
     what: str = "image",
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Encoded image → square of side `size`, or only the part `box` of it. The aspect ratio is not kept,
-    as in the RAHF paper.
+    """Encoded image, or only the part `box` of it → square of side `size`. The aspect ratio is not kept, as in the
+    RAHF paper.
 
     The same pixels as resizing `load_rgb` (antialiased bilinear), up to small differences where a JPEG is
     decoded at reduced scale. Read-only.
@@ -146,7 +146,7 @@ def decode_resized(
       ImageError: as `load_rgb`.
     """
     box = _checked(box)
-    # Sides at which the kept part still covers the result, so that nothing is enlarged twice.
+    # Smallest sides at which the box still has `size` pixels, so that a reduced image is not enlarged again.
     least = (math.ceil(size / (box[2] - box[0])), math.ceil(size / (box[3] - box[1])))
     pixels = _turbo(data, least, max_pixels, what)
     if pixels is None:
@@ -169,7 +169,7 @@ def load_grey(data: bytes, max_pixels: int = MAX_PIXELS, what: str = "map") -> U
 
 
 def resize_grey(values: UInt8[np.ndarray, "h w"], size: int, box: Box | None = None) -> UInt8[np.ndarray, "size size"]:
-    """Heatmap → square of side `size`, bilinear (antialiased where it shrinks), or only the part `box`."""
+    """Heatmap, or only the part `box` of it → square of side `size`; bilinear, antialiased where it shrinks."""
     if values.max() == 0:  # half of all maps are empty
         return np.zeros((size, size), np.uint8)
     return np.asarray(_resize(Image.fromarray(values), size, _checked(box)))
@@ -187,23 +187,23 @@ def decode_map(
 
 
 def _turbo(data: bytes, least: tuple[int, int], max_pixels: int, what: str) -> np.ndarray | None:
-    """RGB pixels of a plain JPEG, reduced while at least `least` (width, height); None: Pillow must look."""
+    """RGB pixels of a plain JPEG, reduced to no less than `least` (width, height); None if Pillow must decode it."""
     if data[:2] != b"\xff\xd8" or simplejpeg is None:
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if "K" in colorspace or b"Exif\0\0" in data[:65536]:
-            return None  # CMYK, YCCK; possibly rotated
+            return None  # CMYK or YCCK, or possibly rotated
         _check_size((width, height), max_pixels, what)
         return simplejpeg.decode_jpeg(data, min_width=least[0], min_height=least[1])
     except ImageError:
         raise
     except ValueError:
-        return None  # damaged, or only unusual: Pillow decides
+        return None  # damaged or unusual; Pillow reads more variants and names the damage
 
 
 def _open(file: io.BufferedIOBase, max_pixels: int, what: str) -> Image.Image:
-    """Reads the header. The size is checked before anything is decoded."""
+    """Reads the header and checks the size. Pixels are decoded later."""
     with _readable(None, what), _no_warnings():
         try:
             image = Image.open(file, formats=_FORMATS)
@@ -237,10 +237,10 @@ def _check_size(size: tuple[int, int], max_pixels: int, what: str) -> None:
 
 
 def _upright_rgb(image: Image.Image, what: str, least: tuple[int, int] | None = None) -> Image.Image:
-    """Decodes. `least`: sides that suffice, for JPEG that Pillow can decode at reduced scale."""
+    """Decodes, converts and turns upright. `least`: sides that suffice if Pillow can decode at reduced scale (JPEG)."""
     with _readable(image, what):
         if least is not None:
-            image.draft(image.mode, (max(least), max(least)))  # which side is which, EXIF says only later
+            image.draft(image.mode, (max(least), max(least)))  # EXIF may swap the sides later
         image.load()
         turn = _UPRIGHT.get(_orientation(image))
         rgb = _rgb(image, what)
@@ -252,7 +252,7 @@ def _orientation(image: Image.Image) -> Any:
     with _no_warnings():
         try:
             return image.getexif().get(_ORIENTATION, 1)
-        except Exception:  # Pillow raises many kinds; pixels are good without EXIF, too
+        except Exception:  # Pillow raises many classes for damaged EXIF; the pixels are usable without it
             return 1
 
 
@@ -260,7 +260,7 @@ def _rgb(image: Image.Image, what: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes all for Adobe's inverted kind; the marker tells
+        image = ImageChops.invert(image)  # Pillow treats every CMYK JPEG as Adobe's inverted one
     image = _eight_bit(image, what)
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -290,7 +290,7 @@ def _checked(box: Box | None) -> Box:
 
 
 def _resize(image: Image.Image, size: int, box: Box) -> Image.Image:
-    """Antialiased bilinear, with a crop that may begin between two pixels."""
+    """Antialiased bilinear; the edges of the crop may lie between two pixels."""
     if box == FULL and image.size == (size, size):
         return image
     width, height = image.size
@@ -310,7 +310,7 @@ _lock = threading.RLock()
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Silences Pillow. Python's warning filters are global, so only one thread at a time may change them."""
+    """Ignores Pillow's warnings. Python's warning filters are global, so only one thread at a time may change them."""
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -318,7 +318,7 @@ def _no_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _readable(image: Image.Image | None, what: str) -> Iterator[None]:
-    """Turns whatever a decoder raises into one line about `what`."""
+    """Converts any error of a decoder into an ImageError of one line that names the image."""
     kind = "image" if image is None or image.format is None else image.format
     silent = image is None or image.format in _THREAD_SAFE_AND_SILENT
     try:
