@@ -48,14 +48,14 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from rahf.steer import best_of_n_files
 
-    choice = best_of_n_files.Choice(
+    options = best_of_n_files.SelectionOptions(
         args.by, args.threshold, args.quantile, not args.all, args.min_gap, tuple(args.require)
     )
-    kept = best_of_n_files.choose(
+    kept = best_of_n_files.select_files(
         args.model,
         args.candidates,
         args.out,
-        choice,
+        options,
         chosen=args.chosen,
         batch_size=args.batch_size,
         restart=args.restart,

@@ -1,13 +1,11 @@
-"""Energies: what guidance lowers. One number per picture, lower is better, differentiable in the pixels.
+"""Energies of a critic: what guidance lowers. One number per picture, lower is better, differentiable in the pixels.
 
     plausible = energy.score(critic, prompts, "plausibility")             # 1 - score
     calm = energy.heatmap(critic, prompts, "implausibility", mask=hands)  # mean of the heatmap inside a mask
     total = plausible + 0.5 * calm + 0.1 * energy.function(my_energy, target)
     total(pixels)                                                         # float32 [B]
 
-An energy is a pytree: parameters, tokens, masks and weights are its leaves. Handed to a function under
-`jax.jit` they are arguments, not constants of the compiled program, and another prompt, mask or weight
-compiles nothing new.
+`Energy`, and the energies of any function or reward, are those of `rahf.nn.energy`.
 """
 
 from __future__ import annotations
@@ -23,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rahf.core import labels
 from rahf.core.batch import HEATMAPS
-from rahf.diffusion.sample.energy import Energy, of
+from rahf.core.errors import ArgumentError
+from rahf.nn.energy import Energy, function, of, reward
 
 Text = str | Sequence[str] | tuple[Int[Array, "b L"], Bool[Array, "b L"]]
 
@@ -32,7 +31,7 @@ def score(critic: Any, text: Text, score: str | Mapping[str, float] = "overall",
     """``1 - score``, or ``sum of w (1 - score)`` for weights by name.
 
     Args:
-      critic: of `rahf.load`, whether a run or an exported file; or anything with its functions
+      critic: of `rahf.load`, a run or an exported file; or any object with its functions
         ``tokens(prompts)`` and ``scores(pixels, text_ids, text_mask, params)``.
       text: prompt for all pictures, one prompt per picture, or (text_ids, text_mask) of `critic.tokens`.
       score: a name of `rahf.core.batch.SCORES`, or weights by name.
@@ -67,15 +66,15 @@ def heatmap(
       ValueError: an unknown heatmap (suggests the nearest); a mask of another shape, range, or without any
         pixel.
     """
-    which_one = labels.position("heatmap", which, HEATMAPS)
-    arrays = () if mask is None else (_checked(mask),)
+    column = labels.position("heatmap", which, HEATMAPS)
+    arrays = () if mask is None else (_checked_mask(mask),)
     name = which if mask is None else f"{which} in mask"
-    return of(_Heatmap(critic.heatmaps, which_one), name, *_tokens(critic, text), _params(critic, params), *arrays)
+    return of(_Heatmap(critic.heatmaps, column), name, *_tokens(critic, text), _params(critic, params), *arrays)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scores:
-    """Equal for equal critics, so that what is compiled for one energy serves the next."""
+    """Equal for equal critics, so that a program compiled for one energy serves the next."""
 
     scores: Callable[..., Array]
 
@@ -86,10 +85,10 @@ class _Scores:
 @dataclasses.dataclass(frozen=True)
 class _Heatmap:
     heatmaps: Callable[..., Array]
-    which: int
+    column: int
 
     def __call__(self, pixels, text_ids, text_mask, params, mask=None):
-        values = self.heatmaps(pixels, text_ids, text_mask, params)[..., self.which].astype(jnp.float32)
+        values = self.heatmaps(pixels, text_ids, text_mask, params)[..., self.column].astype(jnp.float32)
         if mask is None:
             return values.mean((1, 2))
         mask = jnp.broadcast_to(jnp.asarray(mask, jnp.float32), (*values.shape[:1], *mask.shape[-2:]))
@@ -108,14 +107,17 @@ def _params(critic: Any, params: Any) -> Any:
     return getattr(critic, "params", None) if params is None else params
 
 
-def _checked(mask: Any) -> Any:
+def _checked_mask(mask: Any) -> Any:
     if np.ndim(mask) not in (2, 3):
-        raise ValueError(f"mask of shape {np.shape(mask)}: expected [h,w] for all pictures, or [B,h,w]")
+        raise ArgumentError(f"mask of shape {np.shape(mask)}: expected [h,w] for all pictures, or [B,h,w]")
     if isinstance(mask, jax.core.Tracer):
         return mask
     values = np.asarray(mask, np.float32)
     if not (values.size and values.min() >= 0 and values.max() <= 1):
-        raise ValueError("mask: expected bool, or weights in [0,1]; divide by 255 if it is a picture")
+        raise ArgumentError("mask: expected bool, or weights in [0,1]; divide by 255 if it is a picture")
     if not (values.max((-2, -1)) > 0).all():
-        raise ValueError("mask: nothing is inside it, so there is nothing to lower; leave such a picture out")
+        raise ArgumentError("mask: nothing is inside it, so there is nothing to lower; leave such a picture out")
     return jnp.asarray(values)
+
+
+__all__ = ["Energy", "function", "heatmap", "reward", "score"]

@@ -1,16 +1,21 @@
-"""A small text-to-image diffusion model of our own, in pixels: what guidance, repair and selection are shown
-with.
+"""A small text-to-image diffusion model of our own, in pixels: guidance, repair and selection are shown with it.
 
-    rahf train configs/diffusion/demo.py
+`rahf train configs/diffusion/demo.py` trains one.
 
     generator = rahf.diffusion.load("runs/demo_diffusion")
-    made = generator(["a red circle left of a blue square"], seeds=[0], energy=energy.score(critic, ...,
-      "overall"))
+    generated = generator(["a red circle left of a blue square"], seeds=[0], reward=my_reward)
 """
 
-from __future__ import annotations
+from rahf.core import renamed
+from rahf.core.lazy import attach
 
-from rahf.diffusion.pixel_generator import Generator, load
-from rahf.steer.painter import painter
-
-__all__ = ["Generator", "load", "painter"]
+_lazy, __dir__, __all__ = attach(
+    __name__,
+    {
+        "GeneratedImages": "rahf.diffusion.pixel_generator",
+        "Generator": "rahf.diffusion.pixel_generator",
+        "GuidanceOptions": "rahf.diffusion.sample.options",
+        "load": "rahf.diffusion.pixel_generator",
+    },
+)
+__getattr__ = renamed.moved(__name__, {"painter": "rahf.steer:painter"}, otherwise=_lazy)

@@ -40,8 +40,8 @@ def per_example(
       float32 [B].
     """
     x0 = 2.0 * pixels.unit(batch.image, config.image_size) - 1.0
-    signal = jnp.asarray(pixel_unet.signals(config), jnp.float32)[t][:, None, None, None]
-    z = schedules.noisy(x0, noise, signal)
+    signal = jnp.asarray(pixel_unet.alphas_cumprod(config), jnp.float32)[t][:, None, None, None]
+    z = schedules.add_noise(x0, noise, signal)
     mask = batch.text_mask if dropped is None else batch.text_mask & ~dropped[:, None]
     v = jnp.sqrt(signal) * noise - jnp.sqrt(1 - signal) * x0
     wanted = {"epsilon": noise, "v_prediction": v, "sample": x0}[config.prediction_type]

@@ -5,7 +5,7 @@
 
     repaired = inpaint_best_of(inpaint_pipe, critic, picture, "a red cat", n=4)
 
-Nothing of `diffusers` is imported; the pipelines are the caller's.
+This module does not import `diffusers`; the pipelines are the caller's.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from rahf.core.errors import ArgumentError
 from rahf.critic.critic import Critic
 from rahf.interop.torch import _torch, as_torch
 
 if TYPE_CHECKING:
     import torch
+
+    from rahf.steer.repaint import Repair
 
 
 class Guidance:
@@ -34,7 +37,7 @@ class Guidance:
 
     Attributes:
       tensor_inputs: for the pipeline's `callback_on_step_end_tensor_inputs`.
-      energies: list, one float array [B] per guided or last step, of before that step's move.
+      energies: list, one float array [B] per guided or last step: the energy before that step's move.
     """
 
     tensor_inputs = ["latents", "prompt_embeds"]
@@ -56,8 +59,8 @@ class Guidance:
           prompts: of the pipeline's pictures: one for all, or one per picture.
           score: to be raised: a name of `rahf.core.batch.SCORES`, or weights by name.
           scale: step size; spec: start with 0.05 to 0.5.
-          window: share of signal `abar` between which latents are moved; earlier, the predicted picture is unlike
-            anything that the critic was trained on.
+          window: lowest and highest share of signal `abar` at which latents are moved; at lower `abar` the predicted
+            picture is unlike any that the critic was trained on.
           repeats: moves per step of the scheduler.
           through_denoiser: follow the gradient through the noise prediction, too.
 
@@ -65,7 +68,7 @@ class Guidance:
           ValueError: an unknown score (suggests the nearest), or numbers that make no sense.
         """
         if not (np.isfinite(scale) and scale >= 0) or repeats < 1 or not 0 <= window[0] < window[1] <= 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"guidance: expected scale >= 0, repeats >= 1 and 0 <= window[0] < window[1] <= 1, found {scale}, "
                 f"{repeats} and {window}"
             )
@@ -74,73 +77,76 @@ class Guidance:
         self.energies: list[np.ndarray] = []
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """The callback: moves `latents`, whose type and device stay what they are.
+        """The callback: moves `latents`, whose type and device do not change.
 
         Raises:
           ValueError: the pipeline's scheduler or its tensors are not those of a latent diffusion model with a
-            variance-preserving scheduler (DDIM, DDPM, PNDM, DPM-Solver, …); says what is missing.
+            variance-preserving scheduler (DDIM, DDPM, PNDM, DPM-Solver, …); names the missing part.
         """
         torch = _torch()
         if step == 0:
             self.energies = []
-        after, signal = _after(pipe.scheduler, step)
-        if not (self.window[0] <= signal <= self.window[1]):
+        timestep_after, abar = _after(pipe.scheduler, step)
+        if not (self.window[0] <= abar <= self.window[1]):
             return {}
         if not {"latents", "prompt_embeds"} <= tensors.keys():
-            raise ValueError("guidance: pass callback_on_step_end_tensor_inputs=guidance.tensor_inputs to the pipeline")
+            raise ArgumentError(
+                "guidance: pass callback_on_step_end_tensor_inputs=guidance.tensor_inputs to the pipeline"
+            )
         latents, embeds = tensors["latents"], tensors["prompt_embeds"]
         moved = latents.float()
-        with torch.enable_grad():  # pipelines run without
-            for _ in range(1 if after is None else self.repeats):
-                moved = self._move(pipe, moved, latents.dtype, after, signal, embeds[-len(latents) :])
+        with torch.enable_grad():  # pipelines switch gradients off
+            for _ in range(1 if timestep_after is None else self.repeats):
+                moved = self._move(pipe, moved, latents.dtype, timestep_after, abar, embeds[-len(latents) :])
         return {"latents": moved.to(latents.dtype)}
 
-    def _move(self, pipe: Any, latents: Any, dtype: Any, after: Any, signal: float, embeds: Any) -> Any:
+    def _move(self, pipe: Any, latents: Any, dtype: Any, timestep: Any, abar: float, embeds: Any) -> Any:
+        """Latents moved once; after the last step (`timestep` None) the energy is measured and nothing moves."""
         torch = _torch()
         z = latents.detach().requires_grad_()
         noise = torch.zeros_like(z)
-        if after is not None:
+        if timestep is not None:
             with torch.set_grad_enabled(self.through_denoiser):
-                said = pipe.unet(z.to(dtype), after, encoder_hidden_states=embeds).sample.float()
-            noise = _noise(pipe.scheduler, said, z, signal)
-        clean = (z - (1 - signal) ** 0.5 * noise) / signal**0.5
-        energy = 1 - self.reward(decode(pipe, clean, dtype), self.prompts)
+                model_output = pipe.unet(z.to(dtype), timestep, encoder_hidden_states=embeds).sample.float()
+            noise = _noise(pipe.scheduler, model_output, z, abar)
+        pred_original_sample = (z - (1 - abar) ** 0.5 * noise) / abar**0.5
+        energy = 1 - self.reward(decode(pipe, pred_original_sample, dtype), self.prompts)
         self.energies.append(energy.detach().cpu().numpy())
-        if after is None or self.scale == 0:
+        if timestep is None or self.scale == 0:
             return z.detach()
         (gradient,) = torch.autograd.grad(energy.sum(), z)
-        size = gradient.flatten(1).norm(dim=1)
-        strength = self.scale * (1 - signal) ** 0.5 * noise.detach().flatten(1).norm(dim=1) / size
-        # A sample without a usable gradient stays where it is; the others go on.
-        usable = torch.isfinite(gradient).flatten(1).all(1) & torch.isfinite(strength) & (size > 0)
+        norm = gradient.flatten(1).norm(dim=1)
+        strength = self.scale * (1 - abar) ** 0.5 * noise.detach().flatten(1).norm(dim=1) / norm
+        # A sample without a usable gradient is not moved; the others are.
+        usable = torch.isfinite(gradient).flatten(1).all(1) & torch.isfinite(strength) & (norm > 0)
         direction = torch.where(usable[:, None, None, None], gradient, 0.0)
         return z.detach() - torch.where(usable, strength, 0.0)[:, None, None, None] * direction
 
 
 def _after(scheduler: Any, step: int) -> tuple[Any, float]:
-    """Time of the latents after a step, and the share of signal in them; (None, 1) after the last one."""
-    signals = getattr(scheduler, "alphas_cumprod", None)
-    if signals is None or float(scheduler.init_noise_sigma) != 1.0:
-        raise ValueError(
+    """Timestep of the latents after a step, and their abar; (None, 1) after the last one."""
+    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
+    if alphas_cumprod is None or float(scheduler.init_noise_sigma) != 1.0:
+        raise ArgumentError(
             f"guidance: {type(scheduler).__name__} does not keep the variance of latents (no alphas_cumprod, or its "
             "own scaling); use DDIMScheduler, DDPMScheduler, PNDMScheduler or DPMSolverMultistepScheduler"
         )
     if step + 1 >= len(scheduler.timesteps):
         return None, 1.0
-    after = scheduler.timesteps[step + 1]
-    return after, float(signals[int(after)])
+    timestep = scheduler.timesteps[step + 1]
+    return timestep, float(alphas_cumprod[int(timestep)])
 
 
-def _noise(scheduler: Any, said: Any, latents: Any, signal: float) -> Any:
-    """The noise in latents, from what the denoiser said, whatever it was trained to say."""
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return said
-    if kind == "v_prediction":  # v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans & Ho 2022)
-        return signal**0.5 * said + (1 - signal) ** 0.5 * latents
-    if kind == "sample":
-        return (latents - signal**0.5 * said) / (1 - signal) ** 0.5
-    raise ValueError(f"guidance: prediction type {kind!r}; expected epsilon, v_prediction or sample")
+def _noise(scheduler: Any, model_output: Any, latents: Any, abar: float) -> Any:
+    """The noise in latents, from the output of a denoiser of any prediction type."""
+    prediction_type = scheduler.config.prediction_type
+    if prediction_type == "epsilon":
+        return model_output
+    if prediction_type == "v_prediction":  # v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans & Ho 2022)
+        return abar**0.5 * model_output + (1 - abar) ** 0.5 * latents
+    if prediction_type == "sample":
+        return (latents - abar**0.5 * model_output) / (1 - abar) ** 0.5
+    raise ArgumentError(f"guidance: prediction type {prediction_type!r}; expected epsilon, v_prediction or sample")
 
 
 def decode(pipe: Any, latents: torch.Tensor, dtype: Any = None) -> torch.Tensor:
@@ -152,11 +158,11 @@ def decode(pipe: Any, latents: torch.Tensor, dtype: Any = None) -> torch.Tensor:
 
 
 def inpainter(pipe: Any, **options: Any) -> Callable[[np.ndarray, np.ndarray, str, int], np.ndarray]:
-    """A stock inpainting pipeline as `generate` of `rahf.steer.repair.repair`.
+    """A stock inpainting pipeline as `generate` of `rahf.steer.repair`.
 
     Args:
       pipe: e.g. `StableDiffusionInpaintPipeline`.
-      options: of its call: steps, guidance scale, strength, …
+      options: of its call: num_inference_steps, guidance_scale, negative_prompt, strength, …
 
     Returns:
       Function of (image uint8 [h,w,3], mask bool [h,w] with True = repaint, prompt, seed) → uint8 [h,w,3].
@@ -166,19 +172,19 @@ def inpainter(pipe: Any, **options: Any) -> Callable[[np.ndarray, np.ndarray, st
     def generate(image: np.ndarray, mask: np.ndarray, prompt: str, seed: int) -> np.ndarray:
         height, width = image.shape[:2]
         factor = pipe.vae_scale_factor
-        # Latents come in whole cells; the picture is put back to its own size afterwards.
-        inner = (max(1, round(height / factor)) * factor, max(1, round(width / factor)) * factor)
-        made = pipe(
+        # The latent grid needs sides that are multiples of a cell; the result is resized to the picture's own size.
+        rounded = (max(1, round(height / factor)) * factor, max(1, round(width / factor)) * factor)
+        output = pipe(
             prompt=prompt,
             image=Image.fromarray(image),
             mask_image=Image.fromarray(mask.astype(np.uint8) * 255),
-            height=inner[0],
-            width=inner[1],
+            height=rounded[0],
+            width=rounded[1],
             generator=torch.Generator("cpu").manual_seed(seed),
             output_type="pil",
             **options,
         ).images[0]
-        return np.asarray(made.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+        return np.asarray(output.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
 
     return generate
 
@@ -192,7 +198,7 @@ def inpaint_best_of(
     *,
     pipe_options: Mapping[str, Any] | None = None,
     **options: Any,
-) -> Any:
+) -> Repair:
     """Repaints what the critic marks, `n` times, and returns the best of these and the original.
 
     Args:
@@ -200,13 +206,14 @@ def inpaint_best_of(
       critic: of `rahf.load`; with heatmaps.
       image: path, encoded bytes, Pillow image, or array [h,w,3] (uint8, or float in [0,1]).
       prompt: of the picture.
-      n: how many repaintings.
+      n: number of repaintings.
       pipe_options: of the pipeline's call.
-      options: of `rahf.steer.repair.repair`: which heatmap, which score, mask options, first seed, …
+      options: of `rahf.steer.repair`: which heatmap, which score, mask options, first seed, …
 
     Returns:
-      `rahf.steer.repair.Repair`; never scored worse than the original.
+      The result; its picture is never scored worse than the original.
     """
-    from rahf.steer.repair import repair
+    # Imported here: it needs SciPy and jaxtyping, which are not installed where only exported files are read.
+    from rahf.steer.repaint import repair
 
     return repair(inpainter(pipe, **(pipe_options or {})), image, prompt, n, critic=critic, **options)

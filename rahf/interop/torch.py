@@ -1,11 +1,11 @@
-"""A critic for PyTorch: scores of tensors, and gradients that reach the generator that made them.
+"""A critic for PyTorch: scores of tensors, with gradients that reach the generator of the images.
 
     reward = as_torch(rahf.load("runs/demo"), "overall")
     images = generator(noise)                       # float [B,3,H,W] in [0,1], any device
     (-reward(images, prompts).mean()).backward()    # gradients in the generator's parameters
 
-Tensors go over by DLPack: nothing is copied where JAX and PyTorch see the same device and the memory fits (dense,
-and on a CPU aligned to 64 bytes).
+DLPack exchanges tensors without a copy where JAX and PyTorch see the same device and the memory fits (dense, and on a
+CPU aligned to 64 bytes).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from rahf.core import labels, pixel_range
 from rahf.core.batch import SCORES
-from rahf.core.errors import ImageError
+from rahf.core.errors import ArgumentError, ImageError
 from rahf.critic.critic import Critic
 from rahf.nn import pixels as pixels_lib
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 class TorchReward:
-    """Scores of image tensors, differentiable by PyTorch's autograd (first order). Made by `as_torch`."""
+    """Scores of image tensors, differentiable by PyTorch's autograd (first order). `as_torch` returns one."""
 
     def __init__(self, critic: Critic, score: str | Mapping[str, float] | None = None):
         """As `as_torch`."""
-        _torch()  # says how to install it
+        _torch()  # its ImportError says how to install PyTorch
         self.critic = critic
         self.weights = None if score is None else labels.weights(score)
         self._tokens = functools.lru_cache(maxsize=4096)(critic.tokens)
@@ -49,7 +49,7 @@ class TorchReward:
           prompts: one for all images, or one per image.
 
         Returns:
-          float32 [B] (or [B,4] in the order of `rahf.core.batch.SCORES` if made without a score; without B for a single
+          float32 [B] (or [B,4] in the order of `rahf.core.batch.SCORES`, if there is no `score`; without B for a single
           image), high = good, on the images' device. The gradient has the images' type and device.
 
         Raises:
@@ -63,17 +63,17 @@ class TorchReward:
         _check(images)
         batch = images[None] if single else images
         ids, mask = self._text(prompts, len(batch))
-        found = _function().apply(batch, self.critic, self.compiled, ids, mask)
+        scores = _function().apply(batch, self.critic, self.compiled, ids, mask)
         if self.weights is not None:
-            found = found @ _torch().from_numpy(self.weights).to(found.device)
-        return found[0] if single else found
+            scores = scores @ _torch().from_numpy(self.weights).to(scores.device)
+        return scores[0] if single else scores
 
     def _text(self, prompts: str | Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(prompts, str):
             return self._tokens(prompts)
         prompts = list(prompts)
         if len(prompts) != count:
-            raise ValueError(f"{count} images but {len(prompts)} prompts; give one for all, or one per image")
+            raise ArgumentError(f"{count} images but {len(prompts)} prompts; give one for all, or one per image")
         rows = [self._tokens(prompt) for prompt in prompts]
         return np.concatenate([ids for ids, _ in rows]), np.concatenate([mask for _, mask in rows])
 
@@ -99,12 +99,12 @@ def policy_reward(critic: Critic, score: str | Mapping[str, float] = "overall") 
       Function of (images [B,3,H,W] in [0,1], prompts, metadata) → (rewards float32 [B] on the images' device,
       {score name: list of B floats} to be logged).
     """
-    every, weights = as_torch(critic), labels.weights(score)
+    all_scores, weights = as_torch(critic), labels.weights(score)
 
     def reward(images: torch.Tensor, prompts: Sequence[str], metadata: Any = None) -> tuple[torch.Tensor, dict]:
         torch = _torch()
         with torch.no_grad():
-            scores = every(images.clamp(0, 1) if images.is_floating_point() else images, prompts)
+            scores = all_scores(images.clamp(0, 1) if images.is_floating_point() else images, prompts)
             logged = {name: scores[:, i].tolist() for i, name in enumerate(SCORES)}
             return scores @ torch.from_numpy(weights).to(scores), logged
 
@@ -118,37 +118,38 @@ def differentiable_reward(critic: Critic, score: str | Mapping[str, float] = "ov
       Function of (images [B,3,H,W], about [0,1], prompts, metadata) → (rewards float32 [B], {}). Pixels outside
       [0,1] are clipped, as when a picture is saved; they have no gradient there.
     """
-    of = as_torch(critic, score)
+    differentiable = as_torch(critic, score)
 
     def reward(images: torch.Tensor, prompts: Sequence[str], metadata: Any = None) -> tuple[torch.Tensor, dict]:
-        return of(images.clamp(0, 1), prompts), {}
+        return differentiable(images.clamp(0, 1), prompts), {}
 
     return reward
 
 
 class _Compiled(NamedTuple):
-    """Scores [B,4] of (params, images [B,3,H,W], ids, mask), and the images' gradient, given one of the scores, too."""
+    """`value`: (params, images [B,3,H,W], ids, mask) → scores [B,4]. `pull`: these and the gradient of the scores → the
+    gradient of the images."""
 
     value: Callable[..., jax.Array]
     pull: Callable[..., jax.Array]
 
 
-#: Compiled once per critic, however many rewards are made of it.
-_known: weakref.WeakKeyDictionary[Critic, _Compiled] = weakref.WeakKeyDictionary()
+#: All rewards of a critic share its compiled functions.
+_cache: weakref.WeakKeyDictionary[Critic, _Compiled] = weakref.WeakKeyDictionary()
 
 
 def _compiled(critic: Critic) -> _Compiled:
-    if critic not in _known:
-        of = critic.network.scores  # without the critic, which would keep itself alive in the dictionary
+    if critic not in _cache:
+        network_scores = critic.network.scores  # a reference to the critic would keep its own entry alive
 
         def scores(params, images, ids, mask):
-            return pixels_lib.call(of, params, jnp.moveaxis(images, 1, -1), ids, mask)
+            return pixels_lib.call(network_scores, params, jnp.moveaxis(images, 1, -1), ids, mask)
 
         def pull(params, images, ids, mask, cotangent):
             return jax.vjp(lambda x: scores(params, x, ids, mask), images)[1](cotangent)[0]
 
-        _known[critic] = _Compiled(jax.jit(scores), jax.jit(pull))
-    return _known[critic]
+        _cache[critic] = _Compiled(jax.jit(scores), jax.jit(pull))
+    return _cache[critic]
 
 
 @functools.cache
@@ -162,7 +163,7 @@ def _torch() -> types.ModuleType:
 
 @functools.cache
 def _function() -> type:
-    """The autograd function; a class that cannot exist without PyTorch."""
+    """The autograd function: a class, defined here because its base class needs PyTorch."""
     torch = _torch()
     once = torch.autograd.function.once_differentiable
 
@@ -171,15 +172,15 @@ def _function() -> type:
         def forward(ctx, images, critic, compiled, ids, mask):
             ctx.params, ctx.pull, ctx.text = critic.params, compiled.pull, (ids, mask)
             ctx.save_for_backward(images)
-            found = compiled.value(critic.params, to_jax(images), ids, mask)
-            return to_torch(found, images.device)
+            scores = compiled.value(critic.params, to_jax(images), ids, mask)
+            return to_torch(scores, images.device)
 
         @staticmethod
         @once
         def backward(ctx, cotangent):
             (images,) = ctx.saved_tensors
-            pulled = ctx.pull(ctx.params, to_jax(images), *ctx.text, to_jax(cotangent))
-            return to_torch(pulled, images.device).to(images.dtype), None, None, None, None
+            gradient = ctx.pull(ctx.params, to_jax(images), *ctx.text, to_jax(cotangent))
+            return to_torch(gradient, images.device).to(images.dtype), None, None, None, None
 
     return Score
 

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rahf.core.errors import ArgumentError
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Energy:
 
     terms: tuple[Term, ...]
 
-    __array_ufunc__ = None  # or NumPy would multiply an array by it one element after the other
+    __array_ufunc__ = None  # otherwise NumPy multiplies an array by the energy element by element
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
         """The energy of each picture.
@@ -61,10 +63,10 @@ class Energy:
 
     def parts(self, pixels: Float[Array, "b h w 3"]) -> dict[str, Float[Array, " b"]]:
         """The terms by name, each float32 [B] without its weight; a name that occurs twice gets a number."""
-        pixels, found = _float32(pixels), {}
+        pixels, values = _float32(pixels), {}
         for number, term in enumerate(self.terms):
-            found[term.name if term.name not in found else f"{term.name} #{number}"] = _value(term, pixels)
-        return found
+            values[term.name if term.name not in values else f"{term.name} #{number}"] = _value(term, pixels)
+        return values
 
     def __add__(self, other: Any) -> Energy:
         return Energy(self.terms + other.terms) if isinstance(other, Energy) else NotImplemented
@@ -85,7 +87,23 @@ def function(function: Callable[..., Array], *arrays: Any, name: str | None = No
         instead becomes a constant of compiled programs.
       name: for messages and `Energy.parts`; None: the function's.
     """
-    return of(function, name or getattr(function, "__name__", type(function).__name__), *arrays)
+    return of(function, _name(function, name), *arrays)
+
+
+def reward(function: Callable[..., Array], *arrays: Any, best: Any = 1.0, name: str | None = None) -> Energy:
+    """``best - reward``: any JAX function of (pixels float32 [B,h,w,3], *arrays) → one reward per picture, to be raised.
+
+        energy.reward(my_reward)
+        energy.reward(critic.reward("overall"), *critic.tokens(prompts), critic.params)
+
+    Args:
+      arrays: as in `function`; for a critic's reward text ids, text mask and, in order not to compile the
+        parameters in, the parameters.
+      best: the highest value of the reward: 1 for the scores of a critic. Backward guidance stops where the
+        energy is about 0, so for other rewards it should not be too low.
+      name: for messages and `Energy.parts`; None: the function's.
+    """
+    return of(_Reward(function), _name(function, name), best, *arrays)
 
 
 def of(function: Callable[..., Array], name: str, *arrays: Any) -> Energy:
@@ -93,14 +111,28 @@ def of(function: Callable[..., Array], name: str, *arrays: Any) -> Energy:
     return Energy((Term(1.0, arrays, function, name),))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Reward:
+    """Equal for equal rewards, so that a program compiled for one energy serves the next."""
+
+    function: Callable[..., Array]
+
+    def __call__(self, pixels, best, *arrays):
+        return best - jnp.asarray(self.function(pixels, *arrays)).astype(jnp.float32)
+
+
+def _name(function: Callable[..., Any], name: str | None) -> str:
+    return name or getattr(function, "__name__", type(function).__name__)
+
+
 def _value(term: Term, pixels: Array) -> Array:
-    found = jnp.asarray(term.function(pixels, *term.arrays))
-    if found.shape != pixels.shape[:1]:
-        raise ValueError(
-            f"energy {term.name!r}: expected one number per picture, shape {pixels.shape[:1]}, found {found.shape}; "
+    values = jnp.asarray(term.function(pixels, *term.arrays))
+    if values.shape != pixels.shape[:1]:
+        raise ArgumentError(
+            f"energy {term.name!r}: expected one number per picture, shape {pixels.shape[:1]}, found {values.shape}; "
             "average over pixels and channels, not over pictures"
         )
-    return found.astype(jnp.float32)
+    return values.astype(jnp.float32)
 
 
 def _float32(pixels: Any) -> Array:

@@ -3,7 +3,7 @@
 The RAHF paper generates eight pictures for each prompt, scores them, and keeps the best one for fine-tuning if its
 plausibility exceeds a threshold (whose value it does not give). Scores of a generator that the critic was not trained
 on may be shifted as a whole: then rank (best of group, quantile) rather than compare with an absolute threshold.
-No JAX here. `rahf.steer.best_of_n_files` is this with files.
+This module does not import JAX. `rahf.steer.best_of_n_files` does the same with files.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def requirement(text: str) -> Requirement:
     Raises:
       ValueError: another form, or an unknown score (the nearest is suggested).
     """
-    found = _REQUIREMENT.fullmatch(text)
+    match = _REQUIREMENT.fullmatch(text)
     try:
-        value = float(found[3]) if found else None
+        value = float(match[3]) if match else None
     except ValueError:
         value = None
-    if found is None or value is None or not np.isfinite(value):
+    if match is None or value is None or not np.isfinite(value):
         raise ArgumentError(
             f"constraint {text!r}: expected a score, >= <= > or <, and a number, as in 'alignment>=0.6'"
         )
-    labels.position("score", found[1], SCORES)
-    return Requirement(found[1], found[2], value)
+    labels.position("score", match[1], SCORES)
+    return Requirement(match[1], match[2], value)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Selection:
       rank: int64 [N], 1 = best of its group among those that meet every constraint; 0: it does not.
       gap: float [N], by how much the best of a group is above the second; NaN for all others, and if there is no
         second.
-      threshold: value of the key from which on candidates were kept; None: no threshold was asked for.
+      threshold: lowest value of the key that was kept; None: neither a threshold nor a quantile was requested.
     """
 
     indices: Int[np.ndarray, " k"]
@@ -95,7 +95,7 @@ def select(
 
     1. those that meet every constraint of `require`;
     2. with `best_of`, the one with the highest key of each group; of equal ones the first;
-    3. with `min_gap`, if that is at least so much above the second of its group (of those that meet the
+    3. with `min_gap`, only if that is at least `min_gap` above the second of its group (of those that meet the
        constraints; a candidate that is alone has no second and passes);
     4. those of the rest whose key is at least `threshold`, or at least the `quantile` of the keys of the rest.
 
@@ -104,12 +104,12 @@ def select(
         with NaN is never kept.
       key: name of the score that decides.
       threshold: in the unit of the score.
-      quantile: in [0,1); 0.75 keeps the upper quarter. A value that occurs, never one in between.
+      quantile: in [0,1); 0.75 keeps the upper quarter. The threshold is a value that occurs, never one in between.
       best_of: keep at most one candidate of each group.
       min_gap: in the unit of the score; needs `best_of`.
       groups: N names of groups, in practice prompts. Needed with `best_of`.
       require: constraints such as "alignment>=0.6".
-      name: how a reason refers to another candidate, given its position.
+      name: gives the words by which a reason refers to another candidate, from its position.
 
     Raises:
       ValueError: unknown score, both threshold and quantile, groups that are missing or of another number, or an
@@ -123,13 +123,13 @@ def select(
     column = labels.position("score", key, SCORES)
     _check(len(scores), threshold, quantile, best_of, min_gap, groups)
     require = [one if isinstance(one, Requirement) else requirement(one) for one in require]
-    run = _Run(scores[:, column], key, name)
-    run.constrain(scores, require)
+    contest = _Contest(scores[:, column], key, name)
+    contest.constrain(scores, require)
     if best_of:
-        run.best(groups)
-        run.apart(min_gap)
-    used = run.cut(threshold, quantile, "bests of groups" if best_of else "candidates")
-    return Selection(np.flatnonzero(run.kept), [r or "not chosen" for r in run.reasons], run.rank, run.gap, used)
+        contest.keep_best(groups)
+        contest.require_gap(min_gap)
+    used = contest.cut(threshold, quantile, "bests of groups" if best_of else "candidates")
+    return Selection(np.flatnonzero(contest.kept), contest.reasons, contest.rank, contest.gap, used)
 
 
 def _check(count, threshold, quantile, best_of, min_gap, groups) -> None:
@@ -149,8 +149,8 @@ def _check(count, threshold, quantile, best_of, min_gap, groups) -> None:
         raise ArgumentError(f"groups: expected one per candidate ({count}), found {len(groups)}")
 
 
-class _Run:
-    """Candidates that are still in the running, and why the others are not."""
+class _Contest:
+    """Candidates that are still kept, and the reasons why the others are not."""
 
     def __init__(self, values: np.ndarray, key: str, name: Callable[[int], str]):
         self.values, self.key, self.name = values, key, name
@@ -161,7 +161,7 @@ class _Run:
         self.gap = np.full(count, np.nan)
 
     def constrain(self, scores: np.ndarray, require: Sequence[Requirement]) -> None:
-        """Drops what is not scored or does not meet a constraint; names every one that is not met."""
+        """Drops candidates that are not scored or miss a constraint; names every constraint that they miss."""
         self.kept = np.isfinite(scores).all(1)
         for index in np.flatnonzero(~self.kept):
             self.reasons[index] = "not scored"
@@ -175,7 +175,7 @@ class _Run:
             self.kept[index] = False
             self.reasons[index] = "; ".join(why)
 
-    def best(self, groups: Sequence[Hashable]) -> None:
+    def keep_best(self, groups: Sequence[Hashable]) -> None:
         """Keeps the best of each group."""
         members: dict[Hashable, list[int]] = {}
         for index in np.flatnonzero(self.kept).tolist():
@@ -186,35 +186,35 @@ class _Run:
             for rank, index in enumerate(group, start=1):
                 self.rank[index] = rank
                 if rank > 1:
-                    self._drop(index, self._beaten(index, first))
+                    self._drop(index, self._lost_to(index, first))
             self.reasons[first] = f"{self.reasons[first]}, best of {len(group)} in its group"
             if len(group) > 1:
                 self.gap[first] = self.values[first] - self.values[group[1]]
                 self.reasons[first] += f", {self.gap[first]:.4f} above {self.name(group[1])}"
 
-    def _beaten(self, index: int, first: int) -> str:
-        by = f"{self.name(first)} of its group has {_number(self.values[first])}"
-        return by + (" as well and comes first" if self.values[index] == self.values[first] else "")
+    def _lost_to(self, index: int, first: int) -> str:
+        winner = f"{self.name(first)} of its group has {_number(self.values[first])}"
+        return winner + (" as well and comes first" if self.values[index] == self.values[first] else "")
 
-    def apart(self, min_gap: float | None) -> None:
-        """Keeps what is far enough above the second of its group."""
+    def require_gap(self, min_gap: float | None) -> None:
+        """Keeps candidates that are at least `min_gap` above the second of their group."""
         if min_gap is not None:
             # The values are decimal numbers in binary: 0.8 - 0.7 must count as 0.1.
             for index in np.flatnonzero(self.kept & (self.gap < min_gap - 1e-9)):
                 self._drop(index, f"less than the gap of {min_gap:g}")
 
     def cut(self, threshold: float | None, quantile: float | None, of: str) -> float | None:
-        """Keeps what reaches the threshold, and returns that."""
+        """Keeps candidates that reach the threshold, and returns it."""
         rest = self.values[self.kept]
-        said = "the threshold"
+        description = "the threshold"
         if quantile is not None and rest.size:
             threshold = float(np.quantile(rest, quantile, method="higher"))
-            said = f"the {quantile:g} quantile of {rest.size} {of},"
+            description = f"the {quantile:g} quantile of {rest.size} {of},"
         if threshold is None:
             return None
         low = self.kept & ~(self.values >= threshold)
         for index in np.flatnonzero(self.kept):
-            self.reasons[index] += f", {'below' if low[index] else 'at least'} {said} {_number(threshold)}"
+            self.reasons[index] += f", {'below' if low[index] else 'at least'} {description} {_number(threshold)}"
         self.kept &= ~low
         return threshold
 

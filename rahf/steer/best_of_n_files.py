@@ -1,7 +1,7 @@
-"""`rahf select`: candidates in a JSONL file → scores → choice → manifest, with every score and reason.
+"""`rahf select`: candidates in a JSONL file → scores → selection → manifest, with every score and reason.
 
-Beside MANIFEST.jsonl lie MANIFEST.refused.jsonl, MANIFEST.summary.json and the folder MANIFEST.scores, from which an
-interrupted call goes on, and another choice among the same candidates is made without scoring them again.
+Beside MANIFEST.jsonl lie MANIFEST.refused.jsonl, MANIFEST.summary.json and the folder MANIFEST.scores. An interrupted
+call resumes from that folder, and another selection among the same candidates reads its scores instead of scoring again.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from rahf.core import renamed
 from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
 from rahf.core.files import open_atomically
 from rahf.scoring import blocks, files, records
-from rahf.scoring import run as score_lib
+from rahf.scoring import run as scoring
 from rahf.scoring.job import Job, ScoringSummary
 from rahf.scoring.records import ReadOptions
-from rahf.steer import best_of_n as select_lib
+from rahf.steer import best_of_n
 from rahf.steer.best_of_n import Selection
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class SelectionOptions:
     """Options of `rahf.steer.best_of_n.select`; see there."""
 
     key: str = "plausibility"
@@ -44,18 +45,18 @@ class Choice:
 
     def select(self, scores: np.ndarray, groups: Sequence[Any], name: Callable[[int], str]) -> Selection:
         """Applies the options."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return select_lib.select(scores, groups=groups, name=name, **given)
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return best_of_n.select(scores, groups=groups, name=name, **options)
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
-    """What `choose` wrote.
+class SelectedFiles:
+    """The files that `select_files` wrote, and counts.
 
     Attributes:
-      manifest, chosen, refused, summary: paths; `chosen` is None if it was not asked for.
+      manifest, chosen, refused, summary: paths; `chosen` is None if it was not requested.
       candidates, selected, groups: counts of those that were scored.
-      threshold: the value of the key from which on candidates were kept; None: none was asked for.
+      threshold: lowest value of the key that was kept; None: neither a threshold nor a quantile was requested.
       scoring: counts of the scoring, refused ones among them.
     """
 
@@ -70,11 +71,12 @@ class Chosen:
     scoring: ScoringSummary
 
 
-def choose(
+@renamed.arguments(choice="options")
+def select_files(
     model: str | os.PathLike,
     candidates: str | os.PathLike,
     out: str | os.PathLike,
-    choice: Choice = Choice(),
+    options: SelectionOptions = SelectionOptions(),
     *,
     chosen: str | os.PathLike | None = None,
     batch_size: int = 16,
@@ -82,8 +84,8 @@ def choose(
     restart: bool = False,
     progress: bool = False,
     load: Callable[[str], Any] | None = None,
-) -> Chosen:
-    """Scores the candidates of a JSONL file, chooses among them, and writes the manifest.
+) -> SelectedFiles:
+    """Scores the candidates of a JSONL file, selects among them, and writes the manifest.
 
     Args:
       model: run directory, checkpoint directory or exported file.
@@ -91,8 +93,8 @@ def choose(
         optionally `group` (text or whole number; the prompt, if there is none). Other fields are kept.
       out: the manifest: each scored candidate with its own fields and `line`, `scores`, `selected`, `rank` in its
         group, `gap` to the second of it, `reason`, `prompt_cut` and `model`. In the order of the candidates.
-      choice: how to choose.
-      chosen: also write the selected lines alone, as they were given; for training.
+      options: of the selection.
+      chosen: also write the selected lines alone, unchanged; for training.
       batch_size, block_size, restart, progress, load: as in `rahf.scoring.score`.
 
     Returns:
@@ -102,10 +104,10 @@ def choose(
       ValueError: a wrong option, a file that would be overwritten, or no candidate that can be scored.
       OSError: something cannot be read or written.
     """
-    choice.check()
+    options.check()
     paths = _paths(candidates, out, chosen)
     scores_folder = paths["manifest"].with_suffix(".scores")
-    summary = score_lib.score(
+    summary = scoring.score(
         model,
         [os.fspath(candidates)],
         scores_folder,
@@ -120,10 +122,10 @@ def choose(
         raise ScoreError(f"{candidates}: none of {summary.rows} candidates can be scored; see {why}")
     job = Job(os.path.abspath(scores_folder), ReadOptions(), batch_size)
     lines, groups, scores = _read(job, summary)
-    selection = choice.select(scores, groups, lambda index: f"line {lines[index]}")
+    selection = options.select(scores, groups, lambda index: f"line {lines[index]}")
     _write(paths, candidates, job, summary, scores, selection)
     _write_refused(paths["refused"], scores_folder)
-    kept = Chosen(
+    selected = SelectedFiles(
         paths["manifest"],
         paths.get("chosen"),
         paths["refused"],
@@ -134,8 +136,8 @@ def choose(
         selection.threshold,
         summary,
     )
-    files.write(str(paths["summary"]), _summary(kept, choice))
-    return kept
+    files.write(str(paths["summary"]), _summary(selected, options))
+    return selected
 
 
 def _paths(candidates, out, chosen) -> dict[str, pathlib.Path]:
@@ -147,8 +149,8 @@ def _paths(candidates, out, chosen) -> dict[str, pathlib.Path]:
     }
     if chosen is not None:
         paths["chosen"] = pathlib.Path(chosen).absolute()
-    taken = [os.path.realpath(candidates), *map(os.path.realpath, paths.values())]
-    if len(set(taken)) < len(taken):
+    distinct = [os.path.realpath(candidates), *map(os.path.realpath, paths.values())]
+    if len(set(distinct)) < len(distinct):
         raise ScoreError(f"{out}: the candidates, the manifest and what lies beside it must be different files")
     if files.is_url(os.fspath(candidates)) or not os.fspath(candidates).lower().endswith(".jsonl"):
         raise ScoreError(f"{candidates}: expected a local file of candidates whose name ends in .jsonl")
@@ -156,16 +158,16 @@ def _paths(candidates, out, chosen) -> dict[str, pathlib.Path]:
 
 
 def _read(job: Job, summary: ScoringSummary) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Line numbers, groups (as numbers) and scores [N,4] of what was scored; only these are held in memory."""
+    """Line numbers, groups (as numbers) and scores [N,4] of scored candidates; only these are held in memory."""
     lines: list[int] = []
     groups: list[int] = []
-    known: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     scores = np.full((summary.scored, len(SCORES)), np.nan)
     for _, _, batch in job.rows(summary.blocks, ("row", "group", *SCORES, "error")):
         batch = batch.filter(batch["error"].is_null())
         start = len(lines)
         lines += batch["row"].to_pylist()
-        groups += [known.setdefault(group, len(known)) for group in batch["group"].to_pylist()]
+        groups += [numbers.setdefault(group, len(numbers)) for group in batch["group"].to_pylist()]
         for at, name in enumerate(SCORES):
             scores[start : len(lines), at] = batch[name].to_numpy(zero_copy_only=False)
     return np.array(lines), groups, np.round(scores, 6)
@@ -199,28 +201,38 @@ def _scored_lines(candidates, job: Job, summary: ScoringSummary) -> Iterator[tup
     with open(candidates, "rb") as file:
         lines = blocks.lines(file)
         for _, model, batch in job.rows(summary.blocks, ("row", "prompt_cut", "error")):
-            for found in batch.to_pylist():
-                if found["error"] is None:
-                    line = next(line for number, _, line in lines if number == found["row"])
-                    yield line, found["row"], found["prompt_cut"], model
+            for scored in batch.to_pylist():
+                if scored["error"] is None:
+                    line = next(line for number, _, line in lines if number == scored["row"])
+                    yield line, scored["row"], scored["prompt_cut"], model
 
 
 def _write_refused(path: pathlib.Path, scores_folder: pathlib.Path) -> None:
-    found = [json.loads(line) for line in (scores_folder / "refused.jsonl").read_text().splitlines()]
-    lines = [json.dumps({"line": one["row"], "image": one["key"], "reason": one["error"]}) for one in found]
+    refused = [json.loads(line) for line in (scores_folder / "refused.jsonl").read_text().splitlines()]
+    lines = [json.dumps({"line": one["row"], "image": one["key"], "reason": one["error"]}) for one in refused]
     files.write(str(path), "".join(line + "\n" for line in lines).encode())
 
 
-def _summary(kept: Chosen, choice: Choice) -> bytes:
+def _summary(selected: SelectedFiles, options: SelectionOptions) -> bytes:
     document = {
-        "model": kept.scoring.model,
-        "choice": dataclasses.asdict(choice),
+        "model": selected.scoring.model,
+        "choice": dataclasses.asdict(options),
         "ties": "the earlier line; scores are compared at six decimals",
-        "threshold": kept.threshold,
-        "candidates": kept.candidates,
-        "groups": kept.groups,
-        "selected": kept.selected,
-        "refused": kept.scoring.refused,
-        "prompts_cut": kept.scoring.prompts_cut,
+        "threshold": selected.threshold,
+        "candidates": selected.candidates,
+        "groups": selected.groups,
+        "selected": selected.selected,
+        "refused": selected.scoring.refused,
+        "prompts_cut": selected.scoring.prompts_cut,
     }
     return (json.dumps(document, indent=2) + "\n").encode()
+
+
+__getattr__ = renamed.moved(
+    __name__,
+    {
+        "Choice": f"{__name__}:SelectionOptions",
+        "Chosen": f"{__name__}:SelectedFiles",
+        "choose": f"{__name__}:select_files",
+    },
+)

@@ -17,6 +17,7 @@ from rahf.core import labels, names
 from rahf.core.batch import HEATMAPS
 from rahf.core.errors import ArgumentError, ImageError
 from rahf.core.files import write_atomically
+from rahf.critic import loading
 from rahf.critic.feedback import png
 from rahf.critic.predict import given_prompts
 from rahf.images import overlay as overlay_lib
@@ -30,7 +31,7 @@ _TINT = (255, 0, 200)
 
 
 class MaskFile(NamedTuple):
-    """One picture's mask on disk. Paths are None for what was not asked for."""
+    """One picture's mask on disk. The path of a file that was not requested is None."""
 
     image: str
     path: pathlib.Path
@@ -63,29 +64,29 @@ def mask_files(
       prompt, prompts_file: as in `rahf.critic.predict.given_prompts`.
       which: heatmap, a name in `rahf.core.batch.HEATMAPS`.
       options: how a heatmap becomes a mask.
-      latent_grid: also write ..._latent.png with one pixel per cell of so many pixels (any coverage).
+      latent_grid: side of a cell in pixels: also write ..._latent.png with one pixel per cell (any coverage).
       overlay: also write ..._overlay.png: picture, heatmap and mask side by side.
       json_file: also write paths, coverage, components, peak and note of each.
 
     Returns:
-      What was written, and one line for each picture that could not be used.
+      The masks that were written, and one line for each picture that could not be used.
 
     Raises:
       ValueError: wrong options, missing prompts, or a file that would be overwritten.
       OSError: something cannot be written.
     """
-    kind = labels.position("heatmap", which, HEATMAPS)
+    column = labels.position("heatmap", which, HEATMAPS)
     if latent_grid is not None and latent_grid < 1:
         raise ArgumentError(f"latent grid: expected at least 1 pixel per cell, found {latent_grid}")
     paths = _paths(images, pathlib.Path(out), json_file)
     prompts = given_prompts(images, prompt, prompts_file)
     written, errors = [], [str(one) for one in prompts if isinstance(one, ImageError)]
-    asked = [(path, one, to) for path, one, to in zip(images, prompts, paths) if isinstance(one, str)]
-    critic = _critic(model)
-    for start in range(0, len(asked), _BATCH):
-        for path, to, data, size, heatmap in _heatmaps(critic, asked[start : start + _BATCH], kind, errors):
+    prompted = [(path, one, to) for path, one, to in zip(images, prompts, paths) if isinstance(one, str)]
+    critic = model if callable(model) else loading.load(model)
+    for start in range(0, len(prompted), _BATCH):
+        for path, to, data, size, heatmap in _heatmaps(critic, prompted[start : start + _BATCH], column, errors):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", masks.MaskWarning)  # it is in the note
+                warnings.simplefilter("ignore", masks.MaskWarning)  # the mask's note says the same
                 mask = masks.from_heatmap(heatmap, size, options)
             written.append(_write(path, to, data, heatmap, mask, which, latent_grid, overlay))
     if json_file is not None:
@@ -94,44 +95,36 @@ def mask_files(
     return written, errors
 
 
-def _critic(model: Any) -> Any:
-    if callable(model):
-        return model
-    import rahf
-
-    return rahf.load(model)
-
-
 def _heatmaps(
-    critic: Any, asked: Sequence[tuple[str, str, pathlib.Path]], kind: int, errors: list[str]
+    critic: Any, prompted: Sequence[tuple[str, str, pathlib.Path]], column: int, errors: list[str]
 ) -> Iterator[tuple[str, pathlib.Path, bytes, tuple[int, int], np.ndarray]]:
     """Path, target, encoded picture, its upright size and its heatmap, of those pictures that can be used."""
-    good = []
-    for path, prompt, to in asked:
+    usable = []
+    for path, prompt, to in prompted:
         try:
             data = files.read(path, MAX_IMAGE)
-            good.append((path, prompt, to, data, image_lib.load_rgb(data, what=path).shape[:2]))
+            usable.append((path, prompt, to, data, image_lib.load_rgb(data, what=path).shape[:2]))
         except ImageError as error:
             errors.append(str(error))
         except (OSError, ValueError) as error:
             errors.append(f"{path}: {getattr(error, 'strerror', None) or error}")
-    if good:
-        found = critic([one[3] for one in good], [one[1] for one in good])
-        for (path, _, to, data, size), heatmap in zip(good, np.asarray(found.heatmaps)[:, :, :, kind]):
+    if usable:
+        prediction = critic([one[3] for one in usable], [one[1] for one in usable])
+        for (path, _, to, data, size), heatmap in zip(usable, np.asarray(prediction.heatmaps)[:, :, :, column]):
             yield path, to, data, size, heatmap
 
 
 def _write(path, to, data, heatmap, mask: Mask, which: str, latent_grid: int | None, overlay: bool) -> MaskFile:
     write_atomically(to, png((mask.alpha * 255).round().astype(np.uint8)))
-    latent = shown = None
+    latent_path = overlay_path = None
     if latent_grid is not None:
-        latent = to.with_name(f"{to.stem}_latent.png")
-        write_atomically(latent, png(mask.latent(latent_grid).astype(np.uint8) * 255))
+        latent_path = to.with_name(f"{to.stem}_latent.png")
+        write_atomically(latent_path, png(mask.latent(latent_grid).astype(np.uint8) * 255))
     if overlay:
-        shown = to.with_name(f"{to.stem}_overlay.png")
+        overlay_path = to.with_name(f"{to.stem}_overlay.png")
         picture = image_lib.load_rgb(data, what=path)
-        write_atomically(shown, png(panel(picture, heatmap, mask, which, latent_grid)))
-    return MaskFile(path, to, latent, shown, mask)
+        write_atomically(overlay_path, png(panel(picture, heatmap, mask, which, latent_grid)))
+    return MaskFile(path, to, latent_path, overlay_path, mask)
 
 
 def panel(
@@ -164,7 +157,7 @@ def _tinted(picture: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _paths(images: Sequence[str], out: pathlib.Path, json_file) -> list[pathlib.Path]:
-    """Where each mask goes. Nothing given may be overwritten."""
+    """The path of each mask. No input may be overwritten."""
     if not images:
         raise ArgumentError("no images given")
     if out.suffix.lower() == ".png":
@@ -176,9 +169,9 @@ def _paths(images: Sequence[str], out: pathlib.Path, json_file) -> list[pathlib.
             raise ArgumentError(f"--out {out}: masks are PNG files; give a name that ends in .png, or a folder")
         paths = _numbered(images, out)
     beside = [path.with_name(f"{path.stem}_{kind}.png") for path in paths for kind in _KINDS]
-    ours = {os.path.realpath(path) for path in [*paths, *beside, *([json_file] if json_file else [])]}
+    outputs = {os.path.realpath(path) for path in [*paths, *beside, *([json_file] if json_file else [])]}
     for image in images:
-        if os.path.realpath(image) in ours:
+        if os.path.realpath(image) in outputs:
             raise ArgumentError(f"{image}: would be overwritten; give another --out")
     return paths
 
@@ -216,15 +209,15 @@ def _described(one: MaskFile) -> dict[str, Any]:
 
 
 def report(written: Sequence[MaskFile], errors: Sequence[str]) -> int:
-    """Says what was written; the exit code: 1 if any picture could not be used."""
+    """Prints what was written, and the errors. Returns the exit code: 1 if any picture could not be used."""
     for one in written:
         mask = one.mask
         if mask.note:
             kind = "nothing to repair: " if mask.empty else ""
             print(names.printable(f"{one.image}: {kind}{mask.note}"), file=sys.stderr)
         regions = "1 region" if mask.components == 1 else f"{mask.components} regions"
-        said = "empty, leave the picture as it is" if mask.empty else f"{mask.coverage:.1%} of the picture, {regions}"
-        print(names.printable(f"{one.image} → {one.path}: {said}"))
+        extent = "empty, leave the picture as it is" if mask.empty else f"{mask.coverage:.1%} of the picture, {regions}"
+        print(names.printable(f"{one.image} → {one.path}: {extent}"))
     for line in errors:
         print(names.printable(f"error: {line}"), file=sys.stderr)
     return 1 if errors else 0

@@ -2,7 +2,7 @@
 
 threshold (with hysteresis) → drop small components → dilate by a disc → close holes → feather; then, for a latent
 diffusion model, any-coverage reduction to its grid. The RAHF paper says "threshold and dilate" and gives no values;
-the defaults are ours. No JAX here.
+the defaults are ours. This module does not import JAX.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from jaxtyping import Bool, Float, Real
 from rahf.core.errors import ArgumentError
 from rahf.images.resize import resize
 
-#: Pixels that touch at a corner belong together; so the outside of a hole is connected by edges only.
+#: Pixels that touch at a corner belong to one component; hence the outside of a hole is connected by edges only.
 _TOUCHING = np.ones((3, 3), bool)
 _SLACK = 1e-6  # of a pixel: radii such as 40 * (1/40) must not depend on rounding
 
 
 class MaskWarning(UserWarning):
-    """A mask covers so much that inpainting is a new picture rather than a repair."""
+    """A mask covers so much of a picture that inpainting makes a new one rather than a repair."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +33,14 @@ class MaskOptions:
     """How a heatmap becomes a mask. Lengths are in image heights, areas in shares of the image.
 
     Attributes:
-      threshold: values from here on are marked, in (0,1]. 0.3: about one annotator of three.
+      threshold: values of at least this are marked, in (0,1]. 0.3: about one annotator of three.
       seeds: hysteresis: of the marked components keep only those with a value at least this high; None: keep all.
         A usual pair is threshold 0.25 and seeds 0.5.
       min_area: components smaller than this share of the image are dropped.
       dilation: radius of the disc by which the mask grows.
       max_hole: enclosed holes up to this share of the image are closed; 1: all of them, 0: none.
       feather: width of the ramp around the mask over which the repainted picture fades into the original.
-      warn_above: coverage from which on a `MaskWarning` is given.
+      warn_above: above this coverage there is a `MaskWarning`.
     """
 
     threshold: float = 0.3
@@ -66,13 +66,13 @@ class MaskOptions:
 
 
 class Mask(NamedTuple):
-    """What is to be repainted, at the size of the picture."""
+    """The region to repaint, at the size of the picture."""
 
-    pixels: Bool[np.ndarray, "h w"]  # everything to repaint, the feathered ramp included
+    pixels: Bool[np.ndarray, "h w"]  # to repaint, the feathered ramp included
     alpha: Float[np.ndarray, "h w"]  # float32 in [0,1]: weight of the repainted picture when both are blended
     components: int  # marked regions that were large enough
     peak: float  # highest value of the heatmap
-    note: str  # why there is nothing to repaint, or that it is very much; "" otherwise
+    note: str  # why nothing is to be repainted, or that the mask is very large; "" otherwise
 
     @property
     def coverage(self) -> float:

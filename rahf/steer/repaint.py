@@ -1,6 +1,6 @@
-"""Best-of-N repair: repaint what the critic calls implausible, several times, and keep the best.
+"""Best-of-N repair: repaint the part of a picture that the critic marks, several times, and keep the best.
 
-The original is among the candidates, so that the result is never scored worse. No JAX here; the critic has it.
+The original is among the candidates, so that the result is never scored worse. This module does not import JAX.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from PIL import Image
 from rahf import images as image_lib
 from rahf.core import labels
 from rahf.core.batch import HEATMAPS, SCORES
+from rahf.core.errors import ArgumentError
 from rahf.images.pictures import check_channels
 from rahf.steer import masks
 from rahf.steer.masks import Mask, MaskOptions
 
-#: image uint8 [h,w,3], mask bool [h,w] (True: repaint), prompt, seed → image of the same size, of any kind.
-Generate = Callable[[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"], str, int], Any]
+#: Function of image uint8 [h,w,3], mask bool [h,w] (True: repaint), prompt, seed → image of the same size, in any form
+#: that `repair` takes.
+Inpaint = Callable[[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"], str, int], Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Repair:
-    """What `repair` did.
+    """Result of `repair`.
 
     Attributes:
       image: uint8 [h,w,3], the candidate with the highest score; the original itself if none beats it.
@@ -35,8 +37,8 @@ class Repair:
       candidates: uint8 [h,w,3] each: the original, then one per seed. Only the original if the mask is empty.
       scores: float32 [len(candidates),4], order `rahf.core.batch.SCORES`.
       seeds: of candidates 1, 2, …
-      mask: what was to be repainted.
-      reason: why this one, in a sentence.
+      mask: the region that was repainted.
+      reason: a sentence that says why this candidate was chosen.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -49,7 +51,7 @@ class Repair:
 
 
 def repair(
-    generate: Generate,
+    generate: Inpaint,
     image: Any,
     prompt: str,
     n: int = 4,
@@ -67,14 +69,14 @@ def repair(
       generate: any inpainting: (image uint8 [h,w,3], mask bool [h,w] with True = repaint, prompt, seed) → image.
       image: path, encoded bytes, Pillow image, or array [h,w,3] (uint8, or float in [0,1]).
       prompt: of the picture.
-      n: how many repaintings, with the seeds `seed`, `seed + 1`, …
-      critic: `rahf.load(...)`, or anything that is called and answers like it.
+      n: number of repaintings, with the seeds `seed`, `seed + 1`, …
+      critic: of `rahf.load`, or any function with its arguments and result.
       seed: the first one.
       options: how the heatmap becomes a mask.
       which: the heatmap that says where: a name in `rahf.core.batch.HEATMAPS`.
       score: by which the best is chosen: a name in `rahf.core.batch.SCORES`.
       blend: lay the repainted picture over the original through the mask (its `alpha`), so that nothing else
-        changes; latent diffusion changes the rest slightly. False takes what `generate` gave, of any size.
+        changes; latent diffusion changes the rest slightly. False takes the output of `generate`, of any size.
 
     Returns:
       The result. The candidates are scored in one call. If none is scored higher than the original, the original is
@@ -85,30 +87,31 @@ def repair(
       ValueError: an unknown name, n below 1, or (with `blend`) a repainted picture of another size.
       rahf.images.ImageError: an image that cannot be used.
     """
-    heatmap_at = labels.position("heatmap", which, HEATMAPS)
-    score_at = labels.position("score", score, SCORES)
+    heatmap_column = labels.position("heatmap", which, HEATMAPS)
+    score_column = labels.position("score", score, SCORES)
     if n < 1:
-        raise ValueError(f"n: expected at least 1 candidate, found {n}")
+        raise ArgumentError(f"n: expected at least 1 candidate, found {n}")
     original = _rgb(image, "image")
-    first = critic([original], prompt)
-    mask = masks.from_heatmap(np.asarray(first.heatmaps)[0, :, :, heatmap_at], original.shape[:2], options)
+    prediction = critic([original], prompt)
+    mask = masks.from_heatmap(np.asarray(prediction.heatmaps)[0, :, :, heatmap_column], original.shape[:2], options)
     if mask.empty:
         reason = f"unchanged: nothing to repair, {mask.note}"
-        return Repair(original, 0, [original], np.asarray(first.scores), [], mask, reason)
+        return Repair(original, 0, [original], np.asarray(prediction.scores), [], mask, reason)
     seeds = [seed + k for k in range(n)]
     candidates = [original]
     for one in seeds:
-        # Copies, so that no generator can change the original among the candidates.
-        made = _rgb(generate(original.copy(), mask.pixels.copy(), prompt, one), f"what generate made of seed {one}")
-        candidates.append(_blended(original, made, mask, one) if blend else made)
+        # `generate` gets copies, so that it cannot change the original among the candidates.
+        output = generate(original.copy(), mask.pixels.copy(), prompt, one)
+        repainted = _rgb(output, f"what generate made of seed {one}")
+        candidates.append(_blended(original, repainted, mask, one) if blend else repainted)
     scores = np.asarray(critic(candidates, prompt).scores)
-    chosen = _best(scores[:, score_at])
-    reason = _why(scores[:, score_at], chosen, score, seeds)
+    chosen = _best(scores[:, score_column])
+    reason = _why(scores[:, score_column], chosen, score, seeds)
     return Repair(candidates[chosen], chosen, candidates, scores, seeds, mask, reason)
 
 
 def _best(scores: Sequence[float]) -> int:
-    """Position of the highest score, the first of equal ones; NaN counts as the lowest."""
+    """Position of the highest score, the first of equal ones; NaN counts as -inf."""
     return int(np.argmax([-math.inf if math.isnan(value) else value for value in scores]))
 
 
@@ -135,12 +138,12 @@ def _rgb(image: Any, what: str) -> np.ndarray:
     return np.ascontiguousarray(check_channels(array, what))
 
 
-def _blended(original: np.ndarray, made: np.ndarray, mask: Mask, seed: int) -> np.ndarray:
-    if made.shape != original.shape:
-        (h, w), (h2, w2) = original.shape[:2], made.shape[:2]
-        raise ValueError(
+def _blended(original: np.ndarray, repainted: np.ndarray, mask: Mask, seed: int) -> np.ndarray:
+    if repainted.shape != original.shape:
+        (h, w), (h2, w2) = original.shape[:2], repainted.shape[:2]
+        raise ArgumentError(
             f"generate made a picture of {w2} x {h2} pixels for seed {seed}, the original has {w} x {h}; "
             "resize it there, or use blend=False"
         )
     alpha = mask.alpha[:, :, None]
-    return (original * (1 - alpha) + made * alpha).round().astype(np.uint8)
+    return (original * (1 - alpha) + repainted * alpha).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Energies: hand-computed values, composition, gradients through a critic, and schedules of samplers."""
+"""Energies: hand-computed values, composition, rewards, and gradients through a critic."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,7 @@ import pytest
 from rahf.core.batch import SCORES
 from rahf.critic import energy
 from rahf.diffusion import schedules
-from rahf.diffusion.sample import energy as energy_lib
-from rahf.diffusion.sample import universal_guidance
-from rahf.diffusion.sample.options import GuidanceOptions
+from rahf.diffusion.sample import GuidanceOptions, universal_guidance
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -64,10 +62,10 @@ def test_heatmap_mass_and_masks():
     np.testing.assert_allclose(energy.heatmap(critic, "a", mask=~right)(pictures()), [0.2, 0.0], atol=1e-6)
     # Of another size, with weights, one per picture: the means over cells of 2 x 2 are 0.5 and 1 in the columns.
     wide = np.tile(np.float32([0.5, 0.5, 1.0, 1.0]), (2, 4, 1))
-    found = energy.heatmap(critic, "a", mask=wide)(pictures())
+    values = energy.heatmap(critic, "a", mask=wide)(pictures())
     small = np.asarray(jax.image.resize(wide, (2, 2, 2), "linear", antialias=True))
     expected = [0.2, (small[1, :, 1] * 0.8).sum() / small[1].sum()]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
     gradient = jax.grad(lambda x: inside(x).sum())(pictures())
     assert (gradient[:, :, :2] == 0).all() and (gradient[:, :, 2:, 0] > 0).all()  # only inside, only red
 
@@ -75,7 +73,7 @@ def test_heatmap_mass_and_masks():
 def test_sums_of_energies_are_energies():
     critic = Colours()
     total = energy.score(critic, "a", "plausibility") + 0.5 * energy.heatmap(critic, "a") * 2
-    dark = energy_lib.function(lambda x, level: jnp.square(x - level).mean((1, 2, 3)), jnp.float32(0.0), name="dark")
+    dark = energy.function(lambda x, level: jnp.square(x - level).mean((1, 2, 3)), jnp.float32(0.0), name="dark")
     total = total + 3 * dark
     squares = [(0.04 + 0.16 + 0.36) / 3, 0.64 / 6]
     np.testing.assert_allclose(total(pictures()), [1.0 + 3 * squares[0], 1.0 + 3 * squares[1]], rtol=1e-6)
@@ -90,12 +88,55 @@ def test_sums_of_energies_are_energies():
 
 def test_energies_are_float32_whatever_they_are_made_of():
     critic = Colours()
-    half = energy_lib.function(lambda x: x.mean((1, 2, 3)).astype(jnp.bfloat16))
+    half = energy.function(lambda x: x.mean((1, 2, 3)).astype(jnp.bfloat16))
     total = energy.score(critic, "a") + half
     assert total(pictures().astype(jnp.bfloat16)).dtype == jnp.float32
     seen = []
-    energy_lib.function(lambda x: seen.append(x.dtype) or x.mean((1, 2, 3)))(pictures().astype(jnp.bfloat16))
+    energy.function(lambda x: seen.append(x.dtype) or x.mean((1, 2, 3)))(pictures().astype(jnp.bfloat16))
     assert seen == [jnp.float32]
+
+
+def test_rewards_as_energies():
+    critic = Colours()
+    red = lambda pixels: pixels[..., 0].mean((1, 2))  # noqa: E731
+    np.testing.assert_allclose(energy.reward(red)(pictures()), [0.8, 0.6], rtol=1e-6)
+    scaled = energy.reward(lambda pixels, gain: gain * red(pixels), jnp.float32(2.0), best=3.0, name="red")
+    np.testing.assert_allclose(scaled(pictures()), [3 - 0.4, 3 - 0.8], rtol=1e-6)
+    assert list((scaled + energy.reward(red)).parts(pictures())) == ["red", "<lambda>"]
+    # A critic's reward: of pixels, tokens and parameters, which stay arguments of compiled programs.
+    plausibility = lambda pixels, ids, mask, params: critic.scores(pixels, ids, mask, params)[:, 0]  # noqa: E731
+    total = energy.reward(plausibility, *critic.tokens("a"), critic.params)
+    np.testing.assert_allclose(total(pictures()), energy.score(critic, "a", "plausibility")(pictures()), rtol=1e-6)
+    assert any(leaf is critic.params["gain"] for leaf in jax.tree.leaves(total))
+    gradient = jax.grad(lambda x: energy.reward(red)(x).sum())(pictures())
+    np.testing.assert_allclose(gradient[..., 0], -1 / 16)
+    with pytest.raises(ValueError, match=r"energy 'mean': expected one number per picture, shape \(2,\), found \(\)"):
+        energy.reward(lambda pixels: pixels.mean(), name="mean")(pictures())
+
+
+def test_a_reward_instead_of_an_energy_in_the_sampler():
+    schedule = schedules.ddim(schedules.scaled_linear(), 5)
+    start = universal_guidance.noise(jax.random.key(0), 2, (4, 4, 3))
+    bright = lambda pixels: pixels.mean((1, 2, 3))  # noqa: E731
+
+    def run(**steering):
+        denoiser = lambda z, t, cond: 0.9 * z  # noqa: E731
+        return universal_guidance.sample(denoiser, schedule, start, decode=universal_guidance.unit_pixels, **steering)
+
+    rewarded, lowered = run(reward=bright), run(energy=lambda pixels: 1 - bright(pixels))
+    np.testing.assert_allclose(rewarded.sample, lowered.sample, atol=1e-5)
+    np.testing.assert_allclose(rewarded.energy, 1 - bright(universal_guidance.unit_pixels(rewarded.sample)), rtol=1e-5)
+    assert (rewarded.sample.mean((1, 2, 3)) > run().sample.mean((1, 2, 3))).all()
+    with pytest.raises(ValueError, match="give an energy .to be lowered. or a reward .to be raised., not both"):
+        run(energy=bright, reward=bright)
+
+
+def test_the_reward_of_a_real_critic(tiny_critic):
+    prompts = ["a red cat", "two dogs"]
+    reward = tiny_critic.reward("overall")
+    total = energy.reward(reward, *tiny_critic.tokens(prompts), tiny_critic.params)
+    expected = energy.score(tiny_critic, prompts, "overall")
+    np.testing.assert_allclose(total(_smooth()), expected(_smooth()), rtol=1e-5)
 
 
 def test_other_weights_prompts_and_masks_compile_nothing():
@@ -128,7 +169,7 @@ def test_unknown_names_and_bad_masks():
     with pytest.raises(ValueError, match="mask: nothing is inside it"):
         energy.heatmap(critic, "a", mask=np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"energy 'flat': expected one number per picture, shape \(2,\), found \(\)"):
-        energy_lib.function(lambda x: x.mean(), name="flat")(pictures())
+        energy.function(lambda x: x.mean(), name="flat")(pictures())
 
 
 def test_a_real_critic_guides(tiny_critic):
@@ -148,8 +189,8 @@ def test_a_real_critic_guides(tiny_critic):
     @jax.jit
     def run(total, options):
         start = universal_guidance.noise(jax.random.key(0), 2, (32, 32, 3))
-        steps = schedules.ddim(schedules.cosine(100), 6)
-        known = jnp.asarray(schedules.cosine(100), jnp.float32)
+        steps = schedules.ddim(schedules.squaredcos_cap_v2(100), 6)
+        known = jnp.asarray(schedules.squaredcos_cap_v2(100), jnp.float32)
 
         def denoiser(z, t, cond):  # of pictures that are grey noise of standard deviation 0.3
             a = known[t][:, None, None, None]
@@ -166,69 +207,3 @@ def test_a_real_critic_guides(tiny_critic):
 
 def _smooth():
     return jax.image.resize(jax.random.uniform(jax.random.key(0), (2, 4, 4, 3)), (2, 32, 32, 3), "linear")
-
-
-def test_signals_of_published_schedules():
-    # Products of 1 - beta by hand: linear over 2 times, beta 1e-4 and 0.02.
-    np.testing.assert_allclose(schedules.linear(2), [0.9999, 0.9999 * 0.98])
-    np.testing.assert_allclose(schedules.scaled_linear(2), [1 - 0.00085, (1 - 0.00085) * (1 - 0.012)])
-    assert schedules.scaled_linear()[-1] == pytest.approx(0.0046599, rel=1e-4)  # Stable Diffusion's last abar
-    cosine = schedules.cosine(1000)
-    exact = (
-        np.cos((np.array([1, 500]) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
-    )
-    np.testing.assert_allclose(cosine[[0, 499]], exact)
-    assert cosine[-1] > 0 and (np.diff(cosine) < 0).all()
-
-
-def test_times_that_are_visited():
-    signals = schedules.linear(1000)
-    times = lambda *a, **k: schedules.ddim(signals, *a, **k).timesteps.tolist()  # noqa: E731
-    assert times(4) == [999, 749, 499, 249]
-    assert times(4, spacing="leading") == [750, 500, 250, 0]
-    assert times(4, spacing="leading", offset=1) == [751, 501, 251, 1]
-    assert times(4, spacing="linspace") == [999, 666, 333, 0]
-    assert times(3) == [999, 666, 332]
-    steps = schedules.ddim(signals, 4)
-    np.testing.assert_allclose(steps.signal, signals[[999, 749, 499, 249]], rtol=1e-6)
-    np.testing.assert_allclose(steps.following, [*signals[[749, 499, 249]], 1.0], rtol=1e-6)
-    np.testing.assert_allclose(steps.direction, np.sqrt(1 - steps.following), atol=1e-4)
-    assert not steps.stochastic and (steps.spread == 0).all()
-
-
-def test_ancestral_sampling_is_ddim_with_eta_1():
-    signals = schedules.linear(1000)
-    for found, expected in zip(schedules.ddpm(signals, 7), schedules.ddim(signals, 7, eta=1.0)):
-        np.testing.assert_array_equal(found, expected)
-    half, whole, large = (
-        schedules.ddim(signals, 7, 0.5),
-        schedules.ddpm(signals, 7),
-        schedules.ddpm(signals, 7, "large"),
-    )
-    np.testing.assert_allclose(half.spread, 0.5 * whole.spread)
-    np.testing.assert_array_equal(large.direction, whole.direction)
-    assert (large.spread[:-1] > whole.spread[:-1]).all() and large.spread[-1] == whole.spread[-1] == 0
-    # All times: beta itself, and variance and direction together make the noise that is left.
-    full = schedules.ddpm(signals, 1000, "large")
-    np.testing.assert_allclose(full.spread[:-1] ** 2, np.linspace(1e-4, 0.02, 1000)[::-1][:-1], rtol=1e-4)
-    np.testing.assert_allclose(whole.direction**2 + whole.spread**2, 1 - whole.following, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (dict(steps=0), "steps: expected 1 to 1000, the number of times, found 0"),
-        (dict(steps=1001), "steps: expected 1 to 1000"),
-        (dict(eta=1.5), "eta: expected 0 .deterministic. to 1"),
-        (dict(spacing="even"), "spacing: expected 'trailing', 'leading' or 'linspace', found 'even'"),
-        (dict(spacing="leading", offset=300), "offset: 300 leads to time 1050, beyond the last one, 999"),
-        (dict(signals=np.linspace(0.9, 0.0, 10), steps=2), "a schedule that ends without any signal"),
-        (dict(signals=np.full(10, 0.5), steps=2), "signals: expected to fall"),
-    ],
-)
-def test_schedules_that_cannot_be(change, message):
-    arguments = dict(signals=schedules.linear(1000), steps=4) | change
-    with pytest.raises(ValueError, match=message):
-        schedules.ddim(**arguments)
-    with pytest.raises(ValueError, match="variance: expected 'small' or 'large', found 'learned'"):
-        schedules.ddpm(schedules.linear(10), 2, "learned")

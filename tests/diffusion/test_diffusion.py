@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 import rahf
+import rahf.steer
 from rahf import diffusion
 from rahf.cli import main as cli
 from rahf.core.batch import fake
 from rahf.core.errors import CheckpointError
 from rahf.diffusion import loss, schedules
-from rahf.diffusion.networks import blocks, pixel_unet
-from rahf.diffusion.sample.options import GuidanceOptions
+from rahf.diffusion.networks import blocks, build, pixel_unet
+from rahf.diffusion.sample import GuidanceOptions
 from rahf.nn import functional
 from tests.helpers.diffusion_maker import TINY
 
@@ -38,15 +39,15 @@ def network(seed=0, scale=0.0):
     return graphdef, functional.unflatten(flat)
 
 
-def test_sizes_and_signals():
+def test_sizes_and_alphas_cumprod():
     from configs.diffusion import demo as demo_diffusion
 
     made = demo_diffusion.config().model
     _, params = functional.abstract(networks_build(made))
     assert 1e6 < functional.count(params) < 4e6
-    signals = pixel_unet.signals(made)
-    assert signals.shape == (1000,)
-    assert schedules.ddim(signals, 50).signal.shape == (50,)  # which refuses signals that cannot be sampled
+    alphas_cumprod = pixel_unet.alphas_cumprod(made)
+    assert alphas_cumprod.shape == (1000,)
+    schedules.ddim(alphas_cumprod, 50)  # which refuses a schedule that cannot be sampled
     with pytest.raises(ValueError, match="model.image_size 18: expected a multiple of 8, .* is 4 .* has 2 levels"):
         functional.abstract(networks_build(dataclasses.replace(made, image_size=18)))
     heads = dataclasses.replace(made, num_attention_heads=5)
@@ -56,21 +57,21 @@ def test_sizes_and_signals():
 
 def test_cells_are_squares_of_pixels():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 4, 3)), jnp.float32)
-    found = pixel_unet.cells(x, 2)
-    assert found.shape == (2, 3, 2, 12)
-    np.testing.assert_array_equal(found[1, 2, 1].reshape(2, 2, 3), x[1, 4:6, 2:4])
-    np.testing.assert_array_equal(pixel_unet.pixels(found, 2), x)
+    cells = pixel_unet.cells(x, 2)
+    assert cells.shape == (2, 3, 2, 12)
+    np.testing.assert_array_equal(cells[1, 2, 1].reshape(2, 2, 3), x[1, 4:6, 2:4])
+    np.testing.assert_array_equal(pixel_unet.pixels(cells, 2), x)
     np.testing.assert_array_equal(pixel_unet.cells(x, 1), x)
 
 
 def test_group_norm_against_a_loop():
     norm = blocks.GroupNorm(4, 2, dtype=jnp.float32)
     x = np.random.default_rng(0).normal(2, 3, (2, 3, 3, 4)).astype(np.float32)
-    found = np.asarray(norm(jnp.asarray(x)))
+    normed = np.asarray(norm(jnp.asarray(x)))
     for b in range(2):
         for group in (slice(0, 2), slice(2, 4)):
             part = x[b, :, :, group]
-            np.testing.assert_allclose(found[b, :, :, group], (part - part.mean()) / part.std(), atol=1e-4)
+            np.testing.assert_allclose(normed[b, :, :, group], (part - part.mean()) / part.std(), atol=1e-4)
 
 
 def test_the_prompt_matters_and_its_padding_does_not():
@@ -84,16 +85,16 @@ def test_the_prompt_matters_and_its_padding_does_not():
         return model(z, t, model.encode(ids, mask))
 
     t = jnp.array([0, 20, 49])
-    said = run(batch.text_ids, batch.text_mask, t)
-    assert said.shape == z.shape and said.dtype == jnp.float32 and np.isfinite(said).all()
+    output = run(batch.text_ids, batch.text_mask, t)
+    assert output.shape == z.shape and output.dtype == jnp.float32 and np.isfinite(output).all()
     garbage = np.where(batch.text_mask, batch.text_ids, 17)
-    np.testing.assert_allclose(run(garbage, batch.text_mask, t), said, atol=1e-5)
+    np.testing.assert_allclose(run(garbage, batch.text_mask, t), output, atol=1e-5)
     other = np.where(batch.text_mask, 7, batch.text_ids)
-    assert np.abs(run(other, batch.text_mask, t) - said).max() > 1e-3
+    assert np.abs(run(other, batch.text_mask, t) - output).max() > 1e-3
     none = run(batch.text_ids, np.zeros_like(batch.text_mask), t)  # the empty prompt
-    assert np.isfinite(none).all() and np.abs(none - said).max() > 1e-3
+    assert np.isfinite(none).all() and np.abs(none - output).max() > 1e-3
     np.testing.assert_allclose(run(other, np.zeros_like(batch.text_mask), t), none, atol=1e-6)
-    assert np.abs(run(batch.text_ids, batch.text_mask, t[::-1]) - said).max() > 1e-3
+    assert np.abs(run(batch.text_ids, batch.text_mask, t[::-1]) - output).max() > 1e-3
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
@@ -111,8 +112,8 @@ def test_the_loss_by_hand(prediction_type):
             return jnp.full(z.shape, 0.5)
 
     dropped = jnp.array([True, False])
-    found = loss.per_example(config, Network(), batch, t, noise, dropped)
-    a = pixel_unet.signals(config)[np.asarray(t)][:, None, None, None]
+    losses = loss.per_example(config, Network(), batch, t, noise, dropped)
+    a = pixel_unet.alphas_cumprod(config)[np.asarray(t)][:, None, None, None]
     x0 = np.asarray(batch.image) / 127.5 - 1
     v = a**0.5 * noise - (1 - a) ** 0.5 * x0
     wanted = {"epsilon": np.asarray(noise), "v_prediction": v, "sample": x0}[prediction_type]
@@ -120,7 +121,7 @@ def test_the_loss_by_hand(prediction_type):
     if prediction_type == "sample":  # as errors of v; of the first picture, almost without noise, as if it had 5% of it
         assert a[0] > 0.99
         expected /= [0.05, 1 - a[1].item()]
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
     np.testing.assert_allclose(seen["z"], a**0.5 * x0 + (1 - a) ** 0.5 * noise, atol=1e-5)
     np.testing.assert_array_equal(seen["mask"], np.stack([np.zeros(12, bool), batch.text_mask[1]]))
 
@@ -185,20 +186,62 @@ def test_training_through_the_command(trained):
 
 def test_pictures_depend_on_prompt_and_seed_alone(trained, tiny_run):
     generator = diffusion.load(trained)
-    made = generator(["a red circle", "a blue cross"], seeds=[3, 4], steps=4)
+    made = generator(["a red circle", "a blue cross"], seeds=[3, 4], num_inference_steps=4)
     assert made.images.shape == (2, 16, 16, 3) and made.uint8.dtype == np.uint8 and made.energy is None
     assert float(made.images.min()) >= 0 and float(made.images.max()) <= 1
-    swapped = generator(["a blue cross", "a red circle"], seeds=[4, 3], steps=4)
+    swapped = generator(["a blue cross", "a red circle"], seeds=[4, 3], num_inference_steps=4)
     np.testing.assert_allclose(swapped.images, made.images[::-1], atol=1e-4)
     dark = lambda pixels: pixels.mean((1, 2, 3))  # noqa: E731
     guided, plain = (  # one compilation
-        generator("a red circle", [3, 4], steps=4, energy=dark, options=GuidanceOptions(scale=jnp.float32(scale)))
+        generator(
+            "a red circle",
+            [3, 4],
+            num_inference_steps=4,
+            energy=dark,
+            options=GuidanceOptions(scale=jnp.float32(scale)),
+        )
         for scale in (1.0, 0.0)
     )
     np.testing.assert_allclose(plain.images[0], made.images[0], atol=1e-4)
     assert (guided.energy < plain.energy).all()
     np.testing.assert_allclose(guided.energy, dark(guided.images), rtol=1e-5)
+    bright = lambda pixels: 1 - dark(pixels)  # noqa: E731
+    rewarded = generator("a red circle", [3, 4], 4, reward=bright, options=GuidanceOptions(scale=jnp.float32(1.0)))
+    np.testing.assert_allclose(rewarded.images, guided.images, atol=1e-4)
+    with pytest.raises(ValueError, match="give an energy .to be lowered. or a reward"):
+        generator("a red circle", reward=bright, energy=dark)
     with pytest.raises(ValueError, match="2 prompts but 3 seeds"):
         generator(["a", "b"], [1, 2, 3])
     with pytest.raises(CheckpointError, match="a critic, no diffusion model; load it with rahf.load"):
         diffusion.load(tiny_run)
+
+
+def test_negative_prompts(trained):
+    generator = diffusion.load(trained)
+    plain = generator("a red circle", [3, 4], 3)
+    against = generator("a red circle", [3, 4], 3, negative_prompt="a blue cross")
+    assert np.abs(against.images - plain.images).max() > 1e-6
+    swapped = generator(["a red circle"] * 2, [3, 4], 3, negative_prompt=["a blue cross", "a red circle"])
+    np.testing.assert_allclose(swapped.images[0], against.images[0], atol=1e-5)
+    # Away from the prompt itself there is nowhere to go: any scale draws what scale 1 draws.
+    same = generator("a red circle", 4, 3, negative_prompt="a red circle", guidance_scale=7.0)
+    np.testing.assert_allclose(same.images[0], swapped.images[1], atol=1e-5)
+    once = generator("a red circle", 4, 3, guidance_scale=1.0)
+    np.testing.assert_allclose(once.images, same.images, atol=1e-5)
+    with pytest.raises(ValueError, match="1 prompts but 2 seeds but 3 negative prompts"):
+        generator("a red circle", [3, 4], 3, negative_prompt=["a", "b", "c"])
+
+
+def test_former_names_warn(trained):
+    generator = diffusion.load(trained)
+    with pytest.warns(DeprecationWarning) as warned:
+        former = generator("a red circle", 4, steps=3, prompt_scale=1.5)
+    assert {str(one.message).split("; ")[0] for one in warned} == {
+        "Generator.__call__: argument steps is now called num_inference_steps",
+        "Generator.__call__: argument prompt_scale is now called guidance_scale",
+    }
+    np.testing.assert_array_equal(former.images, generator("a red circle", 4, 3, guidance_scale=1.5).images)
+    with pytest.warns(DeprecationWarning, match="Trace.signal is now called Trace.alphas_cumprod"):
+        np.testing.assert_array_equal(former.trace.signal, former.trace.alphas_cumprod)
+    with pytest.warns(DeprecationWarning, match="rahf.diffusion.painter is now called rahf.steer.painter"):
+        assert diffusion.painter is rahf.steer.painter

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from rahf.diffusion import schedules
-from rahf.diffusion.sample import displace, universal_guidance
-from rahf.diffusion.sample.options import GuidanceOptions
-from tests.helpers.guidance_maker import ALWAYS, MEAN, SIGNALS, TARGET, gaussian, one_step, quadratic, start
+from rahf.diffusion.sample import GuidanceOptions, displace, universal_guidance
+from tests.helpers.guidance_maker import ALPHAS_CUMPROD, ALWAYS, MEAN, TARGET, gaussian, one_step, quadratic, start
 
 
 @pytest.mark.parametrize("through", [True, False])
@@ -21,7 +20,7 @@ def test_one_forward_step_has_the_closed_form(through, normalise):
     # eps = sqrt(1-a) (z - sqrt(a) m); x0 = sqrt(a) z + (1-a) m; dE/dz = sqrt(a) (x0 - y), or (x0 - y) / sqrt(a) with
     # eps held constant.
     t = 400
-    a, b = float(SIGNALS[t]), 0.5
+    a, b = float(ALPHAS_CUMPROD[t]), 0.5
     z = np.asarray(start(), np.float64)
     m, y = np.asarray(MEAN, np.float64), np.asarray(TARGET, np.float64)
     eps = (1 - a) ** 0.5 * (z - a**0.5 * m)
@@ -33,12 +32,12 @@ def test_one_forward_step_has_the_closed_form(through, normalise):
     expected = b**0.5 * (z - (1 - a) ** 0.5 * guided) / a**0.5 + (1 - b) ** 0.5 * guided
     options = GuidanceOptions(scale=0.7, normalise=normalise, through_denoiser=through, **ALWAYS)
     row = one_step(a)._replace(timesteps=np.int32([t]))
-    found = universal_guidance.sample(gaussian(), row, start(), energy=quadratic, options=options)
-    np.testing.assert_allclose(found.sample, expected, rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(found.trace.energy[0], 0.5 * ((x0 - y) ** 2).sum(1), rtol=1e-5)
-    np.testing.assert_allclose(found.trace.gradient_norm[0], length[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(found.energy, 0.5 * ((expected - y) ** 2).sum(1), rtol=1e-4)
-    assert found.trace.guarded_steps.tolist() == [0, 0, 0]
+    sampled = universal_guidance.sample(gaussian(), row, start(), energy=quadratic, options=options)
+    np.testing.assert_allclose(sampled.sample, expected, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(sampled.trace.energy[0], 0.5 * ((x0 - y) ** 2).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(sampled.trace.gradient_norm[0], length[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(sampled.energy, 0.5 * ((expected - y) ** 2).sum(1), rtol=1e-4)
+    assert sampled.trace.guarded_steps.tolist() == [0, 0, 0]
 
 
 def test_longest_gradient():
@@ -55,15 +54,15 @@ def test_after_backward_guidance_the_clean_estimate_is_displaced():
     # Adam's first step has the length of its rate, against the sign of the gradient x0 - y.
     for a in (0.05, 0.5, 0.99):
         z = start()
-        t = int(np.argmin(np.abs(SIGNALS - a)))
-        a = float(np.float32(SIGNALS[t]))
+        t = int(np.argmin(np.abs(ALPHAS_CUMPROD - a)))
+        a = float(np.float32(ALPHAS_CUMPROD[t]))
         x0 = a**0.5 * z + (1 - a) * MEAN
         moved = -0.05 * jnp.sign(x0 - TARGET)
         options = GuidanceOptions(scale=0.0, backward_steps=1, backward_rate=0.05, **ALWAYS)
         row = one_step(a, 1.0)._replace(direction=np.float32([0.0]))  # what follows is the clean estimate itself
-        found = universal_guidance.sample(gaussian(), row, z, energy=quadratic, options=options)
-        np.testing.assert_allclose(found.sample, x0 + moved, atol=3e-6)
-        np.testing.assert_allclose(found.trace.displacement[0], 0.05 * 2, rtol=1e-5)
+        sampled = universal_guidance.sample(gaussian(), row, z, energy=quadratic, options=options)
+        np.testing.assert_allclose(sampled.sample, x0 + moved, atol=3e-6)
+        np.testing.assert_allclose(sampled.trace.displacement[0], 0.05 * 2, rtol=1e-5)
 
 
 def test_the_shifted_noise_implies_the_displaced_estimate_to_1e_6():
@@ -71,7 +70,9 @@ def test_the_shifted_noise_implies_the_displaced_estimate_to_1e_6():
     z, eps, moved = (jnp.asarray(rng.normal(size=(5, 4)), jnp.float32) for _ in range(3))
     for a in jnp.float32(jnp.array([0.3, 0.7, 0.999])):
         shifted = eps - jnp.sqrt(a / (1 - a)) * moved
-        np.testing.assert_allclose(schedules.clean(z, shifted, a), schedules.clean(z, eps, a) + moved, atol=1e-6)
+        np.testing.assert_allclose(
+            schedules.pred_original_sample(z, shifted, a), schedules.pred_original_sample(z, eps, a) + moved, atol=1e-6
+        )
 
 
 def test_backward_guidance_stops_when_the_energy_is_low_enough():
@@ -103,7 +104,7 @@ def test_total_variation_smooths_displacements():
 
 @pytest.mark.parametrize("sampler", [schedules.ddim, schedules.ddpm])
 def test_zero_scale_is_the_plain_sampler_bit_for_bit(sampler):
-    schedule, key = sampler(SIGNALS, 12), jax.random.key(3)
+    schedule, key = sampler(ALPHAS_CUMPROD, 12), jax.random.key(3)
     weights = jax.random.normal(jax.random.key(9), (4, 4))
 
     def network(z, t, cond):
@@ -123,24 +124,26 @@ def test_zero_scale_is_the_plain_sampler_bit_for_bit(sampler):
     # And the plain sampler is the textbook's: one step after the other, from x0 and eps.
     z = np.asarray(start(), np.float64)
     if sampler is schedules.ddim:
-        for t, a, b in zip(schedule.timesteps, schedule.signal.astype(float), schedule.following.astype(float)):
+        for t, a, b in zip(
+            schedule.timesteps, schedule.alphas_cumprod.astype(float), schedule.alphas_cumprod_prev.astype(float)
+        ):
             eps = np.tanh(z @ np.asarray(weights, float) + t / 1000)
             z = b**0.5 * (z - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
         np.testing.assert_allclose(plain.sample, z, atol=2e-4)
     assert plain.energy is None and not plain.trace.guided.any() and np.isnan(plain.trace.energy).all()
-    inside = (schedule.signal >= 0.1) & (schedule.signal <= 1)
+    inside = (schedule.alphas_cumprod >= 0.1) & (schedule.alphas_cumprod <= 1)
     np.testing.assert_array_equal(zero.trace.guided, inside)
     np.testing.assert_array_equal(np.isfinite(zero.trace.energy).all(1), inside)
 
 
 def test_plain_sampling_draws_the_data():
     # DDIM's limit maps noise to data without drawing: for N(m, s² I) a straight scaling of each z.
-    end = float(SIGNALS[-1])
+    end = float(ALPHAS_CUMPROD[-1])
     many = start(4000, seed=1)
-    found = universal_guidance.sample(gaussian(0.5), schedules.ddim(SIGNALS, 250), many)
+    sampled = universal_guidance.sample(gaussian(0.5), schedules.ddim(ALPHAS_CUMPROD, 250), many)
     exact = MEAN + 0.5 * (many - end**0.5 * MEAN) / (end * 0.25 + 1 - end) ** 0.5
-    np.testing.assert_allclose(found.sample, exact, atol=0.05)
-    drawn = universal_guidance.sample(gaussian(0.5), schedules.ddpm(SIGNALS, 250), many, key=jax.random.key(0))
+    np.testing.assert_allclose(sampled.sample, exact, atol=0.05)
+    drawn = universal_guidance.sample(gaussian(0.5), schedules.ddpm(ALPHAS_CUMPROD, 250), many, key=jax.random.key(0))
     np.testing.assert_allclose(drawn.sample.mean(0), MEAN, atol=0.03)
     np.testing.assert_allclose(drawn.sample.std(0), 0.5, atol=0.02)
 
@@ -150,23 +153,23 @@ def test_ddpm_draws_the_variance_of_the_posterior():
     # beta (1-b)/(1-a) (Ho et al. 2020, equation 7).
     many = jnp.tile(jnp.array([[0.3, -0.2, 1.0, 0.0]]), (20_000, 1))
     for variance in ("small", "large"):
-        whole = schedules.ddpm(SIGNALS, 10, variance)
+        whole = schedules.ddpm(ALPHAS_CUMPROD, 10, variance)
         row = schedules.Schedule(*(x[4:5] for x in whole))
-        a, b = float(row.signal[0]), float(row.following[0])
+        a, b = float(row.alphas_cumprod[0]), float(row.alphas_cumprod_prev[0])
         beta = 1 - a / b
         eps = 0.25 * jnp.ones(4)
-        found = universal_guidance.sample(
+        sampled = universal_guidance.sample(
             lambda z, t, c: jnp.tile(eps, (len(z), 1)), row, many, key=jax.random.key(5)
         ).sample
         x0 = (np.asarray(many[0]) - (1 - a) ** 0.5 * 0.25) / a**0.5
         mean = b**0.5 * beta / (1 - a) * x0 + (1 - beta) ** 0.5 * (1 - b) / (1 - a) * np.asarray(many[0])
         expected = beta * (1 - b) / (1 - a) if variance == "small" else beta
-        np.testing.assert_allclose(found.mean(0), mean, atol=0.02)
-        np.testing.assert_allclose(found.var(0), expected, rtol=0.03)
+        np.testing.assert_allclose(sampled.mean(0), mean, atol=0.02)
+        np.testing.assert_allclose(sampled.var(0), expected, rtol=0.03)
 
 
 def test_energy_falls_with_the_scale_and_recurrences():
-    schedule, many = schedules.ddim(SIGNALS, 20), start(512)
+    schedule, many = schedules.ddim(ALPHAS_CUMPROD, 20), start(512)
 
     @functools.partial(jax.jit, static_argnums=1)
     def run(scale, recurrences=1):
@@ -191,17 +194,17 @@ def test_recurrence_puts_noise_back():
     row = one_step(a, b)
     options = GuidanceOptions(scale=0.0, recurrences=2, **ALWAYS)
     many = jnp.ones((20_000, 4))
-    found = universal_guidance.sample(
+    sampled = universal_guidance.sample(
         lambda z, t, c: jnp.zeros_like(z), row, many, energy=quadratic, options=options, key=jax.random.key(1)
     )
-    np.testing.assert_allclose(found.sample.mean(0), (b / a) ** 0.5, atol=0.02)
-    np.testing.assert_allclose(found.sample.var(0), b / a * (1 - a / b), rtol=0.03)
-    assert found.trace.step.tolist() == [0, 0]
+    np.testing.assert_allclose(sampled.sample.mean(0), (b / a) ** 0.5, atol=0.02)
+    np.testing.assert_allclose(sampled.sample.var(0), b / a * (1 - a / b), rtol=0.03)
+    assert sampled.trace.step.tolist() == [0, 0]
 
 
 def test_window_decides_where_energies_are_asked():
-    schedule = schedules.ddim(SIGNALS, 10)
-    inside = (schedule.signal >= 0.2) & (schedule.signal <= 0.8)
+    schedule = schedules.ddim(ALPHAS_CUMPROD, 10)
+    inside = (schedule.alphas_cumprod >= 0.2) & (schedule.alphas_cumprod <= 0.8)
     options = GuidanceOptions(scale=0.3, window=(0.2, 0.8), recurrences=2)
     found = universal_guidance.sample(
         gaussian(), schedule, start(), energy=quadratic, options=options, key=jax.random.key(0)

@@ -6,35 +6,34 @@ import numpy as np
 import pytest
 
 from rahf.diffusion import schedules
-from rahf.diffusion.sample import denoisers, universal_guidance
-from rahf.diffusion.sample.options import GuidanceOptions
-from tests.helpers.guidance_maker import ALWAYS, SIGNALS, gaussian, one_step, quadratic, start
+from rahf.diffusion.sample import GuidanceOptions, denoisers, universal_guidance
+from tests.helpers.guidance_maker import ALPHAS_CUMPROD, ALWAYS, gaussian, one_step, quadratic, start
 
 
 @pytest.mark.parametrize("backward", [0, 2])
 def test_a_sample_that_is_not_finite_goes_on_alone(backward):
-    schedule = schedules.ddim(SIGNALS, 8)
+    schedule = schedules.ddim(ALPHAS_CUMPROD, 8)
     options = GuidanceOptions(scale=0.3, backward_steps=backward, **ALWAYS)
 
     def broken(x0):  # the energy of sample 1 is NaN; that of sample 2 is not, but its gradient is (a root at 0)
         return quadratic(x0).at[1].add(jnp.nan).at[2].add(jnp.sqrt(0.0 * x0[2, 0]))
 
     run = lambda energy: universal_guidance.sample(gaussian(), schedule, start(4), energy=energy, options=options)  # noqa: E731
-    found, sound, plain = run(broken), run(quadratic), run(None)
-    assert np.isfinite(found.sample).all()
-    assert found.trace.guarded_steps.tolist() == [0, 8, 8, 0]
-    np.testing.assert_allclose(found.sample[jnp.array([0, 3])], sound.sample[jnp.array([0, 3])], atol=1e-6)
-    np.testing.assert_allclose(found.sample[jnp.array([1, 2])], plain.sample[jnp.array([1, 2])], atol=1e-6)
+    sampled, sound, plain = run(broken), run(quadratic), run(None)
+    assert np.isfinite(sampled.sample).all()
+    assert sampled.trace.guarded_steps.tolist() == [0, 8, 8, 0]
+    np.testing.assert_allclose(sampled.sample[jnp.array([0, 3])], sound.sample[jnp.array([0, 3])], atol=1e-6)
+    np.testing.assert_allclose(sampled.sample[jnp.array([1, 2])], plain.sample[jnp.array([1, 2])], atol=1e-6)
 
 
 def test_flat_energy_does_nothing_and_is_no_failure():
-    schedule = schedules.ddim(SIGNALS, 5)
+    schedule = schedules.ddim(ALPHAS_CUMPROD, 5)
     flat = lambda x0: jnp.ones(len(x0))  # noqa: E731
     options = GuidanceOptions(scale=0.3, **ALWAYS)
-    found = universal_guidance.sample(gaussian(), schedule, start(), energy=flat, options=options)
+    sampled = universal_guidance.sample(gaussian(), schedule, start(), energy=flat, options=options)
     plain = universal_guidance.sample(gaussian(), schedule, start())
-    np.testing.assert_allclose(found.sample, plain.sample, atol=1e-6)
-    assert not found.trace.guarded.any() and np.isfinite(found.sample).all()
+    np.testing.assert_allclose(sampled.sample, plain.sample, atol=1e-6)
+    assert not sampled.trace.guarded.any() and np.isfinite(sampled.sample).all()
 
 
 def test_energies_stay_float32_under_a_bfloat16_denoiser():
@@ -49,20 +48,20 @@ def test_energies_stay_float32_under_a_bfloat16_denoiser():
         return quadratic(x0).astype(jnp.bfloat16)
 
     options = GuidanceOptions(scale=0.3, backward_steps=1)
-    found = universal_guidance.sample(
+    sampled = universal_guidance.sample(
         network,
-        schedules.ddim(SIGNALS, 6),
+        schedules.ddim(ALPHAS_CUMPROD, 6),
         start().astype(jnp.bfloat16),
         energy=energy,
         decode=lambda x0: x0.astype(jnp.bfloat16),
         options=options,
     )
     assert seen == {"denoiser": jnp.bfloat16, "energy": jnp.float32}
-    assert {x.dtype for x in (found.sample, found.energy, *found.trace[3:6])} == {jnp.dtype("float32")}
+    assert {x.dtype for x in (sampled.sample, sampled.energy, *sampled.trace[3:6])} == {jnp.dtype("float32")}
     exact = universal_guidance.sample(
-        gaussian(), schedules.ddim(SIGNALS, 6), start(), energy=quadratic, options=options
+        gaussian(), schedules.ddim(ALPHAS_CUMPROD, 6), start(), energy=quadratic, options=options
     )
-    np.testing.assert_allclose(found.sample, exact.sample, atol=0.2)
+    np.testing.assert_allclose(sampled.sample, exact.sample, atol=0.2)
 
 
 def test_the_trajectory_is_one_scan():
@@ -78,7 +77,7 @@ def test_the_trajectory_is_one_scan():
     options = GuidanceOptions(scale=0.3, recurrences=3, backward_steps=2)
     run = lambda steps: jax.make_jaxpr(  # noqa: E731
         lambda key: universal_guidance.sample(
-            gaussian(), schedules.ddpm(SIGNALS, steps), start(), energy=quadratic, options=options, key=key
+            gaussian(), schedules.ddpm(ALPHAS_CUMPROD, steps), start(), energy=quadratic, options=options, key=key
         )
     )(jax.random.key(0))
     assert scans(run(5).jaxpr) == 1
@@ -86,7 +85,7 @@ def test_the_trajectory_is_one_scan():
 
 
 def test_keys_decide_and_seeds_can_be_mapped():
-    schedule = schedules.ddpm(SIGNALS, 6)
+    schedule = schedules.ddpm(ALPHAS_CUMPROD, 6)
     options = GuidanceOptions(scale=0.3, recurrences=2)
 
     @jax.jit
@@ -110,17 +109,17 @@ def test_keys_decide_and_seeds_can_be_mapped():
 
 
 def test_other_numbers_compile_nothing():
-    schedule, count = schedules.ddim(SIGNALS, 4), []
+    schedule, count = schedules.ddim(ALPHAS_CUMPROD, 4), []
 
     @jax.jit
     def run(options):
         count.append(1)
         return universal_guidance.sample(gaussian(), schedule, start(), energy=quadratic, options=options).sample
 
-    found = [run(GuidanceOptions(scale=scale, max_norm=5.0)) for scale in (0.1, 0.2, 0.4)]
-    assert len(count) == 1 and not np.allclose(found[0], found[2])
+    samples = [run(GuidanceOptions(scale=scale, max_norm=5.0)) for scale in (0.1, 0.2, 0.4)]
+    assert len(count) == 1 and not np.allclose(samples[0], samples[2])
     each = run(GuidanceOptions(scale=jnp.array([0.1, 0.4, 0.2])))  # one per sample
-    np.testing.assert_allclose(each[1], found[2][1], atol=1e-6)
+    np.testing.assert_allclose(each[1], samples[2][1], atol=1e-6)
 
 
 def test_rematerialisation_bounds_memory():
@@ -132,7 +131,7 @@ def test_rematerialisation_bounds_memory():
             x = jnp.tanh(x @ weight)
         return x
 
-    schedule = schedules.ddim(SIGNALS, 30)
+    schedule = schedules.ddim(ALPHAS_CUMPROD, 30)
 
     def final(first, remat):  # the gradient of the end of a trajectory in its beginning
         options = GuidanceOptions(scale=0.1, through_denoiser=False, remat=remat, **ALWAYS)
@@ -153,9 +152,9 @@ def test_rematerialisation_bounds_memory():
 def test_clean_range():
     row = one_step(0.5, 1.0)._replace(direction=np.float32([0.0]))
     options = GuidanceOptions(clean_range=(-0.4, 0.6))
-    found = universal_guidance.sample(gaussian(), row, 3 * start(), options=options).sample
+    sampled = universal_guidance.sample(gaussian(), row, 3 * start(), options=options).sample
     free = universal_guidance.sample(gaussian(), row, 3 * start()).sample
-    np.testing.assert_allclose(found, np.clip(free, -0.4, 0.6), atol=1e-6)
+    np.testing.assert_allclose(sampled, np.clip(free, -0.4, 0.6), atol=1e-6)
     np.testing.assert_allclose(universal_guidance.unit_pixels(jnp.array([-2.0, -1, 0, 0.5, 3])), [0, 0, 0.5, 0.75, 1])
 
 
@@ -166,28 +165,33 @@ def test_classifier_free_guidance():
     np.testing.assert_allclose(run(z, t, cond), jnp.tile(jnp.array([[2.0], [3.0]]), (1, 4)) + 30)
 
 
-@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
-def test_networks_that_predict_something_else(kind):
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_networks_that_predict_something_else(prediction_type):
     x0, n = (jax.random.normal(jax.random.key(i), (2, 3, 3, 1)) for i in range(2))
     t = jnp.array([100, 700])
-    a = jnp.asarray(SIGNALS, jnp.float32)[t][:, None, None, None]
-    z = schedules.noisy(x0, n, a)
-    said = {"eps": n, "v": jnp.sqrt(a) * n - jnp.sqrt(1 - a) * x0, "x0": x0}[kind]
-    found = denoisers.epsilon(lambda z, t, c: said, SIGNALS, kind)(z, t, None)
-    np.testing.assert_allclose(found, n, atol=2e-5)
-    with pytest.raises(ValueError, match="expected 'eps', 'v' or 'x0', found 'noise'"):
-        denoisers.epsilon(lambda z, t, c: said, SIGNALS, "noise")
+    a = jnp.asarray(ALPHAS_CUMPROD, jnp.float32)[t][:, None, None, None]
+    z = schedules.add_noise(x0, n, a)
+    output = {"epsilon": n, "v_prediction": jnp.sqrt(a) * n - jnp.sqrt(1 - a) * x0, "sample": x0}[prediction_type]
+    network = lambda z, t, c: output  # noqa: E731
+    eps = denoisers.epsilon(network, ALPHAS_CUMPROD, prediction_type)(z, t, None)
+    np.testing.assert_allclose(eps, n, atol=2e-5)
+    former = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}[prediction_type]
+    with pytest.warns(DeprecationWarning, match=f"'{former}' is now called '{prediction_type}'"):
+        same = denoisers.epsilon(network, ALPHAS_CUMPROD, former)(z, t, None)
+    np.testing.assert_array_equal(same, eps)
+    with pytest.raises(ValueError, match="expected 'epsilon', 'v_prediction' or 'sample', found 'noise'"):
+        denoisers.epsilon(network, ALPHAS_CUMPROD, "noise")
 
 
 def test_bad_input():
-    schedule = schedules.ddpm(SIGNALS, 3)
+    schedule = schedules.ddpm(ALPHAS_CUMPROD, 3)
     with pytest.raises(ValueError, match=r"key: this schedule .* draw noise; give jax.random.key"):
         universal_guidance.sample(gaussian(), schedule, start())
     with pytest.raises(ValueError, match="key: expected jax.random.key"):
         universal_guidance.sample(gaussian(), schedule, start(), key=jnp.zeros(3))
     with pytest.raises(ValueError, match=r"one key, or 3, one per sample; found shape \(2,\)"):
         universal_guidance.sample(gaussian(), schedule, start(), key=jax.random.split(jax.random.key(0)))
-    plain = schedules.ddim(SIGNALS, 3)
+    plain = schedules.ddim(ALPHAS_CUMPROD, 3)
     with pytest.raises(ValueError, match=r"energy: expected one number per sample, shape \(3,\), found \(\)"):
         universal_guidance.sample(gaussian(), plain, start(), energy=lambda x: x.sum())
     for options, message in (

@@ -16,9 +16,9 @@ from rahf.core.batch import SCORES
 from rahf.critic.networks import build
 from rahf.diffusion import pixel_generator as generator_lib
 from rahf.diffusion import schedules
-from rahf.diffusion.sample import denoisers, universal_guidance
-from rahf.diffusion.sample.options import GuidanceOptions
+from rahf.diffusion.sample import GuidanceOptions, denoisers, universal_guidance
 from rahf.nn import functional
+from rahf.steer import painter
 from rahf.text import load_tokenizer
 from rahf.training.checkpoint import Checkpointer
 from tests.helpers.diffusion_maker import TINY
@@ -56,14 +56,14 @@ def models(tmp_path_factory, tiny_data):
     data = DataConfig(path=str(tiny_data), max_prompt_tokens=24, max_target_tokens=28, max_words=20)
     t5 = dataclasses.replace(TINY.t5, vocab_size=load_tokenizer(tokenizer).vocab_size + 5)
     heatmap_head = dataclasses.replace(SMALLEST.heatmap_head, prior=0.4)
-    made = {
+    configs = {
         "generator": (dataclasses.replace(TINY, t5=t5), 0),
         "critic": (dataclasses.replace(SMALLEST, t5=t5, heatmap_head=heatmap_head), 1),
         "held_out": (dataclasses.replace(SMALLEST, t5=t5, heatmap_head=heatmap_head), 2),
     }
     return {
         name: untrained(folder / name, Config(model=model, data=data), tokenizer, seed)
-        for name, (model, seed) in made.items()
+        for name, (model, seed) in configs.items()
     }
 
 
@@ -82,17 +82,17 @@ def circle(monkeypatch):
 
 @pytest.fixture
 def options(circle, models, tiny_data, tmp_path):
-    given = {name: str(folder) for name, folder in models.items()} | {
+    paths = {name: str(folder) for name, folder in models.items()} | {
         "data": str(tiny_data),
         "out": str(tmp_path / "out"),
     }
-    return circle.Options(**given, prompts=2, steps=2, batch=3, through_denoiser=False)
+    return circle.Options(**paths, prompts=2, num_inference_steps=2, batch=3, through_denoiser=False)
 
 
 @pytest.mark.filterwarnings("ignore:the mask covers")  # untrained critics mark most of a picture
 def test_the_whole_study_twice(circle, options, capsys, tmp_path):
-    found = circle.run(options)
-    parts = {one["name"]: one for one in found["results"]}
+    result = circle.run(options)
+    parts = {one["name"]: one for one in result["results"]}
     assert list(parts) == ["guidance", "repair, best of 4", "repair, any of 4", "selection, best of 8"]
     for one in parts.values():
         for critic in ("critic", "held out"):
@@ -106,14 +106,14 @@ def test_the_whole_study_twice(circle, options, capsys, tmp_path):
     assert parts["selection, best of 8"]["critic"]["overall"]["difference"] > 0
     assert parts["guidance"]["critic"]["overall"]["after"] != parts["guidance"]["critic"]["overall"]["before"]
     out = tmp_path / "out"
-    assert json.loads((out / "circle.json").read_text()) == json.loads(json.dumps(found))
+    assert json.loads((out / "circle.json").read_text()) == json.loads(json.dumps(result))
     rows = (out / "table.md").read_text().splitlines()
     assert len(rows) == 2 + 4 * 4 and rows[2].startswith("| guidance | plausibility |") and "**overall**" in rows[5]
     assert sorted(path.name for path in out.iterdir()) == [
         "circle.json", "circle.png", "guidance.png", "repair.png", "selection.png", "table.md"
     ]  # fmt: skip
     again = circle.run(dataclasses.replace(options, out=str(tmp_path / "again"), only=("guidance",)))
-    assert again["results"] == found["results"][:1]
+    assert again["results"] == result["results"][:1]
     assert (tmp_path / "again" / "guidance.png").read_bytes() == (out / "guidance.png").read_bytes()
     np.testing.assert_array_equal(Image.open(out / "circle.png").convert("L").size[0], 6 * 142 + 10)
 
@@ -138,12 +138,12 @@ def test_paired_differences_by_hand(monkeypatch):
     before = np.zeros((3, 4))
     after = before + 0.25
     after[:, 1] = [0.1, -0.1, 0.3]
-    found = circle_report.paired(before, after)
+    by_score = circle_report.paired(before, after)
     same = {"before": 0, "after": 0.25, "difference": 0.25, "gained": 1, "interval": [0.25, 0.25]}
-    assert found["plausibility"] == same  # equal differences leave nothing to chance
+    assert by_score["plausibility"] == same  # equal differences leave nothing to chance
     # Of the 27 resamples of three prompts one has three times -0.1 (3.7%), one three times 0.3.
     alignment = {"before": 0, "after": 0.1, "difference": 0.1, "gained": 0.6667, "interval": [-0.1, 0.3]}
-    assert found["alignment"] == alignment
+    assert by_score["alignment"] == alignment
     comparison = circle_report.Comparison("something", "alignment", np.stack([before] * 2), np.stack([after] * 2))
     row = "|  | **alignment** | .000 → .100 | +0.100 (-0.100 … +0.300) | .000 → .100 | +0.100 (-0.100 … +0.300) | 67% |"
     assert circle_report.table([comparison]).splitlines()[3] == row
@@ -154,18 +154,22 @@ def test_inpainting_keeps_what_is_known(generator):
     pictures = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
     masks = np.zeros((2, 16, 16), bool)
     masks[0, 4:10, 4:10] = masks[1, :, 8:] = True
-    made = generator.inpaint(pictures, masks, ["a red circle", "a blue cross"], [3, 4], steps=4)
+    made = generator.inpaint(pictures, masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4)
     assert made.energy is None and made.images.shape == pictures.shape
     np.testing.assert_array_equal(made.uint8[~masks], pictures[~masks])
     assert (made.uint8[masks] != pictures[masks]).mean() > 0.9
-    floats = generator.inpaint(pictures / np.float32(255), masks, ["a red circle", "a blue cross"], [3, 4], steps=4)
+    floats = generator.inpaint(
+        pictures / np.float32(255), masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4
+    )
     np.testing.assert_array_equal(floats.uint8, made.uint8)
-    one = generator.inpaint(pictures[0], masks[0], "a red circle", [3, 8], steps=4)  # one picture, two seeds
+    one = generator.inpaint(
+        pictures[0], masks[0], "a red circle", [3, 8], num_inference_steps=4
+    )  # one picture, two seeds
     np.testing.assert_allclose(one.images[0], made.images[0], atol=1e-4)
     assert np.abs(one.images[1] - one.images[0])[masks[0]].max() > 1e-3
     other = pictures.copy()
     other[~masks] = 255 - other[~masks]  # what is painted follows what is known, and what was there does not matter
-    around = generator.inpaint(other, masks, ["a red circle", "a blue cross"], [3, 4], steps=4)
+    around = generator.inpaint(other, masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4)
     assert np.abs(around.images - made.images)[masks].max() > 1e-3
     hidden = np.where(masks[..., None], 0, pictures)
     np.testing.assert_array_equal(generator.inpaint(hidden, masks, ["a red circle", "a blue cross"], [3, 4], 4).uint8,
@@ -175,21 +179,21 @@ def test_inpainting_keeps_what_is_known(generator):
 def test_resampling_and_guidance_while_inpainting(generator):
     picture, mask = np.full((16, 16, 3), 128, np.uint8), np.zeros((16, 16), bool)
     mask[:, 8:] = True
-    how = dict(prompts="a red circle", seeds=[1, 2], steps=4)
-    plain = generator.inpaint(picture, mask, **how)
-    twice = generator.inpaint(picture, mask, options=GuidanceOptions(recurrences=2, window=(0.0, 1.0)), **how)
+    options = dict(prompts="a red circle", seeds=[1, 2], num_inference_steps=4)
+    plain = generator.inpaint(picture, mask, **options)
+    twice = generator.inpaint(picture, mask, options=GuidanceOptions(recurrences=2, window=(0.0, 1.0)), **options)
     assert twice.energy is None and len(plain.trace.step) == 4 and len(twice.trace.step) == 8
     np.testing.assert_array_equal(twice.uint8[:, ~mask], plain.uint8[:, ~mask])
     assert np.abs(twice.images - plain.images)[:, mask].max() > 1e-3
     dark = lambda pixels: pixels.mean((1, 2, 3))  # noqa: E731
-    guided = generator.inpaint(picture, mask, energy=dark, options=STRONG, **how)
+    guided = generator.inpaint(picture, mask, energy=dark, options=STRONG, **options)
     assert (dark(guided.images) < dark(plain.images)).all()
     np.testing.assert_array_equal(guided.uint8[:, ~mask], plain.uint8[:, ~mask])
 
 
 def test_the_known_latents_are_the_picture_with_the_noise_of_the_step():
     """RePaint's equation 8, step by step, against a loop that overwrites the known latents itself."""
-    signals = schedules.cosine(20)
+    alphas_cumprod = schedules.squaredcos_cap_v2(20)
     known, unknown = np.full((1, 2, 2, 1), 0.6, np.float32), np.array([[True, False], [True, True]])[None, :, :, None]
     seen = []
 
@@ -197,18 +201,20 @@ def test_the_known_latents_are_the_picture_with_the_noise_of_the_step():
         seen.append(np.asarray(z))
         return 0.3 * z
 
-    schedule, start = schedules.ddim(signals, 5), universal_guidance.noise(jax.random.key(0), 1, (2, 2, 1))
-    denoiser = denoisers.inpainting(network, signals, known, unknown)
+    schedule, start = schedules.ddim(alphas_cumprod, 5), universal_guidance.noise(jax.random.key(0), 1, (2, 2, 1))
+    denoiser = denoisers.inpainting(network, alphas_cumprod, known, unknown)
     with jax.disable_jit():
-        found = universal_guidance.sample(denoiser, schedule, start, options=GuidanceOptions(remat=False))
+        sampled = universal_guidance.sample(denoiser, schedule, start, options=GuidanceOptions(remat=False))
     z = np.asarray(start)
-    first = (z - np.sqrt(schedule.signal[0]) * known) / np.sqrt(1 - schedule.signal[0])  # the noise in the known part
-    for signal, following in zip(schedule.signal, schedule.following):
-        z = np.where(unknown, z, np.sqrt(signal) * known + np.sqrt(1 - signal) * first)
+    first = (z - np.sqrt(schedule.alphas_cumprod[0]) * known) / np.sqrt(
+        1 - schedule.alphas_cumprod[0]
+    )  # the noise in the known part
+    for abar, abar_prev in zip(schedule.alphas_cumprod, schedule.alphas_cumprod_prev):
+        z = np.where(unknown, z, np.sqrt(abar) * known + np.sqrt(1 - abar) * first)
         np.testing.assert_allclose(seen.pop(0), z, rtol=1e-4, atol=1e-4)
         eps = 0.3 * z
-        z = np.sqrt(following) * (z - np.sqrt(1 - signal) * eps) / np.sqrt(signal) + np.sqrt(1 - following) * eps
-    np.testing.assert_allclose(found.sample, np.where(unknown, z, known), atol=1e-4)
+        z = np.sqrt(abar_prev) * (z - np.sqrt(1 - abar) * eps) / np.sqrt(abar) + np.sqrt(1 - abar_prev) * eps
+    np.testing.assert_allclose(sampled.sample, np.where(unknown, z, known), atol=1e-4)
 
 
 def test_bad_pictures_to_inpaint(generator):
@@ -234,13 +240,13 @@ def test_a_painter_for_repair(generator, monkeypatch):
     picture = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
     mask = np.zeros((16, 16), bool)
     mask[3:9, 3:9] = True
-    paint = diffusion.painter(generator, 4, ahead=2)
+    paint = painter(generator, 4, ahead=2)
     made = [paint(picture, mask, "a red circle", seed) for seed in (5, 6, 7)]
     assert asked == [[5, 6], [7, 8]]
     for one in made:
         np.testing.assert_array_equal(one[~mask], picture[~mask])
     assert (made[0] != made[1]).any() and (made[1] != made[2]).any()
-    other = diffusion.painter(generator, 4, ahead=2)(picture, mask, "a red circle", 6)  # with seed 7, not with 5
+    other = painter(generator, 4, ahead=2)(picture, mask, "a red circle", 6)  # with seed 7, not with 5
     np.testing.assert_allclose(other.astype(int), made[1], atol=1)
     large = np.repeat(np.repeat(picture, 2, 0), 3, 1)  # another size and aspect
     resized = paint(large, np.ones(large.shape[:2], bool), "a red circle", 5)

@@ -17,14 +17,10 @@ INSIDE_FUNCTIONS = {
     ("rahf/critic/critic.py", "rahf.critic.apply"): "a critic's description is read without JAX",
     ("rahf/critic/loading.py", "rahf.critic.export.read"): "exported files are read without Flax",
     ("rahf/critic/loading.py", "rahf.critic.from_run"): "runs need Flax, exported files do not",
+    ("rahf/interop/diffusers.py", "rahf.steer.repaint.repair"): "exported files are read without SciPy and jaxtyping",
     ("rahf/registry.py", "rahf.training.loop"): "importing the table imports neither Flax nor Orbax",
     ("rahf/registry.py", "rahf.training.saved_model"): "importing the table imports neither Flax nor Orbax",
     ("rahf/scoring/run.py", "rahf.scoring.ray_runner"): "Ray is optional",
-}
-#: Those that remain from before the floors; each goes with the next change of its file.
-TO_BE_REMOVED = {
-    ("rahf/interop/diffusers.py", "rahf.steer.repair.repair"),
-    ("rahf/steer/mask_files.py", "rahf"),
 }
 
 
@@ -87,7 +83,7 @@ def test_imports_inside_functions_are_the_declared_ones():
         if ROOT / "rahf/cli" not in file.parents
         for name in imports_inside_functions(file)
     }
-    assert inside - INSIDE_FUNCTIONS.keys() - TO_BE_REMOVED == set()
+    assert inside - INSIDE_FUNCTIONS.keys() == set()
     assert INSIDE_FUNCTIONS.keys() - inside == set(), "declared, but no longer there"
 
 

@@ -28,11 +28,8 @@ PUBLIC = {
     "rahf.cli.main",
     "rahf.diffusion",
     "rahf.interop.torch",
-    "rahf.steer.best_of_n_files",
+    "rahf.steer",
     "rahf.critic.energy",
-    "rahf.steer.masks",
-    "rahf.diffusion.sample.options",
-    "rahf.steer.repair",
     "rahf.text",
     "rahf.critic.drawing",
 }

@@ -17,12 +17,12 @@ def scored(*plausibility, **others) -> np.ndarray:
 
 
 def test_best_of_each_group():
-    found = select(scored(0.2, 0.8, 0.5, 0.4, 0.6), groups=["a", "a", "b", "a", "b"])
-    assert found.indices.tolist() == [1, 4]
-    assert found.rank.tolist() == [3, 1, 2, 2, 1]
-    np.testing.assert_allclose(found.gap, [np.nan, 0.4, np.nan, np.nan, 0.1])
-    assert found.threshold is None
-    assert found.reasons == [
+    selection = select(scored(0.2, 0.8, 0.5, 0.4, 0.6), groups=["a", "a", "b", "a", "b"])
+    assert selection.indices.tolist() == [1, 4]
+    assert selection.rank.tolist() == [3, 1, 2, 2, 1]
+    np.testing.assert_allclose(selection.gap, [np.nan, 0.4, np.nan, np.nan, 0.1])
+    assert selection.threshold is None
+    assert selection.reasons == [
         "plausibility 0.2000; candidate 1 of its group has 0.8000",
         "plausibility 0.8000, best of 3 in its group, 0.4000 above candidate 3",
         "plausibility 0.5000; candidate 4 of its group has 0.6000",
@@ -32,18 +32,18 @@ def test_best_of_each_group():
 
 
 def test_of_equal_ones_the_first_wins():
-    found = select(scored(0.3, 0.7, 0.7), groups=[0, 0, 0], name="line {}".format)
-    assert found.indices.tolist() == [1] and found.rank.tolist() == [3, 1, 2] and found.gap[1] == 0
-    assert found.reasons[2] == "plausibility 0.7000; line 1 of its group has 0.7000 as well and comes first"
+    selection = select(scored(0.3, 0.7, 0.7), groups=[0, 0, 0], name="line {}".format)
+    assert selection.indices.tolist() == [1] and selection.rank.tolist() == [3, 1, 2] and selection.gap[1] == 0
+    assert selection.reasons[2] == "plausibility 0.7000; line 1 of its group has 0.7000 as well and comes first"
     # What differs by less than the sixth decimal is equal: such noise must not decide.
     assert select(scored(0.7, 0.7000001), groups=[0, 0]).indices.tolist() == [0]
 
 
 def test_threshold_includes_its_value():
-    found = select(scored(0.7, 0.69, 0.9), threshold=0.7, groups=[0, 1, 2])
-    assert found.indices.tolist() == [0, 2] and found.threshold == 0.7
-    assert found.reasons[1] == "plausibility 0.6900, best of 1 in its group, below the threshold 0.7000"
-    assert found.reasons[2] == "plausibility 0.9000, best of 1 in its group, at least the threshold 0.7000"
+    selection = select(scored(0.7, 0.69, 0.9), threshold=0.7, groups=[0, 1, 2])
+    assert selection.indices.tolist() == [0, 2] and selection.threshold == 0.7
+    assert selection.reasons[1] == "plausibility 0.6900, best of 1 in its group, below the threshold 0.7000"
+    assert selection.reasons[2] == "plausibility 0.9000, best of 1 in its group, at least the threshold 0.7000"
 
 
 def test_quantile_ranks_the_bests_of_groups():
@@ -51,9 +51,9 @@ def test_quantile_ranks_the_bests_of_groups():
     groups = [0, 1, 2, 3, 3, 3]  # the two worst are no bests: they must not shift the quantile
     for quantile, kept in ((0, [0, 1, 2, 3]), (0.3, [1, 2, 3]), (0.5, [2, 3]), (0.75, [3]), (0.99, [3])):
         assert select(scores, quantile=quantile, groups=groups).indices.tolist() == kept, quantile
-    found = select(scores, quantile=0.5, groups=groups)
-    assert found.threshold == pytest.approx(0.3)
-    assert found.reasons[0].endswith("below the 0.5 quantile of 4 bests of groups, 0.3000")
+    selection = select(scores, quantile=0.5, groups=groups)
+    assert selection.threshold == pytest.approx(0.3)
+    assert selection.reasons[0].endswith("below the 0.5 quantile of 4 bests of groups, 0.3000")
     # Ranks do not care about a shift or a scale.
     shifted = select(scores * 0.1 + 0.85, quantile=0.5, groups=groups)
     assert shifted.indices.tolist() == [2, 3]
@@ -61,27 +61,27 @@ def test_quantile_ranks_the_bests_of_groups():
 
 def test_minimum_gap():
     scores, groups = scored(0.8, 0.7, 0.8, 0.75, 0.3), [0, 0, 1, 1, 2]
-    found = select(scores, min_gap=0.1, groups=groups)
-    assert found.indices.tolist() == [0, 4]  # 0.8 - 0.7 is 0.1, also in binary; who is alone passes
-    assert np.isnan(found.gap[4])
-    assert found.reasons[2].endswith("0.0500 above candidate 3; less than the gap of 0.1")
+    selection = select(scores, min_gap=0.1, groups=groups)
+    assert selection.indices.tolist() == [0, 4]  # 0.8 - 0.7 is 0.1, also in binary; who is alone passes
+    assert np.isnan(selection.gap[4])
+    assert selection.reasons[2].endswith("0.0500 above candidate 3; less than the gap of 0.1")
 
 
 def test_constraints_come_first():
     scores = scored(0.9, 0.6, 0.5, alignment=[0.2, 0.6, 0.9], aesthetics=[0.1, 0.5, 0.5])
-    found = select(scores, groups=[0, 0, 0], require=["alignment>=0.6", "aesthetics > 0.2"], min_gap=0.1)
-    assert found.indices.tolist() == [1] and found.rank.tolist() == [0, 1, 2]
-    assert found.reasons[0] == "alignment 0.2000 is not >= 0.6; aesthetics 0.1000 is not > 0.2"
-    np.testing.assert_allclose(found.gap[1], 0.1)  # above the second of those that pass
+    selection = select(scores, groups=[0, 0, 0], require=["alignment>=0.6", "aesthetics > 0.2"], min_gap=0.1)
+    assert selection.indices.tolist() == [1] and selection.rank.tolist() == [0, 1, 2]
+    assert selection.reasons[0] == "alignment 0.2000 is not >= 0.6; aesthetics 0.1000 is not > 0.2"
+    np.testing.assert_allclose(selection.gap[1], 0.1)  # above the second of those that pass
     nothing = select(scores, groups=[0, 0, 0], require=["overall>0.5"], quantile=0.5)
     assert nothing.indices.tolist() == [] and nothing.threshold is None
 
 
 def test_all_above_the_threshold():
     scores = scored(0.4, 0.6, 0.8)
-    found = select(scores, best_of=False, threshold=0.5)
-    assert found.indices.tolist() == [1, 2] and found.rank.tolist() == [0, 0, 0]
-    assert found.reasons[0] == "plausibility 0.4000, below the threshold 0.5000"
+    selection = select(scores, best_of=False, threshold=0.5)
+    assert selection.indices.tolist() == [1, 2] and selection.rank.tolist() == [0, 0, 0]
+    assert selection.reasons[0] == "plausibility 0.4000, below the threshold 0.5000"
     assert select(scores, best_of=False, quantile=0.5).indices.tolist() == [1, 2]
     assert select(scores, best_of=False).indices.tolist() == [0, 1, 2]
 
@@ -93,8 +93,8 @@ def test_other_key_and_a_prediction():
 
 
 def test_what_is_not_scored_is_never_kept():
-    found = select(scored(np.nan, 0.1), groups=[0, 0])
-    assert found.indices.tolist() == [1] and found.reasons[0] == "not scored"
+    selection = select(scored(np.nan, 0.1), groups=[0, 0])
+    assert selection.indices.tolist() == [1] and selection.reasons[0] == "not scored"
     assert select(scored(np.nan), best_of=False).indices.tolist() == []
 
 
@@ -160,8 +160,8 @@ def test_equals_slow_reference(seed):
     scores = (rng.integers(0, 20, (200, 4)) / 20).astype(np.float64)  # many are equal
     groups = rng.integers(0, 40, 200).tolist()
     for min_gap, quantile in ((0.0, 0.0), (0.05, 0.0), (0.1, 0.4)):
-        found = select(scores, groups=groups, require=["alignment>=0.25"], min_gap=min_gap, quantile=quantile)
-        assert found.indices.tolist() == slow(scores, groups, 0.25, min_gap, quantile)
-        assert len(found.indices) > 5
+        selection = select(scores, groups=groups, require=["alignment>=0.25"], min_gap=min_gap, quantile=quantile)
+        assert selection.indices.tolist() == slow(scores, groups, 0.25, min_gap, quantile)
+        assert len(selection.indices) > 5
         again = select(scores, groups=groups, require=["alignment>=0.25"], min_gap=min_gap, quantile=quantile)
-        assert again.reasons == found.reasons
+        assert again.reasons == selection.reasons

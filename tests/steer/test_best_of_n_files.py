@@ -9,7 +9,7 @@ import pytest
 from rahf.cli import main as cli
 from rahf.core.errors import ScoreError
 from rahf.scoring import score_block
-from rahf.steer.best_of_n_files import Choice, choose
+from rahf.steer.best_of_n_files import SelectionOptions, select_files
 from tests.helpers.critic_maker import ColourCritic, plain
 from tests.helpers.image_maker import encode
 
@@ -41,9 +41,9 @@ def write(folder, lines):
     (folder / "candidates.jsonl").write_text(text)
 
 
-def run(folder, choice=Choice(), out="manifest.jsonl", **options):
+def run(folder, choice=SelectionOptions(), out="manifest.jsonl", **options):
     options = {"load": lambda path: ColourCritic(), "batch_size": 2, "block_size": 2} | options
-    return choose("model", folder / "candidates.jsonl", folder / out, choice, **options)
+    return select_files("model", folder / "candidates.jsonl", folder / out, choice, **options)
 
 
 def manifest(folder, out="manifest.jsonl") -> list[dict]:
@@ -52,19 +52,19 @@ def manifest(folder, out="manifest.jsonl") -> list[dict]:
 
 def test_manifest_has_every_score_and_reason(folder):
     done = run(folder)
-    found = manifest(folder)
-    assert [one["line"] for one in found] == [1, 2, 3, 4, 5, 6]
-    assert [one["selected"] for one in found] == [False, False, True, False, True, False]
-    assert [one["rank"] for one in found] == [3, 2, 1, 2, 1, 3]
-    for number, (one, red) in enumerate(zip(found, REDS)):
+    lines = manifest(folder)
+    assert [one["line"] for one in lines] == [1, 2, 3, 4, 5, 6]
+    assert [one["selected"] for one in lines] == [False, False, True, False, True, False]
+    assert [one["rank"] for one in lines] == [3, 2, 1, 2, 1, 3]
+    for number, (one, red) in enumerate(zip(lines, REDS)):
         assert one["image"] == f"pictures/{number}.png" and one["seed"] == 10 + number
         expected = [1 - red / 255, 100 / 255, 60 / 255, (1 - red / 255 + 160 / 255) / 3]
         np.testing.assert_allclose(list(one["scores"].values()), expected, atol=1e-6)
         assert list(one["scores"]) == ["plausibility", "alignment", "aesthetics", "overall"]
         assert one["model"] == "colours-1" and one["prompt_cut"] is False
-    assert found[2]["reason"] == "plausibility 0.8039, best of 3 in its group, 0.1961 above line 2"
-    assert found[0]["reason"] == "plausibility 0.2157; line 3 of its group has 0.8039"
-    assert found[2]["gap"] == pytest.approx(50 / 255, abs=2e-6) and found[0]["gap"] is None
+    assert lines[2]["reason"] == "plausibility 0.8039, best of 3 in its group, 0.1961 above line 2"
+    assert lines[0]["reason"] == "plausibility 0.2157; line 3 of its group has 0.8039"
+    assert lines[2]["gap"] == pytest.approx(50 / 255, abs=2e-6) and lines[0]["gap"] is None
     assert (done.candidates, done.selected, done.groups, done.threshold) == (6, 2, 2, None)
     summary = json.loads((folder / "manifest.summary.json").read_text())
     assert summary["selected"] == 2 and summary["model"] == "colours-1" and summary["choice"]["key"] == "plausibility"
@@ -72,7 +72,11 @@ def test_manifest_has_every_score_and_reason(folder):
 
 
 def test_options_reach_the_choice(folder):
-    done = run(folder, Choice("plausibility", threshold=0.9, require=("alignment>=0.3",)), chosen=folder / "best.jsonl")
+    done = run(
+        folder,
+        SelectionOptions("plausibility", threshold=0.9, require=("alignment>=0.3",)),
+        chosen=folder / "best.jsonl",
+    )
     assert [one["selected"] for one in manifest(folder)] == [False] * 4 + [True, False] and done.threshold == 0.9
     given = (folder / "candidates.jsonl").read_text().splitlines()
     assert (folder / "best.jsonl").read_text() == given[4] + "\n"
@@ -114,9 +118,9 @@ def test_bad_records_are_refused_and_the_others_go_on(folder):
     assert (done.candidates, done.selected, done.scoring.refused) == (6, 2, len(BAD))
     assert [one["line"] for one in manifest(folder)] == [1, 2, 3, 21, 22, 23]
     refused = [json.loads(line) for line in (folder / "manifest.refused.jsonl").read_text().splitlines()]
-    for (number, (_, image, reason)), found in zip(enumerate(BAD, 4), refused, strict=True):
-        assert (found["line"], found["image"]) == (number, image)
-        assert found["reason"].startswith(reason), found
+    for (number, (_, image, reason)), line in zip(enumerate(BAD, 4), refused, strict=True):
+        assert (line["line"], line["image"]) == (number, image)
+        assert line["reason"].startswith(reason), line
 
 
 def test_nothing_to_choose_from_is_an_error(folder):
@@ -162,7 +166,7 @@ def test_another_choice_needs_no_model(folder):
     def load(path):
         raise AssertionError
 
-    run(folder, Choice(best_of=False, quantile=0.5), load=load)
+    run(folder, SelectionOptions(best_of=False, quantile=0.5), load=load)
     assert [one["selected"] for one in manifest(folder)] == [False, False, True, True, True, False]
 
 
@@ -200,10 +204,10 @@ def test_files_must_differ_and_options_are_checked_before_scoring(folder):
     with pytest.raises(ScoreError, match="must be different files"):
         run(folder, chosen=folder / "manifest.jsonl")
     with pytest.raises(ValueError, match="no score is called 'beauty'"):
-        run(folder, Choice("beauty"))
+        run(folder, SelectionOptions("beauty"))
     (folder / "candidates.json").write_text("")
     with pytest.raises(ScoreError, match="expected a local file of candidates whose name ends in .jsonl"):
-        choose("model", folder / "candidates.json", folder / "m.jsonl")
+        select_files("model", folder / "candidates.json", folder / "m.jsonl")
     assert not (folder / "manifest.scores").exists()
 
 

@@ -36,8 +36,8 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def colours(monkeypatch):
-    """`rahf.load` gives the critic that judges colours."""
-    monkeypatch.setattr("rahf.load", lambda path: ColourCritic())
+    """Any model that is loaded is the critic that judges colours."""
+    monkeypatch.setattr("rahf.critic.loading.load", lambda path: ColourCritic())
 
 
 def grey(path) -> np.ndarray:
@@ -47,18 +47,18 @@ def grey(path) -> np.ndarray:
 
 
 def test_a_mask_at_the_pictures_size(folder):
-    found, errors = mask_files(ColourCritic(), ["bad.png"], "mask.png", "a leaf", options=OPTIONS)
+    written, errors = mask_files(ColourCritic(), ["bad.png"], "mask.png", "a leaf", options=OPTIONS)
     assert errors == [] and sorted(p.name for p in folder.iterdir()) == ["bad.png", "good.png", "mask.png"]
     mask = grey("mask.png")
     assert mask.shape == (32, 16) and set(np.unique(mask)) == {0, 255}
-    np.testing.assert_array_equal(mask > 0, found[0].mask.pixels)
+    np.testing.assert_array_equal(mask > 0, written[0].mask.pixels)
     # The network's cells are 4 x 2 pixels: bilinear between them 0.3 is reached up to half a cell beyond.
     assert mask[4:12, 4:8].all() and not mask[14:].any() and not mask[:2].any() and not mask[:, 10:].any()
 
 
 def test_the_other_heatmap_feather_latent_and_overlay(folder):
     options = MaskOptions(dilation=0, feather=0.1)
-    found, _ = mask_files(
+    written, _ = mask_files(
         ColourCritic(), ["bad.png"], "m.png", "a leaf", which="misalignment", options=options, latent_grid=8,
         overlay=True, json_file="m.json",
     )  # fmt: skip
@@ -70,7 +70,7 @@ def test_the_other_heatmap_feather_latent_and_overlay(folder):
     entry = json.loads((folder / "m.json").read_text())[0]
     assert entry["image"] == "bad.png" and entry["latent"] == "m_latent.png" and not entry["empty"]
     assert entry["coverage"] == pytest.approx((mask > 0).mean(), abs=1e-6) and entry["components"] == 1
-    assert found[0].overlay.name == "m_overlay.png"
+    assert written[0].overlay.name == "m_overlay.png"
 
 
 def test_many_pictures_into_a_folder(folder, colours, capsys):

@@ -83,10 +83,10 @@ def test_dilation_is_a_disc_in_image_heights():
         .###.
         ..#..""")
     for radius, expected in ((1 / 8, cross), (2 / 8, disc)):
-        found = masks.dilate(mask, radius)
+        dilated = masks.dilate(mask, radius)
         half = len(expected) // 2
-        np.testing.assert_array_equal(found[4 - half : 5 + half, 5 - half : 6 + half], expected)
-        assert found.sum() == expected.sum()
+        np.testing.assert_array_equal(dilated[4 - half : 5 + half, 5 - half : 6 + half], expected)
+        assert dilated.sum() == expected.sum()
     assert masks.dilate(mask, 0.99 / 8).sum() == 1
     # A rounded default: 1/40 of 120 is 3 pixels, whatever 120 * (1/40) is in binary; a disc of radius 3 has 29.
     large = np.zeros((120, 90), bool)
@@ -131,9 +131,9 @@ def test_feather_is_a_ramp_outside():
     assert ramp.dtype == np.float32
     np.testing.assert_array_equal(masks.feather(mask, 0), mask.astype(np.float32))
     heatmap = mask.astype(np.float32)
-    found = from_heatmap(heatmap, options=plain(feather=0.4, warn_above=1))
-    np.testing.assert_array_equal(found.pixels[0], [1, 1, 1, 1, 1, 1, 1, 1, 0, 0])
-    np.testing.assert_allclose(found.alpha, ramp)
+    mask = from_heatmap(heatmap, options=plain(feather=0.4, warn_above=1))
+    np.testing.assert_array_equal(mask.pixels[0], [1, 1, 1, 1, 1, 1, 1, 1, 0, 0])
+    np.testing.assert_allclose(mask.alpha, ramp)
 
 
 def test_latent_grid_by_any_coverage():
@@ -141,9 +141,9 @@ def test_latent_grid_by_any_coverage():
     mask[7, 8] = mask[19, 16] = True  # one pixel each; the last row and column of cells are cut off
     expected = np.zeros((3, 3), bool)
     expected[0, 1] = expected[2, 2] = True
-    found = masks.to_latent(mask, 8)
-    assert found.dtype == bool
-    np.testing.assert_array_equal(found, expected)
+    latent = masks.to_latent(mask, 8)
+    assert latent.dtype == bool
+    np.testing.assert_array_equal(latent, expected)
     np.testing.assert_array_equal(masks.to_latent(mask, 1), mask)
     np.testing.assert_array_equal(masks.to_latent(mask, 100), [[True]])
     soft = masks.to_latent(mask * np.float32(0.5), 8)
@@ -175,16 +175,16 @@ def test_the_steps_come_in_order():
         #######...
         .#####....""")
     options = MaskOptions(min_area=2 / 70, dilation=1 / 7, warn_above=1)
-    found = from_heatmap(heatmap, options=options)
-    np.testing.assert_array_equal(found.pixels, expected)
-    assert found.components == 1
+    mask = from_heatmap(heatmap, options=options)
+    np.testing.assert_array_equal(mask.pixels, expected)
+    assert mask.components == 1
 
 
 def test_heatmap_is_resized_before_it_is_decided():
     heatmap = np.array([[0, 1], [0, 1]], np.float32)
-    found = from_heatmap(heatmap, (2, 8), plain(threshold=0.5))
+    mask = from_heatmap(heatmap, (2, 8), plain(threshold=0.5))
     # Bilinear with half-pixel centres: 0, 0, .125, .375, .625, .875, 1, 1 (by hand).
-    np.testing.assert_array_equal(found.pixels[0], [0, 0, 0, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(mask.pixels[0], [0, 0, 0, 0, 1, 1, 1, 1])
     np.testing.assert_array_equal(
         from_heatmap(heatmap, (2, 8), plain(threshold=0.3, warn_above=1)).pixels[1], [0, 0, 0, 1, 1, 1, 1, 1]
     )
@@ -206,9 +206,9 @@ def test_heatmap_is_resized_before_it_is_decided():
     ],
 )
 def test_nothing_marked_is_an_empty_mask_that_says_why(heatmap, options, note):
-    found = from_heatmap(heatmap.astype(np.float32), options=options)
-    assert found.empty and found.coverage == 0 and not found.alpha.any() and found.note.startswith(note)
-    assert not found.latent().any() and found.components == 0
+    mask = from_heatmap(heatmap.astype(np.float32), options=options)
+    assert mask.empty and mask.coverage == 0 and not mask.alpha.any() and mask.note.startswith(note)
+    assert not mask.latent().any() and mask.components == 0
 
 
 def test_much_coverage_warns_and_goes_on():
@@ -219,8 +219,8 @@ def test_much_coverage_warns_and_goes_on():
         assert from_heatmap(heatmap, options=plain()).note == ""  # 60% exactly
     heatmap[6, 0] = 1
     with pytest.warns(MaskWarning, match="covers 61% of the picture, more than 60%"):
-        found = from_heatmap(heatmap, options=plain())
-    assert found.coverage == pytest.approx(0.61) and "raise the threshold" in found.note
+        mask = from_heatmap(heatmap, options=plain())
+    assert mask.coverage == pytest.approx(0.61) and "raise the threshold" in mask.note
 
 
 def test_uint8_counts_in_255ths():
@@ -269,17 +269,17 @@ def test_bad_size():
 
 def flood(mask: np.ndarray, start: tuple[int, int], corners: bool) -> set[tuple[int, int]]:
     """Pixels of a mask that are connected with one of them."""
-    found, todo = {start}, [start]
+    reached, todo = {start}, [start]
     while todo:
         y, x = todo.pop()
         for dy in (-1, 0, 1):
             for dx in (-1, 0, 1):
                 to = (y + dy, x + dx)
                 inside = 0 <= to[0] < mask.shape[0] and 0 <= to[1] < mask.shape[1]
-                if inside and (corners or not (dy and dx)) and mask[to] and to not in found:
-                    found.add(to)
+                if inside and (corners or not (dy and dx)) and mask[to] and to not in reached:
+                    reached.add(to)
                     todo.append(to)
-    return found
+    return reached
 
 
 def slow(heatmap: np.ndarray, o: MaskOptions) -> tuple[np.ndarray, np.ndarray]:
@@ -325,10 +325,10 @@ def test_equals_slow_reference(seed):
         feather=0.2 * (seed % 2),
         warn_above=1,
     )
-    found = from_heatmap(heatmap, options=options)
+    mask = from_heatmap(heatmap, options=options)
     solid, alpha = slow(heatmap, options)
     assert 0 < solid.mean() < 1
-    np.testing.assert_allclose(found.alpha, alpha, atol=1e-6)
-    np.testing.assert_array_equal(found.pixels, alpha > 1e-9)
-    cells = [[found.pixels[y : y + 4, x : x + 4].any() for x in range(0, 18, 4)] for y in range(0, len(heatmap), 4)]
-    np.testing.assert_array_equal(found.latent(4), cells)
+    np.testing.assert_allclose(mask.alpha, alpha, atol=1e-6)
+    np.testing.assert_array_equal(mask.pixels, alpha > 1e-9)
+    cells = [[mask.pixels[y : y + 4, x : x + 4].any() for x in range(0, 18, 4)] for y in range(0, len(heatmap), 4)]
+    np.testing.assert_array_equal(mask.latent(4), cells)

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from rahf.core.errors import ImageError
+from rahf.steer import repair
 from rahf.steer.masks import MaskOptions
-from rahf.steer.repair import repair
 from tests.helpers.critic_maker import ColourCritic, plain
 
 OPTIONS = MaskOptions(dilation=0)
@@ -87,10 +87,10 @@ def test_worse_and_equal_candidates_leave_the_original(damaged):
 def test_nan_is_never_chosen(damaged):
     class Undecided(ColourCritic):
         def __call__(self, images, prompts, batch_size=None):
-            found = super().__call__(images, prompts, batch_size)
+            prediction = super().__call__(images, prompts, batch_size)
             if len(images) > 1:
-                found.scores[1, 0] = np.nan
-            return found
+                prediction.scores[1, 0] = np.nan
+            return prediction
 
     result = repair(painting({0: 0, 1: 200}), damaged, "a leaf", 2, critic=Undecided(), options=OPTIONS)
     assert result.chosen == 2

@@ -29,7 +29,7 @@ class GroupNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Two 3x3 convolutions; time and prompt scale and shift what is between them. Starts as the identity."""
+    """Two 3x3 convolutions; time and prompt scale and shift the activations between them. Starts as the identity."""
 
     def __init__(self, inputs: int, outputs: int, condition: int, groups: int, *, dtype: jnp.dtype):
         self.norm1 = GroupNorm(inputs, groups, dtype=dtype)
@@ -52,14 +52,14 @@ class TextAttention(nnx.Module):
     """Pixels attend to all pixels and to the words of the prompt, in one softmax. Starts as the identity."""
 
     def __init__(self, width: int, text: int, heads: int, groups: int, *, dtype: jnp.dtype, implementation: str):
-        make = dict(bias=False, dtype=dtype)
+        options = dict(bias=False, dtype=dtype)
         self.norm = GroupNorm(width, groups, dtype=dtype)
-        self.query = layers.Linear(width, width, std=width**-0.5, **make)
-        self.key = layers.Linear(width, width, std=width**-0.5, **make)
-        self.value = layers.Linear(width, width, std=width**-0.5, **make)
-        self.text_key = layers.Linear(text, width, std=text**-0.5, **make)
-        self.text_value = layers.Linear(text, width, std=text**-0.5, **make)
-        self.out = layers.Linear(width, width, std=0.0, **make)
+        self.query = layers.Linear(width, width, std=width**-0.5, **options)
+        self.key = layers.Linear(width, width, std=width**-0.5, **options)
+        self.value = layers.Linear(width, width, std=width**-0.5, **options)
+        self.text_key = layers.Linear(text, width, std=text**-0.5, **options)
+        self.text_value = layers.Linear(text, width, std=text**-0.5, **options)
+        self.out = layers.Linear(width, width, std=0.0, **options)
         self.heads, self.implementation = heads, implementation
 
     def __call__(
@@ -70,14 +70,13 @@ class TextAttention(nnx.Module):
         split = lambda a: a.reshape(*a.shape[:-1], self.heads, c // self.heads)  # noqa: E731
         keys = jnp.concatenate([self.key(y), self.text_key(words)], 1)
         values = jnp.concatenate([self.value(y), self.text_value(words)], 1)
-        seen = jnp.concatenate([jnp.ones((b, h * w), bool), mask], 1)
-        how = dict(mask=seen, implementation=self.implementation)
-        found = attention(split(self.query(y)), split(keys), split(values), **how)
-        return x + self.out(found.reshape(b, h * w, c)).reshape(x.shape)
+        key_mask = jnp.concatenate([jnp.ones((b, h * w), bool), mask], 1)
+        query = split(self.query(y))
+        attended = attention(query, split(keys), split(values), mask=key_mask, implementation=self.implementation)
+        return x + self.out(attended.reshape(b, h * w, c)).reshape(x.shape)
 
 
 def time_features(t: Float[Array, " b"], width: int) -> Float[Array, "b d"]:
-    """Sines and cosines of times in [0,1] times 1000, of wavelengths from 2π to 20000π (Vaswani et al.
-    2017)."""
+    """Sines and cosines of 1000 · t for t in [0,1], wavelengths from 2π to 20000π (Vaswani et al. 2017)."""
     angles = 1000.0 * t[:, None] * jnp.exp(-math.log(10_000.0) * jnp.arange(width // 2) / (width // 2))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)

@@ -140,15 +140,12 @@ def pixels(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * side, w * side, c // side**2)
 
 
-def signals(config: PixelDiffusionConfig) -> Float[np.ndarray, " t"]:
-    """``abar`` of each time that the configured network is trained with.
+def alphas_cumprod(config: PixelDiffusionConfig) -> Float[np.ndarray, " t"]:
+    """``abar`` of each timestep that the configured network is trained with.
 
-    A millionth of it is always signal: without any, the noise does not tell the picture (`steer.schedules`).
+    A millionth of abar is always signal: without any, the noise does not tell the picture (`rahf.diffusion.schedules`).
     """
-    curve = {"squaredcos_cap_v2": schedules.cosine, "linear": schedules.linear}[config.beta_schedule](
-        config.num_train_timesteps
-    )
-    return 1e-6 + (1 - 1e-6) * curve
+    return 1e-6 + (1 - 1e-6) * schedules.alphas_cumprod(config.beta_schedule, config.num_train_timesteps)
 
 
 def _check(config: PixelDiffusionConfig) -> None:

@@ -1,4 +1,4 @@
-"""Any network of a diffusion → the denoiser that `rahf.diffusion.sample.universal_guidance` takes: (z, t, cond) → eps."""
+"""Any network of a diffusion → the denoiser that `universal_guidance.sample` takes: (z, t, cond) → eps."""
 
 from __future__ import annotations
 
@@ -10,63 +10,80 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from rahf.core import renamed
+from rahf.core.errors import ArgumentError
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
 #: z [B,...], t int32 [B], cond (any pytree) → predicted noise, of z's shape.
 Denoiser = Callable[[Array, Array, Any], Array]
 
 
-def classifier_free(denoiser: Denoiser, scale: Any) -> Denoiser:
-    """Classifier-free guidance (Ho & Salimans 2022): ``eps = eps_empty + scale · (eps_prompt - eps_empty)``.
+#: Former names of prediction types.
+_FORMER_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+
+
+@renamed.arguments(scale="guidance_scale")
+def classifier_free(denoiser: Denoiser, guidance_scale: Any) -> Denoiser:
+    """Classifier-free guidance (Ho & Salimans 2022): ``eps = eps_negative + guidance_scale · (eps_prompt - eps_negative)``.
 
     Args:
       denoiser: of conditions whose leaves all have the batch axis first.
-      scale: 1: the prompt alone; 1.5 to 3 is usual together with universal guidance.
+      guidance_scale: 1: the prompt alone; 1.5 to 3 is usual together with universal guidance.
 
     Returns:
-      A denoiser whose cond is a pair (of the prompt, of the empty prompt). Both are computed in one batch.
+      A denoiser whose cond is a pair (of the prompt, of the negative or empty prompt). Both are computed in one batch.
     """
 
-    def both(z: Array, t: Array, cond: Any) -> Array:
+    def guided(z: Array, t: Array, cond: Any) -> Array:
         twice = jax.tree.map(lambda *parts: jnp.concatenate(parts), *cond)
         eps = denoiser(jnp.concatenate([z, z]), jnp.concatenate([t, t]), twice)
-        given, empty = jnp.split(eps, 2)
-        return empty + scale * (given - empty)
+        prompt, negative = jnp.split(eps, 2)
+        return negative + guidance_scale * (prompt - negative)
 
-    return both
+    return guided
 
 
+@renamed.arguments(signals="alphas_cumprod", predicts="prediction_type")
 def epsilon(
-    denoiser: Denoiser, signals: Float[np.ndarray, " t"], predicts: Literal["eps", "v", "x0"] = "v"
+    denoiser: Denoiser, alphas_cumprod: Float[np.ndarray, " t"], prediction_type: PredictionType = "v_prediction"
 ) -> Denoiser:
     """A network that predicts something else as a denoiser that predicts the noise.
 
     Args:
-      denoiser: gives "eps"; "v", ``sqrt(abar) eps - sqrt(1 - abar) x0`` (Salimans & Ho 2022); or "x0", the
-        clean picture.
-      signals: ``abar`` of each time, as trained.
+      denoiser: predicts "epsilon", the noise; "v_prediction", ``sqrt(abar) eps - sqrt(1 - abar) x0`` (Salimans & Ho
+        2022); or "sample", the clean picture.
+      alphas_cumprod: ``abar`` of each timestep, as trained.
 
     Raises:
-      ValueError: another kind of prediction.
+      ValueError: another prediction type.
     """
-    if predicts not in ("eps", "v", "x0"):
-        raise ValueError(f"predicts: expected 'eps', 'v' or 'x0', found {predicts!r}")
-    if predicts == "eps":
+    if prediction_type in _FORMER_TYPES:
+        renamed.warn(f"prediction_type {prediction_type!r}", repr(_FORMER_TYPES[prediction_type]), 4)
+        prediction_type = _FORMER_TYPES[prediction_type]
+    if prediction_type not in ("epsilon", "v_prediction", "sample"):
+        raise ArgumentError(
+            f"prediction_type: expected 'epsilon', 'v_prediction' or 'sample', found {prediction_type!r}"
+        )
+    if prediction_type == "epsilon":
         return denoiser
-    known = np.asarray(signals, np.float32)
+    per_timestep = np.asarray(alphas_cumprod, np.float32)
 
     def eps(z: Array, t: Array, cond: Any) -> Array:
-        said = denoiser(z, t, cond).astype(jnp.float32)
-        signal = jnp.asarray(known)[t].reshape(-1, *[1] * (z.ndim - 1))
+        output = denoiser(z, t, cond).astype(jnp.float32)
+        abar = _per_sample(per_timestep, t, z)
         z = z.astype(jnp.float32)
-        if predicts == "v":
-            return jnp.sqrt(signal) * said + jnp.sqrt(1 - signal) * z
-        return (z - jnp.sqrt(signal) * said) / jnp.sqrt(1 - signal)
+        if prediction_type == "v_prediction":
+            return jnp.sqrt(abar) * output + jnp.sqrt(1 - abar) * z
+        return (z - jnp.sqrt(abar) * output) / jnp.sqrt(1 - abar)
 
     return eps
 
 
+@renamed.arguments(signals="alphas_cumprod")
 def inpainting(
     denoiser: Denoiser,
-    signals: Float[np.ndarray, " t"],
+    alphas_cumprod: Float[np.ndarray, " t"],
     known: Float[Array, "b ..."],
     unknown: Bool[Array, "b ..."],
 ) -> Denoiser:
@@ -74,20 +91,25 @@ def inpainting(
 
     Its clean estimate is that of `denoiser` where unknown, and `known` elsewhere: there, the latents of every step
     are the known picture with the step's noise, which is what RePaint (Lugmayr et al. 2022, equation 8) puts in.
-    `universal.sample` with recurrences is its resampling. Guidance moves the known part a little until the next step;
-    lay the known picture over the final one.
+    `universal_guidance.sample` with recurrences is its resampling. Guidance moves the known part a little until the
+    next step; lay the known picture over the final one.
 
     Args:
-      signals: ``abar`` of each time, as trained.
+      alphas_cumprod: ``abar`` of each timestep, as trained.
       known: [B,...] clean latents, or pixels in the range of the denoiser's.
       unknown: of that shape or with axes of length 1; True: to be painted.
     """
-    signals = np.asarray(signals, np.float32)
+    per_timestep = np.asarray(alphas_cumprod, np.float32)
 
     def eps(z: Array, t: Array, cond: Any) -> Array:
-        said = denoiser(z, t, cond).astype(jnp.float32)
-        signal = jnp.asarray(signals)[t].reshape(-1, *[1] * (z.ndim - 1))
+        predicted = denoiser(z, t, cond).astype(jnp.float32)
+        abar = _per_sample(per_timestep, t, z)
         z = z.astype(jnp.float32)
-        return jnp.where(unknown, said, (z - jnp.sqrt(signal) * known) / jnp.sqrt(1 - signal))
+        return jnp.where(unknown, predicted, (z - jnp.sqrt(abar) * known) / jnp.sqrt(1 - abar))
 
     return eps
+
+
+def _per_sample(per_timestep: np.ndarray, t: Array, like: Array) -> Array:
+    """Values of the timesteps t [B], as [B,1,1,...] to go with `like`."""
+    return jnp.asarray(per_timestep)[t].reshape(-1, *[1] * (like.ndim - 1))

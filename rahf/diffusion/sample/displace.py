@@ -42,27 +42,27 @@ def descend(
         count, moved, moments, active, failed = state
         (_, values), gradient = jax.value_and_grad(loss, has_aux=True)(moved)
         finite = jnp.isfinite(values) & jnp.isfinite(gradient).all(tuple(range(1, x0.ndim)))
-        # A moment that was ever NaN would stay so; its sample has stopped by then, but others share the arithmetic.
+        # Adam's moments keep a NaN for ever. The sample has stopped by then, but its row is still computed.
         update, moments = adam.update(jnp.where(rows(finite, x0), gradient, 0.0), moments)
         active, failed = active & finite & (values >= options.backward_tolerance), failed | (active & ~finite)
         return count + 1, jnp.where(rows(active, x0), moved + update, moved), moments, active, failed
 
-    nothing, all_of_them = jnp.zeros_like(x0), jnp.ones(x0.shape[0], bool)
-    state = (jnp.int32(0), nothing, adam.init(nothing), all_of_them, ~all_of_them)
-    # A while loop: it ends early, and keeps the trajectory's scan the only one.
+    zeros, every = jnp.zeros_like(x0), jnp.ones(x0.shape[0], bool)
+    state = (jnp.int32(0), zeros, adam.init(zeros), every, ~every)
+    # A while loop ends early, and the trajectory's scan stays the only scan of the program.
     _, moved, _, _, failed = jax.lax.while_loop(running, step, state)
     return moved, failed
 
 
 def total_variation(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
     """Mean absolute difference between neighbours along the two axes after the batch; length 1 counts 0."""
-    found = jnp.zeros(x.shape[0], jnp.float32)
+    total = jnp.zeros(x.shape[0], jnp.float32)
     for axis in range(1, min(x.ndim, 3)):
         if x.shape[axis] > 1:
-            found += jnp.abs(jnp.diff(x, axis=axis)).mean(tuple(range(1, x.ndim)))
-    return found
+            total += jnp.abs(jnp.diff(x, axis=axis)).mean(tuple(range(1, x.ndim)))
+    return total
 
 
 def rows(values: Array, like: Array) -> Array:
-    """[B] → [B,1,1,...], to go with arrays of the shape of `like`."""
+    """[B] → [B,1,1,...], which broadcasts with `like`."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,4 +1,4 @@
-"""What can be chosen about guidance, and what each choice does."""
+"""Options of guidance, and what each does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numbers
 from typing import Any, Literal
 
 import jax
+
+from rahf.core.errors import ArgumentError
 
 _STATIC = dict(static=True)
 
@@ -19,7 +21,7 @@ def _static(default: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GuidanceOptions:
-    """Universal guidance (Bansal et al. 2023): how strongly, how, and when the energy steers.
+    """Universal guidance (Bansal et al. 2023): how strongly, by which gradient, and at which steps the energy steers.
 
     Start with forward guidance alone: ``scale`` 0.05, 0.1, 0.2, 0.5 with ``normalise="eps"``, which makes
     scales mean the same for every energy and every step. Pictures that no longer look like the model's own,
@@ -39,15 +41,14 @@ class GuidanceOptions:
         every task); "unit": divided by its norm; "eps": that, times the norm of eps, so that s is a share of
         the noise. Norms are over all numbers of one sample.
       max_norm: a longer gradient is shortened to it, per sample, before `normalise`; matters for "none".
-      window: guide only while `abar`, the share of signal in the latents, is in this closed range. Before,
-        the clean estimate is a blur unlike anything that a critic was trained on.
-      recurrences: k, how often each step inside the window is made, with fresh noise put back in between
-        (self-recurrence); 1: once. The noise lets the model mend what a push has broken, and undoes some of
-        the
-        push: at the same scale the energy falls less. The cost grows by as much.
+      window: guide only while `abar`, the share of signal in the latents, is in this closed range. At lower
+        `abar` the clean estimate is a blur unlike any picture that a critic was trained on.
+      recurrences: k, number of visits of each step inside the window, with fresh noise put back in between
+        (self-recurrence); 1: none is repeated. The noise lets the model mend what a push has broken, and undoes a
+        part of the push: at the same scale the energy falls less. The cost grows k-fold.
       through_denoiser: let the gradient flow from the clean estimate back through eps (exact; about twice the
         time, and the denoiser's activations); False: treat eps as a constant.
-      backward_steps: m, at most so many steps of Adam on a displacement of the clean estimate; 0: no backward
+      backward_steps: m, the highest number of Adam's steps on a displacement of the clean estimate; 0: no backward
         guidance.
       backward_rate: learning rate of these steps.
       backward_tolerance: a sample stops when its energy is below this.
@@ -55,9 +56,9 @@ class GuidanceOptions:
         estimate, to keep displacements smooth.
       clean_range: the clean estimate is clamped to it before each step, and eps made to agree, as pixel-space
         models are often sampled; (-1, 1) for those. None: not clamped.
-      remat: keep nothing of denoiser, decoder and energy for the gradient, but compute it again: memory of
-        the largest of the three instead of all, and of one step instead of all when the whole trajectory is
-        differentiated.
+      remat: compute the activations of denoiser, decoder and energy again for the gradient instead of keeping them.
+        Memory is that of the largest of the three, not their sum; and, where the whole trajectory is differentiated,
+        that of one step.
     """
 
     scale: Any = 0.1
@@ -75,23 +76,23 @@ class GuidanceOptions:
 
     def __post_init__(self):
         """Raises ValueError naming the option, what was expected and what was found. Traced numbers are not
-        looked at."""
+        checked."""
         for name in ("scale", "max_norm", "backward_rate", "backward_tolerance", "total_variation"):
             value = getattr(self, name)
             if isinstance(value, numbers.Real) and not (value >= 0 and (math.isfinite(value) or name == "max_norm")):
-                raise ValueError(f"{name}: expected a finite number of at least 0, found {value}")
+                raise ArgumentError(f"{name}: expected a finite number of at least 0, found {value}")
         if self.normalise not in ("none", "unit", "eps"):
-            raise ValueError(f"normalise: expected 'none', 'unit' or 'eps', found {self.normalise!r}")
+            raise ArgumentError(f"normalise: expected 'none', 'unit' or 'eps', found {self.normalise!r}")
         for name, least in (("recurrences", 1), ("backward_steps", 0)):
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or value < least:
-                raise ValueError(f"{name}: expected a whole number of at least {least}, found {value!r}")
+                raise ArgumentError(f"{name}: expected a whole number of at least {least}, found {value!r}")
         for name in ("window", "clean_range"):
             value = getattr(self, name)
             if value is not None and not (len(value) == 2 and value[0] < value[1]):
-                raise ValueError(f"{name}: expected (low, high) with low < high, found {value!r}")
+                raise ArgumentError(f"{name}: expected (low, high) with low < high, found {value!r}")
         if not 0 <= self.window[0] < self.window[1] <= 1:
-            raise ValueError(f"window: expected shares of signal, 0 <= low < high <= 1, found {self.window!r}")
+            raise ArgumentError(f"window: expected shares of signal, 0 <= low < high <= 1, found {self.window!r}")
 
     @property
     def forward(self) -> bool:

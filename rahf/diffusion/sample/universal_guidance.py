@@ -5,15 +5,16 @@
 
     @jax.jit
     def generate(unet_params, cond, key, energy, options):
-        start = universal.noise(key, 4, (64, 64, 4))
+        start = universal_guidance.noise(key, 4, (64, 64, 4))
         denoiser = lambda z, t, cond: unet.apply(unet_params, z, t, cond)
-        how = dict(energy=energy, decode=decode, options=options, key=key)
-        return universal.sample(denoiser, schedule, start, cond, **how)
+        return universal_guidance.sample(
+            denoiser, schedule, start, cond, energy=energy, decode=decode, options=options, key=key
+        )
 
-    made = generate(unet_params, cond, jax.random.key(0), energy.score(critic, prompts, "overall"), options)
+    sampled = generate(unet_params, cond, jax.random.key(0), energy.score(critic, prompts, "overall"), options)
 
 The trajectory is one `lax.scan`, whatever the number of steps and recurrences. Latents, clean estimates,
-gradients and energies are float32 also if the denoiser computes in bfloat16.
+gradients and energies are float32 even if the denoiser computes in bfloat16.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from rahf.core import renamed
+from rahf.core.errors import ArgumentError
 from rahf.diffusion import schedules
 from rahf.diffusion.sample import displace
 from rahf.diffusion.sample.denoisers import Denoiser
 from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.diffusion.schedules import Schedule
+from rahf.nn import energy as energy_lib
 
 #: Clean latents or pictures [B,...] → what the energy takes, usually pixels [B,h,w,3] in [0,1].
 Decode = Callable[[Array], Array]
-#: What `decode` gives → [B], lower is better. `rahf.critic.energy.Energy`, or any function.
+#: Output of `decode` → [B], lower is better: a `rahf.nn.energy.Energy`, or any function. A reward: higher is better.
 EnergyFunction = Callable[[Array], Array]
 
 
@@ -42,17 +46,17 @@ class Trace(NamedTuple):
     """What happened, visit by visit: V = steps, and inside the window as many times as `recurrences`.
 
     Attributes:
-      step: int32 [V], number of the step; `signal` float32 [V], its ``abar``.
+      step: int32 [V], number of the step.
+      alphas_cumprod: float32 [V], ``abar`` of the latents before the step.
       guided: bool [V], whether it lies in the window.
       energy: float32 [V,B], of the clean estimate before this visit's guidance; NaN where not guided.
-      gradient_norm: float32 [V,B], of the energy's gradient as it came, before clipping; 0 without forward
-        guidance.
-      displacement: float32 [V,B], norm of what backward guidance added to the clean estimate.
-      guarded: bool [V,B], energy or gradient was not finite: this sample went on without guidance.
+      gradient_norm: float32 [V,B], of the energy's gradient before clipping; 0 without forward guidance.
+      displacement: float32 [V,B], norm of the displacement that backward guidance added to the clean estimate.
+      guarded: bool [V,B], energy or gradient was not finite: the visit left this sample unguided.
     """
 
     step: Int[Array, " v"]
-    signal: Float[Array, " v"]
+    alphas_cumprod: Float[Array, " v"]
     guided: Bool[Array, " v"]
     energy: Float[Array, "v b"]
     gradient_norm: Float[Array, "v b"]
@@ -60,12 +64,18 @@ class Trace(NamedTuple):
     guarded: Bool[Array, "v b"]
 
     @property
+    def signal(self) -> Float[Array, " v"]:
+        """Deprecated name of `alphas_cumprod`."""
+        renamed.warn("Trace.signal", "Trace.alphas_cumprod")
+        return self.alphas_cumprod
+
+    @property
     def guarded_steps(self) -> Int[Array, " b"]:
-        """How often each sample went on without guidance because something was not finite; int32 [B]."""
+        """At how many visits each sample stayed unguided because something was not finite; int32 [B]."""
         return self.guarded.sum(-2, dtype=jnp.int32)
 
 
-class Sampled(NamedTuple):
+class GuidedSamples(NamedTuple):
     """Result of `sample`: `sample` float32 [B,...] clean latents or pictures, `energy` float32 [B] of them
     (None without an energy), and the trace."""
 
@@ -91,14 +101,15 @@ def sample(
     cond: Any = None,
     *,
     energy: EnergyFunction | None = None,
+    reward: EnergyFunction | None = None,
     decode: Decode | None = None,
     options: GuidanceOptions = GuidanceOptions(),
     key: Key[Array, "..."] | None = None,
-) -> Sampled:
+) -> GuidedSamples:
     """Draws one sample from each row of noise. Pure; for `jit`, `vmap` (over keys, scales, energies), and,
     without backward guidance, `grad` through the whole trajectory.
 
-    At a step with signal abar, inside the window:
+    At a step from abar to abar', inside the window:
 
     1. ``x0 = (z - sqrt(1 - abar) eps(z,t,cond)) / sqrt(abar)``, ``E = energy(decode(x0))``
     2. forward: ``eps ← eps + scale · sqrt(1 - abar) · g``, g: dE/dz as `options` normalise it
@@ -112,8 +123,9 @@ def sample(
       schedule: of `rahf.diffusion.schedules`.
       start: pure noise, e.g. of `noise`.
       cond: handed to the denoiser as it is.
-      energy: what to lower; None: plain sampling.
-      decode: clean latents → what the energy takes; None: as they are. For pixel-space models see
+      energy: to be lowered; None: plain sampling.
+      reward: instead of an energy, to be raised: the energy is ``1 - reward`` (`rahf.nn.energy.reward`).
+      decode: clean latents → input of the energy; None: the latents themselves. For pixel-space models see
         `unit_pixels`.
       options: of guidance.
       key: of all noise that is drawn; one, or [B], as in `noise`. Needed if the schedule draws noise or steps
@@ -121,16 +133,17 @@ def sample(
 
     Returns:
       Samples, their energy, and the trace. A sample whose energy or gradient is not finite is not guided at
-      that visit, which the trace counts; the others of the batch do not notice.
+      that visit, which the trace counts; the other samples of the batch are not affected.
 
     Raises:
-      ValueError: a key is needed and there is none; an energy that does not give one number per sample.
+      ValueError: a key is needed and there is none; an energy that does not give one number per sample; an energy
+        and a reward.
     """
-    start = jnp.asarray(start)
+    start, energy = jnp.asarray(start), steering(energy, reward)
     plan = _plan(schedule, options, energy is not None)
     batch = start.shape[0]
     if key is None and plan.draws:
-        raise ValueError("key: this schedule or these recurrences draw noise; give jax.random.key(seed)")
+        raise ArgumentError("key: this schedule or these recurrences draw noise; give jax.random.key(seed)")
     keys = None if key is None else jax.vmap(lambda one: jax.random.fold_in(one, 1))(_per_sample(key, batch))
     visit = _Visit(denoiser, energy, decode, options, start.dtype, cond, plan)
 
@@ -140,24 +153,31 @@ def sample(
 
     body = jax.checkpoint(body) if options.remat else body
     final, measured = jax.lax.scan(body, start.astype(jnp.float32), jax.tree.map(jnp.asarray, plan.rows))
-    trace = Trace(*(jnp.asarray(x) for x in (plan.step, plan.rows.signal, plan.rows.guided)), *measured)
-    return Sampled(final, None if energy is None else visit.energy(final), trace)
+    trace = Trace(*(jnp.asarray(x) for x in (plan.step, plan.rows.abar, plan.rows.guided)), *measured)
+    return GuidedSamples(final, None if energy is None else visit.energy(final), trace)
+
+
+def steering(energy: EnergyFunction | None, reward: EnergyFunction | None) -> EnergyFunction | None:
+    """The energy, or that of the reward. Raises ValueError for both."""
+    if energy is not None and reward is not None:
+        raise ArgumentError("give an energy (to be lowered) or a reward (to be raised), not both")
+    return energy if reward is None else energy_lib.reward(reward)
 
 
 def unit_pixels(x0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """`decode` of models of pixels in [-1,1]: brings them to [0,1], and cuts off what lies outside."""
+    """`decode` of models of pixels in [-1,1]: maps them to [0,1] and clips."""
     return jnp.clip(x0 * 0.5 + 0.5, 0.0, 1.0)
 
 
 class _Row(NamedTuple):
-    """One visit, as the scan sees it."""
+    """One visit of a step, as the scan sees it."""
 
     number: Any  # of the visit, for keys
-    time: Any
-    signal: Any
-    following: Any
+    timestep: Any
+    abar: Any
+    abar_prev: Any
     direction: Any
-    spread: Any
+    std_dev: Any
     guided: Any
     again: Any  # noise is put back afterwards, and the step repeated
 
@@ -168,19 +188,18 @@ class _Plan(NamedTuple):
 
     @property
     def draws(self) -> bool:
-        return bool((self.rows.spread > 0).any() or self.rows.again.any())
+        return bool((self.rows.std_dev > 0).any() or self.rows.again.any())
 
 
 def _plan(schedule: Schedule, options: GuidanceOptions, steered: bool) -> _Plan:
     """The visits in order; recurrences are visits of their own, so that one scan holds them all."""
     schedule = Schedule(*map(np.asarray, schedule))
     low, high = options.window
-    inside = steered & (schedule.signal >= low) & (schedule.signal <= high)
-    times = np.where(inside, options.recurrences, 1)
-    step = np.repeat(np.arange(len(times), dtype=np.int32), times)
+    inside = steered & (schedule.alphas_cumprod >= low) & (schedule.alphas_cumprod <= high)
+    visits = np.where(inside, options.recurrences, 1)
+    step = np.repeat(np.arange(len(visits), dtype=np.int32), visits)
     last = np.append(step[1:] != step[:-1], True)
-    taken = (schedule.timesteps, schedule.signal, schedule.following, schedule.direction, schedule.spread, inside)
-    return _Plan(step, _Row(np.arange(len(step), dtype=np.int32), *(x[step] for x in taken), ~last))
+    return _Plan(step, _Row(np.arange(len(step), dtype=np.int32), *(x[step] for x in (*schedule, inside)), ~last))
 
 
 class _Visit:
@@ -188,58 +207,58 @@ class _Visit:
 
     def __init__(self, denoiser, energy, decode, options: GuidanceOptions, dtype, cond, plan: _Plan):
         self.options, self.dtype, self.plan = options, dtype, plan
-        light = jax.checkpoint if options.remat else (lambda function: function)
-        self._denoise = light(lambda z, times: denoiser(z, times, cond))
-        # JAX hashes what it rematerialises, which an energy full of tracers is not: hence functions around.
-        self._decode = light(lambda x0: x0 if decode is None else decode(x0))
-        self._energy = None if energy is None else light(lambda pixels: energy(pixels))
+        checkpointed = jax.checkpoint if options.remat else (lambda function: function)
+        self._denoise = checkpointed(lambda z, times: denoiser(z, times, cond))
+        # `jax.checkpoint` hashes its function, and an energy that holds tracers cannot be hashed: hence the lambdas.
+        self._decode = checkpointed(lambda x0: x0 if decode is None else decode(x0))
+        self._energy = None if energy is None else checkpointed(lambda pixels: energy(pixels))
 
-    def eps(self, z: Array, time: Array) -> Array:
-        times = jnp.full(z.shape[0], time, jnp.int32)
-        return self._denoise(z.astype(self.dtype), times).astype(jnp.float32)
+    def eps(self, z: Array, timestep: Array) -> Array:
+        timesteps = jnp.full(z.shape[0], timestep, jnp.int32)
+        return self._denoise(z.astype(self.dtype), timesteps).astype(jnp.float32)
 
     def energy(self, x0: Array) -> Array:
-        found = jnp.asarray(self._energy(self._decode(x0).astype(jnp.float32)))
-        if found.shape != x0.shape[:1]:
-            raise ValueError(f"energy: expected one number per sample, shape {x0.shape[:1]}, found {found.shape}")
-        return found.astype(jnp.float32)
+        values = jnp.asarray(self._energy(self._decode(x0).astype(jnp.float32)))
+        if values.shape != x0.shape[:1]:
+            raise ArgumentError(f"energy: expected one number per sample, shape {x0.shape[:1]}, found {values.shape}")
+        return values.astype(jnp.float32)
 
     def noise(self, z: Array, row: _Row) -> tuple[Array, tuple[Array, ...]]:
-        """Predicted noise with guidance, and what the trace says of it."""
+        """Predicted noise with guidance, and its row of the trace."""
         guided, options = self.plan.rows.guided, self.options
         if not guided.any():
             return self._unguided(z, row)
         steers = options.forward or options.backward_steps > 0
-        how = self._guided if steers else self._watched
-        return how(z, row) if guided.all() else jax.lax.cond(row.guided, how, self._unguided, z, row)
+        visit = self._guided if steers else self._measured
+        return visit(z, row) if guided.all() else jax.lax.cond(row.guided, visit, self._unguided, z, row)
 
     def _unguided(self, z: Array, row: _Row):
-        nothing = jnp.zeros(z.shape[0])
-        return self.eps(z, row.time), (nothing + jnp.nan, nothing, nothing, nothing.astype(bool))
+        zeros = jnp.zeros(z.shape[0])
+        return self.eps(z, row.timestep), (zeros + jnp.nan, zeros, zeros, zeros.astype(bool))
 
-    def _watched(self, z: Array, row: _Row):
+    def _measured(self, z: Array, row: _Row):
         """Scale 0: the energy is measured, nothing is moved."""
         eps, (_, *zeros) = self._unguided(z, row)
-        return eps, (self.energy(schedules.clean(z, eps, row.signal)), *zeros)
+        return eps, (self.energy(schedules.pred_original_sample(z, eps, row.abar)), *zeros)
 
     def _guided(self, z: Array, row: _Row):
         eps, values, norm, guarded = self._forward(z, row)
         displacement = jnp.zeros_like(norm)
         if self.options.backward_steps:
-            x0 = schedules.clean(z, eps, row.signal)
+            x0 = schedules.pred_original_sample(z, eps, row.abar)
             moved, failed = displace.descend(self.energy, x0, self.options)
-            shifted = eps - jnp.sqrt(row.signal / (1 - row.signal)) * moved
+            shifted = eps - jnp.sqrt(row.abar / (1 - row.abar)) * moved
             eps, guarded, displacement = shifted, guarded | failed, _norm(moved)
         return eps, (values, norm, displacement, guarded)
 
     def _forward(self, z: Array, row: _Row) -> tuple[Array, Array, Array, Array]:
-        """Noise after forward guidance; energy, gradient norm, and where these are no use, each [B]."""
+        """Noise after forward guidance; energy, gradient norm, and whether one of them is not finite, each [B]."""
         options = self.options
 
         def total(z: Array):
-            eps = self.eps(z, row.time)
-            used = eps if options.through_denoiser else jax.lax.stop_gradient(eps)
-            values = self.energy(schedules.clean(z, used, row.signal))
+            eps = self.eps(z, row.timestep)
+            through = eps if options.through_denoiser else jax.lax.stop_gradient(eps)
+            values = self.energy(schedules.pred_original_sample(z, through, row.abar))
             return values.sum(), (values, eps)  # samples are independent: the sum's gradient is each one's own
 
         if not options.forward:
@@ -247,12 +266,12 @@ class _Visit:
             return eps, values, jnp.zeros_like(values), ~jnp.isfinite(values)
         (_, (values, eps)), gradient = jax.value_and_grad(total, has_aux=True)(z)
         norm = _norm(gradient)
-        shift = jnp.sqrt(1 - row.signal) * displace.rows(self._strength(norm, eps), z) * gradient
-        good = jnp.isfinite(values) & jnp.isfinite(norm) & jnp.isfinite(shift).all(tuple(range(1, z.ndim)))
-        return jnp.where(displace.rows(good, z), eps + shift, eps), values, norm, ~good
+        shift = jnp.sqrt(1 - row.abar) * displace.rows(self._strength(norm, eps), z) * gradient
+        finite = jnp.isfinite(values) & jnp.isfinite(norm) & jnp.isfinite(shift).all(tuple(range(1, z.ndim)))
+        return jnp.where(displace.rows(finite, z), eps + shift, eps), values, norm, ~finite
 
     def _strength(self, norm: Array, eps: Array) -> Array:
-        """What the gradient is multiplied by, [B]; 0 where it has no direction."""
+        """Factor of the gradient, [B]; 0 where the gradient is 0."""
         options = self.options
         length = jnp.minimum(norm, options.max_norm)
         if options.normalise == "unit":
@@ -262,17 +281,16 @@ class _Visit:
         return options.scale * jnp.where(norm > 0, length / jnp.where(norm > 0, norm, 1.0), 0.0)
 
     def step(self, z: Array, eps: Array, row: _Row, keys: Array | None) -> Array:
-        """From z to what follows; back to z's noise level if the step is to be repeated."""
-        x0 = schedules.clean(z, eps, row.signal)
+        """From z to the latents after the step; back to z's noise level if the step is to be repeated."""
+        x0 = schedules.pred_original_sample(z, eps, row.abar)
         if self.options.clean_range is not None:
             x0 = jnp.clip(x0, *self.options.clean_range)
-            eps = (z - jnp.sqrt(row.signal) * x0) / jnp.sqrt(1 - row.signal)
-        after = jnp.sqrt(row.following) * x0 + row.direction * eps
-        if (self.plan.rows.spread > 0).any():
-            after = after + row.spread * _draw(keys, 2 * row.number, z)
+            eps = (z - jnp.sqrt(row.abar) * x0) / jnp.sqrt(1 - row.abar)
+        after = jnp.sqrt(row.abar_prev) * x0 + row.direction * eps
+        if (self.plan.rows.std_dev > 0).any():
+            after = after + row.std_dev * _draw(keys, 2 * row.number, z)
         if self.plan.rows.again.any():
-            kept = row.signal / row.following
-            back = schedules.noisy(after, _draw(keys, 2 * row.number + 1, z), kept)
+            back = schedules.add_noise(after, _draw(keys, 2 * row.number + 1, z), row.abar / row.abar_prev)
             after = jnp.where(row.again, back, after)
         return after
 
@@ -283,19 +301,19 @@ def _draw(keys: Array, number: Array, like: Array) -> Array:
 
 def _per_sample(key: Array, batch: int) -> Array:
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError("key: expected jax.random.key(seed), or an array of such keys, one per sample")
+        raise ArgumentError("key: expected jax.random.key(seed), or an array of such keys, one per sample")
     if key.ndim == 0:
         return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(batch))
     if key.shape != (batch,):
-        raise ValueError(f"key: expected one key, or {batch}, one per sample; found shape {key.shape}")
+        raise ArgumentError(f"key: expected one key, or {batch}, one per sample; found shape {key.shape}")
     return key
 
 
 def _norm(x: Array) -> Array:
     """Euclidean norm of each sample, [B]; its own gradient is finite at 0."""
     squares = jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)))
-    none = squares == 0
-    return jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, squares)))
+    zero = squares == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
 
 
-__all__ = ["GuidanceOptions", "Sampled", "Trace", "noise", "sample", "unit_pixels"]
+__all__ = ["GuidanceOptions", "GuidedSamples", "Trace", "noise", "sample", "steering", "unit_pixels"]
