@@ -1,4 +1,4 @@
-"""What `circle.py` reports: paired differences with intervals, the table, and pictures with prompts and scores."""
+"""The report of `circle.py`: paired differences with intervals, the table, and pictures with prompts and scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Shown:
     """Pictures of a comparison: a column per label, a row per prompt.
 
     Attributes:
-      labels: of the columns; the first and the last are what is compared.
+      labels: of the columns; the first and the last are compared.
       prompts: of the rows.
       columns: uint8 [N,S,S,3] each.
       scores: float32 [2,N,4] of columns whose pictures are not those that were compared, by number.
@@ -39,14 +39,14 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Scores of the same prompts before and after something was done.
+    """Scores of the same prompts before and after a treatment.
 
     Attributes:
-      name: what was done.
-      score: by which it guided or chose.
+      name: of the treatment.
+      score: by which the treatment guided or chose.
       before, after: float32 [2,N,4], critics in the order of `CRITICS`, scores in that of `SCORES`.
       shown: its pictures, if there are any to show.
-      counts: what else there is to say in numbers.
+      counts: other numbers of the treatment, by name.
     """
 
     name: str
@@ -102,11 +102,11 @@ def paired(before: np.ndarray, after: np.ndarray, resamples: int = RESAMPLES) ->
     pairs = Pairs()
     pairs.add(np.asarray(before, np.float64), np.asarray(after, np.float64))
     means, intervals = pairs.compute(), bootstrap_intervals(pairs, resamples)
-    found = {}
+    by_score = {}
     for score in SCORES:
         values = {name: round(means[f"{score}/{name}"], 4) for name in ("before", "after", "difference", "gained")}
-        found[score] = values | {"interval": [round(x, 4) for x in intervals[f"{score}/difference"]]}
-    return found
+        by_score[score] = values | {"interval": [round(x, 4) for x in intervals[f"{score}/difference"]]}
+    return by_score
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
@@ -136,7 +136,7 @@ def _difference(one: Mapping[str, Any]) -> str:
 
 
 def overview(comparisons: Sequence[Comparison], rows: int = 2) -> Image.Image:
-    """The first prompts of each comparison, as many as fit into `rows` rows; nobody chose them."""
+    """The first prompts of each comparison, as many as fit into `rows` rows; they are not selected."""
     width = _width(6)
     strips = []
     for comparison in comparisons:

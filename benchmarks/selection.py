@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from rahf.core.batch import Prediction
-from rahf.steer.best_of_n_files import Choice, choose
+from rahf.steer.best_of_n_files import SelectionOptions, select_files
 
 
 class MeanColours:
@@ -61,11 +61,11 @@ def main() -> None:
         draw(folder, args.pictures, args.size)
         write(folder / "candidates.jsonl", args.candidates, args.pictures)
         start, cpu = time.perf_counter(), time.process_time()
-        chosen = choose(
+        chosen = select_files(
             "stand-in",
             folder / "candidates.jsonl",
             folder / "manifest.jsonl",
-            Choice(min_gap=0.01),
+            SelectionOptions(min_gap=0.01),
             batch_size=args.batch,
             load=lambda path: MeanColours(),
         )

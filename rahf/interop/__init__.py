@@ -1,1 +1,1 @@
-"""A critic inside other libraries: `rahf.interop.torch`, `rahf.interop.diffusers`. Neither is imported with this package."""
+"""A critic inside other libraries: `rahf.interop.torch` and `rahf.interop.diffusers`, imported by these names."""

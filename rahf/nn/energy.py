@@ -91,7 +91,7 @@ def function(function: Callable[..., Array], *arrays: Any, name: str | None = No
 
 
 def reward(function: Callable[..., Array], *arrays: Any, best: Any = 1.0, name: str | None = None) -> Energy:
-    """``best - reward``: any JAX function of (pixels float32 [B,h,w,3], *arrays) → one reward per picture, to be raised.
+    """``best - reward``, for any JAX function of (pixels float32 [B,h,w,3], *arrays) → one reward per picture.
 
         energy.reward(my_reward)
         energy.reward(critic.reward("overall"), *critic.tokens(prompts), critic.params)

@@ -1,7 +1,7 @@
 """`rahf select`: candidates in a JSONL file → scores → selection → manifest, with every score and reason.
 
 Beside MANIFEST.jsonl lie MANIFEST.refused.jsonl, MANIFEST.summary.json and the folder MANIFEST.scores. An interrupted
-call resumes from that folder, and another selection among the same candidates reads its scores instead of scoring again.
+call resumes from that folder, and another selection among the same candidates reads its scores from there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A trained model in a run directory, of any family: its config, parameters and vocabulary.
 
-The family brings its `build`, from the config of a model to a function that builds the network, and says why a vocabulary
-does not fit:
+The family brings its `build`, from the config of a model to a function that builds the network, and a function that
+says why a vocabulary does not fit:
 
     saved = saved_model.find("runs/demo")
     params = saved.params(build(saved.config.model))

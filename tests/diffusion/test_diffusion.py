@@ -15,7 +15,7 @@ from rahf.cli import main as cli
 from rahf.core.batch import fake
 from rahf.core.errors import CheckpointError
 from rahf.diffusion import loss, schedules
-from rahf.diffusion.networks import blocks, build, pixel_unet
+from rahf.diffusion.networks import blocks, pixel_unet
 from rahf.diffusion.sample import GuidanceOptions
 from rahf.nn import functional
 from tests.helpers.diffusion_maker import TINY
@@ -158,7 +158,8 @@ def trained(tiny_data, tmp_path_factory):
         "import dataclasses\nfrom rahf.config import *\nfrom configs.diffusion import demo as demo_diffusion\n\n"
         "def config():\n"
         "    whole = demo_diffusion.config()\n"
-        "    t5 = dataclasses.replace(whole.model.t5, width=16, heads=2, head_width=8, mlp_width=16, encoder_layers=1)\n"
+        "    t5 = dataclasses.replace(whole.model.t5, width=16, heads=2, head_width=8, mlp_width=16,\n"
+        "                             encoder_layers=1)\n"
         "    model = dataclasses.replace(whole.model, image_size=16, t5=t5, block_out_channels=(8,),\n"
         "        num_attention_heads=2, norm_num_groups=4, num_train_timesteps=100)\n"
         f"    data = dataclasses.replace(whole.data, path={str(tiny_data)!r}, batch_size=16, eval_batch_size=8)\n"

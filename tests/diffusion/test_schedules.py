@@ -1,4 +1,4 @@
-"""Schedules of samplers: published constants, visited timesteps, and DDIM and DDPM against their formulas and diffusers."""
+"""Schedules of samplers: published constants, visited timesteps, DDIM and DDPM against formulas and diffusers."""
 
 import numpy as np
 import pytest

@@ -157,10 +157,8 @@ def test_ddpm_draws_the_variance_of_the_posterior():
         row = schedules.Schedule(*(x[4:5] for x in whole))
         a, b = float(row.alphas_cumprod[0]), float(row.alphas_cumprod_prev[0])
         beta = 1 - a / b
-        eps = 0.25 * jnp.ones(4)
-        sampled = universal_guidance.sample(
-            lambda z, t, c: jnp.tile(eps, (len(z), 1)), row, many, key=jax.random.key(5)
-        ).sample
+        constant = lambda z, t, c: jnp.full_like(z, 0.25)
+        sampled = universal_guidance.sample(constant, row, many, key=jax.random.key(5)).sample
         x0 = (np.asarray(many[0]) - (1 - a) ** 0.5 * 0.25) / a**0.5
         mean = b**0.5 * beta / (1 - a) * x0 + (1 - beta) ** 0.5 * (1 - b) / (1 - a) * np.asarray(many[0])
         expected = beta * (1 - b) / (1 - a) if variance == "small" else beta
@@ -189,7 +187,7 @@ def test_energy_falls_with_the_scale_and_recurrences():
 
 
 def test_recurrence_puts_noise_back():
-    # Two visits of one step with eps = 0: z' = sqrt(b/a) z, then z = sqrt(a/b) z' + sqrt(1 - a/b) n = z + ..., then z' again.
+    # Two visits of one step with eps = 0: z' = sqrt(b/a) z, then z = sqrt(a/b) z' + sqrt(1 - a/b) n, then z' again.
     a, b = 0.4, 0.6
     row = one_step(a, b)
     options = GuidanceOptions(scale=0.0, recurrences=2, **ALWAYS)

@@ -98,7 +98,11 @@ BAD = [
     ({"image": "pictures/0.png", "prompt": "  "}, "pictures/0.png", "the prompt is empty"),
     ({"image": "pictures/0.png", "prompt": 5}, "pictures/0.png", "prompt: expected text, found int"),
     ({"image": "pictures/0.png", "prompt": "\ud800"}, "pictures/0.png", "the prompt is not valid Unicode"),
-    ({"image": "pictures/0.png", "prompt": "x", "group": [1]}, "pictures/0.png", "group: expected text or a whole number, found list"),
+    (
+        {"image": "pictures/0.png", "prompt": "x", "group": [1]},
+        "pictures/0.png",
+        "group: expected text or a whole number, found list",
+    ),
     ({"image": "nowhere.png", "prompt": "x"}, "nowhere.png", "nowhere.png: No such file or directory"),
     ({"image": "a\0b.png", "prompt": "x"}, "line 14", r"image: not a path: 'a\x00b.png'"),
     ({"image": "broken.png", "prompt": "x"}, "broken.png", "broken.png: truncated or damaged PNG"),

@@ -62,7 +62,7 @@ def test_never_scored_worse(damaged):
     kept = 0
     for trial in range(20):
 
-        def generate(image, mask, prompt, seed):
+        def generate(image, mask, prompt, seed, trial=trial):
             stream = np.random.default_rng((trial, seed))
             return np.clip(image * 0.5 + stream.integers(0, 256) * rng.random(), 0, 255).astype(np.uint8)
 

@@ -25,7 +25,7 @@ _FORMER_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 @renamed.arguments(scale="guidance_scale")
 def classifier_free(denoiser: Denoiser, guidance_scale: Any) -> Denoiser:
-    """Classifier-free guidance (Ho & Salimans 2022): ``eps = eps_negative + guidance_scale · (eps_prompt - eps_negative)``.
+    """Classifier-free guidance (Ho & Salimans 2022): ``eps = eps_negative + scale · (eps_prompt - eps_negative)``.
 
     Args:
       denoiser: of conditions whose leaves all have the batch axis first.
