@@ -51,7 +51,8 @@ def test_sizes_and_alphas_cumprod():
     with pytest.raises(ValueError, match="model.image_size 18: expected a multiple of 8, .* is 4 .* has 2 levels"):
         functional.abstract(networks_build(dataclasses.replace(made, image_size=18)))
     heads = dataclasses.replace(made, num_attention_heads=5)
-    with pytest.raises(ValueError, match="model.block_out_channels: 128 cannot be shared by model.num_attention_heads 5"):
+    message = "model.block_out_channels: 128 cannot be shared by model.num_attention_heads 5"
+    with pytest.raises(ValueError, match=message):
         functional.abstract(networks_build(heads))
 
 

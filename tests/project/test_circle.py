@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from rahf import diffusion
-from rahf.config import Config, DataConfig, to_json
+from rahf.config import Config, DataConfig, PixelDiffusionConfig, to_json
 from rahf.core.batch import SCORES
 from rahf.critic.networks import build
 from rahf.diffusion import pixel_generator as generator_lib
 from rahf.diffusion import schedules
+from rahf.diffusion.networks.pixel_unet import TextToImage
 from rahf.diffusion.sample import GuidanceOptions, denoisers, universal_guidance
 from rahf.nn import functional
 from rahf.steer import painter
@@ -37,7 +38,9 @@ def untrained(folder: pathlib.Path, config: Config, tokenizer: pathlib.Path, see
     shutil.copy(tokenizer, folder / "tokenizer.model")
     (folder / "config.json").write_text(to_json(config))
     rng = np.random.default_rng(seed)
-    flat = functional.flatten(functional.init(build.build(config.model), seed))
+    is_generator = isinstance(config.model, PixelDiffusionConfig)
+    network = (lambda: TextToImage(config.model)) if is_generator else build.build(config.model)
+    flat = functional.flatten(functional.init(network, seed))
     for path, value in flat.items():
         if path.endswith("kernel") and not np.asarray(value).any():
             flat[path] = np.asarray(rng.normal(size=value.shape) * 0.3, np.float32)

@@ -139,7 +139,7 @@ def test_gradient_is_finite_for_constant_and_saturated_images(critic):
 
 def test_guides_a_sampler_as_the_checkpoint_does(critic, checkpoint):
     """Forwards through the denoiser, backwards, repeated, recomputed for the gradient; in one compiled scan."""
-    schedule = schedules.ddim(schedules.cosine(50), 3)
+    schedule = schedules.ddim(schedules.squaredcos_cap_v2(50), 3)
     options = GuidanceOptions(scale=0.5, backward_steps=2, recurrences=2, clean_range=(-1.0, 1.0))
     start = universal_guidance.noise(jax.random.key(0), 2, (24, 40, 3))
     made = {}
