@@ -38,7 +38,7 @@ MODULES: Mapping[str, str | tuple[str, ...]] = {
     "rahf.cpu": "rahf.core.process",
     "rahf.diffusion.blocks": "rahf.diffusion.networks.blocks",
     "rahf.diffusion.generator": "rahf.diffusion.pixel_generator",
-    "rahf.diffusion.painter": "rahf.steer.painter",
+    "rahf.diffusion.painter": "rahf.steer.inpainting",
     "rahf.diffusion.unet": "rahf.diffusion.networks.pixel_unet",
     "rahf.evaluate": "rahf.critic.evaluation.evaluator",
     "rahf.evaluated_model": "rahf.critic.evaluation.model",
@@ -87,9 +87,10 @@ MODULES: Mapping[str, str | tuple[str, ...]] = {
     "rahf.steer.choose": "rahf.steer.best_of_n_files",
     "rahf.steer.denoisers": f"{_SAMPLE}.denoisers",
     "rahf.steer.displace": f"{_SAMPLE}.displace",
-    "rahf.steer.energy": ("rahf.critic.energy", f"{_SAMPLE}.energy"),
+    "rahf.steer.energy": ("rahf.critic.energy", "rahf.nn.energy"),
     "rahf.steer.names": ("rahf.core.labels", "rahf.core.names"),
     "rahf.steer.options": f"{_SAMPLE}.options",
+    "rahf.steer.repair": "rahf.steer.repaint",
     "rahf.steer.schedules": "rahf.diffusion.schedules",
     "rahf.steer.select": "rahf.steer.best_of_n",
     "rahf.steer.universal": f"{_SAMPLE}.universal_guidance",
@@ -118,8 +119,10 @@ MODULES: Mapping[str, str | tuple[str, ...]] = {
 #: Functions of today that have the name of a former module. Its import sets the package's attribute, so that the
 #: stand-in must be callable like the function: module and name of the function.
 _FUNCTIONS = {
-    "rahf.diffusion.painter": ("rahf.steer.painter", "painter"),
+    "rahf.diffusion.painter": ("rahf.steer.inpainting", "painter"),
     "rahf.scoring.score": ("rahf.scoring.run", "score"),
+    "rahf.steer.repair": ("rahf.steer.repaint", "repair"),
+    "rahf.steer.select": ("rahf.steer.best_of_n", "select"),
     "rahf.train": ("rahf.registry", "train"),
 }
 

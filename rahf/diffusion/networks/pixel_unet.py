@@ -22,18 +22,17 @@ from rahf.nn.execution import execution_of
 
 
 class Prompt(NamedTuple):
-    """An encoded prompt: words, of which the first is the same for all prompts, and which of them count."""
+    """An encoded prompt: its words (the first is the same for all prompts), and the mask of those that count."""
 
     words: Float[Array, "b n d"]
     mask: Bool[Array, "b n"]
 
 
 class TextToImage(nnx.Module):
-    """Noisy picture, time and prompt → v, the noise or the clean picture (`config.prediction_type`).
+    """Noisy picture, timestep and prompt → v, the noise or the clean picture, by `config.prediction_type`.
 
-    The prompt goes through a T5 encoder (`config.t5`). In front of its words stands a learned one that is
-    there for the empty
-    prompt, too: a mask without words is the condition of classifier-free guidance.
+    The prompt goes through a T5 encoder (`config.t5`). A learned word precedes its words, for the empty prompt, too:
+    a mask without words is the unconditional input of classifier-free guidance.
     """
 
     def __init__(self, config: PixelDiffusionConfig):
@@ -52,7 +51,7 @@ class TextToImage(nnx.Module):
             linear(text, condition),
         )
         block = lambda i, o: ResidualBlock(i, o, condition, config.norm_num_groups, dtype=dtype)  # noqa: E731
-        look = lambda width: TextAttention(  # noqa: E731
+        attention = lambda width: TextAttention(  # noqa: E731
             width,
             text,
             config.num_attention_heads,
@@ -61,24 +60,24 @@ class TextToImage(nnx.Module):
             implementation=config.attention,
         )
         self.first = layers.Conv3x3(3 * config.patch_size**2, config.block_out_channels[0], dtype=dtype)
-        width, kept = config.block_out_channels[0], [config.block_out_channels[0]]
+        width, skips = config.block_out_channels[0], [config.block_out_channels[0]]
         for level, outputs in enumerate(config.block_out_channels):
             for number in range(config.layers_per_block):
                 setattr(self, f"down_{level}_{number}", block(width, outputs))
                 width = outputs
                 if level >= config.attention_from:
-                    setattr(self, f"down_attention_{level}_{number}", look(width))
-                kept.append(width)
+                    setattr(self, f"down_attention_{level}_{number}", attention(width))
+                skips.append(width)
             if level + 1 < self.levels:
                 setattr(self, f"shrink_{level}", linear(4 * width, width))
-                kept.append(width)
-        self.middle1, self.middle_attention, self.middle2 = block(width, width), look(width), block(width, width)
+                skips.append(width)
+        self.middle1, self.middle_attention, self.middle2 = block(width, width), attention(width), block(width, width)
         for level, outputs in reversed(list(enumerate(config.block_out_channels))):
             for number in range(config.layers_per_block + 1):
-                setattr(self, f"up_{level}_{number}", block(width + kept.pop(), outputs))
+                setattr(self, f"up_{level}_{number}", block(width + skips.pop(), outputs))
                 width = outputs
                 if level >= config.attention_from:
-                    setattr(self, f"up_attention_{level}_{number}", look(width))
+                    setattr(self, f"up_attention_{level}_{number}", attention(width))
             if level:
                 setattr(self, f"grow_{level}", linear(width, 4 * config.block_out_channels[level - 1]))
                 width = config.block_out_channels[level - 1]
@@ -86,7 +85,7 @@ class TextToImage(nnx.Module):
         self.last = layers.Conv3x3(width, 3 * config.patch_size**2, dtype=jnp.dtype("float32"), gain=0.0)
 
     def encode(self, text_ids: Int[Array, "b l"], text_mask: Bool[Array, "b l"]) -> Prompt:
-        """Reads prompts; once for all steps of a sampler."""
+        """Encodes prompts, once for all steps of a sampler."""
         b = text_ids.shape[0]
         x = self.embedding[...][text_ids].astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(self.nothing[...], (b, 1, x.shape[-1])).astype(self.dtype), x], 1)
@@ -94,26 +93,25 @@ class TextToImage(nnx.Module):
         return Prompt(self.encoder(x, mask), mask)
 
     def __call__(self, z: Float[Array, "b h w 3"], t: Int[Array, " b"], prompt: Prompt) -> Float[Array, "b h w 3"]:
-        """Prediction of what the network was trained for, float32, for noisy pictures (clean ones are in
-        [-1,1])."""
+        """The prediction that the network was trained for, float32, of noisy pictures (clean ones are in [-1,1])."""
         config, (words, mask) = self.config, prompt
         weights = mask.astype(jnp.float32)[..., None]
         pooled = (words.astype(jnp.float32) * weights).sum(1) / weights.sum(1)
         times = time_features(t.astype(jnp.float32) / config.num_train_timesteps, config.block_out_channels[0])
         condition = self.time2(jax.nn.silu(self.time1(times))) + self.pooled(pooled)
         x = self.first(cells(z, config.patch_size))
-        kept = [x]
+        skips = [x]
         for level in range(self.levels):
             for number in range(config.layers_per_block):
                 x = self._block("down", level, number, x, condition, prompt)
-                kept.append(x)
+                skips.append(x)
             if level + 1 < self.levels:
                 x = getattr(self, f"shrink_{level}")(cells(x, 2))
-                kept.append(x)
+                skips.append(x)
         x = self.middle2(self.middle_attention(self.middle1(x, condition), words, mask), condition)
         for level in reversed(range(self.levels)):
             for number in range(config.layers_per_block + 1):
-                x = jnp.concatenate([x, kept.pop()], -1)
+                x = jnp.concatenate([x, skips.pop()], -1)
                 x = self._block("up", level, number, x, condition, prompt)
             if level:
                 x = pixels(getattr(self, f"grow_{level}")(x), 2)
@@ -151,16 +149,18 @@ def alphas_cumprod(config: PixelDiffusionConfig) -> Float[np.ndarray, " t"]:
 def _check(config: PixelDiffusionConfig) -> None:
     if config.patch_size < 1:
         raise ConfigError(f"model.patch_size: expected at least 1, found {config.patch_size}")
-    coarsest = config.patch_size * 2 ** (len(config.block_out_channels) - 1)
+    levels = len(config.block_out_channels)
+    coarsest = config.patch_size * 2 ** (levels - 1)
     if config.image_size % coarsest:
         raise ConfigError(
             f"model.image_size {config.image_size}: expected a multiple of {coarsest}, because model.patch_size is "
-            f"{config.patch_size} and model.block_out_channels has {len(config.block_out_channels)} levels; each but the first halves the side"
+            f"{config.patch_size} and model.block_out_channels has {levels} levels; each but the first halves the side"
         )
     for width in config.block_out_channels[config.attention_from :]:
         if width % config.num_attention_heads:
             raise ConfigError(
-                f"model.block_out_channels: {width} cannot be shared by model.num_attention_heads {config.num_attention_heads}"
+                f"model.block_out_channels: {width} cannot be shared by model.num_attention_heads "
+                f"{config.num_attention_heads}"
             )
     if config.block_out_channels[0] % 2:
         raise ConfigError(f"model.block_out_channels: the first must be even, found {config.block_out_channels[0]}")
