@@ -173,7 +173,7 @@ def trained(tiny_data, tmp_path_factory):
     return folder / "run"
 
 
-def test_training_through_the_command(trained):
+def test_training_through_the_command(trained, capsys):
     from tests.helpers import train_maker
 
     rows = train_maker.rows(trained)
@@ -184,6 +184,9 @@ def test_training_through_the_command(trained):
     assert not any("keyword" in name for row in rows for name in row)
     with pytest.raises(CheckpointError, match="a diffusion model, no critic; load it with rahf.diffusion.load"):
         rahf.load(trained)
+    assert cli.main(["evaluate", str(trained)]) == 1
+    error = f"rahf: {trained}: a pixel-diffusion model, no critic; rahf evaluate measures critics\n"
+    assert capsys.readouterr().err == error
 
 
 def test_pictures_depend_on_prompt_and_seed_alone(trained, tiny_run):

@@ -54,6 +54,8 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
         return _exported(pathlib.Path(model), data, batch_size)
     run, state = checkpoint.find(model)
     config = config_lib.from_json((run / "config.json").read_text(), where=str(run / "config.json"))
+    if not families.is_critic(config.model):
+        raise errors.CheckpointError(f"{run}: a {config.model.family} model, no critic; rahf evaluate measures critics")
     config = _placed(config, data, batch_size, len(jax.devices()))
     tokenizer = load_tokenizer(run / "tokenizer.model")
     setup = state_lib.setup(CriticTask(config, tokenizer))
