@@ -118,7 +118,8 @@ def test_bad_lists_and_prompts(critic):
 
 
 def test_inputs_need_no_jax():
-    code = "import sys, rahf, rahf.images.inputs, rahf.critic.feedback, rahf.critic.predict; assert 'jax' not in sys.modules"
+    modules = "rahf, rahf.images.inputs, rahf.critic.feedback, rahf.critic.predict"
+    code = f"import sys, {modules}; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

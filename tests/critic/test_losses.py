@@ -183,8 +183,8 @@ def test_suffixes_can_weigh_more():
     loss, parts = total(config, logits, batch, None, 4)
     close(parts.keyword, (first + 3 * first + 4 * rest) / 8)
     close(loss, sum(parts))
-    for config, suffix in ((config, None), (LossConfig(), 4)):
-        _, parts = total(config, logits, batch, None, suffix)
+    for unweighted, suffix in ((config, None), (LossConfig(), 4)):
+        _, parts = total(unweighted, logits, batch, None, suffix)
         close(parts.keyword, (2 * first + 4 * rest) / 6)
 
 

@@ -196,7 +196,7 @@ def test_rubbish_is_one_line_each_and_the_others_run(tiny_run, folder, cat):
     result = Result(tiny_run, [names[0], good[0], *names[1:], good[1]], batch_size=2)
     assert result.code == 1
     assert len(result.lines) == len(bad)
-    for line, (name, expected) in zip(result.lines, bad.items()):
+    for line, expected in zip(result.lines, bad.values()):
         assert line.startswith("error: " + expected), line
     assert [entry["image"] for entry in result.json["images"]] == good
     assert [error["image"] for error in result.json["errors"]] == names

@@ -70,7 +70,7 @@ def test_predictions_know_their_model():
     np.testing.assert_allclose(made.percentiles, SCORES * 100, atol=1e-4)
     assert KnownPrediction(None, SCORES, None, ONE).percentiles is None
     with pytest.warns(ModelMismatch):
-        made.scores < KnownPrediction(None, SCORES, None, OTHER).scores
+        _ = made.scores < KnownPrediction(None, SCORES, None, OTHER).scores
 
 
 def test_unknown_scores_are_answered_with_the_nearest():

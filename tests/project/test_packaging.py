@@ -132,7 +132,11 @@ def test_the_command_runs_without_the_clone(elsewhere):
     helped = run("from rahf.cli import main as cli; print(cli.__file__); cli.main(['--help'])")
     assert helped.returncode == 0, helped.stderr
     assert helped.stdout.startswith(f"{unpacked}/rahf/cli/main.py\nusage: rahf ")
-    found = run("from rahf import config; print(config.find('configs/critic/demo.py')); print(config.load('demo.py').workdir)")
+    found = run(
+        "from rahf import config\n"
+        "print(config.find('configs/critic/demo.py'))\n"
+        "print(config.load('demo.py').workdir)"
+    )
     assert found.stdout.splitlines() == [f"{unpacked}/rahf/configs/critic/demo.py", "runs/demo"], found.stderr
 
 
