@@ -14,7 +14,7 @@ from rahf import config as config_lib
 
 
 def config() -> config_lib.Config:
-    """As `demo.py`, but for the heads. Every example has all seven tasks: with fewer labels a head learns less in a step."""
+    """As `demo.py`, but for the heads. Every example has all seven tasks: a head learns less from fewer labels."""
     demo = config_lib.load(str(pathlib.Path(__file__).with_name("demo.py")))
     model = dataclasses.replace(demo.model, variant="augmented-prompt", tasks_per_example=7)
     return dataclasses.replace(demo, workdir="runs/demo_augmented", model=model)
