@@ -86,11 +86,11 @@ def spec(
     batch_size: int, image_size: int, text_length: int, target_length: int, max_words: int
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of every field of a `Batch`, by field name."""
-    b, s, l, t, k = batch_size, image_size, text_length, target_length, max_words
+    b, s, n, t, k = batch_size, image_size, text_length, target_length, max_words
     shapes = {
         "image": ((b, s, s, 3), np.uint8),
-        "text_ids": ((b, l), np.int32),
-        "text_mask": ((b, l), np.bool_),
+        "text_ids": ((b, n), np.int32),
+        "text_mask": ((b, n), np.bool_),
         "target_ids": ((b, t), np.int32),
         "target_mask": ((b, t), np.bool_),
         "prompt_ids": ((b, t), np.int32),

@@ -417,7 +417,8 @@ class Critic:
                 output = Prediction(None, self._scores(self.params, squares, *arrays[:2]), None), None
             else:
                 output = self._forward(self.params, squares, *arrays, generate=generate)
-            prediction, generated = jax.tree.map(lambda x: np.array(x[: len(rows)]), jax.device_get(output))
+            count = len(rows)
+            prediction, generated = jax.tree.map(lambda x, n=count: np.array(x[:n]), jax.device_get(output))
             yield rows, pictures, prediction, generated
 
 

@@ -109,7 +109,7 @@ def test_attributes_of_the_face():
 def test_a_divided_module_knows_what_it_lacks():
     module = run("from rahf import viz")[0]["viz"]
     with pytest.raises(AttributeError, match="module 'rahf.viz' has no attribute 'nothing'"):
-        module.nothing
+        _ = module.nothing
     with pytest.raises(TypeError, match="'rahf.viz' is not callable"):
         module()
 
@@ -123,7 +123,7 @@ def test_the_command_line_is_still_a_function(capsys):
                 cli.main(["--version"])
     assert capsys.readouterr().out == f"rahf {rahf.__version__}\n" * 2
     with pytest.raises(AttributeError, match="'rahf.cli' has no attribute 'nothing'"):
-        cli.nothing
+        _ = cli.nothing
 
 
 def test_either_package_finds_its_names_alone():

@@ -83,5 +83,6 @@ def test_bad_pixels_of_the_pure_functions(critic):
         critic.scores(np.zeros((2, 3, 40, 40), np.float32), ids, mask)
     with pytest.raises(ImageError, match=r"pixels of shape \(40, 40\), expected \[B,h,w,3\]"):
         critic.scores(np.zeros((40, 40), np.float32), ids, mask)
-    with pytest.raises(ImageError, match="pixels: floats from 255 to 255, expected 0..1; pixels in 0..255 given as float"):
+    message = "pixels: floats from 255 to 255, expected 0..1; pixels in 0..255 given as float"
+    with pytest.raises(ImageError, match=message):
         critic.heatmaps(np.full((1, 40, 40, 3), 255.0, np.float32), ids, mask)

@@ -184,7 +184,8 @@ def test_given_parameters_go_straight_into_their_shards():
 def test_given_parameters_must_be_of_the_network(started):
     made = state_lib.setup(CriticTask(started.config, None))
     with pytest.raises(ValueError, match="projection/weight: given with shape .* the network has no such parameter"):
-        state_lib.create(CriticTask(started.config, None), made, {"projection": {"weight": np.zeros((16, 16), np.float32)}})
+        odd = {"projection": {"weight": np.zeros((16, 16), np.float32)}}
+        state_lib.create(CriticTask(started.config, None), made, odd)
     with pytest.raises(ValueError, match=r"projection/bias: given with shape \(3,\), the network has \(16,\)"):
         state_lib.create(CriticTask(started.config, None), made, {"projection": {"bias": np.zeros(3, np.float32)}})
 
@@ -194,7 +195,8 @@ def test_one_tower_alone(started):
     begin = start_lib.load(config, state_lib.setup(CriticTask(config, None)).shapes.params)
     assert sorted(begin.params) == ["vit"] and "text" not in begin.record
     assert "encoder" in licenses.parts(begin.record["random"])
-    assert start_lib.load(changed(config, vision=""), state_lib.setup(CriticTask(config, None)).shapes.params) == ({}, {})
+    shapes = state_lib.setup(CriticTask(config, None)).shapes.params
+    assert start_lib.load(changed(config, vision=""), shapes) == ({}, {})
 
 
 # Another model
@@ -221,7 +223,9 @@ def test_a_model_at_another_image_size(started):
     """Of a grid of 6 x 6 patches to one of 8 x 8, as published towers are; and nothing else changes."""
     config = changed(started.config, vision="", text="", model=str(started.run))
     larger = dataclasses.replace(config, model=dataclasses.replace(config.model, image_size=64))
-    same, begin = (start_lib.load(one, state_lib.setup(CriticTask(one, None)).shapes.params) for one in (config, larger))
+    same, begin = (
+        start_lib.load(one, state_lib.setup(CriticTask(one, None)).shapes.params) for one in (config, larger)
+    )
     assert same.record["model"]["positions"] is None
     moved = begin.record["model"]["positions"]
     assert moved == {"from": [6, 6], "to": [8, 8], "interpolation": "bicubic"}
@@ -243,7 +247,8 @@ def test_a_model_with_another_vocabulary(started):
     larger = dataclasses.replace(config, model=dataclasses.replace(config.model, t5=t5))
     with pytest.raises(CheckpointError, match=rf"embedding: shape \({rows}, 16\), expected \({rows + 8}, 16\)"):
         start_lib.load(larger, state_lib.setup(CriticTask(larger, None)).shapes.params)
-    begin = start_lib.load(changed(larger, fresh=("embedding",)), state_lib.setup(CriticTask(larger, None)).shapes.params)
+    shapes = state_lib.setup(CriticTask(larger, None)).shapes.params
+    begin = start_lib.load(changed(larger, fresh=("embedding",)), shapes)
     assert "embedding" not in begin.params and {"encoder", "decoder", "vit"} <= begin.params.keys()
 
 

@@ -277,7 +277,7 @@ def test_a_broken_run_of_two_ends_the_same(runs):
         expected_step, expected = train_maker.stored(folder / "calm", kind)
         assert step == expected_step
         train_maker.assert_same(found, expected)  # to the last bit
-    # Whoever is told to stop writes down its losses so far, wherever that is; the next row has the rest of the two steps.
+    # The process that is told to stop writes its losses so far; the next row has the rest of the two steps.
     stopped = int(re.search(r"SIGTERM: saved step (\d+)", said["preempted"][0])[1])
     apart = {stopped, stopped + 1} if stopped % LOG_EVERY else set()
     rows = {run: train_maker.rows(folder / run) for run in ("broken", "calm")}

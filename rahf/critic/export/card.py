@@ -104,7 +104,8 @@ def _kind(config: Config, said: families.Outputs) -> str:
 
 def _trained(config: Config, step: int | None) -> str:
     if step == 0:
-        heads = " Its heads are random, and say nothing before training." if isinstance(config.model, ResNetBaselineConfig) else ""
+        random_heads = isinstance(config.model, ResNetBaselineConfig)
+        heads = " Its heads are random, and say nothing before training." if random_heads else ""
         return f"Published weights as they were imported: rahf did not train them.{heads}"
     steps = "an unknown number of" if step is None else step
     data = f"`{_name(config.data.path)}`, split `{config.data.train_split}`"
