@@ -14,8 +14,8 @@ def add(commands) -> None:
         "export",
         run,
         "write a model as one self-contained file",
-        "The file holds functions, weights, vocabulary, preprocessing and model card. rahf.load and every\n"
-        "command that takes a model read it, with jax, numpy, sentencepiece, safetensors and Pillow alone.\n"
+        "The file holds functions, weights, vocabulary, preprocessing and model card. rahf.load and every command\n"
+        "that takes a model read it, with jax, flatbuffers, numpy, sentencepiece, safetensors and Pillow alone.\n"
         "Example: rahf export runs/demo demo.rahf",
     )
     parser.add_argument("model", help="run directory or checkpoint directory")
@@ -27,7 +27,7 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from rahf.critic.export import write as export
+    from rahf.critic.export.write import export_run
 
-    export.run(args.model, args.file, scores_only=args.scores_only, bf16=args.bf16, weight_licence=args.license)
+    export_run(args.model, args.file, scores_only=args.scores_only, bf16=args.bf16, weight_license=args.license)
     return 0

@@ -1,24 +1,24 @@
-"""Where the parameters of a model came from and under which licence: recorded beside them, said at every load.
+"""Origin and license of a model's parameters: recorded in the run directory, logged whenever a model is loaded.
 
-`model.json` is written by `rahf import`, `start.json` by a run that starts from other parameters. No JAX here.
+`rahf import` writes `model.json`. A run that starts from other parameters writes `start.json`. No JAX here.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import logging
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from rahf.core import tree
 from rahf.core.files import write_atomically
 
 MODEL_FILE, START_FILE = "model.json", "start.json"
 UNKNOWN = "unknown"
 
-#: Licences that allow any use; of these nothing is said at load. Compared in lower case, blanks as hyphens.
+#: Licenses that allow any use; loading a model does not log them. Compared in lower case, with hyphens for blanks.
 _PERMISSIVE = re.compile(
     r"apache-?(licen[cs]e-)?(v|version-)?2(\.0)?|mit(-licen[cs]e)?|bsd(-\d-clause)?|cc0(-1\.0)?|cc-by-4\.0|isc"
     r"|unlicense"
@@ -30,96 +30,102 @@ _log = logging.getLogger(__name__)
 
 
 def folder_license(folder: pathlib.Path) -> str:
-    """The licence that the model card of a hub's folder (`README.md`) names, "unknown" if none does."""
+    """The license in the model card (`README.md`) of a folder in the layout of the Hugging Face hub, or "unknown"."""
     try:
         card = (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return UNKNOWN
-    front = _FRONT_MATTER.search(card)
-    found = dict(_LICENSE_FIELD.findall(front[1])) if front else {}
-    if found.get("", UNKNOWN).lower() == "other":  # the hub's word for one that it has no name for
-        return found.get("_name", UNKNOWN)
-    return found.get("", UNKNOWN)
+    front_matter = _FRONT_MATTER.search(card)
+    fields = dict(_LICENSE_FIELD.findall(front_matter[1])) if front_matter else {}
+    if fields.get("", UNKNOWN).lower() == "other":  # the hub writes the name of an unlisted license to `license_name`
+        return fields.get("_name", UNKNOWN)
+    return fields.get("", UNKNOWN)
 
 
 def model_licenses(run: pathlib.Path) -> dict[str, str]:
-    """Licences of the parameters that a model was imported with or started from.
+    """Licenses of the parameters that a model was imported with or started from.
 
     Args:
       run: directory with `config.json`.
 
     Returns:
-      Licence by the name of the weights; empty for a model that was trained from scratch.
+      License by the name of the weights; empty for a model that was trained from scratch.
     """
-    found: dict[str, str] = {}
-    imported = _read(run / MODEL_FILE)
+    licenses: dict[str, str] = {}
+    imported = _read_record(run / MODEL_FILE)
     if imported:
-        found[str(imported.get("source", run.name))] = str(imported.get("license", UNKNOWN))
-    for part in _read(run / START_FILE).values():
+        licenses[str(imported.get("source", run.name))] = str(imported.get("license", UNKNOWN))
+    for part in _read_record(run / START_FILE).values():
         if isinstance(part, Mapping):
             own = {part.get("name", UNKNOWN): part.get("license", UNKNOWN)}
-            inherited = part.get("licenses", own)  # of a model: of all that it came from itself
-            found.update({str(name): str(license) for name, license in inherited.items()})
-    return found
+            # A model has a list of all weights that it was itself made from; a tower has only its own license.
+            inherited = part.get("licenses", own)
+            licenses.update({str(name): str(license) for name, license in inherited.items()})
+    return licenses
 
 
 def is_permissive(license: str) -> bool:
-    """Whether a licence is known to allow any use."""
+    """Whether a license is known to allow any use."""
     return bool(_PERMISSIVE.fullmatch(license.strip().lower().replace(" ", "-")))
 
 
-def notice(run: pathlib.Path) -> str | None:
-    """One line about licences that restrict the use of a model, or that are unknown; None if there are none."""
+def license_notice(run: pathlib.Path) -> str | None:
+    """One line about licenses that restrict the use of a model or are unknown; None if there are none."""
     restricted = {name: text for name, text in model_licenses(run).items() if not is_permissive(text)}
     if not restricted:
         return None
-    said = "; ".join(f"{name}: licence {license}" for name, license in sorted(restricted.items()))
-    return f"weights of {run.name} come from {said}"
+    sources = "; ".join(f"{name}: license {license}" for name, license in sorted(restricted.items()))
+    return f"weights of {run.name} come from {sources}"
 
 
-def tell(run: pathlib.Path) -> None:
-    """Says the licences of a model that is being loaded, by the standard library's logging (stderr by default)."""
-    line = notice(run)
-    if line:
-        _log.warning("%s", line)
+def log_licenses(run: pathlib.Path) -> None:
+    """Logs the `license_notice` of a model that is loaded, as a warning: by default Python prints it to stderr."""
+    notice = license_notice(run)
+    if notice:
+        _log.warning("%s", notice)
 
 
-def tell_exported(name: str, licenses: str) -> None:
-    """The same for an exported file, which keeps the licences as one text with semicolons; "" if there are none."""
-    restricted = [text for text in licenses.split("; ") if text and not is_permissive(text)]
+def log_export_licenses(name: str, weight_license: str) -> None:
+    """Logs the licenses of an exported file that restrict its use.
+
+    Args:
+      name: of the file.
+      weight_license: its licenses, joined by ``"; "``; "" if there are none.
+    """
+    restricted = [license for license in weight_license.split("; ") if license and not is_permissive(license)]
     if restricted:
-        _log.warning("weights of %s: licence %s", name, "; ".join(restricted))
+        _log.warning("weights of %s: license %s", name, "; ".join(restricted))
 
 
-def write(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
-    """Writes `start.json`; a run from scratch has none."""
+def write_start_record(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """Writes `start.json`. An empty record, of a run from scratch, removes it."""
     file = workdir / START_FILE
     if not record:
-        file.unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
+        file.unlink(missing_ok=True)  # an earlier attempt may have ended before its first checkpoint
         return
     write_atomically(file, json.dumps(record, indent=1) + "\n")
 
 
-def table(record: Mapping[str, Any]) -> list[str]:
-    """The record of a start as a few lines for the terminal."""
+def start_table(record: Mapping[str, Any]) -> list[str]:
+    """The record of `write_start_record` as lines for the terminal."""
     if not record:
         return []
-    rows = [("starts from", "revision", "licence", "parameters", "positions")]
+    rows = [("starts from", "revision", "license", "parameters", "positions")]
     for kind in ("vision", "text", "model"):
         if kind in record:
             rows.append(_row(kind, record[kind]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     random = record["random"]
-    return [*lines, f"random: {', '.join(parts(random)) or 'nothing'} ({len(random)} tensors)"]
+    return [*lines, f"random: {', '.join(tree.top_names(random)) or 'nothing'} ({len(random)} tensors)"]
 
 
 def _row(kind: str, part: Mapping[str, Any]) -> tuple[str, ...]:
-    moved = part.get("positions")
+    resized = part.get("positions")
     positions = "as published" if kind == "vision" else ""
-    if moved:
-        grid = "{0[0]}x{0[1]} to {1[0]}x{1[1]}".format(moved["from"], moved["to"])
-        positions = f"{grid}, {moved['interpolation']}"
+    if resized:
+        grid = "{0[0]}x{0[1]} to {1[0]}x{1[1]}".format(resized["from"], resized["to"])
+        positions = f"{grid}, {resized['interpolation']}"
     return (
         f"{kind} {part['name']}",
         (part.get("revision") or "-")[:12],
@@ -129,23 +135,17 @@ def _row(kind: str, part: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def parts(paths: Iterable[str]) -> list[str]:
-    """Parameter paths → the parts of the network that they belong to, in order, each once."""
-    return list(dict.fromkeys(path.split("/")[0] for path in paths))
-
-
-def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """Names that one of the patterns stands for (``*`` for anything)."""
-    patterns = list(patterns)
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def _read(file: pathlib.Path) -> dict[str, Any]:
+def _read_record(file: pathlib.Path) -> dict[str, Any]:
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):
-        tree = None
-    # A record that cannot be read is no permission.
-    return tree if isinstance(tree, dict) else {"damaged": {"name": file.name, "license": UNKNOWN}}
+        record = None
+    # An unreadable record counts as: license unknown.
+    return record if isinstance(record, dict) else {"damaged": {"name": file.name, "license": UNKNOWN}}
+
+
+# Callers in `rahf.training` and `rahf.critic.start` still use these names.
+matching, parts = tree.matching_names, tree.top_names
+tell, write, table = log_licenses, write_start_record, start_table

@@ -30,7 +30,7 @@ from rahf.critic import feedback as feedback_lib
 from rahf.critic import provenance
 from rahf.critic.feedback import Feedback
 from rahf.critic.network import Network
-from rahf.critic.provenance import KnownPrediction, Provenance, ScoreArray
+from rahf.critic.provenance import CriticPrediction, Provenance, ScoreArray
 from rahf.images import inputs
 from rahf.nn import pixels as pixels_lib
 from rahf.text import Tokenizer
@@ -109,8 +109,8 @@ class Critic:
 
     @functools.cached_property
     def provenance(self) -> Provenance:
-        """What every prediction carries: model id, preprocessing hash, weight licence, reference quantiles."""
-        return self._describe(self) if self._describe else provenance.of(self)
+        """What every prediction carries: model id, preprocessing hash, weight license, reference quantiles."""
+        return self._describe(self) if self._describe else provenance.critic_provenance(self)
 
     @property
     def model_id(self) -> str:
@@ -119,12 +119,12 @@ class Critic:
 
     def __repr__(self) -> str:
         size, side = tree.count(self.params) / 1e6, self.config.model.image_size
-        details = f"{size:.1f}M parameters, {side} x {side} pixels, weights: {self.provenance.weight_licence}"
+        details = f"{size:.1f}M parameters, {side} x {side} pixels, weights: {self.provenance.weight_license}"
         return f"Critic({self.name!r}, step {self.step}, {details})"
 
     def __call__(
         self, images: Any, prompts: str | Sequence[str], batch_size: int | None = None, progress: bool | None = None
-    ) -> KnownPrediction:
+    ) -> CriticPrediction:
         """Predicts for one image or many of any sizes.
 
         Args:
@@ -163,7 +163,7 @@ class Critic:
             for array, part in zip(result, batch):
                 if array is not None:
                     array[rows] = part
-        return KnownPrediction(*result, self.provenance)
+        return CriticPrediction(*result, self.provenance)
 
     #: The same under the name that other libraries use.
     predict = __call__

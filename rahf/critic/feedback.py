@@ -53,7 +53,7 @@ class Feedback:
       model_id: name of the model, training step, and hash of its parameters.
       notes: which words of the prompt were not read or not judged, in words.
       preprocessing_hash: of the preprocessing of images and prompts.
-      weight_licence: of the model's weights.
+      weight_license: of the model's weights.
       percentiles: by name, share of the model's reference set below each score, 0..100; None without one.
     """
 
@@ -70,7 +70,7 @@ class Feedback:
     model_id: str
     notes: list[str] = dataclasses.field(default_factory=list)
     preprocessing_hash: str = ""
-    weight_licence: str = UNSPECIFIED
+    weight_license: str = UNSPECIFIED
     percentiles: dict[str, float] | None = None
 
     def compare(self, other: Feedback) -> dict[str, float]:
@@ -175,7 +175,7 @@ class Feedback:
             "notes": list(self.notes),
             "model": self.model_id,
             "preprocessing": self.preprocessing_hash,
-            "weight_licence": self.weight_licence,
+            "weight_license": self.weight_license,
         }
 
     def show(self, height: int = 384) -> Image.Image:
@@ -242,7 +242,7 @@ def make(
         model_id=model.model_id,
         notes=list(text.notes),
         preprocessing_hash=model.preprocessing_hash,
-        weight_licence=model.weight_licence,
+        weight_license=model.weight_license,
         percentiles=None if percentiles is None else NamedScores(zip(SCORES, map(float, percentiles))),
     )
 

@@ -27,7 +27,7 @@ def load(path: str | os.PathLike, *, dtype: Any = None, name_from_config: bool =
         raise errors.CheckpointError(f"{run}: a diffusion model, no critic; load it with rahf.diffusion.load")
     params = saved.params(build.build(config.model))
     tokenizer = saved.tokenizer(lambda tokenizer: families.vocabulary_problem(config.model, tokenizer))
-    quantiles, weights = _quantiles(run), licence(run)
+    quantiles, weights = _quantiles(run), weight_license(run)
     name = pathlib.PurePath(config.workdir).name if name_from_config else ""
     return Critic(
         config,
@@ -35,7 +35,7 @@ def load(path: str | os.PathLike, *, dtype: Any = None, name_from_config: bool =
         tokenizer,
         name or run.name,
         saved.step,
-        describe=lambda critic: provenance.of(critic, weights, quantiles),
+        describe=lambda critic: provenance.critic_provenance(critic, weights, quantiles),
     )
 
 
@@ -49,7 +49,6 @@ def _quantiles(run: pathlib.Path) -> Quantiles | None:
         raise errors.CheckpointError(f"{file}: {error}") from error
 
 
-def licence(run: pathlib.Path) -> str:
-    """Licences of the weights that a model started from. Weights trained from scratch carry no third-party licence."""
-    licences = sorted(set(licenses.model_licenses(run).values()))
-    return "; ".join(licences) if licences else provenance.UNSPECIFIED
+def weight_license(run: pathlib.Path) -> str:
+    """Licenses of the weights that a model started from. Weights trained from scratch carry no third-party license."""
+    return "; ".join(sorted(set(licenses.model_licenses(run).values()))) or provenance.UNSPECIFIED

@@ -36,9 +36,9 @@ def load(path: str | os.PathLike, *, dtype: Any = None, revision: str | None = N
         path = hub.download(str(path), revision)
     if is_exported(path):
         # Imported here, because `import rahf` and the help of commands must not load JAX.
-        from rahf.critic.export import read as exported
+        from rahf.critic.export import read
 
-        return exported.load(path, dtype=dtype)
+        return read.read_export(path, dtype=dtype)
     # Imported here, because it imports Flax and Orbax, which are not installed where only exported files are read.
     from rahf.critic import from_run
 

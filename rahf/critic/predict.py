@@ -135,7 +135,7 @@ class _Run:
         document = {
             "model": model.model_id,
             "preprocessing": model.preprocessing_hash,
-            "weight_licence": model.weight_licence,
+            "weight_license": model.weight_license,
             "percentiles_of": model.quantiles and model.quantiles.reference,
             "scales": {
                 "scores": "0..1, high = good",

@@ -1,4 +1,4 @@
-"""Which model said a number: carried by every prediction, so that numbers of different models are not mixed up.
+"""Which model gave a number. Every prediction carries it, so that numbers of different models are not mixed up.
 
 No JAX here.
 """
@@ -20,31 +20,38 @@ from rahf.core.names import suggest
 from rahf.core.tree import Params, flatten
 from rahf.text import SUFFIX, WORD_RULE, Tokenizer
 
-if TYPE_CHECKING:  # whoever only reads an exported model does without
+if TYPE_CHECKING:  # readers of exported models work without jaxtyping
     from jaxtyping import Float
 
-#: In a run directory and in an exported file.
+#: Name of the file of reference quantiles in a run directory and in an exported file.
 QUANTILES_FILE = "quantiles.json"
-#: When nothing is recorded about the weights.
+#: The license of weights about which nothing is recorded.
 UNSPECIFIED = "not specified"
 
 
 class ModelMismatch(UserWarning):
-    """Scores of two different models are compared; only percentiles of one reference set would be comparable."""
+    """Scores of two models are compared. They have no common scale; percentiles of one reference set do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantiles:
-    """Scores that a model gave on a reference set: `values` float [4,Q], ascending, Q equal steps of probability."""
+    """Quantiles of the scores that a model gave on a reference set.
 
-    model: str  # id of the model that gave them
-    reference: str  # what was scored, in words
-    count: int  # of examples
+    Attributes:
+      model: id of the model.
+      reference: name of the reference set, for people.
+      count: number of its examples.
+      values: float [4,Q], ascending, at Q probabilities from 0 to 1 in equal steps.
+    """
+
+    model: str
+    reference: str
+    count: int
     values: tuple[tuple[float, ...], ...]
 
     @classmethod
     def of(cls, scores: Float[np.ndarray, "n 4"], model: str, reference: str) -> Quantiles:
-        """101 quantiles (0, 1, … 100%) of each score."""
+        """Takes 101 quantiles (0, 1, … 100%) of each score."""
         levels = np.quantile(np.asarray(scores, np.float64), np.linspace(0, 1, 101), axis=0)
         return cls(model, reference, len(scores), tuple(tuple(round(float(v), 7) for v in row) for row in levels.T))
 
@@ -56,7 +63,7 @@ class Quantiles:
         return np.stack(columns, -1).astype(np.float32)
 
     def to_json(self) -> str:
-        """As written to `quantiles.json`."""
+        """The content of `quantiles.json`."""
         values = dict(zip(SCORES, self.values))
         tree = {"model": self.model, "reference": self.reference, "count": self.count, "scores": values}
         return json.dumps(tree) + "\n"
@@ -76,12 +83,18 @@ class Quantiles:
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where numbers come from: `model_id` (name, step, hash of all that decides about the numbers),
-    `preprocessing_hash` (of `preprocessing`), `weight_licence`, and the reference quantiles if there are any."""
+    """Where numbers come from.
+
+    Attributes:
+      model_id: name, step, and a hash of parameters, network and vocabulary.
+      preprocessing_hash: hash of `describe_preprocessing`.
+      weight_license: license of the weights.
+      quantiles: of the scores on a reference set; None if the model was not evaluated.
+    """
 
     model_id: str
     preprocessing_hash: str
-    weight_licence: str = UNSPECIFIED
+    weight_license: str = UNSPECIFIED
     quantiles: Quantiles | None = None
 
     def percentiles(self, scores: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 4"] | None:
@@ -90,10 +103,10 @@ class Provenance:
 
 
 def warn_if_different(models: Iterable[Provenance | None], stacklevel: int = 3) -> None:
-    """Warns with `ModelMismatch` if what is compared comes from different models or preprocessing."""
-    known = {(m.model_id, m.preprocessing_hash) for m in models if m is not None}
-    if len(known) > 1:
-        names = " and ".join(sorted(f"{name} (preprocessing {short})" for name, short in known))
+    """Warns with `ModelMismatch` if the models or their preprocessing differ; None stands for an unknown model."""
+    sources = {(m.model_id, m.preprocessing_hash) for m in models if m is not None}
+    if len(sources) > 1:
+        names = " and ".join(sorted(f"{name} (preprocessing {digest})" for name, digest in sources))
         warnings.warn(
             f"scores of different models are compared: {names}. They have no common scale; compare percentiles "
             "of one reference set, or score all images with one model.",
@@ -103,36 +116,36 @@ def warn_if_different(models: Iterable[Provenance | None], stacklevel: int = 3) 
 
 
 class ScoreArray(np.ndarray):
-    """A float array of scores that knows its model, and warns when it meets scores of another one."""
+    """A float array of scores with its model. Arithmetic with scores of another model warns with `ModelMismatch`."""
 
     provenance: Provenance | None
 
     def __new__(cls, values: np.ndarray, provenance: Provenance) -> ScoreArray:
-        made = np.asarray(values).view(cls)
-        made.provenance = provenance
-        return made
+        array = np.asarray(values).view(cls)
+        array.provenance = provenance
+        return array
 
     def __array_finalize__(self, source: Any) -> None:
         self.provenance = getattr(source, "provenance", None)
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
-        known = [x.provenance for x in inputs if getattr(x, "provenance", None) is not None]
-        warn_if_different(known)
+        sources = [x.provenance for x in inputs if getattr(x, "provenance", None) is not None]
+        warn_if_different(sources)
         if out is not None:
             getattr(ufunc, method)(*map(_plain, inputs), out=tuple(map(_plain, out)), **options)
             return out[0] if len(out) == 1 else out
         result = getattr(ufunc, method)(*map(_plain, inputs), **options)
-        # What is asked of two models has an answer, but no model.
+        # The result of scores of two models belongs to neither.
         floats = isinstance(result, np.ndarray) and np.issubdtype(result.dtype, np.floating)
-        return ScoreArray(result, known[0]) if floats and len(set(known)) == 1 else result
+        return ScoreArray(result, sources[0]) if floats and len(set(sources)) == 1 else result
 
 
 def _plain(value: Any) -> Any:
     return value.view(np.ndarray) if isinstance(value, ScoreArray) else value
 
 
-class KnownPrediction(Prediction):
-    """A `Prediction` of a critic: the same three arrays, and the model that they come from.
+class CriticPrediction(Prediction):
+    """A `Prediction` of a critic: the same three arrays, and the model that gave them.
 
     Attributes:
       provenance: of the model.
@@ -142,11 +155,11 @@ class KnownPrediction(Prediction):
     provenance: Provenance
     percentiles: np.ndarray | None
 
-    def __new__(cls, heatmaps, scores, word_probabilities, provenance: Provenance) -> KnownPrediction:
-        made = super().__new__(cls, heatmaps, ScoreArray(scores, provenance), word_probabilities)
-        made.provenance = provenance
-        made.percentiles = provenance.percentiles(scores)
-        return made
+    def __new__(cls, heatmaps, scores, word_probabilities, provenance: Provenance) -> CriticPrediction:
+        prediction = super().__new__(cls, heatmaps, ScoreArray(scores, provenance), word_probabilities)
+        prediction.provenance = provenance
+        prediction.percentiles = provenance.percentiles(scores)
+        return prediction
 
     @property
     def model_id(self) -> str:
@@ -155,17 +168,17 @@ class KnownPrediction(Prediction):
 
     @property
     def preprocessing_hash(self) -> str:
-        """Of what happens before the network."""
+        """Hash of the preprocessing of images and prompts."""
         return self.provenance.preprocessing_hash
 
     @property
-    def weight_licence(self) -> str:
-        """Of the model's weights."""
-        return self.provenance.weight_licence
+    def weight_license(self) -> str:
+        """License of the model's weights."""
+        return self.provenance.weight_license
 
 
-def preprocessing(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """All that happens to an image and a prompt before the network, as plain data."""
+def describe_preprocessing(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Everything that happens to an image and a prompt before the network, as plain data for JSON."""
     return {
         "pixels": {
             "range": [0.0, 1.0],
@@ -183,17 +196,17 @@ def preprocessing(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def preprocessing_hash(described: Mapping[str, Any]) -> str:
-    """12 hexadecimal digits that change with anything in `preprocessing`."""
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+def preprocessing_hash(description: Mapping[str, Any]) -> str:
+    """Hashes the result of `describe_preprocessing` to 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def model_id(config: Config, params: Params, tokenizer: Tokenizer, name: str, step: int | None) -> str:
-    """Name, step, and a hash of what decides about the numbers: parameters, network, vocabulary."""
-    # In which precision it computes is left out: the model is the same.
+    """Name, step, and a hash of parameters, network and vocabulary."""
+    # The hash leaves the compute dtype out: in another precision it is the same model.
     model = dataclasses.replace(config.model, compute_dtype="float32")
-    fields = _chosen(model)
-    if model.family != "critic":  # as version 0 wrote it: its models keep their ids
+    fields = _without_defaults(model)
+    if model.family != "critic":  # version 0 hashed this field under this name: its models keep their ids
         fields["kind"] = model.family
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + tokenizer.model)
     for path, leaf in flatten(params).items():
@@ -203,20 +216,26 @@ def model_id(config: Config, params: Params, tokenizer: Tokenizer, name: str, st
     return "-".join([name, *steps, digest.hexdigest()[:12]])
 
 
-def _chosen(config: Any) -> Any:
-    """The fields that are not at their defaults: a field that a later version adds does not make another model."""
+def _without_defaults(config: Any) -> Any:
+    """The fields that differ from their defaults. A field that a later version adds then leaves the hash as it is."""
     if not dataclasses.is_dataclass(config):
         return config
     pairs = [(field, getattr(config, field.name)) for field in dataclasses.fields(config)]
-    found = {field.name: _chosen(value) for field, value in pairs if value != field.default}
-    return {name: value for name, value in found.items() if value != {}}
+    changed = {field.name: _without_defaults(value) for field, value in pairs if value != field.default}
+    return {name: value for name, value in changed.items() if value != {}}
 
 
-def of(critic: Any, weight_licence: str = UNSPECIFIED, quantiles: Quantiles | None = None) -> Provenance:
-    """What a critic is, from its parts; quantiles of another model are left out."""
+def critic_provenance(critic: Any, weight_license: str = UNSPECIFIED, quantiles: Quantiles | None = None) -> Provenance:
+    """Describes a critic from its parts.
+
+    Args:
+      critic: a `rahf.Critic`.
+      weight_license: license of its weights.
+      quantiles: of its scores on a reference set; those of another model are ignored.
+    """
     name = model_id(critic.config, critic.params, critic.tokenizer, critic.name, critic.step)
-    short = preprocessing_hash(preprocessing(critic.config, critic.tokenizer))
-    return Provenance(name, short, weight_licence, quantiles if quantiles and quantiles.model == name else None)
+    digest = preprocessing_hash(describe_preprocessing(critic.config, critic.tokenizer))
+    return Provenance(name, digest, weight_license, quantiles if quantiles and quantiles.model == name else None)
 
 
 class NamedScores(dict):

@@ -1,15 +1,15 @@
-"""Where parameters came from: licences read from model cards, kept with models, and said at load."""
+"""Licenses of parameters: read from model cards, recorded beside models, and logged when a model is loaded."""
 
 import json
 import logging
 
 import pytest
 
-from rahf.core import licenses as origin
+from rahf.core import licenses
 
 
 @pytest.mark.parametrize(
-    "card, found",
+    "card, license",
     [
         ("---\nlicense: apache-2.0\n---\n# Model\n", "apache-2.0"),
         ('---\ntags:\n- x\nlicense: "cc-by-nc-4.0"  \n---\n', "cc-by-nc-4.0"),
@@ -20,76 +20,76 @@ from rahf.core import licenses as origin
         (None, "unknown"),
     ],
 )
-def test_licence_of_a_model_card(tmp_path, card, found):
+def test_license_of_a_model_card(tmp_path, card, license):
     if card is not None:
         (tmp_path / "README.md").write_text(card)
-    assert origin.folder_license(tmp_path) == found
+    assert licenses.folder_license(tmp_path) == license
 
 
 @pytest.mark.parametrize(
     "license", ["apache-2.0", "Apache 2.0", "MIT", "mit license", "bsd-3-clause", "CC0-1.0", "CC BY 4.0", "unlicense"]
 )
 def test_permissive(license):
-    assert origin.is_permissive(license)
+    assert licenses.is_permissive(license)
 
 
 @pytest.mark.parametrize(
     "license", ["unknown", "", "CC BY-NC 4.0", "cc-by-nc-4.0", "mit-nc", "apache-2.0 for research", "openrail"]
 )
 def test_not_known_to_be_permissive(license):
-    assert not origin.is_permissive(license)
+    assert not licenses.is_permissive(license)
 
 
-def test_a_model_from_scratch_says_nothing(tmp_path, caplog):
-    assert origin.model_licenses(tmp_path) == {} and origin.notice(tmp_path) is None
-    origin.tell(tmp_path)
+def test_a_model_from_scratch_logs_nothing(tmp_path, caplog):
+    assert licenses.model_licenses(tmp_path) == {} and licenses.license_notice(tmp_path) is None
+    licenses.log_licenses(tmp_path)
     assert caplog.records == []
 
 
-def test_an_imported_model_says_its_licence(tmp_path, caplog):
+def test_an_imported_model_logs_its_license(tmp_path, caplog):
     run = tmp_path / "richhf"
     run.mkdir()
     (run / "model.json").write_text(json.dumps({"license": "CC BY-NC 4.0", "source": "best.pt"}))
     with caplog.at_level(logging.WARNING):
-        origin.tell(run)
-    assert caplog.messages == ["weights of richhf come from best.pt: licence CC BY-NC 4.0"]
+        licenses.log_licenses(run)
+    assert caplog.messages == ["weights of richhf come from best.pt: license CC BY-NC 4.0"]
     (run / "model.json").write_text(json.dumps({"license": "MIT", "source": "best.pt"}))
-    assert origin.notice(run) is None and origin.model_licenses(run) == {"best.pt": "MIT"}
+    assert licenses.license_notice(run) is None and licenses.model_licenses(run) == {"best.pt": "MIT"}
 
 
-def test_an_exported_file_says_its_licences(caplog):
+def test_an_exported_file_logs_its_licenses(caplog):
     with caplog.at_level(logging.WARNING):
-        for licenses in ("", "apache-2.0", "apache-2.0; CC BY-NC 4.0; unknown"):
-            origin.tell_exported("model.rahf", licenses)
-    assert caplog.messages == ["weights of model.rahf: licence CC BY-NC 4.0; unknown"]
+        for weight_license in ("", "apache-2.0", "apache-2.0; CC BY-NC 4.0; unknown"):
+            licenses.log_export_licenses("model.rahf", weight_license)
+    assert caplog.messages == ["weights of model.rahf: license CC BY-NC 4.0; unknown"]
 
 
-def test_a_started_run_inherits_licences(tmp_path):
+def test_a_started_run_inherits_licenses(tmp_path):
     record = {
         "vision": {"name": "google/vit", "license": "apache-2.0", "parameters": 1},
         "text": {"name": "/t5", "license": "unknown", "parameters": 1},
         "taken": [],
         "random": [],
     }
-    origin.write(tmp_path, record)
-    assert origin.model_licenses(tmp_path) == {"google/vit": "apache-2.0", "/t5": "unknown"}
-    assert origin.notice(tmp_path) == f"weights of {tmp_path.name} come from /t5: licence unknown"
+    licenses.write_start_record(tmp_path, record)
+    assert licenses.model_licenses(tmp_path) == {"google/vit": "apache-2.0", "/t5": "unknown"}
+    assert licenses.license_notice(tmp_path) == f"weights of {tmp_path.name} come from /t5: license unknown"
     inherited = {"best.pt": "CC BY-NC 4.0"}
     model = {"name": "runs/x", "license": "CC BY-NC 4.0", "licenses": inherited}
-    origin.write(tmp_path, {"model": model, "random": []})
-    assert origin.model_licenses(tmp_path) == inherited
-    origin.write(tmp_path, {"model": model | {"license": "trained here", "licenses": {}}, "random": []})
-    assert origin.model_licenses(tmp_path) == {}
-    origin.write(tmp_path, {})
+    licenses.write_start_record(tmp_path, {"model": model, "random": []})
+    assert licenses.model_licenses(tmp_path) == inherited
+    licenses.write_start_record(tmp_path, {"model": model | {"license": "trained here", "licenses": {}}, "random": []})
+    assert licenses.model_licenses(tmp_path) == {}
+    licenses.write_start_record(tmp_path, {})
     assert list(tmp_path.iterdir()) == []  # a run from scratch has no record
 
 
 def test_a_damaged_record_is_no_permission(tmp_path):
     (tmp_path / "model.json").write_text("{")
-    assert origin.model_licenses(tmp_path) == {tmp_path.name: "unknown"}
+    assert licenses.model_licenses(tmp_path) == {tmp_path.name: "unknown"}
     (tmp_path / "model.json").unlink()
     (tmp_path / "start.json").write_text("[]")
-    assert origin.notice(tmp_path) == f"weights of {tmp_path.name} come from start.json: licence unknown"
+    assert licenses.license_notice(tmp_path) == f"weights of {tmp_path.name} come from start.json: license unknown"
 
 
 def test_table():
@@ -101,10 +101,10 @@ def test_table():
         "text": {"name": "t5", "revision": None, "license": "unknown", "parameters": 222_903_552},
         "random": ["projection/bias", "projection/kernel", "score_overall/out/bias"],
     }  # fmt: skip
-    assert origin.table(record) == [
-        "starts from                          revision      licence     parameters  positions",
+    assert licenses.start_table(record) == [
+        "starts from                          revision      license     parameters  positions",
         "vision google/vit-large-patch16-384  0123456789ab  apache-2.0  303.7 M     24x24 to 32x32, bicubic",
         "text t5                              -             unknown     222.9 M",
         "random: projection, score_overall (3 tensors)",
     ]
-    assert origin.table({}) == []
+    assert licenses.start_table({}) == []

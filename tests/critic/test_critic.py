@@ -126,10 +126,10 @@ def test_predictions_and_feedback_carry_what_the_critic_is(critic, pictures):
     assert found.provenance == critic.provenance
     assert found.model_id == one.model_id == critic.model_id
     assert found.preprocessing_hash == one.preprocessing_hash and re.fullmatch("[0-9a-f]{12}", one.preprocessing_hash)
-    assert found.weight_licence == one.weight_licence == "not specified"
+    assert found.weight_license == one.weight_license == "not specified"
     assert found.percentiles is None and one.percentiles is None
     said = one.to_json()
-    assert said["preprocessing"] == one.preprocessing_hash and said["weight_licence"] == "not specified"
+    assert said["preprocessing"] == one.preprocessing_hash and said["weight_license"] == "not specified"
     other = dataclasses.replace(one, model_id="other-1-abc")
     assert one.compare(one) == dict.fromkeys(one.scores, 0.0)
     with pytest.warns(ModelMismatch, match="no common scale"):

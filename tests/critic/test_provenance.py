@@ -1,4 +1,4 @@
-"""What predictions carry: model, preprocessing, licence, percentiles; and the warning when models are mixed."""
+"""What predictions carry: model, preprocessing, license, percentiles; and the warning when models are mixed."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import pytest
 from rahf.core import labels
 from rahf.core.batch import Prediction
 from rahf.critic import provenance
-from rahf.critic.provenance import KnownPrediction, ModelMismatch, NamedScores, Provenance, Quantiles, ScoreArray
+from rahf.critic.provenance import CriticPrediction, ModelMismatch, NamedScores, Provenance, Quantiles, ScoreArray
 
 SCORES = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]], np.float32)
 ONE, OTHER = Provenance("one-7-abc", "p1"), Provenance("other-9-def", "p1")
@@ -63,14 +63,14 @@ def test_scores_of_different_models_warn_when_they_meet():
 
 def test_predictions_know_their_model():
     quantiles = Quantiles.of(np.repeat(np.linspace(0, 1, 11)[:, None], 4, 1), "one-7-abc", "tests")
-    known = dataclasses.replace(ONE, weight_licence="MIT", quantiles=quantiles)
-    made = KnownPrediction(np.zeros((2, 4, 4, 2)), SCORES, np.zeros((2, 3)), known)
+    known = dataclasses.replace(ONE, weight_license="MIT", quantiles=quantiles)
+    made = CriticPrediction(np.zeros((2, 4, 4, 2)), SCORES, np.zeros((2, 3)), known)
     assert isinstance(made, Prediction) and len(tuple(made)) == 3
-    assert (made.model_id, made.preprocessing_hash, made.weight_licence) == ("one-7-abc", "p1", "MIT")
+    assert (made.model_id, made.preprocessing_hash, made.weight_license) == ("one-7-abc", "p1", "MIT")
     np.testing.assert_allclose(made.percentiles, SCORES * 100, atol=1e-4)
-    assert KnownPrediction(None, SCORES, None, ONE).percentiles is None
+    assert CriticPrediction(None, SCORES, None, ONE).percentiles is None
     with pytest.warns(ModelMismatch):
-        _ = made.scores < KnownPrediction(None, SCORES, None, OTHER).scores
+        _ = made.scores < CriticPrediction(None, SCORES, None, OTHER).scores
 
 
 def test_unknown_scores_are_answered_with_the_nearest():
@@ -106,7 +106,7 @@ def test_model_id_outlives_new_fields_of_the_config(tiny_critic):
 
 def test_preprocessing_hash_follows_all_that_happens_before_the_network(tiny_critic):
     config, tokenizer = tiny_critic.config, tiny_critic.tokenizer
-    described = provenance.preprocessing(config, tokenizer)
+    described = provenance.describe_preprocessing(config, tokenizer)
     first = provenance.preprocessing_hash(described)
     assert first == tiny_critic.provenance.preprocessing_hash and len(first) == 12
     others = [
@@ -115,7 +115,7 @@ def test_preprocessing_hash_follows_all_that_happens_before_the_network(tiny_cri
         dataclasses.replace(config, data=dataclasses.replace(config.data, max_prompt_tokens=25)),
         dataclasses.replace(config, data=dataclasses.replace(config.data, max_words=9)),
     ]
-    hashes = {provenance.preprocessing_hash(provenance.preprocessing(other, tokenizer)) for other in others}
+    hashes = {provenance.preprocessing_hash(provenance.describe_preprocessing(other, tokenizer)) for other in others}
     assert len(hashes | {first}) == 5
     moved = dataclasses.replace(config, workdir="elsewhere", data=dataclasses.replace(config.data, path="other"))
-    assert provenance.preprocessing_hash(provenance.preprocessing(moved, tokenizer)) == first
+    assert provenance.preprocessing_hash(provenance.describe_preprocessing(moved, tokenizer)) == first

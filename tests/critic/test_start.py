@@ -108,7 +108,7 @@ def test_the_record_of_a_run(started):
 def test_what_a_run_says(started):
     lines = started.said.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("starts from"))
-    assert lines[at].split() == ["starts", "from", "revision", "licence", "parameters", "positions"]
+    assert lines[at].split() == ["starts", "from", "revision", "license", "parameters", "positions"]
     assert lines[at + 1].split()[:4] == ["vision", str(started.vision), "-", "apache-2.0"]
     assert lines[at + 1].endswith("0.0 M       4x4 to 6x6, bicubic")
     assert lines[at + 2].split()[:4] == ["text", str(started.text), "-", "unknown"]
@@ -207,7 +207,7 @@ def test_starting_from_a_model(started, caplog):
     made = state_lib.setup(CriticTask(config, None))
     with caplog.at_level(logging.WARNING):
         begin = start_lib.load(config, made.shapes.params)
-    assert f"{started.text}: licence unknown" in caplog.text  # what the model itself started from
+    assert f"{started.text}: license unknown" in caplog.text  # what the model itself started from
     _, stored = train_maker.stored(started.run, "best")
     found = functional.flatten(jax.device_get(state_lib.create(CriticTask(config, None), made, begin.params).params))
     kernel = "['params']['decoder']['layer_0']['cross']['key']['kernel']"
@@ -276,11 +276,11 @@ def test_the_vocabulary_of_a_model(started, tmp_path):
     start_lib.tokenizer(with_tokenizer(changed(config, fresh=("embedding",)), small))
 
 
-# Licences at load
+# Licenses at load
 
 
-def test_commands_say_unknown_licences_once(started, tmp_path, caplog):
-    line = f"weights of run come from {started.text}: licence unknown"
+def test_commands_say_unknown_licenses_once(started, tmp_path, caplog):
+    line = f"weights of run come from {started.text}: license unknown"
     picture = tmp_path / "picture.png"
     Image.new("RGB", (48, 48), "red").save(picture)
     arguments = ["predict", str(started.run), str(picture), "--prompt", "a red square", "--out", str(tmp_path / "out")]

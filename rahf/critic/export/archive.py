@@ -1,8 +1,7 @@
-"""The container of an exported model: a stored zip of which every byte is accounted for.
+"""The container of an exported model: an uncompressed zip in which a checksum covers every byte.
 
-The manifest lists the SHA-256 of every part. The zip's comment, the last bytes of the file, holds the SHA-256 of
-everything before it, so that no byte can change unnoticed. Nothing is ever extracted to disk. Standard library
-only.
+`manifest.json` lists the SHA-256 of every part. The zip's comment, which is the end of the file, holds the SHA-256 of
+all bytes before it. The reader extracts nothing to disk. This module needs the standard library only.
 """
 
 from __future__ import annotations
@@ -15,34 +14,35 @@ import re
 import stat
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from rahf.core.errors import ExportError
 from rahf.core.files import replacing
 
-#: Of what this module reads and writes. A reader refuses what is newer.
-FORMAT = 1
+#: Version of the format that is written. Older ones are read, newer ones refused. 2 spells `weight_license` in the
+#: manifest, 1 spelled it with a c.
+FORMAT = 2
 MANIFEST = "manifest.json"
 _SEAL = b"rahf sha256 "
 _DIGITS = 64
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
-_MOST_PARTS = 100
+_MAX_PARTS = 100
 
 
-def write(path: str | os.PathLike, parts: Mapping[str, bytes], about: Mapping[str, Any]) -> None:
-    """Writes a file; a file of that name is replaced only by a complete one.
+def write_archive(path: str | os.PathLike, parts: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
+    """Writes a file; an existing one is replaced only by a complete one.
 
     Args:
-      path: where to.
+      path: the file.
       parts: content by member name.
-      about: goes to the manifest, beside the format and the list of parts. The same arguments give the same bytes.
+      manifest: further entries of the manifest, beside `format` and `parts`. The same arguments give the same bytes.
 
     Raises:
-      ExportError: a part's name is not safe, or the file cannot be written.
+      ExportError: the name of a part is not safe, or the file cannot be written.
     """
     path = pathlib.Path(path)
     listed = {n: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for n, data in parts.items()}
-    manifest = {"format": FORMAT, **about, "parts": listed}
+    manifest = {"format": FORMAT, **manifest, "parts": listed}
     members = {MANIFEST: (json.dumps(manifest, indent=1) + "\n").encode(), **parts}
     for name in members:
         if not _NAME.fullmatch(name):
@@ -56,48 +56,49 @@ def write(path: str | os.PathLike, parts: Mapping[str, bytes], about: Mapping[st
 
 
 def write_zip(path: pathlib.Path, members: Mapping[str, bytes]) -> None:
-    """A stored zip of members without dates, with room for the seal."""
+    """Writes members uncompressed and undated, and a placeholder for the seal as the zip's comment."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
-            info = zipfile.ZipInfo(name)  # of 1980: the same model gives the same bytes
+            info = zipfile.ZipInfo(name)  # dated 1980, so that the same model gives the same bytes
             info.external_attr = (stat.S_IFREG | 0o644) << 16
             archive.writestr(info, data)
         archive.comment = _SEAL + b"0" * _DIGITS
 
 
 def seal(path: pathlib.Path) -> None:
-    """Puts the SHA-256 of all that is before it into the last bytes of a file of `write_zip`."""
+    """Replaces the placeholder of `write_zip` by the SHA-256 of all bytes before it."""
     with open(path, "r+b") as file:
-        digest = _digest(file, path.stat().st_size - _DIGITS)
+        digest = _sha256(file, path.stat().st_size - _DIGITS)
         file.seek(-_DIGITS, os.SEEK_END)
         file.write(digest.encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _digest(file: Any, length: int) -> str:
-    found, left = hashlib.sha256(), length
+def _sha256(file: BinaryIO, length: int) -> str:
+    """Of the first `length` bytes, without reading them all into memory."""
+    digest, left = hashlib.sha256(), length
     file.seek(0)
     while left > 0 and (chunk := file.read(min(left, 1 << 20))):
-        found.update(chunk)
+        digest.update(chunk)
         left -= len(chunk)
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
-def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Reads and checks a whole file.
+def read_archive(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Reads and checks a file.
 
     Returns:
-      The manifest, and the parts' content by member name.
+      The manifest, and the content of the parts by member name.
 
     Raises:
-      ExportError: not an exported model, newer than this reader, changed, truncated, or with a member that is
-        unsafe or not listed.
+      ExportError: the file is not an exported model, is newer than this reader, was changed or truncated, or has a
+        member that is unsafe or not listed.
     """
     path = pathlib.Path(path)
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            return _read(path, file, archive)
+            return _read_checked(path, file, archive)
     except zipfile.BadZipFile as error:
         raise ExportError(
             f"{path}: {error}; expected a file of `rahf export`. It is something else, or truncated, or was changed"
@@ -106,15 +107,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
         raise ExportError(f"{path}: cannot be read ({error}); copy or export it again") from error
 
 
-def _read(path: pathlib.Path, file: Any, archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _read_checked(
+    path: pathlib.Path, file: BinaryIO, archive: zipfile.ZipFile
+) -> tuple[dict[str, Any], dict[str, bytes]]:
     infos = archive.infolist()
-    _check_names(path, infos)
-    manifest = _manifest(path, archive)
-    file.seek(0, os.SEEK_END)
-    size = file.tell()
-    file.seek(max(0, size - len(_SEAL) - _DIGITS))
-    end = file.read()
-    intact = end.startswith(_SEAL) and end[len(_SEAL) :].decode("latin-1") == _digest(file, size - _DIGITS)
+    _check_members(path, infos)
+    manifest = _read_manifest(path, archive)
     listed = manifest["parts"]
     parts: dict[str, bytes] = {}
     for info in infos:
@@ -129,18 +127,26 @@ def _read(path: pathlib.Path, file: Any, archive: zipfile.ZipFile) -> tuple[dict
     missing = sorted(set(listed) - set(parts))
     if missing:
         raise ExportError(f"{path}: part {missing[0]!r} is missing; copy or export it again")
-    if not intact:
+    if not _is_sealed(file):
         raise ExportError(f"{path}: a byte outside of the parts was changed after the export; copy or export it again")
     return manifest, parts
 
 
-def _check_names(path: pathlib.Path, infos: list[zipfile.ZipInfo]) -> None:
+def _is_sealed(file: BinaryIO) -> bool:
+    """Whether the end of the file is the SHA-256 of all bytes before it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - len(_SEAL) - _DIGITS))
+    end = file.read()
+    return end.startswith(_SEAL) and end[len(_SEAL) :].decode("latin-1") == _sha256(file, size - _DIGITS)
+
+
+def _check_members(path: pathlib.Path, infos: list[zipfile.ZipInfo]) -> None:
     names = [info.filename for info in infos]
-    if len(names) > _MOST_PARTS or len({name.casefold() for name in names}) < len(names):
+    if len(names) > _MAX_PARTS or len({name.casefold() for name in names}) < len(names):
         raise ExportError(f"{path}: too many members, or two of one name; not written by `rahf export`")
     for info in infos:
         kind = stat.S_IFMT(info.external_attr >> 16)
-        # `orig_filename`: zipfile has already cut the other one at a NUL and turned separators around.
+        # Not `filename`: zipfile has cut that one at a NUL and replaced backslashes.
         if not _NAME.fullmatch(info.orig_filename) or kind not in (0, stat.S_IFREG):
             raise ExportError(
                 f"{path}: member {info.orig_filename!r} is not a plain file with a safe name; it was tampered with"
@@ -149,17 +155,17 @@ def _check_names(path: pathlib.Path, infos: list[zipfile.ZipInfo]) -> None:
             raise ExportError(f"{path}: member {info.filename!r} is compressed or encrypted; it was packed anew")
 
 
-def _manifest(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+def _read_manifest(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, Any]:
     try:
         manifest = json.loads(archive.read(MANIFEST))
-        format, parts = manifest["format"], manifest["parts"]
+        version, parts = manifest["format"], manifest["parts"]
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{path}: no exported model: it has no readable {MANIFEST}") from error
-    if not isinstance(format, int) or not isinstance(parts, dict):
+    if not isinstance(version, int) or not isinstance(parts, dict):
         raise ExportError(f"{path}: its {MANIFEST} is damaged; copy or export it again")
-    if format > FORMAT:
+    if version > FORMAT:
         raise ExportError(
-            f"{path}: format {format}, written by rahf {manifest.get('rahf', 'unknown')}; this reader knows formats "
+            f"{path}: format {version}, written by rahf {manifest.get('rahf', 'unknown')}; this reader knows formats "
             f"up to {FORMAT}. Install a newer rahf"
         )
     if not all(isinstance(entry, dict) for entry in parts.values()):

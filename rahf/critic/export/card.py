@@ -1,4 +1,4 @@
-"""What an exported file says of itself to people: its README and licences."""
+"""The texts for people in an exported file: its model card and its licenses."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _METRICS = (
 )
 
 
-def card(config: Config, about: dict[str, Any], known: Provenance, metrics: dict[str, Any] | None) -> str:
+def model_card(config: Config, manifest: dict[str, Any], origin: Provenance, metrics: dict[str, Any] | None) -> str:
     """The model card, Markdown.
 
     Args:
       config: of the run.
-      about: the manifest's content.
-      known: of the model.
+      manifest: entries of the manifest.
+      origin: of the model.
       metrics: `metrics.json` of an evaluation: `metrics`, `intervals` and `meta`; None: not evaluated.
     """
-    full = "predict" in about["functions"]
-    said = families.outputs(config.model)
-    maps = said.heatmaps if full else ()
+    full = "predict" in manifest["functions"]
+    outputs = families.outputs(config.model)
+    maps = outputs.heatmaps if full else ()
     side = config.model.image_size
     lines = [
-        f"# {about['name']}: rich feedback on generated images",
+        f"# {manifest['name']}: rich feedback on generated images",
         "",
-        f"Given a picture and the prompt it was made from, this model gives {_gives(said, maps, full)}. Scores "
-        f"({', '.join(said.scores)}) are in [0, 1], high = good"
+        f"Given a picture and the prompt it was made from, this model gives {_gives(outputs, maps, full)}. Scores "
+        f"({', '.join(outputs.scores)}) are in [0, 1], high = good"
         + (f"; heatmaps ({', '.join(maps)}) are in [0, 1], high = bad." if maps else ".")
-        + _kind(config, said),
+        + _baseline(config, outputs),
         "",
         "```python",
         "import rahf",
@@ -55,33 +55,33 @@ def card(config: Config, about: dict[str, Any], known: Provenance, metrics: dict
         "",
         "## Model",
         "",
-        f"- id `{known.model_id}`, preprocessing `{known.preprocessing_hash}`",
-        f"- {about['weights']['count']:,} weights as {about['weights']['dtype']}, computing in "
+        f"- id `{origin.model_id}`, preprocessing `{origin.preprocessing_hash}`",
+        f"- {manifest['weights']['count']:,} weights as {manifest['weights']['dtype']}, computing in "
         f"{config.model.compute_dtype}; pictures of {side} x {side} pixels, prompts of "
         f"{config.data.max_prompt_tokens} tokens",
-        f"- functions {', '.join(sorted(about['functions']))} with first derivatives, for "
-        f"{', '.join(about['platforms'])}; written by rahf {about['rahf']} with jax {about['jax']}",
+        f"- functions {', '.join(sorted(manifest['functions']))} with first derivatives, for "
+        f"{', '.join(manifest['platforms'])}; written by rahf {manifest['rahf']} with jax {manifest['jax']}",
         "",
         "## Data",
         "",
-        _trained(config, about["step"]),
-        *_reference(known),
+        _trained(config, manifest["step"]),
+        *_reference(origin),
         "",
         "## Metrics",
         "",
         *(_measured(metrics) if metrics else ["Not evaluated before the export."]),
         "",
-        "## Licences",
+        "## Licenses",
         "",
-        f"Weights: {known.weight_licence}. Program: Apache-2.0. See LICENSES.md.",
+        f"Weights: {origin.weight_license}. Program: Apache-2.0. See LICENSES.md.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _gives(said: families.Outputs, maps: tuple[str, ...], full: bool) -> str:
-    parts = [_count(len(said.scores), "score")]
+def _gives(outputs: families.Outputs, maps: tuple[str, ...], full: bool) -> str:
+    parts = [_count(len(outputs.scores), "score")]
     parts += [_count(len(maps), "heatmap")] if maps else []
-    parts += ["a probability for each word"] if full and said.keywords else []
+    parts += ["a probability for each word"] if full and outputs.keywords else []
     if len(parts) == 1:
         return parts[0]
     return ", ".join(parts[:-1]) + (", and " if len(parts) > 2 else " and ") + parts[-1]
@@ -91,12 +91,12 @@ def _count(number: int, what: str) -> str:
     return f"{('no', 'one', 'two', 'three', 'four')[number]} {what}{'s' if number != 1 else ''}"
 
 
-def _kind(config: Config, said: families.Outputs) -> str:
-    """What a reader must know of a baseline."""
+def _baseline(config: Config, outputs: families.Outputs) -> str:
+    """Sentences about a baseline; "" of the other families."""
     if isinstance(config.model, ResNetBaselineConfig):
         return " It is a baseline that does not read the prompt and judges no words."
     if isinstance(config.model, ClipBaselineConfig):
-        lacking = [name for name in SCORES if name not in said.scores]
+        lacking = [name for name in SCORES if name not in outputs.scores]
         nan = f" What it does not predict ({', '.join(lacking)}) is NaN." if lacking else ""
         return f" It is a CLIP, a baseline that judges no words.{nan}"
     return ""
@@ -116,10 +116,10 @@ def _name(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _reference(known: Provenance) -> list[str]:
-    if known.quantiles is None:
+def _reference(origin: Provenance) -> list[str]:
+    if origin.quantiles is None:
         return ["", "No reference quantiles are stored: scores have no percentiles."]
-    return ["", f"Percentiles refer to {known.quantiles.count} examples: {known.quantiles.reference}."]
+    return ["", f"Percentiles refer to {origin.quantiles.count} examples: {origin.quantiles.reference}."]
 
 
 def _measured(metrics: dict[str, Any]) -> list[str]:
@@ -134,8 +134,8 @@ def _measured(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def licences(weight_licence: str) -> str:
-    """What may be done with the parts of the file, Markdown."""
+def license_text(weight_license: str) -> str:
+    """The licenses of the parts of the file, Markdown."""
     try:
         files = importlib.metadata.files("rahf") or []
         text = next((f.read_text() for f in files if f.name == "LICENSE"), "")
@@ -143,9 +143,9 @@ def licences(weight_licence: str) -> str:
         text = ""
     text = f"## Apache-2.0\n\n```\n{text.strip()}\n```" if text else "https://www.apache.org/licenses/LICENSE-2.0"
     return (
-        "# Licences\n\n"
-        f"- Weights (`weights.safetensors`): {weight_licence}\n"
-        "- Functions (`functions/`), configuration and this text were made by rahf, licensed under Apache-2.0\n"
-        "- Vocabulary (`tokenizer.model`): comes with the weights or their training data and shares their licence\n"
+        "# Licenses\n\n"
+        f"- Weights (`weights.safetensors`): {weight_license}\n"
+        "- Functions (`functions/`), configuration and this text were written by rahf, licensed under Apache-2.0\n"
+        "- Vocabulary (`tokenizer.model`): comes with the weights or their training data and shares their license\n"
         f"\n{text}\n"
     )

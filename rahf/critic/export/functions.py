@@ -14,36 +14,39 @@ from rahf.core import tree
 from rahf.critic.critic import Critic
 
 
-def needed(critic: Critic) -> dict[str, Any]:
-    """The parameters that decide about the scores, by path."""
+def score_weights(critic: Critic) -> dict[str, Any]:
+    """The parameters that the scores depend on, by path."""
     flat = tree.flatten(critic.params)
     pixels, text, _, _ = _inputs(critic, 1)
     traced = jax_export.export(jax.jit(critic.network.scores))(_shapes(flat), pixels, *text)
     return {path: leaf for i, (path, leaf) in enumerate(flat.items()) if i in set(traced.module_kept_var_idx)}
 
 
-def serialized(
+def serialize_functions(
     critic: Critic, weights: Mapping[str, np.ndarray], scores_only: bool, platforms: tuple[str, ...]
 ) -> dict[str, bytes]:
-    """Name → function of (weights as a nested dict, pixels float32 [b,S,S,3], text_ids, text_mask, …).
+    """Exports and serialises functions of (weights as a nested dict, pixels float32 [b,S,S,3], text_ids, text_mask, …).
 
-    The batch size b is symbolic. `scores` gives [b,4], `heatmaps` [b,S,S,2]; `predict` takes prompt_ids and
-    word_end besides, and gives the fields of `rahf.core.batch.Prediction`. Weights of other types are widened to
-    float32 first.
+    The batch size b is symbolic. The functions widen weights of other dtypes to float32.
 
     Args:
-      weights: by path; those that are left out must not decide about what is exported.
+      critic: the model.
+      weights: by path, in the dtype of the file; what is exported must not depend on parameters that are missing here.
       scores_only: leave out `heatmaps` and `predict`.
       platforms: as in `jax.export.export`.
+
+    Returns:
+      Serialised functions by name: `scores` gives [b,4], `heatmaps` [b,S,S,2]; `predict` takes also prompt_ids and
+      word_end, and gives the fields of `rahf.core.batch.Prediction`.
     """
     (batch,) = jax_export.symbolic_shape("b")
     pixels, text, prompt, ends = _inputs(critic, batch)
-    network, whole = critic.network, tree.flatten(critic.params)
+    network, all_params = critic.network, tree.flatten(critic.params)
 
     def widened(params):
         flat = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in tree.flatten(params).items()}
-        # What a function does not use still has its place in the modules; it leaves no trace in the program.
-        return tree.unflatten({p: flat[p] if p in flat else jnp.zeros(w.shape, w.dtype) for p, w in whole.items()})
+        # The modules need every parameter. XLA drops those that the function does not use from the program.
+        return tree.unflatten({p: flat[p] if p in flat else jnp.zeros(w.shape, w.dtype) for p, w in all_params.items()})
 
     def predict(params, *arrays):
         return tuple(network.forward(widened(params), *arrays)[0])
@@ -54,14 +57,14 @@ def serialized(
     def heatmaps(params, *arrays):
         return network.heatmaps(widened(params), *arrays)
 
-    wanted = {"scores": (scores, (pixels, *text))}
+    functions = {"scores": (scores, (pixels, *text))}
     if not scores_only:
-        wanted |= {"heatmaps": (heatmaps, (pixels, *text)), "predict": (predict, (pixels, *text, prompt, ends))}
-    made = {}
-    for name, (function, inputs) in wanted.items():
+        functions |= {"heatmaps": (heatmaps, (pixels, *text)), "predict": (predict, (pixels, *text, prompt, ends))}
+    programs = {}
+    for name, (function, inputs) in functions.items():
         exported = jax_export.export(jax.jit(function), platforms=platforms)(_shapes(weights), *inputs)
-        made[name] = bytes(exported.serialize(vjp_order=1))
-    return made
+        programs[name] = bytes(exported.serialize(vjp_order=1))
+    return programs
 
 
 def _shapes(flat: Mapping[str, Any]) -> tree.Params:

@@ -1,4 +1,4 @@
-"""A serialised function of `jax.export` → a JAX function for `jit`, `grad` and `vmap`."""
+"""Turns a serialised function of `jax.export` into a JAX function for `jit`, `grad` and `vmap`."""
 
 from __future__ import annotations
 
@@ -7,55 +7,58 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import export as jax_export
 from jax.custom_batching import custom_vmap
 
 from rahf.core.errors import ExportError
 from rahf.core.tree import Params
-from rahf.critic.export import flatbuffers_reader
 
 
-def deserialize(data: bytes, what: str) -> Any:
-    """A `jax.export.Exported`. The data must be trusted like a program.
+def read_program(data: bytes, what: str) -> jax_export.Exported:
+    """Deserialises a function of `jax.export`.
+
+    Args:
+      data: as `Exported.serialize` gave it. It must be trusted like a program.
+      what: names the data in errors.
 
     Raises:
-      ExportError: this JAX cannot read it.
+      ExportError: this JAX cannot read it, or the package `flatbuffers` is missing.
     """
-    from jax import export
-
-    flatbuffers_reader.ensure()
     try:
-        return export.deserialize(bytearray(data))
+        return jax_export.deserialize(bytearray(data))
+    except ImportError as error:  # JAX imports flatbuffers only here, and does not install it
+        raise ExportError(f"{what}: {error}; reading it needs the package: pip install flatbuffers") from error
     except Exception as error:  # JAX raises many kinds
         raise ExportError(
             f"{what}: jax {jax.__version__} cannot read it ({type(error).__name__}: {error}); "
             "use the jax that its manifest.json names or one of the next six months, or export the model again"
         ) from error
-    finally:
-        flatbuffers_reader.forget()
 
 
-def function(exported: Any) -> Callable[..., Any]:
-    """The function (params, pixels, *others) → arrays, each with the batch axis first.
+def differentiable(exported: jax_export.Exported) -> Callable[..., Any]:
+    """Gives an exported function the rules for `grad` and `vmap` that `jax.export` does not give it.
 
-    Differentiable once in the pixels, in reverse mode. Under `vmap` the new axis joins the batch, since
-    exported functions have no rule for it.
+    Args:
+      exported: a function (params, pixels, *others) → arrays, serialised with its first derivative. Every argument but
+        the first and every result has the batch axis first.
 
-    Raises (the function):
-      TypeError: it is differentiated with respect to its parameters.
+    Returns:
+      The function of the same arguments. Reverse mode differentiates it once, in the pixels. `vmap` merges the new axis
+      into the batch axis. It raises TypeError where it is differentiated with respect to its parameters.
     """
-    forward = _batched(exported.call)
-    pull = exported.vjp()  # of flat arguments and cotangents
+    forward = _vmappable(exported.call)
+    vjp = exported.vjp()  # takes the leaves of all arguments, then the cotangents of the results
 
-    @_batched
+    @_vmappable
     def backward(params: Params, pixels: Any, others: Any, cotangents: Any) -> Any:
         leaves = [*jax.tree.leaves(params), pixels, *others]
-        return pull.call(*leaves, *jax.tree.leaves(cotangents))[len(leaves) - 1 - len(others)]
+        return vjp.call(*leaves, *jax.tree.leaves(cotangents))[len(leaves) - 1 - len(others)]
 
     @jax.custom_vjp
-    def run(params, pixels, *others):
+    def function(params, pixels, *others):
         return forward(params, pixels, *others)
 
-    def remember(params, pixels, *others):
+    def function_fwd(params, pixels, *others):
         if any(leaf.perturbed for leaf in jax.tree.leaves(params, is_leaf=_is_primal)):
             raise TypeError(
                 "an exported model is differentiable in its pixels, not in its parameters; train the run directory"
@@ -63,13 +66,13 @@ def function(exported: Any) -> Callable[..., Any]:
         values = jax.tree.map(lambda x: x.value, (params, pixels, *others), is_leaf=_is_primal)
         return forward(*values), values
 
-    def pull_back(saved, cotangents):
-        params, pixels, *others = saved
+    def function_bwd(residuals, cotangents):
+        params, pixels, *others = residuals
         cotangents = jax.tree.map(_instantiate, cotangents, is_leaf=_is_symbolic)
         return (None, backward(params, pixels, others, cotangents), *[None] * len(others))
 
-    run.defvjp(remember, pull_back, symbolic_zeros=True)
-    return run
+    function.defvjp(function_fwd, function_bwd, symbolic_zeros=True)
+    return function
 
 
 def _is_primal(x: Any) -> bool:
@@ -84,28 +87,28 @@ def _instantiate(cotangent: Any) -> jax.Array:
     return jnp.zeros(cotangent.shape, cotangent.dtype) if _is_symbolic(cotangent) else cotangent
 
 
-def _batched(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call(params, *arrays)` with a rule for `vmap`: the mapped axis is folded into the batch axis."""
-    mapped = custom_vmap(call)
+def _vmappable(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives `call(params, *arrays)` a rule for `vmap`: the mapped axis is folded into the batch axis."""
+    function = custom_vmap(call)
 
-    @mapped.def_vmap
-    def rule(size, batched, params, *arrays):
-        if any(jax.tree.leaves(batched[0])):  # many sets of parameters: one after the other
+    @function.def_vmap
+    def rule(size, mapped, params, *arrays):
+        if any(jax.tree.leaves(mapped[0])):  # several sets of parameters: one call after the other
 
-            def one(i):
-                pick = jax.tree.map(lambda x, b: x[i] if b else x, (params, *arrays), tuple(batched))
-                return mapped(*pick)
+            def call_with_row(i):
+                row = jax.tree.map(lambda x, is_mapped: x[i] if is_mapped else x, (params, *arrays), tuple(mapped))
+                return function(*row)
 
-            found = jax.lax.map(one, jnp.arange(size))
+            results = jax.lax.map(call_with_row, jnp.arange(size))
         else:
 
             def fold(x, is_mapped):
                 x = x if is_mapped else jnp.broadcast_to(x[None], (size, *x.shape))
                 return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
-            folded = jax.tree.map(fold, tuple(arrays), tuple(batched[1:]))
-            found = mapped(params, *folded)
-            found = jax.tree.map(lambda x: x.reshape(size, x.shape[0] // size, *x.shape[1:]), found)
-        return found, jax.tree.map(lambda _: True, found)
+            folded = jax.tree.map(fold, tuple(arrays), tuple(mapped[1:]))
+            results = function(params, *folded)
+            results = jax.tree.map(lambda x: x.reshape(size, x.shape[0] // size, *x.shape[1:]), results)
+        return results, jax.tree.map(lambda _: True, results)
 
-    return mapped
+    return function

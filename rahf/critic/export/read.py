@@ -1,6 +1,6 @@
-"""Reads a file of `rahf export`: the same critic, without Flax, Orbax and the rest.
+"""Reads a file of `rahf export`: the same critic, without Flax and Orbax. `rahf.load("file.rahf")` calls `read_export`.
 
-Needs jax, numpy, sentencepiece, safetensors and Pillow. `rahf.load("file.rahf")` comes here.
+Needs jax, flatbuffers, numpy, sentencepiece, safetensors and Pillow.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 
 from rahf import config as config_lib
 from rahf.config import Config
@@ -26,102 +27,131 @@ from rahf.nn.pixels import unit
 from rahf.text import Tokenizer
 from rahf.text.vocabulary import tokenizer_from_bytes
 
-__all__ = ["ExportError", "load"]
+__all__ = ["ExportError", "read_export"]
 
-#: Names of parts.
+#: Member names of the parts.
 CONFIG, PREPROCESSING, TOKENIZER = "config.json", "preprocessing.json", "tokenizer.model"
 WEIGHTS = "weights.safetensors"
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16)}
 
 
-def load(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
-    """Reads and checks an exported model; trust in it must be that in a program.
+def read_export(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
+    """Reads and checks an exported model, and logs licenses that restrict its use. Trust it as you would a program.
 
     Args:
       path: the file.
-      dtype: as in `rahf.load`; only the one it was exported to compute in is possible.
+      dtype: as in `rahf.load`; an exported model computes only in the dtype that it was exported with.
 
     Raises:
-      ExportError: not an exported model, newer than this reader, changed, unsafe, or made for other devices.
+      ExportError: the file is not an exported model, is newer than this reader, was changed, is unsafe, or was made for
+        other devices.
       ValueError: another dtype.
     """
-    manifest, parts = archive.read(path)
+    critic = critic_of_archive(str(path), *archive.read_archive(path), dtype)
+    weight_license = critic.provenance.weight_license
+    known_license = "" if weight_license == provenance.UNSPECIFIED else weight_license
+    licenses.log_export_licenses(os.path.basename(path), known_license)
+    return critic
+
+
+def critic_of_archive(path: str, manifest: dict[str, Any], parts: dict[str, bytes], dtype: Any = None) -> Critic:
+    """The critic of an archive that `read_archive` gave; `path` names the file in errors. Errors as above."""
     try:
-        return _critic(str(path), manifest, parts, dtype)
+        _check_types(path, manifest)
+        return _critic(path, manifest, parts, dtype)
     except KeyError as error:
         raise ExportError(f"{path}: lacks {error}; not written by `rahf export`") from error
 
 
+def _check_types(path: str, manifest: dict[str, Any]) -> None:
+    """Checks the types of the manifest's values: a file may have right checksums and still be malformed."""
+    platforms, functions, step = manifest["platforms"], manifest["functions"], manifest["step"]
+    texts = [manifest["rahf"], manifest["name"], manifest["model_id"], manifest["preprocessing_hash"]]
+    texts.append(_weight_license(manifest))
+    right = isinstance(platforms, list) and isinstance(functions, dict) and isinstance(step, int | None)
+    if not right or not all(isinstance(text, str) for text in [*texts, *platforms, *functions.values()]):
+        raise ExportError(f"{path}: its {archive.MANIFEST} is damaged; copy or export it again")
+
+
+def _weight_license(manifest: dict[str, Any]) -> str:
+    """Format 1 spelled the key with a c."""
+    return manifest["weight_licence" if manifest["format"] == 1 else "weight_license"]
+
+
 def _critic(path: str, manifest: dict[str, Any], parts: dict[str, bytes], dtype: Any) -> Critic:
     platforms = manifest["platforms"]
-    here = jax.default_backend()
-    here = "cuda" if here == "gpu" and "rocm" not in str(jax.devices()[0].client.platform_version) else here
-    if here not in platforms:
+    platform = jax.default_backend()
+    if platform == "gpu" and "rocm" not in str(jax.devices()[0].client.platform_version):
+        platform = "cuda"
+    if platform not in platforms:
         raise ExportError(
-            f"{path}: exported for {', '.join(platforms)}, but JAX runs on {here} here; export it again for {here} "
-            "(by default it is exported for all)"
+            f"{path}: exported for {', '.join(platforms)}, but JAX runs on {platform} here; export it again for "
+            f"{platform} (by default it is exported for all)"
         )
-    config = config_lib.from_json(parts[CONFIG].decode(), where=f"{path}: {CONFIG}")
-    computes = config.model.compute_dtype
-    if dtype is not None and jnp.dtype(dtype).name != computes:
-        raise ArgumentError(f"dtype: {path} computes in {computes}, asked for {jnp.dtype(dtype).name}; export it so")
+    config = config_lib.from_json(parts[CONFIG].decode(errors="replace"), where=f"{path}: {CONFIG}")
+    compute_dtype = config.model.compute_dtype
+    if dtype is not None and jnp.dtype(dtype).name != compute_dtype:
+        raise ArgumentError(
+            f"dtype: {path} computes in {compute_dtype}, asked for {jnp.dtype(dtype).name}; export it so"
+        )
     try:
         tokenizer = tokenizer_from_bytes(parts[TOKENIZER], f"{path}: {TOKENIZER}")
     except (ImportError, ValueError) as error:
         raise ExportError(str(error)) from error
-    known = _provenance(path, manifest, parts, config, tokenizer)
+    origin = _provenance(path, manifest, parts, config, tokenizer)
     functions = {
-        name: program.function(program.deserialize(parts[file], f"{path}: {file}"))
+        name: program.differentiable(program.read_program(parts[file], f"{path}: {file}"))
         for name, file in manifest["functions"].items()
     }
-    licences = known.weight_licence
-    licenses.tell_exported(os.path.basename(path), "" if licences == provenance.UNSPECIFIED else licences)
     params = jax.device_put(_weights(path, parts[WEIGHTS]))
     network = _network(functions, config.model.image_size)
     return Critic(
-        config, params, tokenizer, manifest["name"], manifest["step"], network=network, describe=lambda _: known
+        config, params, tokenizer, manifest["name"], manifest["step"], network=network, describe=lambda _: origin
     )
 
 
 def _provenance(
     path: str, manifest: dict[str, Any], parts: dict[str, bytes], config: Config, tokenizer: Tokenizer
 ) -> Provenance:
-    """Also checks that this reader prepares images and prompts as the exporter did."""
-    found = provenance.preprocessing_hash(provenance.preprocessing(config, tokenizer))
-    if found != manifest["preprocessing_hash"]:
+    """Also checks that this reader preprocesses images and prompts as the exporter did."""
+    preprocessing_hash = provenance.preprocessing_hash(provenance.describe_preprocessing(config, tokenizer))
+    if preprocessing_hash != manifest["preprocessing_hash"]:
         raise ExportError(
             f"{path}: exported by rahf {manifest['rahf']}, which prepares images or prompts otherwise than this one "
             f"(see {PREPROCESSING} in it); install that version, or export the model again"
         )
     quantiles = None
     if provenance.QUANTILES_FILE in parts:
-        quantiles = Quantiles.from_json(parts[provenance.QUANTILES_FILE])
-    return Provenance(manifest["model_id"], found, manifest["weight_licence"], quantiles)
+        try:
+            quantiles = Quantiles.from_json(parts[provenance.QUANTILES_FILE])
+        except ValueError as error:
+            raise ExportError(f"{path}: {error}") from error
+    return Provenance(manifest["model_id"], preprocessing_hash, _weight_license(manifest), quantiles)
 
 
 def _weights(path: str, data: bytes) -> tree.Params:
-    import safetensors
-
     try:
-        found = safetensors.deserialize(data)
-        flat = {n: np.frombuffer(t["data"], _DTYPES[t["dtype"]]).reshape(t["shape"]) for n, t in found}
+        tensors = safetensors.deserialize(data)
+        flat = {name: np.frombuffer(t["data"], _DTYPES[t["dtype"]]).reshape(t["shape"]) for name, t in tensors}
+        return tree.unflatten(flat)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ExportError(f"{path}: {WEIGHTS} cannot be read ({error})") from error
-    return tree.unflatten(flat)
 
 
 def _network(functions: dict[str, Any], side: int) -> Network:
-    """Functions of images of any size and kind, from those of float32 squares."""
+    """Wraps functions of float32 squares into functions of images of any size and dtype."""
 
     def forward(params, image, text_ids, text_mask, prompt_ids, word_end, generate=False):
-        found = functions["predict"](params, unit(image, side), text_ids, text_mask, prompt_ids, word_end)
-        return Prediction(*found), None
+        arrays = functions["predict"](params, unit(image, side), text_ids, text_mask, prompt_ids, word_end)
+        return Prediction(*arrays), None
 
-    def of(name):
-        def run(params, pixels, text_ids, text_mask):
-            return functions[name](params, unit(pixels, side), text_ids, text_mask)
+    def of_any_size(function):
+        def resize_and_call(params, pixels, text_ids, text_mask):
+            return function(params, unit(pixels, side), text_ids, text_mask)
 
-        return run
+        return resize_and_call
 
-    full = "predict" in functions
-    return Network(forward if full else None, of("scores"), of("heatmaps") if full else None)
+    scores = of_any_size(functions["scores"])
+    if "predict" not in functions:
+        return Network(None, scores, None)
+    return Network(forward, scores, of_any_size(functions["heatmaps"]))

@@ -1,7 +1,7 @@
-"""`rahf export`: a trained model → one self-contained file (`rahf.critic.export.read` reads it).
+"""`rahf export`: writes a trained model as one self-contained file, which `rahf.critic.export.read` reads.
 
-The functions are StableHLO of `jax.export` with a symbolic batch size, for several kinds of devices at once, with
-their derivative; the weights are arguments of the functions, not constants in them.
+`jax.export` lowers the functions to StableHLO with a symbolic batch size, for several platforms at once, with their
+first derivatives. The weights are arguments of the functions, not constants in them.
 """
 
 from __future__ import annotations
@@ -28,91 +28,93 @@ from rahf.core.errors import ArgumentError, ExportError
 from rahf.core.files import replacing
 from rahf.critic import families, loading, provenance
 from rahf.critic.critic import Critic
-from rahf.critic.export import archive
-from rahf.critic.export import card as model_card
-from rahf.critic.export import functions as export_functions
-from rahf.critic.export import read as exported
+from rahf.critic.export import archive, card, functions, read
 from rahf.text import vocabulary
 from rahf.text.prompts import PromptWarning
 
-#: One file serves all of them.
+#: Platforms that a file is exported for by default.
 PLATFORMS = ("cpu", "cuda", "tpu")
 #: Largest difference to the checkpoint's outputs that a float32 export may have.
 TOLERANCE = 1e-5
-_HALF_TOLERANCE = 0.05  # of networks that compute in bfloat16: 8 bits of precision, other fusions
+#: The same of a network that computes in bfloat16: 8 bits of precision, and XLA fuses the two programs differently.
+_BFLOAT16_TOLERANCE = 0.05
 
 
-class Exported(NamedTuple):
-    """What was written: the file, its size in bytes, and the largest difference to the checkpoint's outputs."""
+class WrittenExport(NamedTuple):
+    """The file, its size in bytes, the provenance in it, and the largest difference to the checkpoint's outputs.
+
+    The difference is NaN where the file was not exported for the platform of this machine and could not be run.
+    """
 
     file: pathlib.Path
     size: int
+    provenance: provenance.Provenance
     difference: float
 
 
-def run(
+def export_run(
     model: str | os.PathLike, file: str | os.PathLike, *, console: Console | None = None, **options: Any
-) -> Exported:
-    """Loads a model, exports it with its evaluation's metrics if there are any, and says what came of it.
+) -> WrittenExport:
+    """Loads a model, exports it with the metrics of its newest evaluation if there is one, and prints a summary.
 
     Args:
       model: run directory or checkpoint directory.
-      file: as in `export`.
+      file: as in `write_export`.
       console: where the summary goes; None: stdout.
-      options: of `export`.
+      options: of `write_export`.
 
     Raises:
-      As `rahf.load` and `export`.
+      As `rahf.load` and `write_export`.
     """
     console = console or Console(highlight=False)
     critic = loading.load(model)
-    done = export(critic, file, metrics=_metrics(pathlib.Path(model), critic), **options)
-    known = exported.load(done.file).provenance
-    checked = f"largest difference to the checkpoint {done.difference:.1e}"
-    if done.difference != done.difference:
-        checked = "not run here, since it was not made for the devices of this machine"
-    console.print(f"{done.file}: {done.size / 1e6:.1f} MB, model {known.model_id}; {checked}", soft_wrap=True)
-    console.print(f"weights: {known.weight_licence}", soft_wrap=True)
-    if known.quantiles is None:
-        whole = all(families.outputs(critic.config.model).score_mask)
-        why = "run rahf evaluate before the export" if whole else "this baseline does not predict all four scores"
+    written = write_export(critic, file, metrics=_newest_metrics(pathlib.Path(model), critic), **options)
+    origin = written.provenance
+    check = f"largest difference to the checkpoint {written.difference:.1e}"
+    if np.isnan(written.difference):
+        check = "not run here, since it was not made for the devices of this machine"
+    console.print(f"{written.file}: {written.size / 1e6:.1f} MB, model {origin.model_id}; {check}", soft_wrap=True)
+    console.print(f"weights: {origin.weight_license}", soft_wrap=True)
+    if origin.quantiles is None:
+        all_scores = all(families.outputs(critic.config.model).score_mask)
+        why = "run rahf evaluate before the export" if all_scores else "this baseline does not predict all four scores"
         console.print(f"no reference quantiles, so no percentiles: {why}", soft_wrap=True)
-    return done
+    return written
 
 
-def _metrics(model: pathlib.Path, critic: Critic) -> dict[str, Any] | None:
-    """What the newest evaluation of the same checkpoint found."""
+def _newest_metrics(model: pathlib.Path, critic: Critic) -> dict[str, Any] | None:
+    """`metrics.json` of the newest evaluation of the critic's checkpoint; None without one."""
     runs = [folder for folder in (model, *model.resolve().parents[:3]) if (folder / "config.json").is_file()]
     files = sorted(runs[0].glob("report/*/metrics.json"), key=lambda f: f.stat().st_mtime) if runs else []
     for file in reversed(files):
         try:
-            found = json.loads(file.read_text())
-            if str(found["meta"]["model"]).endswith(f"of step {critic.step}"):
-                return found
+            metrics = json.loads(file.read_text())
+            if str(metrics["meta"]["model"]).endswith(f"of step {critic.step}"):
+                return metrics
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # a report that cannot be read is no metric
+            continue  # an unreadable report counts as: not evaluated
     return None
 
 
-def export(
+def write_export(
     critic: Critic,
     file: str | os.PathLike,
     *,
     scores_only: bool = False,
     bf16: bool = False,
-    weight_licence: str | None = None,
+    weight_license: str | None = None,
     platforms: Sequence[str] = PLATFORMS,
     metrics: dict[str, Any] | None = None,
-) -> Exported:
-    """Writes a model as one file, after comparing what the file gives with what the model gives.
+) -> WrittenExport:
+    """Writes a model as one file. The file takes its name after its outputs were compared with those of the model.
 
     Args:
       critic: loaded from a run directory.
-      file: where to; replaced only by a complete file.
-      scores_only: only the four scores, without what heatmaps and words need.
-      bf16: store weights as bfloat16, half as large; they are widened to float32 before they are used.
-      weight_licence: of the weights; None: what is recorded about them.
-      platforms: kinds of devices that the file shall run on.
+      file: the file; an existing one is replaced only by a complete one.
+      scores_only: export only the four scores, without the weights that only heatmaps and words need.
+      bf16: store weights as bfloat16, half as large; the functions widen them to float32.
+      weight_license: license of the weights; None: the recorded one.
+      platforms: JAX's names of the platforms that the file shall run on.
       metrics: `metrics.json` of an evaluation, for the model card.
 
     Raises:
@@ -137,93 +139,109 @@ def export(
             "Use the run directory as it is, or import the model again with its vocab.json and merges.txt alone"
         )
     file.parent.mkdir(parents=True, exist_ok=True)
-    weights = export_functions.needed(critic) if scores_only else tree.flatten(critic.params)
+    weights = functions.score_weights(critic) if scores_only else tree.flatten(critic.params)
     dtype = jnp.bfloat16 if bf16 else np.float32
     weights = {path: np.ascontiguousarray(leaf, dtype) for path, leaf in weights.items()}
-    functions = export_functions.serialized(critic, weights, scores_only, tuple(platforms))
-    known = _known(critic, bf16, weight_licence)
+    programs = functions.serialize_functions(critic, weights, scores_only, tuple(platforms))
+    origin = _provenance(critic, bf16, weight_license)
     with replacing(file) as unfinished:
-        about, parts = _parts(critic, functions, weights, known, platforms, metrics)
-        archive.write(unfinished, parts, about)
-        here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
-        difference = _difference(critic, unfinished, bf16) if here in platforms else float("nan")
-    return Exported(file, file.stat().st_size, difference)
+        manifest, parts = _manifest_and_parts(critic, programs, weights, origin, platforms, metrics)
+        archive.write_archive(unfinished, parts, manifest)
+        platform = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+        difference = float("nan")
+        if platform in platforms:
+            exported = read.critic_of_archive(file.name, *archive.read_archive(unfinished))
+            difference = _check_outputs(critic, exported, file.name, np.inf if bf16 else None)
+    return WrittenExport(file, file.stat().st_size, origin, difference)
 
 
-def _known(critic: Critic, bf16: bool, weight_licence: str | None) -> provenance.Provenance:
-    known = critic.provenance
-    name = known.model_id + ("-bf16" if bf16 else "")  # other weights are another model
-    quantiles = known.quantiles and dataclasses.replace(known.quantiles, model=name)
-    licence = weight_licence or known.weight_licence
-    return dataclasses.replace(known, model_id=name, weight_licence=licence, quantiles=quantiles)
+def _provenance(critic: Critic, bf16: bool, weight_license: str | None) -> provenance.Provenance:
+    """The provenance of the exported model. In bfloat16 the weights are others, and so is the model's id."""
+    origin = critic.provenance
+    name = origin.model_id + ("-bf16" if bf16 else "")
+    quantiles = origin.quantiles and dataclasses.replace(origin.quantiles, model=name)
+    weight_license = weight_license or origin.weight_license
+    return dataclasses.replace(origin, model_id=name, weight_license=weight_license, quantiles=quantiles)
 
 
-def _parts(
+def _manifest_and_parts(
     critic: Critic,
-    functions: dict[str, bytes],
+    programs: dict[str, bytes],
     weights: dict[str, np.ndarray],
-    known: provenance.Provenance,
+    origin: provenance.Provenance,
     platforms: Sequence[str],
     metrics: dict[str, Any] | None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest's content and all parts."""
-    described = provenance.preprocessing(critic.config, critic.tokenizer)
-    about = {
+    """Entries of the manifest, and parts by member name."""
+    preprocessing = provenance.describe_preprocessing(critic.config, critic.tokenizer)
+    manifest = {
         "rahf": rahf.__version__,
         "jax": jax.__version__,
         "name": critic.name,
         "step": critic.step,
-        "model_id": known.model_id,
-        "preprocessing_hash": known.preprocessing_hash,
-        "weight_licence": known.weight_licence,
+        "model_id": origin.model_id,
+        "preprocessing_hash": origin.preprocessing_hash,
+        "weight_license": origin.weight_license,
         "platforms": list(platforms),
         "weights": {"dtype": next(iter(weights.values())).dtype.name, "count": sum(w.size for w in weights.values())},
-        "functions": {name: f"functions/{name}.jax_export" for name in functions},
+        "functions": {name: f"functions/{name}.jax_export" for name in programs},
         "vjp_order": 1,
     }
-    parts = {about["functions"][name]: data for name, data in functions.items()}
-    parts[exported.WEIGHTS] = safetensors.numpy.save(weights, {"format": "rahf"})
-    parts[exported.TOKENIZER] = critic.tokenizer.model
-    parts[exported.CONFIG] = config_lib.to_json(_without_paths(critic.config)).encode()
-    parts[exported.PREPROCESSING] = (json.dumps(described, indent=1) + "\n").encode()
-    if known.quantiles is not None:
-        parts[provenance.QUANTILES_FILE] = known.quantiles.to_json().encode()
-    parts["README.md"] = model_card.card(critic.config, about, known, metrics).encode()
-    parts["LICENSES.md"] = model_card.licences(known.weight_licence).encode()
-    return about, parts
+    parts = {manifest["functions"][name]: data for name, data in programs.items()}
+    parts[read.WEIGHTS] = safetensors.numpy.save(weights, {"format": "rahf"})
+    parts[read.TOKENIZER] = critic.tokenizer.model
+    parts[read.CONFIG] = config_lib.to_json(_without_paths(critic.config)).encode()
+    parts[read.PREPROCESSING] = (json.dumps(preprocessing, indent=1) + "\n").encode()
+    if origin.quantiles is not None:
+        parts[provenance.QUANTILES_FILE] = origin.quantiles.to_json().encode()
+    parts["README.md"] = card.model_card(critic.config, manifest, origin, metrics).encode()
+    parts["LICENSES.md"] = card.license_text(origin.weight_license).encode()
+    return manifest, parts
 
 
 def _without_paths(config: config_lib.Config) -> config_lib.Config:
-    """Folders of the machine that trained are nobody's business."""
+    """Removes the folders of the machine that trained: they are private, and mean nothing elsewhere."""
     data = dataclasses.replace(config.data, path=pathlib.PurePath(config.data.path).name, tokenizer="dataset")
     start = dataclasses.replace(config.start, vision="", text="", model="") if hasattr(config, "start") else None
     changes = {} if start is None else {"start": start}
     return dataclasses.replace(config, workdir=pathlib.PurePath(config.workdir).name, data=data, **changes)
 
 
-def _difference(critic: Critic, file: pathlib.Path, bf16: bool) -> float:
-    """Largest difference between what the file and the model say of noise pictures. Raises ExportError if large."""
-    again = exported.load(file)
+def _check_outputs(critic: Critic, exported: Critic, name: str, tolerance: float | None) -> float:
+    """Compares the outputs of a model and of its export on images of noise.
+
+    Args:
+      critic: the model.
+      exported: the same, read from its file.
+      name: of the file, for the error.
+      tolerance: largest difference that is allowed; None: that of the model's compute dtype.
+
+    Returns:
+      The largest absolute difference of all scores, heatmap pixels and word probabilities that both of them predict.
+
+    Raises:
+      ExportError: a difference above the tolerance, or outputs that are not finite.
+    """
     stream = np.random.default_rng(0)
     side = critic.config.model.image_size
     images = list(stream.integers(0, 256, (3, side, side, 3), np.uint8))
     prompts = ["a", "a red star left of two blue rings", "one picture, made by a machine"]
-    with warnings.catch_warnings():  # a network of short prompts cuts these, and nobody gave them
+    with warnings.catch_warnings():  # a network of short prompts cuts these; the user did not write them
         warnings.simplefilter("ignore", PromptWarning)
-        found, expected = again(images, prompts), critic(images, prompts)
-    # Without what an export of scores only lacks, and what a baseline does not predict.
-    filled = Prediction(*(b if a is None else a for a, b in zip(tuple(found), tuple(expected))))
-    said = families.outputs(critic.config.model)
-    pairs = {name: (a, said.predicted(expected)[name]) for name, a in said.predicted(filled).items()}
-    for name, (_, b) in pairs.items():
+        outputs, expected = exported(images, prompts), critic(images, prompts)
+    # An export of scores only lacks fields; a baseline does not predict all scores and heatmaps.
+    filled = Prediction(*(b if a is None else a for a, b in zip(tuple(outputs), tuple(expected))))
+    predicted = families.outputs(critic.config.model).predicted
+    pairs = {field: (a, predicted(expected)[field]) for field, a in predicted(filled).items()}
+    for field, (_, b) in pairs.items():
         if not np.isfinite(b).all():
-            raise ExportError(f"the model's own {name} are not finite; nothing was written. Check its weights")
-    worst = float(np.max([np.abs(a - b).max(initial=0) for a, b in pairs.values()]))
-    computes = critic.config.model.compute_dtype
-    allowed = np.inf if bf16 else TOLERANCE if computes == "float32" else _HALF_TOLERANCE
-    if not worst <= allowed:
+            raise ExportError(f"the model's own {field} are not finite; nothing was written. Check its weights")
+    difference = float(np.max([np.abs(a - b).max(initial=0) for a, b in pairs.values()]))
+    if tolerance is None:
+        tolerance = TOLERANCE if critic.config.model.compute_dtype == "float32" else _BFLOAT16_TOLERANCE
+    if not difference <= tolerance:
         raise ExportError(
-            f"{file.name}: gives other numbers than the model (difference {worst:.2g}, at most {allowed:.2g}); "
+            f"{name}: gives other numbers than the model (difference {difference:.2g}, at most {tolerance:.2g}); "
             "nothing was written. This is an error of rahf or of this version of jax; please report it"
         )
-    return worst
+    return difference

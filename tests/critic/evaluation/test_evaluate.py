@@ -266,10 +266,10 @@ def test_outputs_that_are_not_finite_are_named(field, row):
 
 
 def test_an_exported_file_is_evaluated(evaluated, finished_run, tiny_data, tmp_path):
-    from rahf.critic.export import write as export
+    from rahf.critic.export.write import write_export
 
     critic = rahf.load(finished_run)
-    file = export.export(critic, tmp_path / "tiny.rahf", platforms=("cpu",)).file
+    file = write_export(critic, tmp_path / "tiny.rahf", platforms=("cpu",)).file
     data = json.loads((finished_run / "config.json").read_text())["data"]["path"]
     found = evaluation_report.run(str(file), data=data, split="test")
     expected = evaluated[0]
@@ -279,6 +279,6 @@ def test_an_exported_file_is_evaluated(evaluated, finished_run, tiny_data, tmp_p
     }
     for name, value in found.metrics.items():
         np.testing.assert_allclose(value, expected.metrics[name], atol=1e-4, err_msg=name)
-    small = export.export(critic, tmp_path / "scores.rahf", platforms=("cpu",), scores_only=True).file
+    small = write_export(critic, tmp_path / "scores.rahf", platforms=("cpu",), scores_only=True).file
     with pytest.raises(ValueError, match="exported with --scores-only; evaluate needs heatmaps"):
         evaluation_report.run(str(small), data=data, split="test")

@@ -20,7 +20,7 @@ ABOUT = {"rahf": "0.1.0", "name": "x"}
 
 @pytest.fixture
 def file(tmp_path) -> pathlib.Path:
-    archive.write(tmp_path / "model.rahf", PARTS, ABOUT)
+    archive.write_archive(tmp_path / "model.rahf", PARTS, ABOUT)
     return tmp_path / "model.rahf"
 
 
@@ -42,11 +42,11 @@ def manifest_of(file: pathlib.Path) -> dict:
 
 
 def test_round_trip(file, tmp_path):
-    manifest, parts = archive.read(file)
+    manifest, parts = archive.read_archive(file)
     assert parts == PARTS and manifest["format"] == archive.FORMAT and manifest["name"] == "x"
     assert manifest["parts"]["README.md"]["bytes"] == 10
     assert re.fullmatch("[0-9a-f]{64}", manifest["parts"]["README.md"]["sha256"])
-    archive.write(tmp_path / "again.rahf", PARTS, ABOUT)
+    archive.write_archive(tmp_path / "again.rahf", PARTS, ABOUT)
     assert (tmp_path / "again.rahf").read_bytes() == file.read_bytes()  # no date, no chance
     assert {i.compress_type for i in zipfile.ZipFile(file).infolist()} == {zipfile.ZIP_STORED}
     assert zipfile.ZipFile(file).testzip() is None
@@ -62,7 +62,7 @@ def test_every_changed_byte_is_noticed(file, tmp_path):
         for bit in (1, 128):
             changed.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
             with pytest.raises(ExportError, match="changed.rahf"):
-                archive.read(changed)
+                archive.read_archive(changed)
 
 
 def test_the_changed_part_is_named(file, tmp_path):
@@ -70,10 +70,10 @@ def test_the_changed_part_is_named(file, tmp_path):
     at = data.index(bytes(range(256)))
     file.write_bytes(data[:at] + b"!" + data[at + 1 :])
     with pytest.raises(ExportError, match="weights.bin"):
-        archive.read(file)
+        archive.read_archive(file)
     members = {"manifest.json": json.dumps(manifest_of(file)).encode(), **PARTS, "README.md": b"# reed me\n"}
     with pytest.raises(ExportError, match="part 'README.md' was changed after the export; copy or export it again"):
-        archive.read(sealed(tmp_path / "other.rahf", members))
+        archive.read_archive(sealed(tmp_path / "other.rahf", members))
 
 
 def test_truncated_empty_and_other_files(file, tmp_path):
@@ -81,26 +81,26 @@ def test_truncated_empty_and_other_files(file, tmp_path):
     for length in (0, 1, 100, len(data) // 2, len(data) - 100):
         file.write_bytes(data[:length])
         with pytest.raises(ExportError, match="expected a file of `rahf export`. It is something else, or truncated"):
-            archive.read(file)
+            archive.read_archive(file)
     file.write_bytes(data[:-1])
     with pytest.raises(ExportError, match="model.rahf"):
-        archive.read(file)
+        archive.read_archive(file)
     file.write_bytes(data + b"more")
     with pytest.raises(ExportError, match="model.rahf"):
-        archive.read(file)
+        archive.read_archive(file)
     with pytest.raises(ExportError, match="No such file"):
-        archive.read(tmp_path / "nowhere.rahf")
+        archive.read_archive(tmp_path / "nowhere.rahf")
     with zipfile.ZipFile(file, "w") as other:
         other.writestr("a.txt", "text")
     with pytest.raises(ExportError, match="no exported model: it has no readable manifest.json"):
-        archive.read(file)
+        archive.read_archive(file)
 
 
 def test_newer_formats_are_refused(file, tmp_path):
     newer = manifest_of(file) | {"format": archive.FORMAT + 1, "rahf": "9.9"}
     said = rf"format {archive.FORMAT + 1}, written by rahf 9.9; this reader knows formats up to {archive.FORMAT}. Inst"
     with pytest.raises(ExportError, match=said):
-        archive.read(sealed(tmp_path / "newer.rahf", PARTS, newer))
+        archive.read_archive(sealed(tmp_path / "newer.rahf", PARTS, newer))
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_unsafe_names_are_refused(file, tmp_path, name):
     info = zipfile.ZipInfo("placeholder")
     info.filename = name  # the constructor would already clean it
     with pytest.raises(ExportError, match="safe name"):
-        archive.read(sealed(made, {**PARTS, name: b"# read me\n"}, manifest, {name: info}))
+        archive.read_archive(sealed(made, {**PARTS, name: b"# read me\n"}, manifest, {name: info}))
     with pytest.raises(ExportError, match="not a safe name"):
-        archive.write(tmp_path / "x.rahf", {name: b""}, {})
+        archive.write_archive(tmp_path / "x.rahf", {name: b""}, {})
     assert not (tmp_path / "x.rahf").exists()
 
 
@@ -124,21 +124,21 @@ def test_links_packed_added_and_missing_members_are_refused(file, tmp_path):
     link = zipfile.ZipInfo("README.md")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with pytest.raises(ExportError, match="'README.md' is not a plain file"):
-        archive.read(sealed(made, PARTS, manifest, {"README.md": link}))
+        archive.read_archive(sealed(made, PARTS, manifest, {"README.md": link}))
     packed = zipfile.ZipInfo("README.md")
     packed.compress_type = zipfile.ZIP_DEFLATED
     with pytest.raises(ExportError, match="compressed or encrypted"):
-        archive.read(sealed(made, PARTS, manifest, {"README.md": packed}))
+        archive.read_archive(sealed(made, PARTS, manifest, {"README.md": packed}))
     with pytest.raises(ExportError, match="'extra.bin' is not listed in its manifest"):
-        archive.read(sealed(made, {**PARTS, "extra.bin": b"x"}, manifest))
+        archive.read_archive(sealed(made, {**PARTS, "extra.bin": b"x"}, manifest))
     fewer = {name: data for name, data in PARTS.items() if name != "README.md"}
     with pytest.raises(ExportError, match="part 'README.md' is missing"):
-        archive.read(sealed(made, fewer, manifest))
+        archive.read_archive(sealed(made, fewer, manifest))
     with pytest.raises(ExportError, match="two of one name"):
-        archive.read(sealed(made, {**PARTS, "readme.md": b"x"}, manifest))
+        archive.read_archive(sealed(made, {**PARTS, "readme.md": b"x"}, manifest))
     for broken in ({"format": "1", "parts": {}}, {"format": 1}, {"format": 1, "parts": {"README.md": 3}}):
         with pytest.raises(ExportError, match="manifest.json"):
-            archive.read(sealed(made, PARTS, broken))
+            archive.read_archive(sealed(made, PARTS, broken))
 
 
 def test_a_failed_write_leaves_what_was_there(file, tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_failed_write_leaves_what_was_there(file, tmp_path, monkeypatch):
 
     monkeypatch.setattr(archive, "seal", full)
     with pytest.raises(ExportError, match="model.rahf: cannot be written .*No space left"):
-        archive.write(file, PARTS, {"name": "other"})
+        archive.write_archive(file, PARTS, {"name": "other"})
     assert file.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["model.rahf"]
 
 

@@ -18,7 +18,7 @@ from rahf.core.batch import SCORES, Prediction
 from rahf.core.errors import ExportError
 from rahf.critic import families, loading
 from rahf.critic.critic import Critic
-from rahf.critic.export import write as export
+from rahf.critic.export import functions, read, write
 from rahf.critic.networks import build
 from rahf.critic.published import baselines
 from rahf.nn import functional
@@ -56,8 +56,8 @@ def checkpoint(run):
 @pytest.fixture(scope="module")
 def exported_clip(checkpoint, folder) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_difference", lambda *_: 0.0)  # the tests compare
-        return export.export(checkpoint, folder / "clip.rahf", platforms=("cpu",)).file
+        patch.setattr(write, "_check_outputs", lambda *_: 0.0)  # the tests compare
+        return write.write_export(checkpoint, folder / "clip.rahf", platforms=("cpu",)).file
 
 
 def critic_of(model, tokenizer, name: str) -> Critic:
@@ -89,9 +89,9 @@ def card_of(file: pathlib.Path) -> str:
 
 
 def test_resnet(folder, pictures, monkeypatch):
-    monkeypatch.setattr(export, "_difference", lambda *_: 0.0)  # compared below
+    monkeypatch.setattr(write, "_check_outputs", lambda *_: 0.0)  # compared below
     critic = critic_of(RESNET, Tokenizer(train_tokenizer(["the network reads no text"], 320)), "resnet")
-    again = rahf.load(export.export(critic, folder / "resnet.rahf", platforms=("cpu",)).file)
+    again = rahf.load(write.write_export(critic, folder / "resnet.rahf", platforms=("cpu",)).file)
     found = again(pictures, PROMPTS)
     agree(found, critic(pictures, PROMPTS), families.outputs(RESNET))
     assert found.provenance == critic.provenance
@@ -106,7 +106,7 @@ def test_trained_scores_of_clip(checkpoint, folder, pictures):
     """Scores only, and compared by `export` itself, too."""
     text = dataclasses.replace(CLIP.clip.text, vocab_size=checkpoint.tokenizer.vocab_size, positions=20, eos_token_id=2)
     critic = critic_of(clip(scores="trained", text=text), checkpoint.tokenizer, "scores")
-    made = export.export(critic, folder / "scores.rahf", scores_only=True, platforms=("cpu",))
+    made = write.write_export(critic, folder / "scores.rahf", scores_only=True, platforms=("cpu",))
     again = rahf.load(made.file)
     agree(again(pictures, PROMPTS), critic(pictures, PROMPTS), families.outputs(critic.config.model))
     assert made.difference <= 1e-5 and "score_out/kernel" in functional.flatten(again.params)
@@ -115,7 +115,7 @@ def test_trained_scores_of_clip(checkpoint, folder, pictures):
 
 
 def test_clip_without_transformers_and_tokenizers(exported_clip, checkpoint, pictures, tmp_path):
-    """The reader has jax, numpy, sentencepiece, safetensors and Pillow; prompts, numbers and gradients are the same."""
+    """The reader has neither library; prompts, numbers and gradients are the same."""
     found = bare_reader.read(exported_clip, pictures[:2], PROMPTS[:2], tmp_path)
     said = families.outputs(checkpoint.config.model)
     assert said == (("alignment",), ("misalignment",), False)
@@ -163,10 +163,10 @@ def test_a_vocabulary_that_only_its_library_can_read_is_refused_before_any_work(
     tree["normalizer"]["normalizers"].pop()  # tells upper from lower case
     other = text_clip.ClipTokenizer(json.dumps(tree).encode(), "other/tokenizer.json")
     critic = Critic(checkpoint.config, checkpoint.params, other, "other", 0)
-    monkeypatch.setattr(export.export_functions, "serialized", lambda *_: pytest.fail("worked before it refused"))
+    monkeypatch.setattr(functions, "serialize_functions", lambda *_: pytest.fail("worked before it refused"))
     said = "other/tokenizer.json: it normalizes texts otherwise than CLIP .*vocab.json and merges.txt alone"
     with pytest.raises(ExportError, match=said):
-        export.export(critic, tmp_path / "new" / "other.rahf")
+        write.write_export(critic, tmp_path / "new" / "other.rahf")
     assert not list(tmp_path.iterdir())
 
 
@@ -174,16 +174,15 @@ def test_numbers_that_are_not_finite_are_refused(checkpoint, tmp_path, monkeypat
     """NaN stands for what a baseline does not predict; it must not hide damaged weights."""
     damaged = functional.unflatten({k: v * np.nan for k, v in functional.flatten(checkpoint.params).items()})
     critic = Critic(checkpoint.config, damaged, checkpoint.tokenizer, "damaged", 0, network=checkpoint.network)
-    monkeypatch.setattr(export.export_functions, "serialized", lambda *_: {"predict": b""})
-    monkeypatch.setattr(export.exported, "load", lambda _: critic)  # gives the same NaN
+    monkeypatch.setattr(functions, "serialize_functions", lambda *_: {"predict": b""})
+    monkeypatch.setattr(read, "critic_of_archive", lambda *_: critic)  # gives the same NaN
     with pytest.raises(ExportError, match="the model's own (scores|heatmaps) are not finite; nothing was written"):
-        export.export(critic, tmp_path / "damaged.rahf")
+        write.write_export(critic, tmp_path / "damaged.rahf")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_baseline_without_all_scores_has_no_percentiles(run, tmp_path, capsys, monkeypatch):
-    written = export.Exported(tmp_path / "x.rahf", 1, 0.0)
-    monkeypatch.setattr(export, "export", lambda *_, **__: written)
-    monkeypatch.setattr(export.exported, "load", lambda _: rahf.load(run))
-    export.run(run, tmp_path / "x.rahf")
+    written = write.WrittenExport(tmp_path / "x.rahf", 1, rahf.load(run).provenance, 0.0)
+    monkeypatch.setattr(write, "write_export", lambda *_, **__: written)
+    write.export_run(run, tmp_path / "x.rahf")
     assert "no percentiles: this baseline does not predict all four scores" in capsys.readouterr().out

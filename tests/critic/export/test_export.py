@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import rahf
 from rahf import config as config_lib
@@ -18,8 +19,7 @@ from rahf.core import tree
 from rahf.core.batch import Prediction
 from rahf.core.errors import ExportError, ImageError
 from rahf.critic import energy as energy_lib
-from rahf.critic.export import read as exported
-from rahf.critic.export import write as export
+from rahf.critic.export import archive, read, write
 from rahf.critic.networks import build
 from rahf.critic.provenance import ModelMismatch, Quantiles
 from rahf.diffusion import schedules
@@ -70,7 +70,7 @@ def checkpoint(run):
 
 @pytest.fixture(scope="module")
 def full(checkpoint, folder) -> pathlib.Path:
-    return export.export(checkpoint, folder / "full.rahf").file
+    return write.write_export(checkpoint, folder / "full.rahf").file
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def critic(full):
 @pytest.fixture(scope="module")
 def small(checkpoint, folder) -> pathlib.Path:
     """Scores only, weights in 16 bits."""
-    return export.export(checkpoint, folder / "small.rahf", scores_only=True, bf16=True).file
+    return write.write_export(checkpoint, folder / "small.rahf", scores_only=True, bf16=True).file
 
 
 @pytest.fixture(scope="module")
@@ -211,26 +211,26 @@ def test_scores_only_in_16_bits(small, full, checkpoint, pictures):
 
 
 def test_an_export_for_other_devices_is_refused(checkpoint, folder):
-    made = export.export(checkpoint, folder / "cuda.rahf", scores_only=True, platforms=("cuda",))
+    made = write.write_export(checkpoint, folder / "cuda.rahf", scores_only=True, platforms=("cuda",))
     assert made.difference != made.difference  # could not be run here
     with pytest.raises(ExportError, match="cuda.rahf: exported for cuda, but JAX runs on cpu here; export it again"):
         rahf.load(made.file)
     with pytest.raises(ValueError, match="platforms: expected some of cpu, cuda, tpu, found abacus"):
-        export.export(checkpoint, folder / "x.rahf", platforms=("abacus",))
+        write.write_export(checkpoint, folder / "x.rahf", platforms=("abacus",))
 
 
 def test_what_is_in_the_file(full, checkpoint):
-    with zipfile.ZipFile(full) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(full) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
     manifest = json.loads(parts["manifest.json"])
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"] and manifest["vjp_order"] == 1
     assert set(manifest["parts"]) == set(parts) - {"manifest.json"}
     assert json.loads(parts["preprocessing.json"])["words"]["rule"] == r'[^,.?!":; ]+'
     config = json.loads(parts["config.json"])
     assert "/" not in config["workdir"] and "/" not in config["data"]["path"]
-    card, licences = parts["README.md"].decode(), parts["LICENSES.md"].decode()
+    card, licenses = parts["README.md"].decode(), parts["LICENSES.md"].decode()
     assert checkpoint.model_id in card and "## Intended use" in card and "Not evaluated" in card
-    assert "Apache-2.0" in licences and "not specified" in licences
+    assert "Apache-2.0" in licenses and "not specified" in licenses
     size = tree.count(checkpoint.params) * 4
     assert len(parts["weights.safetensors"]) > size  # weights are here …
     assert sum(len(parts[f]) for f in manifest["functions"].values()) < 3 * size  # … and not in the functions
@@ -249,19 +249,21 @@ def test_difference_is_checked_before_anything_is_written(checkpoint, folder, mo
         def __call__(self, *_):
             return Prediction(None, np.zeros((3, 4), np.float32), None)
 
-    monkeypatch.setattr(exported, "load", lambda *_: Lying())
+    monkeypatch.setattr(read, "critic_of_archive", lambda *_: Lying())
     with pytest.raises(ExportError, match="other numbers than the model .*nothing was written"):
-        export.export(checkpoint, taken, scores_only=True, platforms=("cpu",))
+        write.write_export(checkpoint, taken, scores_only=True, platforms=("cpu",))
     assert taken.read_bytes() == b"before"
     assert not [p for p in folder.iterdir() if p.name.startswith(".taken")]
 
 
 def test_commands_take_the_file(run, checkpoint, full, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(export, "export", lambda critic, file, **options: remembered.update(options) or _done(file))
+    monkeypatch.setattr(
+        write, "write_export", lambda critic, file, **options: remembered.update(options) or _written(critic, file)
+    )
     remembered: dict = {}
     (tmp_path / "picture.png").write_bytes(encode(smooth(40, 60)))
     assert cli.main(["export", str(run), str(full), "--bf16", "--license", "CC0-1.0"]) == 0
-    assert remembered == {"metrics": None, "scores_only": False, "bf16": True, "weight_licence": "CC0-1.0"}
+    assert remembered == {"metrics": None, "scores_only": False, "bf16": True, "weight_license": "CC0-1.0"}
     assert "no reference quantiles" in capsys.readouterr().out
     arguments = ["predict", str(full), str(tmp_path / "picture.png"), "--prompt", "a red cat"]
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
@@ -276,16 +278,16 @@ def test_commands_take_the_file(run, checkpoint, full, tmp_path, capsys, monkeyp
     assert capsys.readouterr().err.startswith(f"rahf: {changed}: ")
 
 
-def _done(file) -> export.Exported:
-    return export.Exported(pathlib.Path(file), 1, 0.0)
+def _written(critic, file) -> write.WrittenExport:
+    return write.WrittenExport(pathlib.Path(file), 1, critic.provenance, 0.0)
 
 
 def test_an_exported_file_cannot_be_exported(critic, tmp_path):
     with pytest.raises(ValueError, match="an exported file already; give the run directory"):
-        export.export(critic, tmp_path / "x.rahf")
+        write.write_export(critic, tmp_path / "x.rahf")
 
 
-def test_reader_needs_jax_numpy_sentencepiece_safetensors_and_pillow_alone(full, checkpoint, pictures, tmp_path):
+def test_reader_needs_few_packages(full, checkpoint, pictures, tmp_path):
     found = bare_reader.read(full, [pictures[0], pictures[2]], PROMPTS[:2], tmp_path)
     expected = checkpoint([pictures[0], pictures[2]], PROMPTS[:2])
     for name, values in zip(Prediction._fields, expected):
@@ -296,17 +298,61 @@ def test_reader_needs_jax_numpy_sentencepiece_safetensors_and_pillow_alone(full,
     np.testing.assert_allclose(found["gradient"], gradient, atol=1e-5)
 
 
+def test_malformed_files_with_right_checksums_are_refused(small, tmp_path):
+    manifest, parts = archive.read_archive(small)
+    scores = manifest["functions"]["scores"]
+    altered = tmp_path / "altered.rahf"
+
+    def refused(message: str, changes: dict | None = None, part: str = "", data: bytes = b""):
+        archive.write_archive(altered, parts | ({part: data} if part else {}), manifest | (changes or {}))
+        with pytest.raises(ExportError, match=f"altered.rahf: {message}"):
+            rahf.load(altered)
+
+    for name, value in {
+        "functions": [], "platforms": "cpu", "weight_license": 3, "step": "7", "name": None, "model_id": ["x"],
+    }.items():  # fmt: skip
+        refused("its manifest.json is damaged", {name: value})
+    refused("its manifest.json is damaged", {"functions": {"scores": 3}})
+    refused("lacks 'scores'", {"functions": {}})
+    refused("lacks 'functions/other'", {"functions": {"scores": "functions/other"}})
+    refused("exported by rahf .* prepares images or prompts otherwise", {"preprocessing_hash": "0"})
+    refused(f"{scores}: jax .* cannot read it", part=scores, data=parts[scores][:1000])
+    refused("weights.safetensors cannot be read", part="weights.safetensors", data=b"\xff" * 100)
+    header = b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
+    hostile = len(header).to_bytes(8, "little") + header
+    refused("weights.safetensors cannot be read", part="weights.safetensors", data=hostile)
+    nested = {"a": np.zeros(1, np.float32), "a/b": np.zeros(1, np.float32)}
+    refused("weights.safetensors cannot be read", part="weights.safetensors", data=safetensors.numpy.save(nested))
+    refused("reference quantiles are damaged", part="quantiles.json", data=b"[]")
+    refused("tokenizer.model", part="tokenizer.model", data=b"no vocabulary")
+    for data in (b"\xff\xfe", b"[]", b"{", b'{"model": 3}'):
+        archive.write_archive(altered, parts | {"config.json": data}, manifest)
+        with pytest.raises(config_lib.ConfigError, match="altered.rahf: config.json"):
+            rahf.load(altered)
+
+
+def test_both_spellings_of_the_license_are_read(small, tmp_path):
+    """Format 1 had another key in the manifest."""
+    manifest, parts = archive.read_archive(small)
+    old = {name: value for name, value in manifest.items() if name != "weight_license"}
+    archive.write_archive(tmp_path / "old.rahf", parts, old | {"format": 1, "weight_licence": "CC0-1.0"})
+    assert rahf.load(tmp_path / "old.rahf").provenance.weight_license == "CC0-1.0"
+    assert manifest["format"] == 2 and rahf.load(small).provenance.weight_license == "not specified"
+
+
 def test_quantiles_travel_with_the_model(run, checkpoint, tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr(export, "_difference", lambda *_: 0.0)  # tested elsewhere
+    monkeypatch.setattr(write, "_check_outputs", lambda *_: 0.0)  # tested elsewhere
     copied = shutil.copytree(run, tmp_path / "small")
     scores = np.random.default_rng(0).random((50, 4))
     quantiles = Quantiles.of(scores, checkpoint.model_id, "fifty pictures")
     (copied / "quantiles.json").write_text(quantiles.to_json())
     critic = rahf.load(copied)
     assert critic.provenance.quantiles == quantiles
-    made = export.export(critic, tmp_path / "with.rahf", scores_only=True, platforms=("cpu",), weight_licence="MIT")
+    made = write.write_export(
+        critic, tmp_path / "with.rahf", scores_only=True, platforms=("cpu",), weight_license="MIT"
+    )
     again = rahf.load(made.file)
-    assert again.provenance.quantiles == quantiles and again.provenance.weight_licence == "MIT"
+    assert again.provenance.quantiles == quantiles and again.provenance.weight_license == "MIT"
     found = again(pictures[0], "a cat")
     np.testing.assert_allclose(found.percentiles, quantiles.percentiles(np.asarray(found.scores)))
     assert "fifty pictures" in zipfile.ZipFile(made.file).read("README.md").decode()

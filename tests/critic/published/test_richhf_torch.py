@@ -124,8 +124,8 @@ def test_a_model_directory_loads_and_names_its_license(tmp_path, vocabulary, cap
     config = Config(workdir=str(out), model=model)
     write_model(out, config, converted, text.load_tokenizer(vocabulary[0]), record)
     critic = rahf.load(out)
-    assert caplog.messages == ["weights of richhf come from rahf_model.pt: licence CC BY-NC 4.0"]
-    assert critic.provenance.weight_licence == "CC BY-NC 4.0"
+    assert caplog.messages == ["weights of richhf come from rahf_model.pt: license CC BY-NC 4.0"]
+    assert critic.provenance.weight_license == "CC BY-NC 4.0"
     scores = critic(np.zeros((8, 8, 3), np.uint8), "a yellow cat").scores
     assert scores.shape == (1, 4) and ((0 < scores) & (scores <= 1)).all()
 
