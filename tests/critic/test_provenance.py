@@ -23,9 +23,9 @@ def test_quantiles_by_hand():
     scores[:, 1] = scores[:, 1] ** 2
     quantiles = Quantiles.of(scores, "m", "a test set")
     assert quantiles.count == 101
-    found = quantiles.percentiles(np.array([[0.25, 0.25, 0.0, 1.0], [-1.0, 2.0, 0.505, 0.5]]))
-    np.testing.assert_allclose(found, [[25, 50, 0, 100], [0, 100, 50.5, 50]], atol=1e-3)
-    assert found.dtype == np.float32
+    percentiles = quantiles.percentiles(np.array([[0.25, 0.25, 0.0, 1.0], [-1.0, 2.0, 0.505, 0.5]]))
+    np.testing.assert_allclose(percentiles, [[25, 50, 0, 100], [0, 100, 50.5, 50]], atol=1e-3)
+    assert percentiles.dtype == np.float32
     again = Quantiles.from_json(quantiles.to_json())
     assert again == quantiles and again.reference == "a test set"
     for broken in ("{}", "[", '{"scores": 3}', quantiles.to_json().replace("0.5", '"x"', 1)):
@@ -63,14 +63,14 @@ def test_scores_of_different_models_warn_when_they_meet():
 
 def test_predictions_know_their_model():
     quantiles = Quantiles.of(np.repeat(np.linspace(0, 1, 11)[:, None], 4, 1), "one-7-abc", "tests")
-    known = dataclasses.replace(ONE, weight_license="MIT", quantiles=quantiles)
-    made = CriticPrediction(np.zeros((2, 4, 4, 2)), SCORES, np.zeros((2, 3)), known)
-    assert isinstance(made, Prediction) and len(tuple(made)) == 3
-    assert (made.model_id, made.preprocessing_hash, made.weight_license) == ("one-7-abc", "p1", "MIT")
-    np.testing.assert_allclose(made.percentiles, SCORES * 100, atol=1e-4)
+    source = dataclasses.replace(ONE, weight_license="MIT", quantiles=quantiles)
+    prediction = CriticPrediction(np.zeros((2, 4, 4, 2)), SCORES, np.zeros((2, 3)), source)
+    assert isinstance(prediction, Prediction) and len(tuple(prediction)) == 3
+    assert (prediction.model_id, prediction.preprocessing_hash, prediction.weight_license) == ("one-7-abc", "p1", "MIT")
+    np.testing.assert_allclose(prediction.percentiles, SCORES * 100, atol=1e-4)
     assert CriticPrediction(None, SCORES, None, ONE).percentiles is None
     with pytest.warns(ModelMismatch):
-        _ = made.scores < CriticPrediction(None, SCORES, None, OTHER).scores
+        _ = prediction.scores < CriticPrediction(None, SCORES, None, OTHER).scores
 
 
 def test_unknown_scores_are_answered_with_the_nearest():

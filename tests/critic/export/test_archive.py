@@ -1,4 +1,4 @@
-"""The container of an exported model: whole or refused with a reason; nothing heavy is needed."""
+"""The container of an exported model: read completely or refused with a reason."""
 
 import json
 import pathlib
@@ -28,11 +28,11 @@ def sealed(path: pathlib.Path, members: dict[str, bytes], manifest: dict | None 
     """A file whose seal is right, whatever is in it."""
     if manifest is not None:
         members = {"manifest.json": json.dumps(manifest).encode(), **members}
-    with zipfile.ZipFile(path, "w") as made:
+    with zipfile.ZipFile(path, "w") as archive_file:
         for name, data in members.items():
             info = (infos or {}).get(name) or zipfile.ZipInfo(name)
-            made.writestr(info, data)
-        made.comment = b"rahf sha256 " + b"0" * 64
+            archive_file.writestr(info, data)
+        archive_file.comment = b"rahf sha256 " + b"0" * 64
     archive.seal(path)
     return path
 
@@ -98,8 +98,10 @@ def test_truncated_empty_and_other_files(file, tmp_path):
 
 def test_newer_formats_are_refused(file, tmp_path):
     newer = manifest_of(file) | {"format": archive.FORMAT + 1, "rahf": "9.9"}
-    said = rf"format {archive.FORMAT + 1}, written by rahf 9.9; this reader knows formats up to {archive.FORMAT}. Inst"
-    with pytest.raises(ExportError, match=said):
+    message = (
+        rf"format {archive.FORMAT + 1}, written by rahf 9.9; this reader knows formats up to {archive.FORMAT}. Inst"
+    )
+    with pytest.raises(ExportError, match=message):
         archive.read_archive(sealed(tmp_path / "newer.rahf", PARTS, newer))
 
 
@@ -109,36 +111,36 @@ def test_newer_formats_are_refused(file, tmp_path):
 def test_unsafe_names_are_refused(file, tmp_path, name):
     manifest = manifest_of(file)
     manifest["parts"][name] = manifest["parts"]["README.md"]
-    made = tmp_path / "unsafe.rahf"
+    unsafe = tmp_path / "unsafe.rahf"
     info = zipfile.ZipInfo("placeholder")
     info.filename = name  # the constructor would already clean it
     with pytest.raises(ExportError, match="safe name"):
-        archive.read_archive(sealed(made, {**PARTS, name: b"# read me\n"}, manifest, {name: info}))
+        archive.read_archive(sealed(unsafe, {**PARTS, name: b"# read me\n"}, manifest, {name: info}))
     with pytest.raises(ExportError, match="not a safe name"):
         archive.write_archive(tmp_path / "x.rahf", {name: b""}, {})
     assert not (tmp_path / "x.rahf").exists()
 
 
 def test_links_packed_added_and_missing_members_are_refused(file, tmp_path):
-    manifest, made = manifest_of(file), tmp_path / "made.rahf"
+    manifest, file = manifest_of(file), tmp_path / "made.rahf"
     link = zipfile.ZipInfo("README.md")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with pytest.raises(ExportError, match="'README.md' is not a plain file"):
-        archive.read_archive(sealed(made, PARTS, manifest, {"README.md": link}))
+        archive.read_archive(sealed(file, PARTS, manifest, {"README.md": link}))
     packed = zipfile.ZipInfo("README.md")
     packed.compress_type = zipfile.ZIP_DEFLATED
     with pytest.raises(ExportError, match="compressed or encrypted"):
-        archive.read_archive(sealed(made, PARTS, manifest, {"README.md": packed}))
+        archive.read_archive(sealed(file, PARTS, manifest, {"README.md": packed}))
     with pytest.raises(ExportError, match="'extra.bin' is not listed in its manifest"):
-        archive.read_archive(sealed(made, {**PARTS, "extra.bin": b"x"}, manifest))
+        archive.read_archive(sealed(file, {**PARTS, "extra.bin": b"x"}, manifest))
     fewer = {name: data for name, data in PARTS.items() if name != "README.md"}
     with pytest.raises(ExportError, match="part 'README.md' is missing"):
-        archive.read_archive(sealed(made, fewer, manifest))
+        archive.read_archive(sealed(file, fewer, manifest))
     with pytest.raises(ExportError, match="two of one name"):
-        archive.read_archive(sealed(made, {**PARTS, "readme.md": b"x"}, manifest))
+        archive.read_archive(sealed(file, {**PARTS, "readme.md": b"x"}, manifest))
     for broken in ({"format": "1", "parts": {}}, {"format": 1}, {"format": 1, "parts": {"README.md": 3}}):
         with pytest.raises(ExportError, match="manifest.json"):
-            archive.read_archive(sealed(made, PARTS, broken))
+            archive.read_archive(sealed(file, PARTS, broken))
 
 
 def test_a_failed_write_leaves_what_was_there(file, tmp_path, monkeypatch):

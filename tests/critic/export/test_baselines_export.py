@@ -68,20 +68,20 @@ def critic_of(model, tokenizer, name: str) -> Critic:
     return Critic(Config(data=data, model=model), functional.unflatten(noisy), tokenizer, name, 7)
 
 
-def agree(found: Prediction, expected: Prediction, said: families.Outputs) -> None:
+def agree(prediction: Prediction, expected: Prediction, outputs: families.Outputs) -> None:
     """The same numbers where something is predicted, and NaN in both elsewhere."""
     for values, others, mask in (
-        (found.scores, expected.scores, said.score_mask),
-        (found.heatmaps, expected.heatmaps, said.heatmap_mask),
+        (prediction.scores, expected.scores, outputs.score_mask),
+        (prediction.heatmaps, expected.heatmaps, outputs.heatmap_mask),
     ):
         if values is None:
             continue
         values, others = np.asarray(values), np.asarray(others)
         np.testing.assert_allclose(values, others, atol=1e-5, rtol=0)
-        for column, known in enumerate(mask):
-            assert np.isfinite(values[..., column]).all() if known else np.isnan(values[..., column]).all()
-            assert not known or np.ptp(values[..., column]) > 1e-4
-    assert found.word_probabilities is None or np.isnan(found.word_probabilities).all()
+        for column, is_predicted in enumerate(mask):
+            assert np.isfinite(values[..., column]).all() if is_predicted else np.isnan(values[..., column]).all()
+            assert not is_predicted or np.ptp(values[..., column]) > 1e-4
+    assert prediction.word_probabilities is None or np.isnan(prediction.word_probabilities).all()
 
 
 def card_of(file: pathlib.Path) -> str:
@@ -92,9 +92,9 @@ def test_resnet(folder, pictures, monkeypatch):
     monkeypatch.setattr(write, "_check_outputs", lambda *_: 0.0)  # compared below
     critic = critic_of(RESNET, Tokenizer(train_tokenizer(["the network reads no text"], 320)), "resnet")
     again = rahf.load(write.write_export(critic, folder / "resnet.rahf", platforms=("cpu",)).file)
-    found = again(pictures, PROMPTS)
-    agree(found, critic(pictures, PROMPTS), families.outputs(RESNET))
-    assert found.provenance == critic.provenance
+    prediction = again(pictures, PROMPTS)
+    agree(prediction, critic(pictures, PROMPTS), families.outputs(RESNET))
+    assert prediction.provenance == critic.provenance
     feedback = again.feedback(pictures, PROMPTS)[0]
     assert feedback.decided_by == "nothing" and set(feedback.scores) == set(SCORES)
     card = card_of(folder / "resnet.rahf")
@@ -106,26 +106,26 @@ def test_trained_scores_of_clip(checkpoint, folder, pictures):
     """Scores only, and compared by `export` itself, too."""
     text = dataclasses.replace(CLIP.clip.text, vocab_size=checkpoint.tokenizer.vocab_size, positions=20, eos_token_id=2)
     critic = critic_of(clip(scores="trained", text=text), checkpoint.tokenizer, "scores")
-    made = write.write_export(critic, folder / "scores.rahf", scores_only=True, platforms=("cpu",))
-    again = rahf.load(made.file)
+    written = write.write_export(critic, folder / "scores.rahf", scores_only=True, platforms=("cpu",))
+    again = rahf.load(written.file)
     agree(again(pictures, PROMPTS), critic(pictures, PROMPTS), families.outputs(critic.config.model))
-    assert made.difference <= 1e-5 and "score_out/kernel" in functional.flatten(again.params)
-    card = card_of(made.file)
+    assert written.difference <= 1e-5 and "score_out/kernel" in functional.flatten(again.params)
+    card = card_of(written.file)
     assert "gives four scores. Scores (plausibility" in card and "a CLIP, a baseline that judges no words.\n" in card
 
 
 def test_clip_without_transformers_and_tokenizers(exported_clip, checkpoint, pictures, tmp_path):
     """The reader has neither library; prompts, numbers and gradients are the same."""
-    found = bare_reader.read(exported_clip, pictures[:2], PROMPTS[:2], tmp_path)
-    said = families.outputs(checkpoint.config.model)
-    assert said == (("alignment",), ("misalignment",), False)
-    agree(Prediction(*(found[name] for name in Prediction._fields)), checkpoint(pictures[:2], PROMPTS[:2], 4), said)
+    arrays = bare_reader.read(exported_clip, pictures[:2], PROMPTS[:2], tmp_path)
+    outputs = families.outputs(checkpoint.config.model)
+    assert outputs == (("alignment",), ("misalignment",), False)
+    agree(Prediction(*(arrays[name] for name in Prediction._fields)), checkpoint(pictures[:2], PROMPTS[:2], 4), outputs)
     ids, mask = checkpoint.tokens(PROMPTS[0])
     pixels = jnp.asarray(pictures[0], jnp.float32) / 255
     gradient = jax.grad(lambda x: checkpoint.scores(x, ids, mask)[1])(pixels)
     assert np.abs(gradient).max() > 1e-4
     # That of the sum of all four: the three that are NaN add nothing to it.
-    np.testing.assert_allclose(found["gradient"], gradient, atol=1e-6)
+    np.testing.assert_allclose(arrays["gradient"], gradient, atol=1e-6)
     card = card_of(exported_clip)
     assert "gives one score and one heatmap. Scores (alignment)" in card and "heatmaps (misalignment)" in card
     assert "(plausibility, aesthetics, overall) is NaN" in card and "rahf did not train them" in card
@@ -164,8 +164,8 @@ def test_a_vocabulary_that_only_its_library_can_read_is_refused_before_any_work(
     other = text_clip.ClipTokenizer(json.dumps(tree).encode(), "other/tokenizer.json")
     critic = Critic(checkpoint.config, checkpoint.params, other, "other", 0)
     monkeypatch.setattr(functions, "serialize_functions", lambda *_: pytest.fail("worked before it refused"))
-    said = "other/tokenizer.json: it normalizes texts otherwise than CLIP .*vocab.json and merges.txt alone"
-    with pytest.raises(ExportError, match=said):
+    message = "other/tokenizer.json: it normalizes texts otherwise than CLIP .*vocab.json and merges.txt alone"
+    with pytest.raises(ExportError, match=message):
         write.write_export(critic, tmp_path / "new" / "other.rahf")
     assert not list(tmp_path.iterdir())
 

@@ -43,8 +43,8 @@ def folder(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def run(tiny_run, folder) -> pathlib.Path:
     """A run directory with a network that compiles fast."""
-    made = shutil.copytree(tiny_run, folder / "small", ignore=shutil.ignore_patterns("checkpoints"))
-    config = config_lib.from_json((made / "config.json").read_text())
+    copy = shutil.copytree(tiny_run, folder / "small", ignore=shutil.ignore_patterns("checkpoints"))
+    config = config_lib.from_json((copy / "config.json").read_text())
     t5 = dataclasses.replace(config.model.t5, encoder_layers=1)
     heads = dict(
         heatmap_head=dataclasses.replace(config.model.heatmap_head, conv_widths=(), up_widths=(8,)),
@@ -52,15 +52,15 @@ def run(tiny_run, folder) -> pathlib.Path:
     )
     vit = dataclasses.replace(config.model.vit, depth=1)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vit=vit, t5=t5, **heads))
-    (made / "config.json").write_text(config_lib.to_json(config))
+    (copy / "config.json").write_text(config_lib.to_json(config))
     params = functional.init(build.build(config.model), seed=0)
     for name, part in params.items():  # the heads start with almost constant outputs
         if name.startswith(("heatmap_", "score_")):
             part["out"]["kernel"] = part["out"]["kernel"] * 20
-    saver = Checkpointer(made, keep=1)
+    saver = Checkpointer(copy, keep=1)
     saver.save_best(7, params, {})
     saver.close()
-    return made
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +90,11 @@ def pictures() -> list[np.ndarray]:
 
 
 def test_it_gives_the_checkpoints_numbers(critic, checkpoint, pictures):
-    found, expected = critic(pictures, PROMPTS), checkpoint(pictures, PROMPTS)
-    for name, a, b in zip(Prediction._fields, found, expected):
+    prediction, expected = critic(pictures, PROMPTS), checkpoint(pictures, PROMPTS)
+    for name, a, b in zip(Prediction._fields, prediction, expected):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=0, err_msg=name)
         assert a.dtype == np.float32
-    assert found.provenance == expected.provenance and critic.model_id == checkpoint.model_id
+    assert prediction.provenance == expected.provenance and critic.model_id == checkpoint.model_id
     floats = [p.astype(np.float32) / 255 for p in pictures]
     np.testing.assert_allclose(critic(floats, PROMPTS).scores, checkpoint(floats, PROMPTS).scores, atol=1e-5)
     ours, theirs = (c.feedback(pictures[0], PROMPTS[0])[0].to_json() for c in (critic, checkpoint))
@@ -121,8 +121,8 @@ def test_gradients_equal_the_checkpoints(critic, checkpoint):
 
     expected = jax.jit(jax.grad(lambda x: energy(checkpoint, x, ids, mask).sum()))(pixels)
     assert np.abs(expected).max() > 1e-3
-    found = jax.jit(jax.vmap(jax.grad(lambda x, i, m: energy(critic, x, i, m))))(pixels, ids, mask)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    gradient = jax.jit(jax.vmap(jax.grad(lambda x, i, m: energy(critic, x, i, m))))(pixels, ids, mask)
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
     many = jax.tree.map(lambda p: jnp.stack([p, 0 * p]), critic.params)
     apart = jax.vmap(lambda p: critic.scores(pixels, ids, mask, p))(many)
     np.testing.assert_allclose(apart, [critic.scores(pixels, ids, mask), np.full((2, 4), 0.5)], atol=1e-5)
@@ -142,7 +142,7 @@ def test_guides_a_sampler_as_the_checkpoint_does(critic, checkpoint):
     schedule = schedules.ddim(schedules.squaredcos_cap_v2(50), 3)
     options = GuidanceOptions(scale=0.5, backward_steps=2, recurrences=2, clean_range=(-1.0, 1.0))
     start = universal_guidance.noise(jax.random.key(0), 2, (24, 40, 3))
-    made = {}
+    guided = {}
     for name, one in {"file": critic, "run": checkpoint}.items():
         steer = jax.jit(
             lambda z, energy: universal_guidance.sample(
@@ -155,12 +155,12 @@ def test_guides_a_sampler_as_the_checkpoint_does(critic, checkpoint):
                 key=jax.random.key(1),
             )
         )
-        made[name] = steer(start, energy_lib.score(one, PROMPTS[:2], {"plausibility": 1.0, "overall": 2.0}))
-    assert made["file"].trace.guided[1:].all()  # all but the first step, of pure noise
-    np.testing.assert_allclose(made["file"].energy, made["run"].energy, atol=1e-5)
-    np.testing.assert_allclose(made["file"].sample, made["run"].sample, atol=1e-4)
+        guided[name] = steer(start, energy_lib.score(one, PROMPTS[:2], {"plausibility": 1.0, "overall": 2.0}))
+    assert guided["file"].trace.guided[1:].all()  # all but the first step, of pure noise
+    np.testing.assert_allclose(guided["file"].energy, guided["run"].energy, atol=1e-5)
+    np.testing.assert_allclose(guided["file"].sample, guided["run"].sample, atol=1e-4)
     plain = universal_guidance.sample(lambda z, t, cond: 0.1 * z, schedule, start, key=jax.random.key(1))
-    assert np.abs(plain.sample - made["file"].sample).max() > 0.1
+    assert np.abs(plain.sample - guided["file"].sample).max() > 0.1
 
 
 def test_rewards(critic, pictures):
@@ -198,10 +198,10 @@ def test_scores_only_in_16_bits(small, full, checkpoint, pictures):
     assert {"embedding", "score_overall/out/kernel"} <= names and len(names) > 30
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(critic.params))
     assert small.stat().st_size < 0.6 * full.stat().st_size
-    found, expected = critic(pictures, PROMPTS), checkpoint(pictures, PROMPTS)
-    assert found.heatmaps is None and found.word_probabilities is None
+    prediction, expected = critic(pictures, PROMPTS), checkpoint(pictures, PROMPTS)
+    assert prediction.heatmaps is None and prediction.word_probabilities is None
     with pytest.warns(ModelMismatch):  # other weights, other model
-        difference = np.abs(found.scores - expected.scores)
+        difference = np.abs(prediction.scores - expected.scores)
     assert 1e-6 < difference.max() < 0.1 and critic.model_id == f"{checkpoint.model_id}-bf16"
     ids, mask = critic.tokens("a cat")
     with pytest.raises(ValueError, match="exported with --scores-only: it has no heatmaps"):
@@ -211,10 +211,10 @@ def test_scores_only_in_16_bits(small, full, checkpoint, pictures):
 
 
 def test_an_export_for_other_devices_is_refused(checkpoint, folder):
-    made = write.write_export(checkpoint, folder / "cuda.rahf", scores_only=True, platforms=("cuda",))
-    assert made.difference != made.difference  # could not be run here
+    written = write.write_export(checkpoint, folder / "cuda.rahf", scores_only=True, platforms=("cuda",))
+    assert written.difference != written.difference  # could not be run here
     with pytest.raises(ExportError, match="cuda.rahf: exported for cuda, but JAX runs on cpu here; export it again"):
-        rahf.load(made.file)
+        rahf.load(written.file)
     with pytest.raises(ValueError, match="platforms: expected some of cpu, cuda, tpu, found abacus"):
         write.write_export(checkpoint, folder / "x.rahf", platforms=("abacus",))
 
@@ -258,19 +258,19 @@ def test_difference_is_checked_before_anything_is_written(checkpoint, folder, mo
 
 def test_commands_take_the_file(run, checkpoint, full, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        write, "write_export", lambda critic, file, **options: remembered.update(options) or _written(critic, file)
+        write, "write_export", lambda critic, file, **options: used_options.update(options) or _written(critic, file)
     )
-    remembered: dict = {}
+    used_options: dict = {}
     (tmp_path / "picture.png").write_bytes(encode(smooth(40, 60)))
     assert cli.main(["export", str(run), str(full), "--bf16", "--license", "CC0-1.0"]) == 0
-    assert remembered == {"metrics": None, "scores_only": False, "bf16": True, "weight_license": "CC0-1.0"}
+    assert used_options == {"metrics": None, "scores_only": False, "bf16": True, "weight_license": "CC0-1.0"}
     assert "no reference quantiles" in capsys.readouterr().out
     arguments = ["predict", str(full), str(tmp_path / "picture.png"), "--prompt", "a red cat"]
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
-    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert found["model"] == checkpoint.model_id
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert predictions["model"] == checkpoint.model_id
     expected = checkpoint(tmp_path / "picture.png", "a red cat").scores[0]
-    np.testing.assert_allclose(list(found["images"][0]["scores"].values()), expected, atol=1e-5)
+    np.testing.assert_allclose(list(predictions["images"][0]["scores"].values()), expected, atol=1e-5)
     changed = tmp_path / "changed.rahf"
     data = full.read_bytes()
     changed.write_bytes(data[:5000] + b"?" + data[5001:])
@@ -288,14 +288,14 @@ def test_an_exported_file_cannot_be_exported(critic, tmp_path):
 
 
 def test_reader_needs_few_packages(full, checkpoint, pictures, tmp_path):
-    found = bare_reader.read(full, [pictures[0], pictures[2]], PROMPTS[:2], tmp_path)
+    arrays = bare_reader.read(full, [pictures[0], pictures[2]], PROMPTS[:2], tmp_path)
     expected = checkpoint([pictures[0], pictures[2]], PROMPTS[:2])
     for name, values in zip(Prediction._fields, expected):
-        np.testing.assert_allclose(found[name], values, atol=1e-5, rtol=0, err_msg=name)
+        np.testing.assert_allclose(arrays[name], values, atol=1e-5, rtol=0, err_msg=name)
     ids, mask = checkpoint.tokens(PROMPTS[0])
     pixels = jnp.asarray(pictures[0], jnp.float32) / 255
     gradient = jax.grad(lambda x: checkpoint.scores(x, ids, mask).sum())(pixels)
-    np.testing.assert_allclose(found["gradient"], gradient, atol=1e-5)
+    np.testing.assert_allclose(arrays["gradient"], gradient, atol=1e-5)
 
 
 def test_malformed_files_with_right_checksums_are_refused(small, tmp_path):
@@ -348,13 +348,13 @@ def test_quantiles_travel_with_the_model(run, checkpoint, tmp_path, pictures, mo
     (copied / "quantiles.json").write_text(quantiles.to_json())
     critic = rahf.load(copied)
     assert critic.provenance.quantiles == quantiles
-    made = write.write_export(
+    written = write.write_export(
         critic, tmp_path / "with.rahf", scores_only=True, platforms=("cpu",), weight_license="MIT"
     )
-    again = rahf.load(made.file)
+    again = rahf.load(written.file)
     assert again.provenance.quantiles == quantiles and again.provenance.weight_license == "MIT"
-    found = again(pictures[0], "a cat")
-    np.testing.assert_allclose(found.percentiles, quantiles.percentiles(np.asarray(found.scores)))
-    assert "fifty pictures" in zipfile.ZipFile(made.file).read("README.md").decode()
+    prediction = again(pictures[0], "a cat")
+    np.testing.assert_allclose(prediction.percentiles, quantiles.percentiles(np.asarray(prediction.scores)))
+    assert "fifty pictures" in zipfile.ZipFile(written.file).read("README.md").decode()
     (copied / "quantiles.json").write_text(quantiles.to_json().replace(checkpoint.model_id, "another"))
     assert rahf.load(copied).provenance.quantiles is None
