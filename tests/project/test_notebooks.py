@@ -17,21 +17,18 @@ NAMES = ["1_quick_start", "2_training", "3_masks_repair_selection", "4_guidance_
 
 #: What notebooks may import of ours, besides `rahf` itself. Everything else may change without notice.
 PUBLIC = {
-    "data_pipelines.prepare.consolidate",
     "data_pipelines.loading.labels",
-    "data_pipelines.store.records",
     "data_pipelines.store",
     "data_pipelines.synthetic.damage",
     "data_pipelines.synthetic.scene",
     "data_pipelines.synthetic.sheet",
-    "rahf.core.batch",
     "rahf.cli.main",
+    "rahf.core.batch",
+    "rahf.critic.drawing",
+    "rahf.critic.energy",
     "rahf.diffusion",
     "rahf.interop.torch",
     "rahf.steer",
-    "rahf.critic.energy",
-    "rahf.text",
-    "rahf.critic.drawing",
 }
 #: Of others: what a default install brings, and PyTorch, which notebook 4 does without where it is missing.
 OTHERS = {"jax", "numpy", "PIL", "scipy", "torch"}
