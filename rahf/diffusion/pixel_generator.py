@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rahf.config import Config, PixelDiffusionConfig
-from rahf.core import renamed
+from rahf.core import pixel_range, renamed
 from rahf.core.errors import ArgumentError, CheckpointError
 from rahf.diffusion import schedules
 from rahf.diffusion.networks import pixel_unet
@@ -213,11 +213,7 @@ class Generator:
         if not {len(images), len(masks)} <= {1, count}:
             raise ArgumentError(f"{len(images)} images but {len(masks)} masks: give one, or one per picture")
         pictures = images.astype(np.float32) / (255.0 if images.dtype == np.uint8 else 1.0)
-        low, high = float(pictures.min(initial=0)), float(pictures.max(initial=0))
-        if not (low >= -1e-3 and high <= 1 + 1e-3):
-            raise ArgumentError(
-                f"images: expected uint8 or floats in 0..1, found {images.dtype} from {low:g} to {high:g}"
-            )
+        pixel_range.check("images", float(pictures.min(initial=0)), float(pictures.max(initial=0)))
         return tuple(np.repeat(x, count // len(x), 0) for x in (np.clip(pictures, 0, 1), masks[..., None]))
 
     def _compiled(self, steps: int, eta: float):

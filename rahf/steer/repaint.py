@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from rahf import images as image_lib
-from rahf.core import labels
+from rahf.core import labels, pixel_range
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import ArgumentError
 from rahf.images.pictures import check_channels
@@ -131,9 +131,7 @@ def _rgb(image: Any, what: str) -> np.ndarray:
     array = np.asarray(image)
     if array.dtype != np.uint8:
         array = np.asarray(array, np.float32)
-        low, high = float(array.min(initial=0)), float(array.max(initial=0))
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also for NaN
-            raise image_lib.ImageError(f"{what}: floats from {low:g} to {high:g}, expected 0..1")
+        pixel_range.check(what, float(array.min(initial=0)), float(array.max(initial=0)))
         array = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
     return np.ascontiguousarray(check_channels(array, what))
 

@@ -1,0 +1,67 @@
+"""The public names of rahf: each is there, at its place, and imported when it is used."""
+
+import importlib
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+import rahf
+from rahf.core import former_names
+from rahf.core.lazy import attach
+
+PLACES = {
+    "Config": "rahf.config.schema",
+    "Critic": "rahf.critic.critic",
+    "Feedback": "rahf.critic.feedback",
+    "RahfError": "rahf.core.errors",
+    "__version__": "rahf.core.version",
+    "load": "rahf.critic.loading",
+    "train": "rahf.registry",
+}
+
+
+def test_every_public_name_is_at_its_place():
+    assert sorted(rahf.__all__) == sorted(PLACES)
+    namespace: dict = {}
+    exec("from rahf import *", namespace)
+    for name, place in PLACES.items():
+        value = getattr(importlib.import_module(place), name)
+        assert getattr(rahf, name) is value and namespace[name] is value
+
+
+def test_the_face_loads_nothing_heavy():
+    code = (
+        "import sys, rahf; assert rahf.RahfError and rahf.Config and rahf.load and rahf.train; "
+        "print({'jax', 'flax', 'orbax', 'grain', 'torch', 'transformers', 'huggingface_hub'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+def test_train_can_be_called_after_its_former_module_was_imported(monkeypatch):
+    """`import rahf.train.loop` sets the attribute `train` of the package to a module."""
+    from rahf import registry
+
+    monkeypatch.setattr(registry, "train", lambda config: ("trained", config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("rahf.train.loop")
+    try:
+        assert rahf.train is sys.modules["rahf.train"] and rahf.train(1) == ("trained", 1)
+    finally:
+        for name in former_names.MODULES.keys() & sys.modules.keys():
+            del sys.modules[name]
+        del rahf.train
+
+
+def test_names_are_imported_once_and_others_refused():
+    name = "tests.core.test_face"
+    getattr_, dir_, names = attach(name, {"PLACES": __name__, "absent": "rahf.core.version"})
+    assert names == ["PLACES", "absent"] and {"PLACES", "absent", "pytest"} <= {*dir_()}
+    assert getattr_("PLACES") is PLACES
+    with pytest.raises(AttributeError, match="has no attribute 'other'"):
+        getattr_("other")
+    with pytest.raises(AttributeError, match="absent"):
+        getattr_("absent")
