@@ -348,6 +348,7 @@ class Critic:
         def reward(pixels, text_ids, text_mask=None, params=None):
             return labels.weighted(self.scores(pixels, text_ids, text_mask, params), score)
 
+        reward.critic = self  # a generator that gets the reward tokenises its prompts for this critic
         return reward
 
     def _call(self, function, pixels, text_ids, text_mask, params):

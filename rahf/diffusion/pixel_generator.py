@@ -124,8 +124,8 @@ class Generator:
           negative_prompt: what classifier-free guidance leads away from: one for all, or one per picture; None: the
             empty prompt.
           energy: of pictures in [0,1], to be lowered; e.g. `rahf.critic.energy.score(critic, prompts, "overall")`.
-          reward: instead of an energy: a function of pictures [B,S,S,3] in [0,1] → [B], to be raised; see
-            `rahf.nn.energy.reward`.
+          reward: instead of an energy: a function of pictures [B,S,S,3] in [0,1] → [B], to be raised; or a critic's,
+            as in `critic.reward("overall")`, of these prompts. See `rahf.nn.energy.reward`.
           options: of guidance; clean estimates are clamped to [-1,1] unless they say otherwise.
 
         Raises:
@@ -133,7 +133,7 @@ class Generator:
         """
         text = _Text(prompts, negative_prompt)
         return self._generate(
-            text, seeds, num_inference_steps, eta, guidance_scale, universal_guidance.steering(energy, reward), options
+            text, seeds, num_inference_steps, eta, guidance_scale, _steering(energy, reward, prompts), options
         )
 
     @renamed.arguments(**_RENAMED)
@@ -172,7 +172,7 @@ class Generator:
           ValueError: shapes or ranges other than these, numbers that do not fit, an empty prompt.
         """
         known = self._known(images, masks)
-        energy = universal_guidance.steering(energy, reward)
+        energy = _steering(energy, reward, prompts)
         unguided = energy is None
         if unguided and options.recurrences > 1:  # the sampler repeats steps only where there is an energy
             energy = _ZERO
@@ -249,6 +249,14 @@ class _Text(NamedTuple):
 
     prompts: str | Sequence[str]
     negative: str | Sequence[str] | None
+
+
+def _steering(energy: Any, reward: Any, prompts: str | Sequence[str]) -> universal_guidance.EnergyFunction | None:
+    """The energy, or that of the reward; a critic's reward reads the prompts."""
+    critic = getattr(reward, "critic", None)
+    if critic is None or energy is not None:
+        return universal_guidance.steering(energy, reward)
+    return energy_lib.reward(reward, *critic.tokens(prompts), critic.params)
 
 
 def load(path: str | os.PathLike) -> Generator:

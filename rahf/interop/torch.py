@@ -188,8 +188,8 @@ def _function() -> type:
 def _check(images: torch.Tensor) -> None:
     torch = _torch()
     if not isinstance(images, torch.Tensor):
-        found = type(images).__name__
-        raise TypeError(f"images: expected a tensor, found {found}; other images go to the critic itself")
+        kind = type(images).__name__
+        raise TypeError(f"images: expected a tensor, found {kind}; other images go to the critic itself")
     shape = tuple(images.shape)
     if images.ndim not in (3, 4) or shape[-3] != 3 or not images.numel():
         last = images.ndim in (3, 4) and shape[-1] in (1, 3, 4)

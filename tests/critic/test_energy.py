@@ -47,8 +47,8 @@ def test_scores_as_energies():
     np.testing.assert_allclose(energy.score(critic, "a")(pictures()), [0.6, 1 - 0.4 / 3], rtol=1e-6)
     weighted = energy.score(critic, ["a", "b"], {"plausibility": 2.0, "alignment": -0.5})
     np.testing.assert_allclose(weighted(pictures()), [2 * 0.8 - 0.5 * 0.6, 2 * 0.6 - 0.5], rtol=1e-6)
-    given = energy.score(critic, critic.tokens("a"), "plausibility", params={"gain": jnp.float32(0.5)})
-    np.testing.assert_allclose(given(pictures()), [0.9, 0.8], rtol=1e-6)
+    halved = energy.score(critic, critic.tokens("a"), "plausibility", params={"gain": jnp.float32(0.5)})
+    np.testing.assert_allclose(halved(pictures()), [0.9, 0.8], rtol=1e-6)
 
 
 def test_heatmap_mass_and_masks():
@@ -190,10 +190,10 @@ def test_a_real_critic_guides(tiny_critic):
     def run(total, options):
         start = universal_guidance.noise(jax.random.key(0), 2, (32, 32, 3))
         steps = schedules.ddim(schedules.squaredcos_cap_v2(100), 6)
-        known = jnp.asarray(schedules.squaredcos_cap_v2(100), jnp.float32)
+        alphas_cumprod = jnp.asarray(schedules.squaredcos_cap_v2(100), jnp.float32)
 
         def denoiser(z, t, cond):  # of pictures that are grey noise of standard deviation 0.3
-            a = known[t][:, None, None, None]
+            a = alphas_cumprod[t][:, None, None, None]
             return jnp.sqrt(1 - a) * z / (a * 0.09 + 1 - a)
 
         decode = universal_guidance.unit_pixels

@@ -14,6 +14,7 @@ from rahf import diffusion
 from rahf.cli import main as cli
 from rahf.core.batch import fake
 from rahf.core.errors import CheckpointError
+from rahf.critic import energy as energy_lib
 from rahf.diffusion import loss, schedules
 from rahf.diffusion.networks import blocks, pixel_unet
 from rahf.diffusion.sample import GuidanceOptions
@@ -42,15 +43,15 @@ def network(seed=0, scale=0.0):
 def test_sizes_and_alphas_cumprod():
     from configs.diffusion import demo as demo_diffusion
 
-    made = demo_diffusion.config().model
-    _, params = functional.abstract(networks_build(made))
+    model = demo_diffusion.config().model
+    _, params = functional.abstract(networks_build(model))
     assert 1e6 < functional.count(params) < 4e6
-    alphas_cumprod = pixel_unet.alphas_cumprod(made)
+    alphas_cumprod = pixel_unet.alphas_cumprod(model)
     assert alphas_cumprod.shape == (1000,)
     schedules.ddim(alphas_cumprod, 50)  # which refuses a schedule that cannot be sampled
     with pytest.raises(ValueError, match="model.image_size 18: expected a multiple of 8, .* is 4 .* has 2 levels"):
-        functional.abstract(networks_build(dataclasses.replace(made, image_size=18)))
-    heads = dataclasses.replace(made, num_attention_heads=5)
+        functional.abstract(networks_build(dataclasses.replace(model, image_size=18)))
+    heads = dataclasses.replace(model, num_attention_heads=5)
     message = "model.block_out_channels: 128 cannot be shared by model.num_attention_heads 5"
     with pytest.raises(ValueError, match=message):
         functional.abstract(networks_build(heads))
@@ -191,11 +192,11 @@ def test_training_through_the_command(trained, capsys):
 
 def test_pictures_depend_on_prompt_and_seed_alone(trained, tiny_run):
     generator = diffusion.load(trained)
-    made = generator(["a red circle", "a blue cross"], seeds=[3, 4], num_inference_steps=4)
-    assert made.images.shape == (2, 16, 16, 3) and made.uint8.dtype == np.uint8 and made.energy is None
-    assert float(made.images.min()) >= 0 and float(made.images.max()) <= 1
+    drawn = generator(["a red circle", "a blue cross"], seeds=[3, 4], num_inference_steps=4)
+    assert drawn.images.shape == (2, 16, 16, 3) and drawn.uint8.dtype == np.uint8 and drawn.energy is None
+    assert float(drawn.images.min()) >= 0 and float(drawn.images.max()) <= 1
     swapped = generator(["a blue cross", "a red circle"], seeds=[4, 3], num_inference_steps=4)
-    np.testing.assert_allclose(swapped.images, made.images[::-1], atol=1e-4)
+    np.testing.assert_allclose(swapped.images, drawn.images[::-1], atol=1e-4)
     dark = lambda pixels: pixels.mean((1, 2, 3))  # noqa: E731
     guided, plain = (  # one compilation
         generator(
@@ -207,7 +208,7 @@ def test_pictures_depend_on_prompt_and_seed_alone(trained, tiny_run):
         )
         for scale in (1.0, 0.0)
     )
-    np.testing.assert_allclose(plain.images[0], made.images[0], atol=1e-4)
+    np.testing.assert_allclose(plain.images[0], drawn.images[0], atol=1e-4)
     assert (guided.energy < plain.energy).all()
     np.testing.assert_allclose(guided.energy, dark(guided.images), rtol=1e-5)
     bright = lambda pixels: 1 - dark(pixels)  # noqa: E731
@@ -219,6 +220,18 @@ def test_pictures_depend_on_prompt_and_seed_alone(trained, tiny_run):
         generator(["a", "b"], [1, 2, 3])
     with pytest.raises(CheckpointError, match="a critic, no diffusion model; load it with rahf.load"):
         diffusion.load(tiny_run)
+
+
+def test_the_reward_of_a_critic_guides(trained, tiny_critic):
+    generator = diffusion.load(trained)
+    options = GuidanceOptions(scale=jnp.float32(1.0), window=(0.0, 1.0), through_denoiser=False)
+    reward = tiny_critic.reward("overall")
+    rewarded = generator("a red circle", [3, 4], 3, reward=reward, options=options)
+    expected = 1 - reward(rewarded.images, *tiny_critic.tokens("a red circle"))
+    np.testing.assert_allclose(rewarded.energy, expected, rtol=1e-4)
+    score = energy_lib.score(tiny_critic, "a red circle", "overall")
+    same = generator("a red circle", [3, 4], 3, energy=score, options=options)
+    np.testing.assert_allclose(rewarded.images, same.images, atol=1e-4)
 
 
 def test_negative_prompts(trained):

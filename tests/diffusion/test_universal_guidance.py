@@ -204,10 +204,10 @@ def test_window_decides_where_energies_are_asked():
     schedule = schedules.ddim(ALPHAS_CUMPROD, 10)
     inside = (schedule.alphas_cumprod >= 0.2) & (schedule.alphas_cumprod <= 0.8)
     options = GuidanceOptions(scale=0.3, window=(0.2, 0.8), recurrences=2)
-    found = universal_guidance.sample(
+    sampled = universal_guidance.sample(
         gaussian(), schedule, start(), energy=quadratic, options=options, key=jax.random.key(0)
     )
-    trace = found.trace
+    trace = sampled.trace
     assert 0 < inside.sum() < 10
     assert trace.step.tolist() == np.repeat(np.arange(10), np.where(inside, 2, 1)).tolist()
     np.testing.assert_array_equal(trace.guided, inside[trace.step])

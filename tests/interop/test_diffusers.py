@@ -106,12 +106,12 @@ def test_predicted_picture_is_exact_for_an_exact_denoiser(tiny_critic, pipe):
 
     stream = torch.Generator().manual_seed(1)
     clean, noise = torch.randn(2, 4, 8, 8, generator=stream), torch.randn(2, 4, 8, 8, generator=stream)
-    signal = 0.3
-    noisy = signal**0.5 * clean + 0.7**0.5 * noise
-    said = {"epsilon": noise, "v_prediction": signal**0.5 * noise - 0.7**0.5 * clean, "sample": clean}
-    for kind, value in said.items():
+    abar = 0.3
+    noisy = abar**0.5 * clean + 0.7**0.5 * noise
+    outputs = {"epsilon": noise, "v_prediction": abar**0.5 * noise - 0.7**0.5 * clean, "sample": clean}
+    for kind, value in outputs.items():
         scheduler = maker.pipeline(prediction=kind).scheduler
-        np.testing.assert_allclose(_noise(scheduler, value, noisy, signal), noise, atol=1e-5)
+        np.testing.assert_allclose(_noise(scheduler, value, noisy, abar), noise, atol=1e-5)
 
 
 def test_half_precision_stays_half(tiny_critic):
@@ -150,12 +150,12 @@ def test_inpainting_keeps_the_best(tiny_critic):
     assert first.shape == picture.shape and first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
     assert np.abs(first.astype(int) - other).max() > 0
-    found = inpaint_best_of(
+    result = inpaint_best_of(
         pipe, tiny_critic, picture, "a red cat", 3, pipe_options=options,
         options=MaskOptions(threshold=0.2, warn_above=1.0),
     )  # fmt: skip
-    assert len(found.candidates) == 4 and found.seeds == [0, 1, 2]
-    assert found.scores[found.chosen, 0] == found.scores[:, 0].max()
-    scored = tiny_critic([found.image, picture], "a red cat").scores[:, 0]
+    assert len(result.candidates) == 4 and result.seeds == [0, 1, 2]
+    assert result.scores[result.chosen, 0] == result.scores[:, 0].max()
+    scored = tiny_critic([result.image, picture], "a red cat").scores[:, 0]
     assert scored[0] >= scored[1]
-    np.testing.assert_array_equal(found.candidates[0], picture)
+    np.testing.assert_array_equal(result.candidates[0], picture)

@@ -34,11 +34,11 @@ def in_jax(critic, pixels, weights):
     ids, mask = critic.tokens(PROMPTS)
 
     def energy(x):
-        found = critic.scores(jnp.moveaxis(x, 1, -1), ids, mask)
-        return (found * weights).sum(), found
+        scores = critic.scores(jnp.moveaxis(x, 1, -1), ids, mask)
+        return (scores * weights).sum(), scores
 
-    (_, found), gradient = jax.value_and_grad(energy, has_aux=True)(jnp.asarray(pixels))
-    return np.asarray(found), np.asarray(gradient)
+    (_, scores), gradient = jax.value_and_grad(energy, has_aux=True)(jnp.asarray(pixels))
+    return np.asarray(scores), np.asarray(gradient)
 
 
 def test_scores_and_gradients_equal_those_of_jax(tiny_critic, all_scores, pixels):
@@ -46,10 +46,10 @@ def test_scores_and_gradients_equal_those_of_jax(tiny_critic, all_scores, pixels
     expected, gradient = in_jax(tiny_critic, pixels, weights)
     assert np.abs(gradient).max() > 1e-3
     images = torch.from_numpy(pixels.copy()).requires_grad_()
-    found = all_scores(images, PROMPTS)
-    assert found.shape == (2, 4) and found.dtype == torch.float32 and found.requires_grad
-    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-6)
-    (found * torch.from_numpy(weights)).sum().backward()
+    scores = all_scores(images, PROMPTS)
+    assert scores.shape == (2, 4) and scores.dtype == torch.float32 and scores.requires_grad
+    np.testing.assert_allclose(scores.detach().numpy(), expected, atol=1e-6)
+    (scores * torch.from_numpy(weights)).sum().backward()
     assert images.grad.shape == images.shape and images.grad.dtype == torch.float32
     np.testing.assert_allclose(images.grad.numpy(), gradient, atol=1e-5)
 
@@ -61,36 +61,36 @@ def test_types_and_layouts(all_scores, pixels, kind):
     expected = all_scores(reference, PROMPTS)
     expected.sum().backward()
     if kind == "uint8":
-        found = all_scores((images * 255).round().byte(), PROMPTS)
-        np.testing.assert_allclose(found, expected.detach(), atol=1e-3)
+        scores = all_scores((images * 255).round().byte(), PROMPTS)
+        np.testing.assert_allclose(scores, expected.detach(), atol=1e-3)
         return
     if kind == "channels_last":
-        given = images.to(memory_format=torch.channels_last)
+        converted = images.to(memory_format=torch.channels_last)
     elif kind == "strided":
-        given = torch.empty(2, 3, 40, 120)[..., ::2].copy_(images)
-        assert not given.is_contiguous()
+        converted = torch.empty(2, 3, 40, 120)[..., ::2].copy_(images)
+        assert not converted.is_contiguous()
     else:
-        given = images.to(getattr(torch, kind))
-    given = given.detach().requires_grad_()
-    found = all_scores(given, PROMPTS)
-    found.sum().backward()
+        converted = images.to(getattr(torch, kind))
+    converted = converted.detach().requires_grad_()
+    scores = all_scores(converted, PROMPTS)
+    scores.sum().backward()
     tolerance = {"float16": 2e-3, "bfloat16": 2e-2}.get(kind, 1e-6)
-    np.testing.assert_allclose(found.detach(), expected.detach(), atol=tolerance)
-    assert given.grad.dtype == given.dtype and given.grad.device == given.device
+    np.testing.assert_allclose(scores.detach(), expected.detach(), atol=tolerance)
+    assert converted.grad.dtype == converted.dtype and converted.grad.device == converted.device
     scale = float(reference.grad.abs().max())
-    np.testing.assert_allclose(given.grad.float() / scale, reference.grad / scale, atol=max(20 * tolerance, 1e-5))
+    np.testing.assert_allclose(converted.grad.float() / scale, reference.grad / scale, atol=max(20 * tolerance, 1e-5))
 
 
 def test_one_score_one_image_one_prompt(tiny_critic, all_scores, pixels):
     images = torch.from_numpy(pixels.copy())
     reward = interop.as_torch(tiny_critic, {"overall": 2.0, "alignment": -1.0})
     every = all_scores(images, PROMPTS[0])
-    found = reward(images, PROMPTS[0])
-    assert found.shape == (2,)
-    np.testing.assert_allclose(found, 2 * every[:, 3] - every[:, 1], atol=1e-6)
+    scores = reward(images, PROMPTS[0])
+    assert scores.shape == (2,)
+    np.testing.assert_allclose(scores, 2 * every[:, 3] - every[:, 1], atol=1e-6)
     one = reward(images[1], PROMPTS[0])
     assert one.shape == ()
-    np.testing.assert_allclose(one, found[1], atol=1e-6)
+    np.testing.assert_allclose(one, scores[1], atol=1e-6)
 
 
 def test_a_generator_learns_from_it(tiny_critic, pixels):

@@ -157,26 +157,26 @@ def test_inpainting_keeps_what_is_known(generator):
     pictures = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
     masks = np.zeros((2, 16, 16), bool)
     masks[0, 4:10, 4:10] = masks[1, :, 8:] = True
-    made = generator.inpaint(pictures, masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4)
-    assert made.energy is None and made.images.shape == pictures.shape
-    np.testing.assert_array_equal(made.uint8[~masks], pictures[~masks])
-    assert (made.uint8[masks] != pictures[masks]).mean() > 0.9
+    painted = generator.inpaint(pictures, masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4)
+    assert painted.energy is None and painted.images.shape == pictures.shape
+    np.testing.assert_array_equal(painted.uint8[~masks], pictures[~masks])
+    assert (painted.uint8[masks] != pictures[masks]).mean() > 0.9
     floats = generator.inpaint(
         pictures / np.float32(255), masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4
     )
-    np.testing.assert_array_equal(floats.uint8, made.uint8)
+    np.testing.assert_array_equal(floats.uint8, painted.uint8)
     one = generator.inpaint(
         pictures[0], masks[0], "a red circle", [3, 8], num_inference_steps=4
     )  # one picture, two seeds
-    np.testing.assert_allclose(one.images[0], made.images[0], atol=1e-4)
+    np.testing.assert_allclose(one.images[0], painted.images[0], atol=1e-4)
     assert np.abs(one.images[1] - one.images[0])[masks[0]].max() > 1e-3
     other = pictures.copy()
     other[~masks] = 255 - other[~masks]  # what is painted follows what is known, and what was there does not matter
     around = generator.inpaint(other, masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4)
-    assert np.abs(around.images - made.images)[masks].max() > 1e-3
+    assert np.abs(around.images - painted.images)[masks].max() > 1e-3
     hidden = np.where(masks[..., None], 0, pictures)
     np.testing.assert_array_equal(generator.inpaint(hidden, masks, ["a red circle", "a blue cross"], [3, 4], 4).uint8,
-                                  made.uint8)  # fmt: skip
+                                  painted.uint8)  # fmt: skip
 
 
 def test_resampling_and_guidance_while_inpainting(generator):
@@ -244,13 +244,13 @@ def test_a_painter_for_repair(generator, monkeypatch):
     mask = np.zeros((16, 16), bool)
     mask[3:9, 3:9] = True
     paint = painter(generator, 4, ahead=2)
-    made = [paint(picture, mask, "a red circle", seed) for seed in (5, 6, 7)]
+    painted = [paint(picture, mask, "a red circle", seed) for seed in (5, 6, 7)]
     assert asked == [[5, 6], [7, 8]]
-    for one in made:
+    for one in painted:
         np.testing.assert_array_equal(one[~mask], picture[~mask])
-    assert (made[0] != made[1]).any() and (made[1] != made[2]).any()
+    assert (painted[0] != painted[1]).any() and (painted[1] != painted[2]).any()
     other = painter(generator, 4, ahead=2)(picture, mask, "a red circle", 6)  # with seed 7, not with 5
-    np.testing.assert_allclose(other.astype(int), made[1], atol=1)
+    np.testing.assert_allclose(other.astype(int), painted[1], atol=1)
     large = np.repeat(np.repeat(picture, 2, 0), 3, 1)  # another size and aspect
     resized = paint(large, np.ones(large.shape[:2], bool), "a red circle", 5)
     assert resized.shape == large.shape and resized.dtype == np.uint8

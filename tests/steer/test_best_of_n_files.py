@@ -78,8 +78,8 @@ def test_options_reach_the_choice(folder):
         chosen=folder / "best.jsonl",
     )
     assert [one["selected"] for one in manifest(folder)] == [False] * 4 + [True, False] and done.threshold == 0.9
-    given = (folder / "candidates.jsonl").read_text().splitlines()
-    assert (folder / "best.jsonl").read_text() == given[4] + "\n"
+    candidates = (folder / "candidates.jsonl").read_text().splitlines()
+    assert (folder / "best.jsonl").read_text() == candidates[4] + "\n"
 
 
 def test_groups_of_ones_own(folder):

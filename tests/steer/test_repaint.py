@@ -134,8 +134,8 @@ def test_any_kind_of_image_in_and_out(damaged):
     Image.fromarray(damaged).save(buffer, "PNG")
 
     def generate(image, mask, prompt, seed):
-        made = plain(10, 100, 0, (16, 16))
-        return [Image.fromarray(made), made.astype(np.float32) / 255][seed]
+        painted = plain(10, 100, 0, (16, 16))
+        return [Image.fromarray(painted), painted.astype(np.float32) / 255][seed]
 
     for source in (Image.fromarray(damaged), buffer.getvalue(), damaged / np.float32(255)):
         result = repair(generate, source, "a leaf", 2, critic=ColourCritic(), options=OPTIONS)
