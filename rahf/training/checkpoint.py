@@ -13,13 +13,12 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from rahf.core import errors
 from rahf.core.errors import CheckpointError
 from rahf.nn import functional
-from rahf.training import checksum, run_folder
+from rahf.training import checksum, multihost, orbax_silence, run_folder
 from rahf.training.run_folder import check_fits, find, load_params
 from rahf.training.state import TrainState
 
@@ -69,9 +68,9 @@ class Checkpointer:
         self.notices: list[str] = []
         self._failed = self._abandoned = False
         self._writing: dict[ocp.CheckpointManager, int] = {}  # step
-        self._silence = run_folder.Silence().begin()
+        self._silence = orbax_silence.Silence().begin()
         self._latest = _manager(self.folder / "latest", keep)
-        # The best is not always the newest, so which one to keep is decided here.
+        # The best checkpoint is not always the newest, so this class decides which one to keep.
         self._best = _manager(self.folder / "best", None)
         self._best_step = self._best.latest_step()
         self._drop_other_best()
@@ -100,20 +99,20 @@ class Checkpointer:
         step = int(state.step)
         if self._latest.latest_step() == step:
             return
-        # Whoever resumes from this state must find the best of before it, or would not end the same.
+        # A run that resumes from this state must find the best checkpoint of before it, or it would end differently.
         self._finish(self._best)
         tree = _as_tree(state)
         self._save(self._latest, step, tree, data=ocp.args.JsonSave(data_state))
 
     def save_best(self, step: int, params: functional.Params, metrics: dict[str, float]) -> None:
         """Begins to save the parameters of the best evaluation so far; when they are safe, the previous best goes."""
-        self.wait()  # for the other folder, too: Orbax's processes wait for each other under names that both would use
+        self.wait()  # for the other folder, too: both would use the same names for Orbax's barriers
         if step in self._best.all_steps():
-            # A resumed run has come here again, with another result. Only then there is no best one for a moment.
+            # A resumed run has evaluated this step again, with another result. Only then is there no best one for a moment.
             self._best.delete(step)
         finite = {k: v for k, v in metrics.items() if v == v and abs(v) != float("inf")}
         self._save(self._best, step, {"params": params}, metrics=ocp.args.JsonSave(finite))
-        self._best_step = step  # only now: what is not the best goes as soon as nothing is being written
+        self._best_step = step  # only now: `_finish` deletes every other one as soon as nothing is being written
 
     def _save(self, manager: ocp.CheckpointManager, step: int, tree: dict[str, Any], **items: Any) -> None:
         self._finish(manager)
@@ -173,7 +172,7 @@ class Checkpointer:
         damaged: list[tuple[int, str]] = []
         for step in steps:
             restored, problem = self._try(step, like)
-            if _everywhere(restored is not None):
+            if multihost.all_agree(restored is not None):
                 self._set_aside(damaged, step)
                 return restored
             damaged.append((step, problem or "another process cannot read it"))
@@ -186,8 +185,8 @@ class Checkpointer:
         folder = self.folder / "latest" / str(step)
         try:
             with run_folder.reading(folder):
-                found = run_folder.stored_shapes(folder / "state")
-            check_fits(found["params"], like.params, f"{self.folder}, step {step}")
+                shapes = run_folder.stored_shapes(folder / "state")
+            check_fits(shapes["params"], like.params, f"{self.folder}, step {step}")
             args = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(like)), data=ocp.args.JsonRestore())
             with run_folder.reading(folder):
                 restored = self._latest.restore(step, args=args)
@@ -197,7 +196,7 @@ class Checkpointer:
             return None, str(error)
 
     def _set_aside(self, damaged: list[tuple[int, str]], good: int) -> None:
-        """Out of the way, or the run could not save these steps again; but not deleted."""
+        """Moves damaged checkpoints away, or the run could not save these steps again. They are not deleted."""
         self.notices = []
         for step, problem in damaged:
             target = self.folder / "damaged" / str(step)
@@ -208,7 +207,7 @@ class Checkpointer:
                 os.replace(self.folder / "latest" / str(step), target)
             self.notices.append(f"warning: {problem}; moved to {target}; going on from step {good} instead")
         if damaged:
-            _together("rahf:set-aside")
+            multihost.barrier("rahf:set-aside")
             self._latest.reload()
 
     def discard(self, step: int) -> None:
@@ -234,23 +233,6 @@ class Checkpointer:
                     manager.close()
             if not self._failed:
                 self._silence.end()
-
-
-def _everywhere(well: bool) -> bool:
-    """Whether all processes say so."""
-    if jax.process_count() == 1:
-        return well
-    from jax.experimental import multihost_utils
-
-    return bool(np.all(multihost_utils.process_allgather(np.array(well))))
-
-
-def _together(name: str) -> None:
-    """Waits for all processes."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
 
 
 __all__ = ["CheckpointError", "Checkpointer", "check_fits", "find", "load_params"]

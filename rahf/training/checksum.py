@@ -1,4 +1,4 @@
-"""A number for each array of a checkpoint, by which damage on disk, or on the way from it, is noticed.
+"""A checksum of each array of a checkpoint, which shows damage on disk or on the way from it.
 
 The number does not depend on how an array lies on devices: it is the sum over all elements i, in C order, of
 bits_i · (2i + 1) modulo 2³². Such a sum is exact in any order, and a change of any single element changes it, because
@@ -32,8 +32,8 @@ def of(tree: dict[str, Any]) -> dict[str, int]:
     flat = functional.flatten(tree)
     if all(_on_host(leaf) for leaf in flat.values()):  # nothing is compiled, nothing copied
         return {path: by_numpy(np.asarray(leaf)) for path, leaf in flat.items()}
-    found = jax.device_get({path: by_devices(leaf) for path, leaf in flat.items()})
-    return {path: int(number) for path, number in found.items()}
+    numbers = jax.device_get({path: by_devices(leaf) for path, leaf in flat.items()})
+    return {path: int(number) for path, number in numbers.items()}
 
 
 def _on_host(leaf: Any) -> bool:
@@ -63,6 +63,6 @@ def by_devices(values: jax.Array) -> jax.Array:
     return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
 
 
-def differing(found: dict[str, int], expected: dict[str, int]) -> list[str]:
-    """Paths of arrays whose checksum is another than expected; those that nothing is known of are left out."""
-    return sorted(path for path, number in found.items() if expected.get(path, number) != number)
+def differing(checksums: dict[str, int], expected: dict[str, int]) -> list[str]:
+    """Paths of arrays whose checksum differs from the expected one; arrays without an expected checksum are left out."""
+    return sorted(path for path, number in checksums.items() if expected.get(path, number) != number)

@@ -3,11 +3,11 @@
 `joined()` connects the processes, if there are several, by what the environment says:
 
 * ``RAHF_COORDINATOR`` (host:port of process 0), ``RAHF_PROCESSES`` and ``RAHF_PROCESS_ID``;
-* inside ``srun`` or ``mpirun`` with several tasks, and on TPU pods of GKE, what JAX finds out by itself;
-* ``RAHF_DISTRIBUTED=auto`` asks JAX to find out anywhere (TPU pods of Compute Engine), ``off`` never does.
+* inside ``srun`` or ``mpirun`` with several tasks, and on TPU pods of GKE, what JAX reads from the environment itself;
+* ``RAHF_DISTRIBUTED=auto`` asks JAX to look on any machine (TPU pods of Compute Engine), ``off`` never does.
 
 A run is one program: when one process dies the others cannot go on, and most collective operations would wait for it
-forever. So every process shows a sign of life to the others, and ends with a message when one of them falls silent.
+forever. So every process reports to the others that it is alive, and ends with a message when one of them stops reporting.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from rahf.core import process as cpu
+from rahf.core import process
 from rahf.core.errors import TrainError
 
 _EXPLICIT = ("RAHF_COORDINATOR", "RAHF_PROCESSES", "RAHF_PROCESS_ID")
@@ -35,7 +35,7 @@ _COUNTER = itertools.count()  # all processes make the same calls, so the same n
 T = TypeVar("T")
 
 
-def how(environment: Mapping[str, str]) -> dict[str, object] | None:
+def initialize_arguments(environment: Mapping[str, str]) -> dict[str, object] | None:
     """Arguments for `jax.distributed.initialize` by the environment; None: this process is the whole run.
 
     Raises:
@@ -44,20 +44,20 @@ def how(environment: Mapping[str, str]) -> dict[str, object] | None:
     mode = environment.get("RAHF_DISTRIBUTED", "")
     if mode not in ("", "auto", "off"):
         raise TrainError(f"RAHF_DISTRIBUTED: expected auto or off, found {mode!r}")
-    given = [name for name in _EXPLICIT if environment.get(name)]
+    names = [name for name in _EXPLICIT if environment.get(name)]
     if mode == "off":
         return None
-    if given:
-        return _explicit(environment, given)
+    if names:
+        return _explicit(environment, names)
     pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     launched = any(environment.get(name, "1") not in ("", "1") for name in _TASKS)
     return {} if mode == "auto" or pod or launched else None
 
 
-def _explicit(environment: Mapping[str, str], given: list[str]) -> dict[str, object] | None:
-    if len(given) < len(_EXPLICIT):
-        missing = ", ".join(sorted(set(_EXPLICIT) - set(given)))
-        raise TrainError(f"{' and '.join(given)} given without {missing}; several processes need all three")
+def _explicit(environment: Mapping[str, str], names: list[str]) -> dict[str, object] | None:
+    if len(names) < len(_EXPLICIT):
+        missing = ", ".join(sorted(set(_EXPLICIT) - set(names)))
+        raise TrainError(f"{' and '.join(names)} given without {missing}; several processes need all three")
     address, *numbers = (environment[name] for name in _EXPLICIT)
     try:
         processes, process = map(int, numbers)
@@ -83,9 +83,9 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     Raises:
       TrainError: the others do not come, or one has gone.
     """
-    arguments = how(environment)
+    arguments = initialize_arguments(environment)
     if arguments is None:
-        cpu.dispatch_in_line()
+        process.dispatch_in_line()
         yield
         return
     _connect(arguments, float(environment.get("RAHF_JOIN_SECONDS", "300")))
@@ -120,8 +120,8 @@ def _connect(arguments: dict[str, object], patience: float) -> None:
         ) from error
 
 
-def tell(error: BaseException) -> None:
-    """Tells the other processes that this one fails, before it begins to close what they may be waiting for, too."""
+def report_failure(error: BaseException) -> None:
+    """Reports to the other processes that this one fails, before it closes resources that they may be waiting for."""
     for watch in _WATCHES:
         watch.failed(error)
 
@@ -133,9 +133,9 @@ def _client() -> Any:
 
 
 class _Watch:
-    """Shows a sign of life and looks for those of the others, in a thread of its own.
+    """Reports that this process is alive, and checks the reports of the others, in a thread of its own.
 
-    Process 0 looks at all, the others at process 0, whose end is everybody's.
+    Process 0 checks all; the others check process 0, without which nobody can go on.
     """
 
     def __init__(self, silence: float):
@@ -151,13 +151,13 @@ class _Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the watch; from now on nobody needs this process."""
+        """Ends the watch: this process has finished its part of the run."""
         self._say("left")
         self._stopped.set()
         self._thread.join(self._silence)
 
     def failed(self, error: BaseException) -> None:
-        """This process ends with an error: the others are told, and nothing may hold it up."""
+        """Reports to the others that this process fails, and ends it soon, whatever it still waits for."""
         if self._stopped.is_set():
             return
         self._stopped.set()
@@ -178,24 +178,24 @@ class _Watch:
             beat += 1
             try:
                 self._say(f"beat {beat}")
-                said = dict(self._client.key_value_dir_get("rahf/alive"))
+                reports = dict(self._client.key_value_dir_get("rahf/alive"))
             except Exception:  # noqa: BLE001 - the service is part of process 0
                 if not self._stopped.is_set():
                     self._end("process 0 of the run, which coordinates it, cannot be reached any more")
                 return
-            if (gone := self._gone({int(k.rsplit("/", 1)[-1]): v for k, v in said.items()})) is not None:
+            if (gone := self._gone({int(k.rsplit("/", 1)[-1]): v for k, v in reports.items()})) is not None:
                 self._end(gone)
 
-    def _gone(self, said: dict[int, str]) -> str | None:
+    def _gone(self, reports: dict[int, str]) -> str | None:
         now = time.monotonic()
         for other in self._others:
             last, when = self._heard[other]
-            news = said.get(other, "")
-            if news != last:
-                self._heard[other] = (news, now)
-            if news.startswith("failed"):
-                return f"process {other} of {self._processes} {news}"
-            if news == last and news != "left" and now - when > self._silence:
+            report = reports.get(other, "")
+            if report != last:
+                self._heard[other] = (report, now)
+            if report.startswith("failed"):
+                return f"process {other} of {self._processes} {report}"
+            if report == last and report != "left" and now - when > self._silence:
                 return f"process {other} of {self._processes} has given no sign of life for {self._silence:.0f} s"
         return None
 
@@ -229,9 +229,9 @@ def first_then_others(what: str, act: Callable[[], T]) -> T:
         return act()
     client, key = _client(), f"rahf/{what}/{next(_COUNTER)}"
     if jax.process_index() != 0:
-        said = client.blocking_key_value_get(key, _PATIENCE_MS)
-        if said != "done":
-            raise TrainError(f"process 0: {said}")
+        outcome = client.blocking_key_value_get(key, _PATIENCE_MS)
+        if outcome != "done":
+            raise TrainError(f"process 0: {outcome}")
         return act()
     try:
         result = act()

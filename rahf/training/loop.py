@@ -123,10 +123,10 @@ def train(task: Task) -> Finished:
 
 
 def _fail(checkpoints: Checkpointer, error: BaseException | None) -> None:
-    """A process that fails waits for no other, and none for it."""
+    """Lets a process that fails end without waiting for the others, and the others without waiting for it."""
     if error is not None:
         checkpoints.abandon()
-        distributed.tell(error)
+        distributed.report_failure(error)
 
 
 class _Run:

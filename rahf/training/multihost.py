@@ -41,6 +41,19 @@ def total(values: Any) -> Any:
     return jax.tree.map(lambda value: np.asarray(multihost_utils.process_allgather(np.asarray(value))).sum(0), values)
 
 
+def all_agree(condition: bool) -> bool:
+    """Whether the condition holds in all processes."""
+    if jax.process_count() == 1:
+        return condition
+    return bool(np.all(multihost_utils.process_allgather(np.array(condition))))
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes have called this with the same name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
 def largest(value: int) -> int:
     """The largest of the processes' numbers."""
     return value if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.array(value))))

@@ -1,4 +1,4 @@
-"""What a person and a machine see of a run: live line, `metrics.jsonl`, TensorBoard events."""
+"""Progress of a run: a live line in the terminal, `metrics.jsonl`, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def read_rows(file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _drop_after(file: pathlib.Path, step: int) -> None:
-    """Removes rows beyond the step that a run resumes from, so that no step stands twice."""
+    """Removes rows beyond the step that a run resumes from, so that no step appears twice."""
     if not file.exists():
         return
     kept = [row for row in read_rows(file) if row["step"] <= step]

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import pathlib
-import re
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,57 +16,7 @@ from rahf.core import licenses
 from rahf.core.errors import CheckpointError, Damaged
 from rahf.nn import functional
 from rahf.training import checksum, trainable
-
-#: How Python names the writes that Orbax gives up, unstarted, when another one of the same save has failed.
-ABANDONED = r"coroutine '\S*async_serialize\S*' was never awaited"
-
-
-class Silence:
-    """Keeps Orbax from complaining beside us, from `begin` to `end`, in all threads.
-
-    It warns about every checkpoint that it reads, and logs errors that it raises as well, and that we report.
-    Whatever it abandons in a failed save is named by Python at any later time, when it collects its garbage.
-    """
-
-    def __init__(self) -> None:
-        self._hook: Any = None
-        self._loggers = (logging.getLogger("absl"), logging.getLogger("asyncio"))
-
-    def begin(self) -> "Silence":
-        """Starts to keep quiet."""
-        self._hook = sys.unraisablehook
-        sys.unraisablehook = self._unraisable
-        warnings.filterwarnings("ignore", ABANDONED, RuntimeWarning)
-        for logger in self._loggers:
-            logger.addFilter(self._wanted)
-        return self
-
-    def end(self) -> None:
-        """Lets everybody speak again. Not to be called after a failed save: each of hundreds of abandoned writes
-        complains at any later time."""
-        if sys.unraisablehook == self._unraisable:
-            sys.unraisablehook = self._hook
-        for logger in self._loggers:
-            logger.removeFilter(self._wanted)
-
-    def _unraisable(self, unraisable: Any) -> None:
-        said = str(unraisable.exc_value)  # a warning comes here where warnings are errors
-        if said != "Event loop is closed" and not re.match(ABANDONED, said):
-            self._hook(unraisable)
-
-    def _wanted(self, record: logging.LogRecord) -> bool:  # of each instance: they may be nested
-        if "orbax" in record.pathname or "tensorstore" in record.pathname:
-            return False
-        said = record.getMessage()
-        return "exception was never retrieved" not in said and "was destroyed but it is pending" not in said
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """A `Silence` that lasts as long as what is inside succeeds."""
-    silence = Silence().begin()
-    yield
-    silence.end()  # not reached after a failure
+from rahf.training.orbax_silence import quiet
 
 
 @contextlib.contextmanager
@@ -95,7 +41,7 @@ def stored_shapes(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def stored_checksums(folder: pathlib.Path) -> dict[str, int]:
-    """Checksums that were saved with the checkpoint of a step; empty for one of before there were any."""
+    """Checksums that were saved with the checkpoint of a step; empty for a checkpoint of a version that saved none."""
     file = folder / "checksums" / "metadata"
     return json.loads(file.read_text()) if file.parent.is_dir() else {}
 
@@ -113,9 +59,9 @@ def verify(restored: dict[str, Any], recorded: dict[str, int]) -> None:
         raise ValueError(f"{bad[0]}{f' and {len(bad) - 1} more arrays' if len(bad) > 1 else ''}: {what}")
 
 
-def check_fits(found: functional.Params, expected: functional.Params, where: str) -> None:
+def check_fits(stored: functional.Params, expected: functional.Params, where: str) -> None:
     """Raises CheckpointError listing every parameter that is missing, extra or of another shape."""
-    lines = functional.parameter_differences(found, expected)
+    lines = functional.parameter_differences(stored, expected)
     if lines:
         raise CheckpointError(
             f"{where}: the checkpoint belongs to another architecture:\n  " + "\n  ".join(lines) + "\n"
@@ -136,31 +82,34 @@ def find(path: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     Raises:
       CheckpointError: there is no model; says what is there instead.
     """
-    given = pathlib.Path(path).resolve()
-    if not given.exists():
+    folder = pathlib.Path(path).resolve()
+    if not folder.exists():
         raise CheckpointError(f"{path}: no such file or directory; expected a run directory of `rahf train`")
-    run = next((p for p in (given, *given.parents[:3]) if (p / "config.json").is_file()), None)
+    run = next((p for p in (folder, *folder.parents[:3]) if (p / "config.json").is_file()), None)
     if run is None:
-        there = ", ".join(sorted(p.name for p in given.iterdir())[:8]) if given.is_dir() else "a file"
+        contents = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "a file"
         raise CheckpointError(
             f"{path}: not a model: expected a run directory with config.json and checkpoints/, "
-            f"found {there or 'nothing'}"
+            f"found {contents or 'nothing'}"
         )
-    if (given / "state").is_dir():
-        return run, given / "state"
-    folders = [given] if given.name in ("best", "latest") else [run / "checkpoints" / k for k in ("best", "latest")]
-    for folder in folders:
-        steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
+    if (folder / "state").is_dir():
+        return run, folder / "state"
+    if folder.name in ("best", "latest"):
+        candidates = [folder]
+    else:
+        candidates = [run / "checkpoints" / name for name in ("best", "latest")]
+    for candidate in candidates:
+        steps = sorted((int(p.name) for p in candidate.glob("*") if p.name.isdigit()), reverse=True)
         if steps:
-            return run, folder / str(steps[0]) / "state"
+            return run, candidate / str(steps[0]) / "state"
     raise CheckpointError(f"{path}: no finished checkpoint yet; has the run saved one?")
 
 
 def load_params(state_folder: pathlib.Path, expected: functional.Params, skip: Sequence[str] = ()) -> functional.Params:
-    """Reads only the parameters to evaluate (the average if there is one) of a checkpoint; says their licence.
+    """Reads only the parameters to evaluate (the average if there is one) of a checkpoint; prints the license of the weights.
 
     Args:
-      state_folder: as found by `find`.
+      state_folder: of `find`.
       expected: shapes (and shardings, if set) of the model.
       skip: parts of the checkpoint (``heatmap_*``) that are not expected and not read.
 
@@ -169,11 +118,11 @@ def load_params(state_folder: pathlib.Path, expected: functional.Params, skip: S
     """
     remedy = ": name another one"
     with reading(state_folder, remedy):
-        found = stored_shapes(state_folder)
-    partial = trainable.is_part(found)
-    which = "ema" if found.get("ema") and not partial else "params"
-    left = licenses.matching(found[which], skip)
-    check_fits({n: part for n, part in found[which].items() if n not in left}, expected, str(state_folder))
+        stored = stored_shapes(state_folder)
+    partial = trainable.is_part(stored)
+    which = "ema" if stored.get("ema") and not partial else "params"
+    skipped = licenses.matching(stored[which], skip)
+    check_fits({n: part for n, part in stored[which].items() if n not in skipped}, expected, str(state_folder))
     for folder in state_folder.parents[:4]:
         if (folder / "config.json").is_file():
             licenses.tell(folder)
@@ -181,7 +130,7 @@ def load_params(state_folder: pathlib.Path, expected: functional.Params, skip: S
     # A partial restore: the optimizer's moments, two thirds of the file, stay on disk.
     item = {which: expected}
     if partial:
-        item |= _trained(found, expected, left)
+        item |= _shapes_of_trained(stored, expected, skipped)
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     with reading(state_folder, remedy), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
@@ -189,15 +138,15 @@ def load_params(state_folder: pathlib.Path, expected: functional.Params, skip: S
         verify(restored, stored_checksums(state_folder.parent))
     if not partial:
         return restored[which]
-    return trainable.ordinary(restored["params"], restored.get("ema"), restored.get("lora"))
+    return trainable.merged_params(restored["params"], restored.get("ema"), restored.get("lora"))
 
 
-def _trained(found: dict[str, Any], expected: functional.Params, left: Sequence[str]) -> dict[str, Any]:
-    """Shapes of averages and adapters of a run that trains a part of its network, without the parts left out."""
+def _shapes_of_trained(stored: dict[str, Any], expected: functional.Params, skipped: Sequence[str]) -> dict[str, Any]:
+    """Shapes of averages and adapters of a run that trains a part of its network, without the skipped parts."""
     place = getattr(jax.tree.leaves(expected)[0], "sharding", None)
     if isinstance(place, jax.sharding.NamedSharding):
         place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
-    trees = {name: found[name] for name in ("ema", "lora") if found.get(name)}
-    kept = {p: leaf for p, leaf in functional.flatten(trees).items() if not {*p.split("/")[:4]} & {*left}}
+    trees = {name: stored[name] for name in ("ema", "lora") if stored.get(name)}
+    kept = {p: leaf for p, leaf in functional.flatten(trees).items() if not {*p.split("/")[:4]} & {*skipped}}
     placed = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for p, leaf in kept.items()}
     return functional.unflatten(placed)

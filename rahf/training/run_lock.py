@@ -1,4 +1,4 @@
-"""A run directory belongs to one configuration and one vocabulary: who may begin or go on in it."""
+"""Which run may begin or go on in a run directory: one configuration, one set of saved files."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def begun(workdir: pathlib.Path) -> bool:
     return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*/*"))
 
 
-def differences(there: Config, given: Config) -> list[str]:
+def differences(there: Config, here: Config) -> list[str]:
     """Fields in which two configs differ, apart from those that may change on resumption."""
 
     def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -101,7 +101,7 @@ def differences(there: Config, given: Config) -> list[str]:
             return {k: v for name, value in tree.items() for k, v in flat(value, f"{prefix}{name}.").items()}
         return {prefix[:-1]: tree}
 
-    old, new = flat(dataclasses.asdict(there)), flat(dataclasses.asdict(given))
+    old, new = flat(dataclasses.asdict(there)), flat(dataclasses.asdict(here))
     free = lambda name: any(name == f or name.startswith(f + ".") for f in _FREE)  # noqa: E731
     return [
         f"{name}: {old.get(name)!r} there, {new.get(name)!r} given"

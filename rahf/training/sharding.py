@@ -85,6 +85,15 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def placed(shapes: Any, mesh: Mesh) -> Any:
+    """The jax.ShapeDtypeStruct of every leaf, with its NamedSharding."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples are spread over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
     @property
     def best_params(self) -> functional.Params:
         """The parameters to evaluate and to hand out: the average if there is one, adapters merged."""
-        return trainable.ordinary(self.params, self.ema, self.lora)
+        return trainable.merged_params(self.params, self.ema, self.lora)
 
 
 class Setup(NamedTuple):
@@ -67,11 +67,7 @@ def setup(task: Task, devices: list | None = None) -> Setup:
     optimizer = optimizer_lib.make(config.optimizer, config.train.steps, *task.step_scale())
     lora = trainable.abstract_lora(config.optimizer, params)
     shapes = jax.eval_shape(lambda *given: _around(config, optimizer, *given), params, lora)
-    shardings = sharding.tree_shardings(shapes, mesh)
-    with_shardings: Any = jax.tree.map(
-        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings
-    )
-    return Setup(graphdef, optimizer, mesh, with_shardings, shardings)
+    return Setup(graphdef, optimizer, mesh, sharding.placed(shapes, mesh), sharding.tree_shardings(shapes, mesh))
 
 
 def create(task: Task, setup: Setup, given: functional.Params | None = None) -> TrainState:

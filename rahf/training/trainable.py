@@ -1,4 +1,4 @@
-"""What of a network is trained: all of it, parts chosen by the paths of their parameters, or low-rank adapters.
+"""Which parameters are trained: all, those whose paths match patterns, or low-rank adapters.
 
 The optimizer, its state and the averaged parameters see only the trained tree: the chosen part of the
 parameters, and under "lora" the adapters. With neither chosen, the trained tree is the parameters.
@@ -23,7 +23,7 @@ from rahf.nn.functional import Params
 LORA = "lora"
 
 
-def chosen(paths: Sequence[str], patterns: Sequence[str], field: str) -> list[str]:
+def matching_paths(paths: Sequence[str], patterns: Sequence[str], field: str) -> list[str]:
     """The paths that any of the patterns describes; `*` stands for anything, slashes included.
 
     A pattern without wildcards also means everything below it: `vit` is `vit` and `vit/*`.
@@ -31,14 +31,14 @@ def chosen(paths: Sequence[str], patterns: Sequence[str], field: str) -> list[st
     Raises:
       ConfigError: a pattern that describes nothing.
     """
-    found: set[str] = set()
+    paths_matched: set[str] = set()
     for pattern in patterns:
-        here = {p for p in paths if fnmatch.fnmatchcase(p, pattern) or fnmatch.fnmatchcase(p, pattern + "/*")}
-        if not here:
+        matches = {p for p in paths if fnmatch.fnmatchcase(p, pattern) or fnmatch.fnmatchcase(p, pattern + "/*")}
+        if not matches:
             parts = sorted({path.split("/")[0] for path in paths})
             raise ConfigError(f"{field}: no parameter is called {pattern!r}.{suggest(pattern, parts)}")
-        found |= here
-    return sorted(found)
+        paths_matched |= matches
+    return sorted(paths_matched)
 
 
 def is_partial(config: OptimizerConfig) -> bool:
@@ -51,7 +51,7 @@ def trained(config: OptimizerConfig, params: Params, lora: Params | None) -> Par
     if not is_partial(config):
         return params
     flat = functional.flatten(params)
-    paths = chosen(list(flat), config.trainable, "optimizer.trainable")
+    paths = matching_paths(list(flat), config.trainable, "optimizer.trainable")
     tree = functional.unflatten({path: flat[path] for path in paths})
     return tree if lora is None else tree | {LORA: lora["adapters"]}
 
@@ -82,7 +82,7 @@ def merged(params: Params, lora: Params | None) -> Params:
     return functional.unflatten(flat)
 
 
-def ordinary(params: Params, ema: Params | None, lora: Params | None) -> Params:
+def merged_params(params: Params, ema: Params | None, lora: Params | None) -> Params:
     """The parameters to evaluate and to hand out: the average where there is one, adapters merged."""
     if ema is not None:
         params, lora = replaced(params, lora, ema)
@@ -95,7 +95,7 @@ def _adapters(config: OptimizerConfig, shapes: Params):
 
     def build() -> nnx.Module:
         root = nnx.Module()
-        for path in chosen(list(flat), config.lora.patterns, "optimizer.lora.patterns"):
+        for path in matching_paths(list(flat), config.lora.patterns, "optimizer.lora.patterns"):
             if len(flat[path].shape) != 2:
                 raise ConfigError(
                     f"optimizer.lora.patterns: {path} has shape {tuple(flat[path].shape)}; only matrices are adapted"

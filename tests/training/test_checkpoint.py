@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from rahf.core.errors import CheckpointError
-from rahf.training import checkpoint, run_folder
+from rahf.training import checkpoint, orbax_silence
 from tests.helpers.checkpoint_maker import assert_equal, full_disk, params, shapes, state, steps
 
 
@@ -95,7 +95,7 @@ def test_only_abandoned_writes_of_orbax_are_hushed(monkeypatch, warned):
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(str(unraisable.exc_value)))
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter(warned)
-        silence = run_folder.Silence().begin()
+        silence = orbax_silence.Silence().begin()
         if warned == "error":
             warnings.simplefilter("error")  # as pytest does before each test: our filter is gone, the hook is not
         async_serialize_of_one_array()

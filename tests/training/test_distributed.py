@@ -42,7 +42,7 @@ GIVEN = {"RAHF_COORDINATOR": "host0:1234", "RAHF_PROCESSES": "4", "RAHF_PROCESS_
     ],
 )
 def test_what_the_environment_says(environment, wanted):
-    assert distributed.how(environment) == wanted
+    assert distributed.initialize_arguments(environment) == wanted
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_the_environment_says(environment, wanted):
 )
 def test_contradictions_are_named(changes, message):
     with pytest.raises(TrainError, match=message):
-        distributed.how(GIVEN | changes)
+        distributed.initialize_arguments(GIVEN | changes)
 
 
 def test_alone_nothing_happens():
@@ -116,7 +116,7 @@ def test_a_failure_is_passed_on_before_anybody_waits(watched, monkeypatch):
     assert said == ["process 2 of 3 failed: no record 7"]
     monkeypatch.setattr(distributed, "_end_soon", lambda: None)
     monkeypatch.setattr(distributed, "_WATCHES", [other := distributed._Watch(60.0)])
-    distributed.tell(ValueError("too bad\nfor many reasons"))
+    distributed.report_failure(ValueError("too bad\nfor many reasons"))
     assert store["rahf/alive/0"] == "failed: too bad"
     assert other._stopped.is_set() and watch._stopped.is_set()
 

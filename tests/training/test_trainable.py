@@ -32,7 +32,7 @@ def flat(tree):
 
 
 def test_patterns():
-    choose = lambda *patterns: trainable.chosen(PATHS, patterns, "field")  # noqa: E731
+    choose = lambda *patterns: trainable.matching_paths(PATHS, patterns, "field")  # noqa: E731
     assert choose("heatmap_*") == PATHS[1:3]
     assert choose("*/kernel", "decoder") == [PATHS[0], PATHS[1], PATHS[3]]
     assert choose("vit/layer_0") == PATHS[3:] and choose(PATHS[2]) == [PATHS[2]] and choose() == []
@@ -156,9 +156,9 @@ def test_frozen_towers_cost_no_gradient():
 def test_without_a_choice_everything_is_trained():
     params = {"a": {"kernel": jnp.ones((2, 2))}}
     assert trainable.trained(OptimizerConfig(), params, None) is params
-    assert trainable.ordinary(params, None, None) is params
+    assert trainable.merged_params(params, None, None) is params
     average = {"a": {"kernel": jnp.zeros((2, 2))}}
-    assert trainable.ordinary(params, average, None)["a"]["kernel"] is average["a"]["kernel"]
+    assert trainable.merged_params(params, average, None)["a"]["kernel"] is average["a"]["kernel"]
     assert not trainable.is_part({"params": params, "ema": average})
     assert trainable.is_part({"params": params, "ema": {}, "lora": {"scale": 1}})
     assert dataclasses.replace(OptimizerConfig(), lora=LORA).trainable == ()

@@ -18,10 +18,10 @@ from rahf.critic.critic import Critic
 from rahf.critic.evaluation.eval_step import Evaluated
 from rahf.critic.evaluation.evaluator import CriticEvaluation, CriticEvaluator
 from rahf.critic.losses import Parts
-from rahf.critic.task import CriticTask
+from rahf.critic.networks import build
+from rahf.nn import functional
 from rahf.text import Tokenizer, load_tokenizer
 from rahf.training import checkpoint, sharding
-from rahf.training import state as state_lib
 
 
 class Opened(NamedTuple):
@@ -58,9 +58,10 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
         raise errors.CheckpointError(f"{run}: a {config.model.family} model, no critic; rahf evaluate measures critics")
     config = _placed(config, data, batch_size, len(jax.devices()))
     tokenizer = load_tokenizer(run / "tokenizer.model")
-    setup = state_lib.setup(CriticTask(config, tokenizer))
-    params = checkpoint.load_params(state, setup.shapes.params)
-    evaluator = CriticEvaluator(setup.graphdef, config, tokenizer, setup.mesh)
+    mesh = sharding.make_mesh(config.mesh)
+    graphdef, shapes = functional.abstract(build.build(config.model))
+    params = checkpoint.load_params(state, sharding.placed(shapes, mesh))
+    evaluator = CriticEvaluator(graphdef, config, tokenizer, mesh)
     step = int(state.parent.name) if state.parent.name.isdigit() else None
     about = f"{state.parent.parent.name} checkpoint of step {state.parent.name}"
     return Opened(config, tokenizer, evaluator, params, run.name, step, about, run / "report", run)
