@@ -17,7 +17,7 @@ _current, __dir__, __all__ = attach(
         "Critic": "rahf.critic.critic",
         "Feedback": "rahf.critic.feedback",
         "RahfError": "rahf.core.errors",
-        "load": "rahf.critic.loading",
+        "load": "rahf.registry",
         "train": "rahf.registry",
     },
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rahf.config.model import FamilyConfig
 from rahf.config.schema import Config
 from rahf.core.errors import ConfigError
-from rahf.critic import loading
+from rahf.critic import hub, loading
 
 if TYPE_CHECKING:  # Flax and Orbax: a reader of exported files does without
     from rahf.training.loop import Finished
@@ -31,15 +31,15 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "critic": Family(
-        "rahf.config.critic:CriticConfig", "rahf.critic.task:CriticTask.from_config", "rahf.critic.from_run:load"
+        "rahf.config.critic:CriticConfig", "rahf.critic.task:CriticTask.from_config", "rahf.critic.loading:load"
     ),
     "resnet": Family(
         "rahf.config.critic:ResNetBaselineConfig",
         "rahf.critic.task:CriticTask.from_config",
-        "rahf.critic.from_run:load",
+        "rahf.critic.loading:load",
     ),
     "clip": Family(
-        "rahf.config.critic:ClipBaselineConfig", "rahf.critic.task:CriticTask.from_config", "rahf.critic.from_run:load"
+        "rahf.config.critic:ClipBaselineConfig", "rahf.critic.task:CriticTask.from_config", "rahf.critic.loading:load"
     ),
     "pixel-diffusion": Family(
         "rahf.config.diffusion:PixelDiffusionConfig",
@@ -97,22 +97,30 @@ def train(config: Config) -> Finished:
     return loop.train(task(config))
 
 
-def load(path: str | os.PathLike, **options: Any) -> Any:
-    """Loads a trained model of any family: a run directory, a checkpoint of it, an exported file, or a hub id.
+def load(path: str | os.PathLike, *, revision: str | None = None, **options: Any) -> Any:
+    """Loads a trained model of any family.
 
     Args:
-      path: where the model is.
-      options: of the family's loader; a critic takes `dtype`.
+      path: a run directory (its best checkpoint, else the newest), one checkpoint of it
+        (`RUN/checkpoints/latest/1000`), a file of `rahf export`, or the id of a Hugging Face repository that holds
+        a run directory or one exported file ("owner/name"; downloaded once). A local path that exists always wins.
+      revision: branch, tag or commit of the repository; None: its main branch.
+      options: of the family's loader. A critic takes `dtype`: "float32" or "bfloat16" to compute in.
 
     Returns:
       A `rahf.Critic`, or what the model's family is used through (`rahf.diffusion.Generator`).
 
     Raises:
-      CheckpointError, ExportError: no model there, or a damaged one.
+      CheckpointError, ExportError: no model there, a damaged one, or a repository that cannot be downloaded.
       ConfigError: its `config.json` cannot be read, or is of a family that is not registered.
+      ArgumentError: an option with a value that it cannot have.
     """
-    if loading.is_exported(path):
-        return loading.load(path, **options)
+    local = hub.download(str(path), revision) if hub.is_id(path, revision) else path
+    if loading.is_exported(local):
+        return loading.load(path, revision=revision, **options)
     from rahf.training import saved_model  # Flax and Orbax: a reader of exported files does without
 
-    return resolve(family_of(saved_model.find(path).config.model).load)(path, **options)
+    family = family_of(saved_model.find(local).config.model)
+    if local is not path:
+        options["revision"] = revision
+    return resolve(family.load)(path, **options)

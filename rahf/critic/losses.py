@@ -88,7 +88,7 @@ class Counts(NamedTuple):
 
 
 def counts(config: LossConfig, batch: Batch, suffix_id: int | None = None, tags: int | None = None) -> Counts:
-    """What the losses of a batch are divided by; those of its parts then sum to that of the whole.
+    """What the losses of a batch are divided by; those of its parts then sum to that of the whole_counts.
 
     Args:
       config: weights of the losses.
@@ -126,14 +126,14 @@ def _sequence_mean(
     return jnp.where(batch.target_mask, values * weights, 0.0).sum() / jnp.maximum(count, 1.0)
 
 
-def _tag_mean(logits: Float[Array, "b v"] | None, batch: Batch, whole: Counts) -> Float[Array, ""]:
+def _tag_mean(logits: Float[Array, "b v"] | None, batch: Batch, whole_counts: Counts) -> Float[Array, ""]:
     """Mean over examples with labelled words and over the pieces that any prompt of the whole batch says."""
-    if logits is None or whole.vocabulary is None:
+    if logits is None or whole_counts.vocabulary is None:
         return jnp.zeros(())
     tags = tags_lib.tag_targets(batch, logits.shape[1])
-    weights = batch.word_mask.any(1)[:, None] * whole.vocabulary
+    weights = batch.word_mask.any(1)[:, None] * whole_counts.vocabulary
     values = jnp.where(weights > 0, tags_lib.tag_losses(logits, tags), 0.0)
-    return values.sum() / jnp.maximum(whole.vocabulary.sum() * whole.examples, 1)
+    return values.sum() / jnp.maximum(whole_counts.vocabulary.sum() * whole_counts.examples, 1)
 
 
 def _tag_size(tags: Float[Array, "b v"] | None) -> int | None:
@@ -146,29 +146,29 @@ def total(
     batch: Batch,
     step: Int[Array, ""] | None = None,
     suffix_id: int | None = None,
-    whole: Counts | None = None,
+    whole_counts: Counts | None = None,
 ) -> tuple[Float[Array, ""], Parts]:
     """The training loss and its parts.
 
     `step` counts from 0, None: behind every warm-up. `suffix_id` is the first piece of the suffix, None: no
-    token weighs more than another. `whole` are the counts of the batch that this one is a part of, None: it is whole.
+    token weighs more than another. `whole_counts` are the counts of the batch of which this one is a part; None: this is the whole batch.
 
     L = w_h · mean heatmap loss + w_s · mean score loss + w_k · cross-entropy of the target sequence
     (+ w_t · cross-entropy of the tags, `rahf.critic.networks.word_tags`).
     Missing labels, padding tokens and filling examples have weight 0.
     """
-    whole = counts(config, batch, suffix_id, _tag_size(logits.tags)) if whole is None else whole
+    whole_counts = counts(config, batch, suffix_id, _tag_size(logits.tags)) if whole_counts is None else whole_counts
     # A masked value would still reach the gradient, as 0 times whatever it is: perhaps NaN.
     scores = jnp.where(batch.score_mask, batch.scores, 0.0)
     parts = Parts(
         _mean_of_labels(
             heatmap_values(logits.heatmaps, batch.heatmaps.astype(jnp.float32) / 255.0, config.heatmap_loss),
             batch.heatmap_mask,
-            whole.heatmaps,
+            whole_counts.heatmaps,
         ),
-        _mean_of_labels(score_values(logits.scores, scores, config.score_loss), batch.score_mask, whole.scores),
-        _sequence_mean(config, logits, batch, suffix_id, whole.tokens),
-        _tag_mean(logits.tags, batch, whole),
+        _mean_of_labels(score_values(logits.scores, scores, config.score_loss), batch.score_mask, whole_counts.scores),
+        _sequence_mean(config, logits, batch, suffix_id, whole_counts.tokens),
+        _tag_mean(logits.tags, batch, whole_counts),
     )
     return _weighted(config, parts, step), parts
 
@@ -186,51 +186,51 @@ def _weighted(config: LossConfig, parts: Parts, step: Int[Array, ""] | None) -> 
 
 def sampled(
     config: LossConfig,
-    found: TaskLogits,
+    drawn: TaskLogits,
     batch: Batch,
     step: Int[Array, ""] | None = None,
     suffix_id: int | None = None,
-    whole: Counts | None = None,
+    whole_counts: Counts | None = None,
 ) -> tuple[Float[Array, ""], Parts]:
     """`total`, estimated from the tasks that were drawn: its expectation over draws is that of all tasks.
 
     A (task, label) pair counts as it would there, divided by the probability that it is drawn; the numbers of
     labels and tokens to divide by are those of the whole batch.
     """
-    whole = counts(config, batch, suffix_id, _tag_size(found.tags)) if whole is None else whole
-    chance = found.passes / label_prompts.COUNT
-    maps = found.of_examples(batch.heatmaps, found.heatmap_slots)
-    maps = jnp.take_along_axis(maps, found.heatmap_slots.tasks[:, None, None, None], 3).astype(jnp.float32) / 255.0
-    scores = found.of_examples(jnp.where(batch.score_mask, batch.scores, 0.0), found.score_slots)
-    scores = jnp.take_along_axis(scores, found.score_slots.tasks[:, None], 1)
+    whole_counts = counts(config, batch, suffix_id, _tag_size(drawn.tags)) if whole_counts is None else whole_counts
+    chance = drawn.passes / label_prompts.COUNT
+    maps = drawn.of_examples(batch.heatmaps, drawn.heatmap_slots)
+    maps = jnp.take_along_axis(maps, drawn.heatmap_slots.tasks[:, None, None, None], 3).astype(jnp.float32) / 255.0
+    scores = drawn.of_examples(jnp.where(batch.score_mask, batch.scores, 0.0), drawn.score_slots)
+    scores = jnp.take_along_axis(scores, drawn.score_slots.tasks[:, None], 1)
     tokens, token_weights = batch.target_ids, _token_weights(config, batch, suffix_id)
-    values = sequence_values(found.sequence, found.of_examples(tokens, found.sequence_slots))
-    weights = found.of_examples(token_weights, found.sequence_slots) * found.sequence_slots.valid[:, None]
+    values = sequence_values(drawn.sequence, drawn.of_examples(tokens, drawn.sequence_slots))
+    weights = drawn.of_examples(token_weights, drawn.sequence_slots) * drawn.sequence_slots.valid[:, None]
     parts = Parts(
         _of_drawn(
-            heatmap_values(found.heatmaps[..., None], maps, config.heatmap_loss)[:, 0],
-            found,
-            found.heatmap_slots,
+            heatmap_values(drawn.heatmaps[..., None], maps, config.heatmap_loss)[:, 0],
+            drawn,
+            drawn.heatmap_slots,
             batch.heatmap_mask,
-            whole.heatmaps,
+            whole_counts.heatmaps,
         ),
         _of_drawn(
-            score_values(found.scores[:, None], scores, config.score_loss)[:, 0],
-            found,
-            found.score_slots,
+            score_values(drawn.scores[:, None], scores, config.score_loss)[:, 0],
+            drawn,
+            drawn.score_slots,
             batch.score_mask,
-            whole.scores,
+            whole_counts.scores,
         ),
-        jnp.where(weights > 0, values * weights, 0.0).sum() / (chance * jnp.maximum(whole.tokens, 1.0)),
-        _tag_mean(found.tags, batch, whole),
+        jnp.where(weights > 0, values * weights, 0.0).sum() / (chance * jnp.maximum(whole_counts.tokens, 1.0)),
+        _tag_mean(drawn.tags, batch, whole_counts),
     )
     return _weighted(config, parts, step), parts
 
 
 def _of_drawn(
-    values: Float[Array, " m"], found: TaskLogits, slots: Slots, mask: Bool[Array, "b n"], count: Int[Array, " n"]
+    values: Float[Array, " m"], drawn: TaskLogits, slots: Slots, mask: Bool[Array, "b n"], count: Int[Array, " n"]
 ) -> Float[Array, ""]:
     """Estimate of `_mean_of_labels` from the places of one head."""
-    known = jnp.take_along_axis(found.of_examples(mask, slots), slots.tasks[:, None], 1)[:, 0] & slots.valid
+    has_label = jnp.take_along_axis(drawn.of_examples(mask, slots), slots.tasks[:, None], 1)[:, 0] & slots.valid
     divisors = jnp.maximum(count, 1)[slots.tasks] * jnp.maximum((count > 0).sum(), 1)
-    return (jnp.where(known, values, 0.0) / divisors).sum() * label_prompts.COUNT / found.passes
+    return (jnp.where(has_label, values, 0.0) / divisors).sum() * label_prompts.COUNT / drawn.passes

@@ -47,7 +47,7 @@ class Setup(NamedTuple):
 def _around(
     config: Config, optimizer: optax.GradientTransformation, params: functional.Params, lora: functional.Params | None
 ) -> TrainState:
-    """The state of a run that has not begun, around given parameters and adapters."""
+    """The state of a run that has not begun, around parameters and adapters."""
     trained = trainable.trained(config.optimizer, params, lora)
     ema = jax.tree.map(jnp.copy, trained) if config.optimizer.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), ema, lora)
@@ -66,19 +66,19 @@ def setup(task: Task, devices: list | None = None) -> Setup:
     graphdef, params = functional.abstract(task.build())
     optimizer = optimizer_lib.make(config.optimizer, config.train.steps, *task.step_scale())
     lora = trainable.abstract_lora(config.optimizer, params)
-    shapes = jax.eval_shape(lambda *given: _around(config, optimizer, *given), params, lora)
+    shapes = jax.eval_shape(lambda *trees: _around(config, optimizer, *trees), params, lora)
     return Setup(graphdef, optimizer, mesh, sharding.placed(shapes, mesh), sharding.tree_shardings(shapes, mesh))
 
 
-def create(task: Task, setup: Setup, given: functional.Params | None = None) -> TrainState:
+def create(task: Task, setup: Setup, start_params: functional.Params | None = None) -> TrainState:
     """A fresh state, born sharded: no device ever holds more than its share.
 
-    `given` are parameters to start from, any part of the tree (`Task.start`); the rest is random.
+    `start_params` are parameters to start from, any part of the tree (`Task.start`); the rest is random.
     """
     config = task.config
-    params = functional.init(task.build(), config.train.seed, setup.shardings.params, given)
+    params = functional.init(task.build(), config.train.seed, setup.shardings.params, start_params)
     lora = trainable.make_lora(config.optimizer, setup.shapes.params, config.train.seed, setup.shardings.lora)
     around = jax.jit(
-        lambda *given: _around(config, setup.optimizer, *given), out_shardings=setup.shardings, donate_argnums=(0, 1)
+        lambda *trees: _around(config, setup.optimizer, *trees), out_shardings=setup.shardings, donate_argnums=(0, 1)
     )
     return around(params, lora)

@@ -37,7 +37,7 @@ class StoredLabels(Protocol):
 
 @dataclasses.dataclass
 class CriticEvaluation:
-    """Result of a run over a split. Metric names as in `rahf.metrics`, and ``loss/<part>``."""
+    """Result of an evaluation of a split. Metric names as in `rahf.metrics`, and ``loss/<part>``."""
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
@@ -92,16 +92,18 @@ class CriticEvaluator:
         examples: list[ReportExample] = []
         for batch in progress(batches):
             batch = self.outputs.narrow(batch)
-            found = multihost.local_rows(self._steps[generate](params, sharding.to_devices(batch, self.mesh)), self.mesh)
+            evaluated = multihost.local_rows(
+                self._steps[generate](params, sharding.to_devices(batch, self.mesh)), self.mesh
+            )
             rows = np.flatnonzero(batch.example_mask)
-            _check_finite(self.outputs, batch, found, rows)
+            _check_finite(self.outputs, batch, evaluated, rows)
             truths = [labels[i] for i in batch.index[rows]]
-            words = _words(self.tokenizer, self.outputs, batch, found, rows, truths)
-            _update(metrics, baseline, batch, found, rows, truths, words)
-            losses.append(_loss_rows(self.config, batch, found, rows))
+            words = _words(self.tokenizer, self.outputs, batch, evaluated, rows, truths)
+            _update(metrics, baseline, batch, evaluated, rows, truths, words)
+            losses.append(_loss_rows(self.config, batch, evaluated, rows))
             if gallery:
                 total = losses[-1][0][:, -1]
-                examples += [_example(found, r, t, w, x) for r, t, w, x in zip(rows, truths, words, total)]
+                examples += [_example(evaluated, r, t, w, x) for r, t, w, x in zip(rows, truths, words, total)]
         metrics = gather(metrics)
         values = metrics.compute() | _mean_losses(losses)
         return CriticEvaluation(
@@ -126,12 +128,12 @@ class _Words(NamedTuple):
     probability: np.ndarray | None  # float [K]
 
 
-def _check_finite(outputs: families.Outputs, batch: Batch, found: Evaluated, rows: np.ndarray) -> None:
-    for name, values in {**outputs.predicted(found.prediction), **found.parts._asdict()}.items():
+def _check_finite(outputs: families.Outputs, batch: Batch, evaluated: Evaluated, rows: np.ndarray) -> None:
+    for name, values in {**outputs.predicted(evaluated.prediction), **evaluated.parts._asdict()}.items():
         finite = np.isfinite(values[rows]).all(axis=tuple(range(1, values.ndim)))  # of the last batch: perhaps no rows
         if not finite.all():
             index = int(batch.index[rows[~finite][0]])
-            what = f"the {name} loss" if name in found.parts._fields else f"one of the {name.replace('_', ' ')}"
+            what = f"the {name} loss" if name in evaluated.parts._fields else f"one of the {name.replace('_', ' ')}"
             raise NotFinite(f"{what} of example {index} of the evaluated split is not finite")
 
 
@@ -139,7 +141,7 @@ def _words(
     tokenizer: Tokenizer,
     outputs: families.Outputs,
     batch: Batch,
-    found: Evaluated,
+    evaluated: Evaluated,
     rows: np.ndarray,
     truths: Sequence[Any],
 ) -> list[_Words]:
@@ -148,10 +150,10 @@ def _words(
     slots = batch.word_labels.shape[1]
     result = []
     for row, truth in zip(rows, truths):
-        probability = found.prediction.word_probabilities[row]
+        probability = evaluated.prediction.word_probabilities[row]
         generated = None
-        if found.generated is not None:
-            decoded = parse_target(tokenizer.decode(found.generated[row]))
+        if evaluated.generated is not None:
+            decoded = parse_target(tokenizer.decode(evaluated.generated[row]))
             aligned = align_labels(truth.record.words, decoded)[:slots]
             generated = np.ones(slots, np.int32)
             generated[: len(aligned)] = aligned
@@ -159,7 +161,7 @@ def _words(
     return result
 
 
-def _update(metrics, baseline, batch, found, rows, truths, words) -> None:
+def _update(metrics, baseline, batch, evaluated, rows, truths, words) -> None:
     """Adds a batch, one native map size at a time (almost always there is only one)."""
     sizes = [t.heatmaps.shape[:2] for t in truths]
     for size in sorted(set(sizes)):
@@ -169,8 +171,8 @@ def _update(metrics, baseline, batch, found, rows, truths, words) -> None:
         true_maps = np.stack([truths[i].heatmaps for i in chosen])
         metrics.update(
             part,
-            found.prediction.heatmaps[at],
-            found.prediction.scores[at],
+            evaluated.prediction.heatmaps[at],
+            evaluated.prediction.scores[at],
             *(None if kind[0] is None else np.stack(kind) for kind in zip(*(words[i] for i in chosen))),
             true_maps,
         )
@@ -178,19 +180,19 @@ def _update(metrics, baseline, batch, found, rows, truths, words) -> None:
             baseline.update(part, true_maps)
 
 
-def _loss_rows(config: Config, batch: Batch, found: Evaluated, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _loss_rows(config: Config, batch: Batch, evaluated: Evaluated, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Per example: loss parts and weighted total, and which of the parts have a label."""
-    parts = np.stack([np.asarray(getattr(found.parts, name))[rows] for name in OF_LABELS], 1)
+    parts = np.stack([np.asarray(getattr(evaluated.parts, name))[rows] for name in OF_LABELS], 1)
     weights = np.array([config.loss.heatmap_weight, config.loss.score_weight, config.loss.keyword_weight])
-    known = np.stack([batch.heatmap_mask.any(1), batch.score_mask.any(1), batch.target_mask.any(1)], 1)[rows]
+    labelled = np.stack([batch.heatmap_mask.any(1), batch.score_mask.any(1), batch.target_mask.any(1)], 1)[rows]
     total = (parts * weights).sum(1, keepdims=True)
-    return np.concatenate([parts, total], 1), np.concatenate([known, known.any(1, keepdims=True)], 1)
+    return np.concatenate([parts, total], 1), np.concatenate([labelled, labelled.any(1, keepdims=True)], 1)
 
 
 def _mean_losses(losses: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
     """Mean per example of each part, over the examples of all processes that have its labels."""
-    values, known = (np.concatenate(part) for part in zip(*losses))
-    sums, counts = np.where(known, values, 0.0).sum(0), known.sum(0).astype(np.float64)
+    values, labelled = (np.concatenate(part) for part in zip(*losses))
+    sums, counts = np.where(labelled, values, 0.0).sum(0), labelled.sum(0).astype(np.float64)
     sums, counts = multihost.total((sums, counts))
     return {name: float(s / max(c, 1)) for name, s, c in zip(_LOSSES, sums, counts)}
 
@@ -206,7 +208,7 @@ def gather(metrics: EvaluationMetrics) -> EvaluationMetrics:
     return joined
 
 
-def _example(found: Evaluated, row: int, truth: Any, words: _Words, loss: float) -> ReportExample:
+def _example(evaluated: Evaluated, row: int, truth: Any, words: _Words, loss: float) -> ReportExample:
     record = truth.record
     count = len(record.words)
     labels = words.constrained if words.generated is None else words.generated
@@ -217,8 +219,8 @@ def _example(found: Evaluated, row: int, truth: Any, words: _Words, loss: float)
         prompt=record.prompt,
         words=record.words,
         loss=float(loss),
-        heatmaps=found.prediction.heatmaps[row].astype(np.float16),
-        scores=found.prediction.scores[row],
+        heatmaps=evaluated.prediction.heatmaps[row].astype(np.float16),
+        scores=evaluated.prediction.scores[row],
         labels=_padded(labels, count, 1) if given else None,
         probability=_padded(words.probability, count, 0.0) if given else None,
         true_heatmaps=truth.heatmaps,

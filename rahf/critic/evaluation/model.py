@@ -96,16 +96,18 @@ class ExportedEvaluator(CriticEvaluator):
         self.mesh = sharding.make_mesh(config.mesh, jax.local_devices()[:1])
         self._steps = {False: jax.jit(lambda params, batch: _step(critic, params, batch))}
 
-    def run(self, params: Any, batches: Any, labels: Any, *, generate: bool = False, **options: Any) -> CriticEvaluation:
+    def run(
+        self, params: Any, batches: Any, labels: Any, *, generate: bool = False, **options: Any
+    ) -> CriticEvaluation:
         """As of `CriticEvaluator`; the file cannot generate, whatever is asked for, and holds no logits to compute losses."""
-        found = super().run(params, batches, labels, generate=False, **options)
-        measured = {name: value for name, value in found.metrics.items() if not name.startswith("loss/")}
-        return dataclasses.replace(found, metrics=measured)
+        evaluation = super().run(params, batches, labels, generate=False, **options)
+        measured = {name: value for name, value in evaluation.metrics.items() if not name.startswith("loss/")}
+        return dataclasses.replace(evaluation, metrics=measured)
 
 
 def _step(critic: Critic, params: Any, batch: Batch) -> Evaluated:
-    given = (batch.image, batch.text_ids, batch.text_mask, batch.prompt_ids, batch.word_end)
-    prediction, _ = critic.network.forward(params, *given)
+    arrays = (batch.image, batch.text_ids, batch.text_mask, batch.prompt_ids, batch.word_end)
+    prediction, _ = critic.network.forward(params, *arrays)
     # Squared errors stand in for the losses: the report ranks its examples by them.
     maps = jnp.square(prediction.heatmaps - batch.heatmaps / 255.0).mean((1, 2))
     scores = jnp.square(prediction.scores - batch.scores)

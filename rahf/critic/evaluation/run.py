@@ -40,7 +40,7 @@ def run(
     examples: int = 60,
     console: Console | None = None,
 ) -> CriticEvaluation:
-    """Evaluates a model on a split and writes what was found.
+    """Evaluates a model on a split and writes the report.
 
     Args:
       model: run directory (best checkpoint, else the newest), checkpoint directory, or exported file. Of an
@@ -134,7 +134,7 @@ def _write(
         curves,
         max_examples=examples,
     )
-    found = metrics_json(evaluation.metrics, evaluation.intervals, evaluation.baselines) | {"meta": meta}
-    text = json.dumps(found, indent=2) + "\n"
+    tree = metrics_json(evaluation.metrics, evaluation.intervals, evaluation.baselines) | {"meta": meta}
+    text = json.dumps(tree, indent=2) + "\n"
     for file in (folder / "metrics.json", *([pathlib.Path(json_file)] if json_file else [])):
         write_atomically(file, text)
