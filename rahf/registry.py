@@ -116,11 +116,11 @@ def load(path: str | os.PathLike, *, revision: str | None = None, **options: Any
       ArgumentError: an option with a value that it cannot have.
     """
     local = hub.download(str(path), revision) if hub.is_id(path, revision) else path
-    if loading.is_exported(local):
+    if loading.is_exported(local):  # by its own loader, which knows the repository's name for the critic
         return loading.load(path, revision=revision, **options)
     from rahf.training import saved_model  # Flax and Orbax: a reader of exported files does without
 
-    family = family_of(saved_model.find(local).config.model)
-    if local is not path:
-        options["revision"] = revision
-    return resolve(family.load)(path, **options)
+    loader = resolve(family_of(saved_model.find(local).config.model).load)
+    if loader is loading.load:
+        return loader(path, revision=revision, **options)
+    return loader(local, **options)

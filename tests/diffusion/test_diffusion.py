@@ -15,6 +15,7 @@ from rahf.cli import main as cli
 from rahf.core.batch import fake
 from rahf.core.errors import CheckpointError
 from rahf.critic import energy as energy_lib
+from rahf.critic import loading as critic_loading
 from rahf.diffusion import loss, schedules
 from rahf.diffusion.networks import blocks, pixel_unet
 from rahf.diffusion.sample import GuidanceOptions
@@ -184,7 +185,8 @@ def test_training_through_the_command(trained, capsys):
     assert len(evaluated) == 2
     assert not any("keyword" in name for row in rows for name in row)
     with pytest.raises(CheckpointError, match="a diffusion model, no critic; load it with rahf.diffusion.load"):
-        rahf.load(trained)
+        critic_loading.load(trained)
+    assert isinstance(rahf.load(trained), diffusion.Generator)
     assert cli.main(["evaluate", str(trained)]) == 1
     error = f"rahf: {trained}: a pixel-diffusion model, no critic; rahf evaluate measures critics\n"
     assert capsys.readouterr().err == error
