@@ -22,7 +22,7 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; the exit code."""
+    """Trains; returns the exit code: 0, or 128 + n if signal n stopped the run."""
     from rahf.config import overrides
 
     config = overrides.parse(args.config, args.fields)

@@ -99,7 +99,7 @@ class ClipTextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """What is made of CLIP's embeddings of image and text. The image tower is `model.vit`."""
+    """CLIP's text tower, and which outputs its embeddings of image and text become. The image tower is `model.vit`."""
 
     text: ClipTextConfig = ClipTextConfig()
     width: int = 512  # of the embeddings that both towers project to

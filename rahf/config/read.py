@@ -108,22 +108,22 @@ def find(path: str) -> pathlib.Path:
     Raises:
       ConfigError: neither exists; the message lists what comes with rahf.
     """
-    given = pathlib.Path(path)
-    if given.is_file():
-        return given
+    file_path = pathlib.Path(path)
+    if file_path.is_file():
+        return file_path
     shipped = pathlib.Path(__file__).resolve().parent.parent / "configs"
     files = {file.relative_to(shipped).as_posix(): file for file in sorted(shipped.glob("*/[a-z]*.py"))}
-    name = given.as_posix().removeprefix("configs/")
+    name = file_path.as_posix().removeprefix("configs/")
     name = _FORMER_NAMES.get(name, name)
     if name in files:
         return files[name]
     names = [f"configs/{file}" for file in files]
-    nearest = difflib.get_close_matches(given.name, [file.rsplit("/", 1)[-1] for file in files], n=1)
+    nearest = difflib.get_close_matches(file_path.name, [file.rsplit("/", 1)[-1] for file in files], n=1)
     if not nearest:
         raise ConfigError(f"no config file {path}.{suggest(path, names)}")
     # The file name decides; among files of one name in several folders, the likeness of the whole path does.
     same_name = [candidate for candidate in names if candidate.endswith("/" + nearest[0])]
-    asked = f"configs/{given.name if given.is_absolute() else name}"
+    asked = f"configs/{file_path.name if file_path.is_absolute() else name}"
     best = max(same_name, key=lambda candidate: difflib.SequenceMatcher(None, asked, candidate).ratio())
     raise ConfigError(f"no config file {path}. Did you mean {best!r}?")
 
@@ -142,14 +142,14 @@ def load(path: str) -> Config:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        made = module.config()
+        config = module.config()
     except TypeError as error:
         raise ConfigError(f"{file}: {_with_suggestion(str(error))}") from error
     except AttributeError as error:
         raise ConfigError(f"{file}: must define config() -> rahf.config.Config ({error})") from error
-    if not isinstance(made, Config):
-        raise ConfigError(f"{file}: config() returned {type(made).__name__}, expected rahf.config.Config")
-    return made
+    if not isinstance(config, Config):
+        raise ConfigError(f"{file}: config() returned {type(config).__name__}, expected rahf.config.Config")
+    return config
 
 
 def _with_suggestion(message: str) -> str:
@@ -158,5 +158,5 @@ def _with_suggestion(message: str) -> str:
     modules = (schema, critic, diffusion)
     classes = [c for module in modules for c in vars(module).values() if dataclasses.is_dataclass(c)]
     owner = [c for c in classes if message.startswith(c.__name__ + ".") or message.startswith(c.__name__ + "(")]
-    known = [f.name for c in owner or classes for f in dataclasses.fields(c)]
-    return message + "." + suggest(name, known) if "unexpected keyword" in message else message
+    fields = [f.name for c in owner or classes for f in dataclasses.fields(c)]
+    return message + "." + suggest(name, fields) if "unexpected keyword" in message else message

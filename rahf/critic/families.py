@@ -53,17 +53,17 @@ class Outputs(NamedTuple):
         if family == "heatmaps":
             return name in self.heatmaps
         if family == "loss":
-            known = {"heatmap": self.heatmaps, "score": self.scores, "keyword": self.keywords}
-            return bool(known.get(name, True))
+            predicted = {"heatmap": self.heatmaps, "score": self.scores, "keyword": self.keywords}
+            return bool(predicted.get(name, True))
         return self.keywords or not family.startswith("keywords")
 
     def predicted(self, prediction: Prediction) -> dict[str, np.ndarray]:
         """The arrays of a prediction by name, without what is not predicted."""
-        found = {
+        arrays = {
             "heatmaps": np.asarray(prediction.heatmaps)[..., np.array(self.heatmap_mask)],
             "scores": np.asarray(prediction.scores)[..., np.array(self.score_mask)],
         }
-        return found | ({"word_probabilities": np.asarray(prediction.word_probabilities)} if self.keywords else {})
+        return arrays | ({"word_probabilities": np.asarray(prediction.word_probabilities)} if self.keywords else {})
 
 
 def is_critic(config: FamilyConfig) -> bool:

@@ -38,7 +38,7 @@ def load(config: Config, shapes: functional.Params) -> Start:
     if not (start.model or start.vision or start.text):
         return Start({}, {})
     if start.model:
-        return start_lib.from_model(config, shapes, lambda *given: _read_with_positions(config.model, *given))
+        return start_lib.from_model(config, shapes, lambda *read: _read_with_positions(config.model, *read))
     params, record = towers.load_towers(
         config.model,
         vision=start.vision or None,

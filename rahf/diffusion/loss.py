@@ -45,8 +45,8 @@ def per_example(
     mask = batch.text_mask if dropped is None else batch.text_mask & ~dropped[:, None]
     v = jnp.sqrt(signal) * noise - jnp.sqrt(1 - signal) * x0
     wanted = {"epsilon": noise, "v_prediction": v, "sample": x0}[config.prediction_type]
-    found = model(z, t, model.encode(batch.text_ids, mask))
-    error = jnp.square(found.astype(jnp.float32) - wanted).mean((1, 2, 3))
+    prediction = model(z, t, model.encode(batch.text_ids, mask))
+    error = jnp.square(prediction.astype(jnp.float32) - wanted).mean((1, 2, 3))
     if config.prediction_type == "sample":
         error = error / jnp.maximum(1 - signal[:, 0, 0, 0], _LEAST_NOISE)
     return error

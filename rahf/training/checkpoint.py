@@ -156,7 +156,7 @@ class Checkpointer:
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest state that is not damaged, laid out like `like`, and the data position.
 
-        Damaged checkpoints newer than it are moved to `checkpoints/damaged`, and said in `notices`.
+        Damaged checkpoints newer than it are moved to `checkpoints/damaged`, and `notices` names them.
 
         Args:
           like: shapes and shardings. Each device is given its share only.

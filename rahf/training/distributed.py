@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def initialize_arguments(environment: Mapping[str, str]) -> dict[str, object] | None:
-    """Arguments for `jax.distributed.initialize` by the environment; None: this process is the whole run.
+    """Arguments for `jax.distributed.initialize` by the environment; None: the run has this process only.
 
     Raises:
       TrainError: the variables contradict each other or are no numbers.

@@ -37,8 +37,8 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     sizes = [config.data, config.fsdp, config.tensor]
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
         raise ConfigError(f"mesh {dict(zip(AXES, sizes))}: positive numbers, at most one -1")
-    known = math.prod(s for s in sizes if s != -1)
-    sizes = [len(devices) // known if s == -1 else s for s in sizes]
+    product = math.prod(s for s in sizes if s != -1)
+    sizes = [len(devices) // product if s == -1 else s for s in sizes]
     if math.prod(sizes) != len(devices):
         raise ConfigError(
             f"mesh {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, there are {len(devices)}; "
@@ -55,8 +55,8 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
 def fitting(config: MeshConfig, devices: int) -> MeshConfig:
     """The mesh of a run if it fits this number of devices, else plain data parallelism over them."""
     sizes = [config.data, config.fsdp, config.tensor]
-    known = math.prod(s for s in sizes if s != -1)
-    fits = devices % known == 0 if -1 in sizes else known == devices
+    product = math.prod(s for s in sizes if s != -1)
+    fits = devices % product == 0 if -1 in sizes else product == devices
     return config if fits else MeshConfig()
 
 
@@ -106,7 +106,7 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole."""
+    """Every device holds all of an array."""
     return NamedSharding(mesh, PartitionSpec())
 
 

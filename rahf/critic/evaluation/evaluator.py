@@ -212,7 +212,7 @@ def _example(evaluated: Evaluated, row: int, truth: Any, words: _Words, loss: fl
     record = truth.record
     count = len(record.words)
     labels = words.constrained if words.generated is None else words.generated
-    given = labels is not None
+    judged = labels is not None
     return ReportExample(
         uid=record.uid,
         image=truth.image(),
@@ -221,8 +221,8 @@ def _example(evaluated: Evaluated, row: int, truth: Any, words: _Words, loss: fl
         loss=float(loss),
         heatmaps=evaluated.prediction.heatmaps[row].astype(np.float16),
         scores=evaluated.prediction.scores[row],
-        labels=_padded(labels, count, 1) if given else None,
-        probability=_padded(words.probability, count, 0.0) if given else None,
+        labels=_padded(labels, count, 1) if judged else None,
+        probability=_padded(words.probability, count, 0.0) if judged else None,
         true_heatmaps=truth.heatmaps,
         true_heatmap_mask=tuple(bool(m) for m in truth.heatmap_mask),
         true_scores=np.asarray(record.scores, np.float32),

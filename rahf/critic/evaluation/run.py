@@ -108,7 +108,7 @@ def _meta(opened: Opened, split: str, evaluation: CriticEvaluation, total: int) 
 
 
 def _write_quantiles(evaluation: CriticEvaluation, opened: Opened, split: str) -> None:
-    """The scores' distribution on a whole split, to which the percentiles of predictions refer from now on."""
+    """The scores' distribution on all of a split, to which the percentiles of predictions refer from now on."""
     scores = np.stack([example.scores for example in evaluation.examples])
     # With more processes none has all of the parameters, whose hash names the model; a baseline may lack a score.
     if jax.process_count() > 1 or not np.isfinite(scores).all():
