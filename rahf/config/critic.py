@@ -1,4 +1,4 @@
-"""The critic families: the paper's network and the baselines of its tables, and the towers and heads that they share."""
+"""The critic families: the paper's network and the baselines of its tables; the towers and heads that they share."""
 
 from __future__ import annotations
 

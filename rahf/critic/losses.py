@@ -151,7 +151,8 @@ def total(
     """The training loss and its parts.
 
     `step` counts from 0, None: behind every warm-up. `suffix_id` is the first piece of the suffix, None: no
-    token weighs more than another. `whole_counts` are the counts of the batch of which this one is a part; None: this is the whole batch.
+    token weighs more than another. `whole_counts` are the counts of the batch of which this one is a
+    part; None: this is the whole batch.
 
     L = w_h · mean heatmap loss + w_s · mean score loss + w_k · cross-entropy of the target sequence
     (+ w_t · cross-entropy of the tags, `rahf.critic.networks.word_tags`).

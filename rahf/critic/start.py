@@ -73,7 +73,7 @@ def _grid_sides(there: FamilyConfig, ours: FamilyConfig) -> tuple[int, int] | No
 
 
 def _stored_position(position: jax.ShapeDtypeStruct, there: int, ours: int) -> jax.ShapeDtypeStruct:
-    """Position embeddings as another grid has them, on each device all of them: their rows may not divide as ours do."""
+    """Shape of another grid's position embeddings, replicated: their rows may not divide as ours do."""
     place = position.sharding
     if isinstance(place, jax.sharding.NamedSharding):
         place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())

@@ -106,7 +106,7 @@ class CriticTask(Task[Batch]):
         return metric.startswith("keywords/")  # of generated targets
 
     def step_scale(self) -> tuple[float, Callable[[str], bool]]:
-        """T5 folds the attention scale d^-1/2 into its query kernels, but Adam's steps do not shrink with the parameter.
+        """T5 folds the attention scale d^-1/2 into its query kernels; Adam's steps do not shrink with the parameter.
 
         Unfolded, the steps would be these; without the factor the logits of a deep stack saturate early.
         """

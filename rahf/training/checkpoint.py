@@ -108,7 +108,7 @@ class Checkpointer:
         """Begins to save the parameters of the best evaluation so far; when they are safe, the previous best goes."""
         self.wait()  # for the other folder, too: both would use the same names for Orbax's barriers
         if step in self._best.all_steps():
-            # A resumed run has evaluated this step again, with another result. Only then is there no best one for a moment.
+            # A resumed run has evaluated this step again, with another result. Only then is there no best for a moment.
             self._best.delete(step)
         finite = {k: v for k, v in metrics.items() if v == v and abs(v) != float("inf")}
         self._save(self._best, step, {"params": params}, metrics=ocp.args.JsonSave(finite))

@@ -64,5 +64,5 @@ def by_devices(values: jax.Array) -> jax.Array:
 
 
 def differing(checksums: dict[str, int], expected: dict[str, int]) -> list[str]:
-    """Paths of arrays whose checksum differs from the expected one; arrays without an expected checksum are left out."""
+    """Paths of arrays whose checksum differs from the expected one; arrays without an expected one are left out."""
     return sorted(path for path, number in checksums.items() if expected.get(path, number) != number)

@@ -7,7 +7,8 @@
 * ``RAHF_DISTRIBUTED=auto`` asks JAX to look on any machine (TPU pods of Compute Engine), ``off`` never does.
 
 A run is one program: when one process dies the others cannot go on, and most collective operations would wait for it
-forever. So every process reports to the others that it is alive, and ends with a message when one of them stops reporting.
+forever. So every process reports to the others that it is alive, and ends with a
+message when one of them stops reporting.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def _explicit(environment: Mapping[str, str], names: list[str]) -> dict[str, obj
 def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Connects this process with the others of the run, if there are any; leaves together with them.
 
-    A process that is alone computes in its main thread where that is faster (`rahf.core.process`). One of several does not:
-    computed there, an operation over all processes that fails raises ValueError, as bad input does.
+    A process that is alone computes in its main thread where that is faster (`rahf.core.process`). One of several does
+    not:     computed there, an operation over all processes that fails raises ValueError, as bad input does.
 
     Raises:
       TrainError: the others do not come, or one has gone.

@@ -64,4 +64,4 @@ def all_processes(tree: Tree) -> list[Tree]:
     if jax.process_count() == 1:
         return [tree]
     stacked = multihost_utils.process_allgather(tree)
-    return [jax.tree.map(lambda array: np.asarray(array[i]), stacked) for i in range(jax.process_count())]
+    return [jax.tree.map(lambda array, i=i: np.asarray(array[i]), stacked) for i in range(jax.process_count())]

@@ -106,7 +106,7 @@ def find(path: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def load_params(state_folder: pathlib.Path, expected: functional.Params, skip: Sequence[str] = ()) -> functional.Params:
-    """Reads only the parameters to evaluate (the average if there is one) of a checkpoint; prints the license of the weights.
+    """Reads only the parameters to evaluate (the average if there is one) of a checkpoint; prints the weights' license.
 
     Args:
       state_folder: of `find`.

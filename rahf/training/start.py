@@ -1,4 +1,4 @@
-"""What a fresh run of any family starts from: the parameters of another model, and the vocabulary that goes with them."""
+"""What a fresh run of any family starts from: the parameters of another model, and their vocabulary."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ def check_same_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
     own = load_tokenizer(checkpoint.find(config.start.model)[0] / "tokenizer.model")
     if own.model != tokenizer.model:
         raise TrainError(
-            f"{tokenizer.source}: has {tokenizer.vocab_size} pieces and is not the vocabulary that {config.start.model} "
-            f"was trained with, which has {own.vocab_size}; set data.tokenizer to 'start'"
+            f"{tokenizer.source}: has {tokenizer.vocab_size} pieces and is not the vocabulary that "
+            f"{config.start.model} was trained with, which has {own.vocab_size}; set data.tokenizer to 'start'"
         )
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Callable
+from collections.abc import Callable
 
 
 def at_batch(number: int, act: Callable[[], None]) -> None:

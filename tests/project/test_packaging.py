@@ -133,9 +133,7 @@ def test_the_command_runs_without_the_clone(elsewhere):
     assert helped.returncode == 0, helped.stderr
     assert helped.stdout.startswith(f"{unpacked}/rahf/cli/main.py\nusage: rahf ")
     found = run(
-        "from rahf import config\n"
-        "print(config.find('configs/critic/demo.py'))\n"
-        "print(config.load('demo.py').workdir)"
+        "from rahf import config\nprint(config.find('configs/critic/demo.py'))\nprint(config.load('demo.py').workdir)"
     )
     assert found.stdout.splitlines() == [f"{unpacked}/rahf/configs/critic/demo.py", "runs/demo"], found.stderr
 

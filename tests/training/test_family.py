@@ -1,4 +1,4 @@
-"""A family that only tests know trains, resumes, shards and evaluates; rahf needs nothing but its entry in the registry."""
+"""A family that only tests know trains, resumes, shards and evaluates; all it adds to rahf is an entry in the registry."""
 
 import dataclasses
 import json
@@ -26,7 +26,10 @@ def registered(monkeypatch):
     monkeypatch.setitem(registry.FAMILIES, "toy", toy_family.ENTRY)
 
 
-def toy(folder, steps=6, optimizer=OptimizerConfig(learning_rate=0.01, warmup_steps=1, ema_decay=0.5), **changes):
+OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=1, ema_decay=0.5)
+
+
+def toy(folder, steps=6, optimizer=OPTIMIZER, **changes):
     train = TrainConfig(
         steps=steps, log_every=2, eval_every=3, checkpoint_every=3, best_metric="loss/total", best_mode="min"
     )
@@ -81,7 +84,8 @@ def test_it_shards(tmp_path):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "GLIBC_TUNABLES": ""}
     program = (
         "import dataclasses, pathlib, sys; from rahf import registry; from rahf.config import MeshConfig;"
-        "from rahf.training import state; from tests.helpers import toy_family; from tests.training.test_family import toy;"
+        "from rahf.training import state; from tests.helpers import toy_family;"
+        "from tests.training.test_family import toy;"
         "registry.FAMILIES['toy'] = toy_family.ENTRY;"
         "config = dataclasses.replace(toy(pathlib.Path(sys.argv[1])), mesh=MeshConfig(data=1, fsdp=8));"
         "print(state.setup(registry.task(config)).shardings.params['kernel'].spec); registry.train(config)"

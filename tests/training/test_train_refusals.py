@@ -70,8 +70,7 @@ def test_wrong_data(tiny_config, tiny_data, tmp_path, capsys):
 def test_an_unknown_metric_suggests_the_nearest(tiny_config, tmp_path, capsys):
     error = refused(capsys, tiny_config, tmp_path / "run", "--train.best-metric", "scores/mean/plc")
     assert (
-        error
-        == "train.best_metric: no metric 'scores/mean/plc' of a critic model configured like this. "
+        error == "train.best_metric: no metric 'scores/mean/plc' of a critic model configured like this. "
         "Did you mean 'scores/mean/plcc'?\n"
     )
     assert not (tmp_path / "run").exists()

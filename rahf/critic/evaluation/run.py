@@ -103,7 +103,7 @@ def _meta(opened: Opened, split: str, evaluation: CriticEvaluation, total: int) 
         "command": shlex.join(["rahf", *sys.argv[1:]]),
         "took": f"{evaluation.seconds:.1f} s on {len(jax.devices())} x {jax.devices()[0].device_kind}",
         "versions": f"rahf {rahf.__version__}, jax {jax.__version__}",
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
