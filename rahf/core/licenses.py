@@ -144,8 +144,3 @@ def _read_record(file: pathlib.Path) -> dict[str, Any]:
         record = None
     # An unreadable record counts as: license unknown.
     return record if isinstance(record, dict) else {"damaged": {"name": file.name, "license": UNKNOWN}}
-
-
-# Callers in `rahf.training` and `rahf.critic.start` still use these names.
-matching, parts = tree.matching_names, tree.top_names
-tell, write, table = log_licenses, write_start_record, start_table

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from rahf.core import licenses
 from rahf.core.errors import CheckpointError, Damaged
+from rahf.core.tree import matching_names
 from rahf.nn import functional
 from rahf.training import checksum, trainable
 from rahf.training.orbax_silence import quiet
@@ -121,11 +122,11 @@ def load_params(state_folder: pathlib.Path, expected: functional.Params, skip: S
         stored = stored_shapes(state_folder)
     partial = trainable.is_part(stored)
     which = "ema" if stored.get("ema") and not partial else "params"
-    skipped = licenses.matching(stored[which], skip)
+    skipped = matching_names(stored[which], skip)
     check_fits({n: part for n, part in stored[which].items() if n not in skipped}, expected, str(state_folder))
     for folder in state_folder.parents[:4]:
         if (folder / "config.json").is_file():
-            licenses.tell(folder)
+            licenses.log_licenses(folder)
             break
     # A partial restore: the optimizer's moments, two thirds of the file, stay on disk.
     item = {which: expected}

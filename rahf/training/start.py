@@ -10,7 +10,7 @@ from typing import Any
 from data_pipelines import store
 from rahf import config as config_lib
 from rahf.config import Config, FamilyConfig
-from rahf.core import licenses
+from rahf.core import licenses, tree
 from rahf.core.errors import TrainError
 from rahf.nn import functional
 from rahf.pretrained import source
@@ -62,9 +62,9 @@ def from_model(config: Config, shapes: functional.Params, read: Read = _read_pla
       CheckpointError: no model there, or a damaged one.
     """
     run, state = checkpoint.find(config.start.model)
-    fresh = licenses.matching(shapes, config.start.fresh)
+    fresh = tree.matching_names(shapes, config.start.fresh)
     for pattern in config.start.fresh:
-        if not licenses.matching(shapes, [pattern]):
+        if not tree.matching_names(shapes, [pattern]):
             raise TrainError(f"start.fresh: no part {pattern!r}; the network has {', '.join(sorted(shapes))}")
     there = config_lib.from_json((run / "config.json").read_text(), where=str(run / "config.json"))
     wanted = {name: part for name, part in shapes.items() if name not in fresh}
@@ -129,7 +129,7 @@ def tokenizer(config: Config, fresh: bool) -> Tokenizer:
 
 def check_same_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
     """Refuses another vocabulary than that of `start.model`, if its embedding is taken. Raises TrainError."""
-    if not config.start.model or licenses.matching(["embedding"], config.start.fresh):
+    if not config.start.model or tree.matching_names(["embedding"], config.start.fresh):
         return
     own = load_tokenizer(checkpoint.find(config.start.model)[0] / "tokenizer.model")
     if own.model != tokenizer.model:

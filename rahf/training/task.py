@@ -78,8 +78,8 @@ class Start(NamedTuple):
     def note(self, workdir: pathlib.Path, say: Callable[[str], None] | None) -> None:
         """Writes the record to `start.json` and says it; `say` is None in all processes but the first."""
         if say is not None:
-            licenses.write(workdir, self.record)
-            for line in licenses.table(self.record):
+            licenses.write_start_record(workdir, self.record)
+            for line in licenses.start_table(self.record):
                 say(line)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rahf import config as config_lib
 from rahf.cli import main as cli
-from rahf.core import licenses
+from rahf.core import licenses, tree
 from rahf.core.errors import CheckpointError, PretrainedError, TrainError
 from rahf.critic import start as start_lib
 from rahf.critic import towers
@@ -83,7 +83,7 @@ def test_a_fresh_state_has_the_towers_and_random_heads(started):
     same = [path for path in found if np.array_equal(found[path], plain[path])]
     assert set(begin.record["random"]) <= set(same)  # drawn as without towers
     assert sorted(begin.record["taken"] + begin.record["random"]) == sorted(found)
-    assert licenses.parts(begin.record["random"]) == [
+    assert tree.top_names(begin.record["random"]) == [
         "heatmap_implausibility", "heatmap_misalignment", "projection",
         "score_aesthetics", "score_alignment", "score_overall", "score_plausibility",
     ]  # fmt: skip
@@ -194,7 +194,7 @@ def test_one_tower_alone(started):
     config = with_tokenizer(changed(started.config, text=""), "dataset")
     begin = start_lib.load(config, state_lib.setup(CriticTask(config, None)).shapes.params)
     assert sorted(begin.params) == ["vit"] and "text" not in begin.record
-    assert "encoder" in licenses.parts(begin.record["random"])
+    assert "encoder" in tree.top_names(begin.record["random"])
     shapes = state_lib.setup(CriticTask(config, None)).shapes.params
     assert start_lib.load(changed(config, vision=""), shapes) == ({}, {})
 
@@ -215,8 +215,8 @@ def test_starting_from_a_model(started, caplog):
     record = begin.record["model"]
     assert record["checkpoint"] == "best/1" and record["license"] == "apache-2.0; unknown"
     assert record["licenses"] == {str(started.vision): "apache-2.0", str(started.text): "unknown"}
-    assert licenses.parts(begin.record["random"]) == ["heatmap_implausibility", "heatmap_misalignment", "score_overall"]
-    assert len(licenses.table(begin.record)) == 3
+    assert tree.top_names(begin.record["random"]) == ["heatmap_implausibility", "heatmap_misalignment", "score_overall"]
+    assert len(licenses.start_table(begin.record)) == 3
 
 
 def test_a_model_at_another_image_size(started):
@@ -229,7 +229,7 @@ def test_a_model_at_another_image_size(started):
     assert same.record["model"]["positions"] is None
     moved = begin.record["model"]["positions"]
     assert moved == {"from": [6, 6], "to": [8, 8], "interpolation": "bicubic"}
-    assert "6x6 to 8x8, bicubic" in licenses.table(begin.record)[1]
+    assert "6x6 to 8x8, bicubic" in licenses.start_table(begin.record)[1]
     before, after = functional.flatten(same.params), functional.flatten(begin.params)
     expected = resize_positions(np.asarray(before.pop("vit/position")), 6, 8, "bicubic")
     np.testing.assert_array_equal(after.pop("vit/position"), expected)
