@@ -10,7 +10,6 @@ from flax import nnx
 
 from data_pipelines import store
 from data_pipelines.loading.labels import Labels
-from data_pipelines.loading.loader import eval_loader, train_loader
 from rahf.config import Config, CriticConfig
 from rahf.core.batch import Batch
 from rahf.core.tree import Params
@@ -20,10 +19,11 @@ from rahf.critic.evaluation.evaluator import CriticEvaluation, CriticEvaluator, 
 from rahf.critic.networks import build
 from rahf.critic.networks.augmented_prompt import AugmentedRahf
 from rahf.text import Tokenizer
-from rahf.training.task import Loader, Loss, SavedFile, Start, Task
+from rahf.training.record_task import RecordTask
+from rahf.training.task import Loss, Start
 
 
-class CriticTask(Task[Batch]):
+class CriticTask(RecordTask):
     """Trains a critic on feedback: heatmaps, scores and words, any of which may be missing in any example."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer | None):
@@ -36,9 +36,8 @@ class CriticTask(Task[Batch]):
         Raises:
           ConfigError: losses and heads that contradict each other.
         """
-        super().__init__(config if tokenizer is None else label_prompts.resolve(config, tokenizer))
+        super().__init__(config if tokenizer is None else label_prompts.resolve(config, tokenizer), tokenizer)
         losses.check(self.config)
-        self.tokenizer = tokenizer
         self.suffix_id = None if tokenizer is None else tokenizer.suffix_ids[0]
         self.outputs = families.outputs(config.model)
         self.tags = config.model.t5.vocab_size if getattr(config.model, "tag_head", False) else None
@@ -58,20 +57,6 @@ class CriticTask(Task[Batch]):
 
     def start(self, shapes: Params) -> Start:
         return start_lib.load(self.config, shapes)
-
-    def saved_files(self) -> Mapping[str, SavedFile]:
-        source = f"the data's vocabulary {self.tokenizer.source}"
-        return {"tokenizer.model": SavedFile(self.tokenizer.model, source)}
-
-    def train_loader(self) -> Loader:
-        return train_loader(
-            self.config.data,
-            self.config.model.image_size,
-            self.tokenizer,
-            self.config.train.seed,
-            jax.process_index(),
-            jax.process_count(),
-        )
 
     def prepare_batch(self, batch: Batch) -> Batch:
         return self.outputs.narrow(batch)
@@ -131,16 +116,7 @@ class RunEvaluator:
     def __init__(self, task: CriticTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
         config = task.config
         self._evaluator = CriticEvaluator(graphdef, config, task.tokenizer, mesh)
-        self._batches = eval_loader(
-            config.data,
-            config.data.eval_split,
-            config.model.image_size,
-            task.tokenizer,
-            config.data.eval_batch_size,
-            jax.process_index(),
-            jax.process_count(),
-            limit=config.train.eval_examples,
-        )
+        self._batches = task.eval_loader()
         self._labels = Labels(store.open_split(config.data.path, config.data.eval_split))
 
     def evaluate(self, params: Any, *, thorough: bool) -> CriticEvaluation:

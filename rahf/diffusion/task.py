@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipelines.loading.loader import eval_loader, train_loader
 from rahf.config import Config
 from rahf.core.batch import Batch
 from rahf.core.errors import NotFinite, TrainError
@@ -20,21 +19,16 @@ from rahf.core.tree import Params
 from rahf.diffusion import loss
 from rahf.diffusion.networks.pixel_unet import TextToImage
 from rahf.nn import functional
-from rahf.text import Tokenizer
 from rahf.text.vocabulary import too_many_pieces
 from rahf.training import multihost, sharding
 from rahf.training import start as start_lib
+from rahf.training.record_task import RecordTask
 from rahf.training.run_lock import begun
-from rahf.training.task import Loader, Loss, SavedFile, Start, Task
+from rahf.training.task import Loss, Start
 
 
-class PixelDiffusionTask(Task[Batch]):
+class PixelDiffusionTask(RecordTask):
     """Trains a generator in pixel space on pictures with prompts; labels are not looked at."""
-
-    def __init__(self, config: Config, tokenizer: Tokenizer | None):
-        """A task with a given vocabulary; None: losses can be computed, but nothing can be evaluated or saved."""
-        super().__init__(config)
-        self.tokenizer = tokenizer
 
     @classmethod
     def from_config(cls, config: Config) -> PixelDiffusionTask:
@@ -59,20 +53,6 @@ class PixelDiffusionTask(Task[Batch]):
 
     def start(self, shapes: Params) -> Start | None:
         return start_lib.from_model(self.config, shapes) if self.config.start.model else None
-
-    def saved_files(self) -> Mapping[str, SavedFile]:
-        source = f"the data's vocabulary {self.tokenizer.source}"
-        return {"tokenizer.model": SavedFile(self.tokenizer.model, source)}
-
-    def train_loader(self) -> Loader:
-        return train_loader(
-            self.config.data,
-            self.config.model.image_size,
-            self.tokenizer,
-            self.config.train.seed,
-            jax.process_index(),
-            jax.process_count(),
-        )
 
     def normalizers(self, batch: Batch) -> jax.Array:
         return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
@@ -108,16 +88,7 @@ class DenoisingEvaluator:
 
     def __init__(self, task: PixelDiffusionTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
         config, self._mesh = task.config, mesh
-        self._batches = eval_loader(
-            config.data,
-            config.data.eval_split,
-            config.model.image_size,
-            task.tokenizer,
-            config.data.eval_batch_size,
-            jax.process_index(),
-            jax.process_count(),
-            limit=config.train.eval_examples,
-        )
+        self._batches = task.eval_loader()
         self._step = jax.jit(
             lambda params, batch: loss.repeatable(config.model, functional.merge(graphdef, params), batch)
         )

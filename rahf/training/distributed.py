@@ -79,7 +79,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Connects this process with the others of the run, if there are any; leaves together with them.
 
     A process that is alone computes in its main thread where that is faster (`rahf.core.process`). One of several does
-    not:     computed there, an operation over all processes that fails raises ValueError, as bad input does.
+    not: computed there, an operation over all processes that fails raises ValueError, as bad input does.
 
     Raises:
       TrainError: the others do not come, or one has gone.

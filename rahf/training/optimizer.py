@@ -62,7 +62,7 @@ def _adafactor() -> optax.GradientTransformation:
 def make(
     config: OptimizerConfig, steps: int, scale: float = 1.0, scaled: Callable[[str], bool] = lambda path: False
 ) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` steps; Adam's steps of parameters for which `scaled` is true count `scale` times."""
+    """The optimizer of a run of `steps` steps; Adam's steps count `scale` times for paths that `scaled` picks."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     # Step s of the loop uses the rate of s + 1, so that the first step already learns.
     rate = schedule(config, steps)

@@ -22,12 +22,14 @@ from tests.helpers.pretrained_maker import draw, save
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = ("red", "blue", "green", "star", "ring", "two", "one", "left", "of", "above", "a")
 
-RESNET = ResNetBaselineConfig(image_size=32,
+RESNET = ResNetBaselineConfig(
+    image_size=32,
     resnet=ResNetConfig(8, (16, 32), (1, 1)),
     heatmap_head=HeatmapHeadConfig(conv_widths=(8,), up_widths=(8,)),
     score_head=ScoreHeadConfig(conv_widths=(8,), pool=2, dense_widths=(8,)),
 )
-CLIP = ClipBaselineConfig(image_size=16,
+CLIP = ClipBaselineConfig(
+    image_size=16,
     vit=ViTConfig(
         patch_size=8, width=16, depth=1, heads=2, mlp_width=16, class_token=True, pre_norm=True, activation="quick-gelu"
     ),

@@ -1,4 +1,4 @@
-"""A family that only tests know trains, resumes, shards and evaluates; all it adds to rahf is an entry in the registry."""
+"""A family that only tests know trains, resumes, shards and evaluates; it adds to rahf one entry of the registry."""
 
 import dataclasses
 import json

@@ -99,7 +99,7 @@ class ExportedEvaluator(CriticEvaluator):
     def run(
         self, params: Any, batches: Any, labels: Any, *, generate: bool = False, **options: Any
     ) -> CriticEvaluation:
-        """As `CriticEvaluator.run`, without generated keywords and losses: an exported file holds no decoder and no logits."""
+        """As `CriticEvaluator.run`, without generated keywords and losses: an export has no decoder and no logits."""
         evaluation = super().run(params, batches, labels, generate=False, **options)
         measured = {name: value for name, value in evaluation.metrics.items() if not name.startswith("loss/")}
         return dataclasses.replace(evaluation, metrics=measured)
