@@ -32,41 +32,41 @@ pytestmark = pytest.mark.usefixtures("quickly")
 def direct(critic: Critic, data: list[bytes], prompts: list[str]) -> Prediction:
     """What evaluation computes: the loader's examples through the network."""
     config, tokenizer = critic.config, critic.tokenizer
-    made = []
+    rows = []
     for number, (image, prompt) in enumerate(zip(data, prompts)):
         words = tuple(split_words(prompt))
         record = Record(str(number), prompt, words, (1,) * len(words), image, None, None, np.full(4, np.nan))
-        made.append(examples.example(record, number, config.data, config.model.image_size, tokenizer))
+        rows.append(examples.example(record, number, config.data, config.model.image_size, tokenizer))
     suffix = tokenizer.suffix_ids[0]
 
     @jax.jit
     def run(params, batch):
         return apply.predict(functional.merge(critic.graphdef, params), batch, suffix)
 
-    return jax.device_get(run(critic.params, examples.stack(made)))
+    return jax.device_get(run(critic.params, examples.stack(rows)))
 
 
 def test_prediction_equals_evaluation(critic):
     large = smooth(500, 700, 3)  # a JPEG so large is decoded at reduced scale
     data = [encode(large, "JPEG"), encode(large), encode(smooth(20, 50), "WEBP", lossless=True)]
     expected = direct(critic, data, PROMPTS[:3])
-    found = critic(data, PROMPTS[:3])
-    assert_same(found, expected)
-    for name, field in zip(Prediction._fields, found):
+    prediction = critic(data, PROMPTS[:3])
+    assert_same(prediction, expected)
+    for name, field in zip(Prediction._fields, prediction):
         assert field.dtype == np.float32 and field.flags.writeable, name
-    assert found.heatmaps.shape == (3, 32, 32, 2) and found.word_probabilities.shape == (3, 8)
-    assert np.ptp(found.scores, 0).min() > 0.01  # the network does look at its input
+    assert prediction.heatmaps.shape == (3, 32, 32, 2) and prediction.word_probabilities.shape == (3, 8)
+    assert np.ptp(prediction.scores, 0).min() > 0.01  # the network does look at its input
     for one in zip(critic.feedback(data, PROMPTS[:3]), expected.scores, expected.word_probabilities):
         np.testing.assert_allclose(list(one[0].scores.values()), one[1], atol=1e-5)
         np.testing.assert_allclose(one[0].word_probabilities, one[2][: len(one[0].words)], atol=1e-5)
 
 
 def test_batch_size_and_company_change_nothing(critic, pictures):
-    whole = critic(pictures, PROMPTS)
+    together = critic(pictures, PROMPTS)
     for size in (1, 4):
-        assert_same(critic(pictures, PROMPTS, batch_size=size), whole)
+        assert_same(critic(pictures, PROMPTS, batch_size=size), together)
     alone = critic(pictures[3], PROMPTS[3])
-    assert_same(alone, Prediction(*(field[3:4] for field in whole)))
+    assert_same(alone, Prediction(*(field[3:4] for field in together)))
 
 
 def test_last_batch_compiles_nothing(tiny_run, pictures):
@@ -89,9 +89,9 @@ def test_bfloat16_computes_near_float32(critic, tiny_run, pictures):
     half = rahf.load(tiny_run, dtype="bfloat16")
     assert half.config.model.compute_dtype == "bfloat16" and half.model_id == critic.model_id
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.params))
-    found, expected = half(pictures, PROMPTS), critic(pictures, PROMPTS)
-    assert found.scores.dtype == np.float32
-    difference = np.abs(found.scores - expected.scores).max()
+    prediction, expected = half(pictures, PROMPTS), critic(pictures, PROMPTS)
+    assert prediction.scores.dtype == np.float32
+    difference = np.abs(prediction.scores - expected.scores).max()
     assert 1e-6 < difference < 0.1
     with pytest.raises(ValueError, match="expected float32 or bfloat16, found float16"):
         rahf.load(tiny_run, dtype=np.float16)
@@ -122,14 +122,16 @@ def test_long_lists_show_how_far_they_are(critic, pictures, capfd, monkeypatch):
 
 
 def test_predictions_and_feedback_carry_what_the_critic_is(critic, pictures):
-    found, one = critic(pictures, PROMPTS), critic.feedback(pictures[0], PROMPTS[0])[0]
-    assert found.provenance == critic.provenance
-    assert found.model_id == one.model_id == critic.model_id
-    assert found.preprocessing_hash == one.preprocessing_hash and re.fullmatch("[0-9a-f]{12}", one.preprocessing_hash)
-    assert found.weight_license == one.weight_license == "not specified"
-    assert found.percentiles is None and one.percentiles is None
-    said = one.to_json()
-    assert said["preprocessing"] == one.preprocessing_hash and said["weight_license"] == "not specified"
+    prediction, one = critic(pictures, PROMPTS), critic.feedback(pictures[0], PROMPTS[0])[0]
+    assert prediction.provenance == critic.provenance
+    assert prediction.model_id == one.model_id == critic.model_id
+    assert prediction.preprocessing_hash == one.preprocessing_hash and re.fullmatch(
+        "[0-9a-f]{12}", one.preprocessing_hash
+    )
+    assert prediction.weight_license == one.weight_license == "not specified"
+    assert prediction.percentiles is None and one.percentiles is None
+    tree = one.to_json()
+    assert tree["preprocessing"] == one.preprocessing_hash and tree["weight_license"] == "not specified"
     other = dataclasses.replace(one, model_id="other-1-abc")
     assert one.compare(one) == dict.fromkeys(one.scores, 0.0)
     with pytest.warns(ModelMismatch, match="no common scale"):

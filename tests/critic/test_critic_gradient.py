@@ -23,13 +23,13 @@ def test_scores_and_heatmaps_as_functions(critic, pictures):
     many = np.stack([square, square[::-1]])
     one_by_one = jnp.stack([critic.scores(x, ids, mask) for x in many])
     assert one_by_one.shape == (2, 4)
-    for found in (
+    for scores in (
         critic.scores(many, ids, mask),
         jax.jit(critic.scores)(many, ids, mask),
         jax.vmap(critic.scores, (0, None, None))(many, ids[0], mask[0]),
         jax.jit(critic.scores)(many, ids, mask, critic.params),
     ):
-        np.testing.assert_allclose(found, one_by_one, atol=1e-5)
+        np.testing.assert_allclose(scores, one_by_one, atol=1e-5)
     doubled = jax.tree.map(lambda p: p * 0, critic.params)
     np.testing.assert_allclose(critic.scores(many, ids, mask, doubled), 0.5)
     two, two_mask = critic.tokens(PROMPTS[:2])

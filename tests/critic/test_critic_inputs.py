@@ -60,10 +60,10 @@ def test_iterate_goes_on_after_bad_images(critic, pictures, tmp_path):
     def on_error(at, error):
         failed.append((at, str(error)))
 
-    found = dict(critic.iterate(images, prompts, batch_size=2, on_error=on_error))
-    assert [at for at, _ in failed] == [0, 2, 4, 5] and list(found) == [1, 3, 6]
+    feedback = dict(critic.iterate(images, prompts, batch_size=2, on_error=on_error))
+    assert [at for at, _ in failed] == [0, 2, 4, 5] and list(feedback) == [1, 3, 6]
     assert failed[0][1].startswith(f"{bad}: not an image") and failed[1][1] == "image 2: the file is empty"
-    for at, one in found.items():
+    for at, one in feedback.items():
         assert one.prompt == prompts[at]
         np.testing.assert_allclose(list(one.scores.values()), critic(images[at], prompts[at]).scores[0], atol=1e-5)
     with pytest.raises(ImageError, match="bad.png: not an image"):

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.usefixtures("quickly")
 
 
 def test_feedback_by_name(critic, pictures):
-    found = critic.feedback(pictures, PROMPTS)
+    feedback = critic.feedback(pictures, PROMPTS)
     arrays = critic(pictures, PROMPTS)
-    for row, one in enumerate(found):
+    for row, one in enumerate(feedback):
         assert isinstance(one, Feedback) and one.name == f"image {row}" and one.prompt == PROMPTS[row]
         assert list(one.scores) == list(SCORES) and list(one.heatmaps) == list(HEATMAPS)
         height, width = pictures[row].shape[:2]
@@ -38,26 +38,26 @@ def test_feedback_by_name(critic, pictures):
         assert one.words == split_words(PROMPTS[row]) and one.decided_by == "probability"
         probability = arrays.word_probabilities[row, : len(one.words)]
         assert one.misaligned_words == [w for w, p in zip(one.words, probability) if p > 0.5]
-    assert any(one.misaligned_words for one in found)
+    assert any(one.misaligned_words for one in feedback)
     with pytest.raises(KeyError, match="no heatmap 'artifact'; known: implausibility, misalignment"):
-        found[0].heatmap("artifact")
+        feedback[0].heatmap("artifact")
 
 
-def made(heatmaps: np.ndarray, size: tuple[int, int], **fields) -> Feedback:
-    given = dict(
+def feedback_of(heatmaps: np.ndarray, size: tuple[int, int], **fields) -> Feedback:
+    defaults = dict(
         name="a <b>.png", prompt="a red, cat", scores=dict(zip(SCORES, (0.1, 0.25, 0.5, float("nan")))),
         words=["a", "red", "cat"], word_probabilities=np.array([0.1, 0.9, np.nan], np.float32),
         word_labels=np.array([1, 0, 1]), decided_by="probability", network_heatmaps=heatmaps,
         image=np.full((*size, 3), 200, np.uint8), size=size, model_id="m-1-abc", notes=["cut < off"],
     )  # fmt: skip
-    return Feedback(**given | fields)
+    return Feedback(**defaults | fields)
 
 
 def test_heatmap_summary_by_hand():
     maps = np.zeros((4, 4, 2), np.float32)
     maps[0, 0, 0] = maps[1, 1, 0] = 0.5  # touch at a corner: one region
     maps[0:2, 3, 0] = 1.0, 0.75
-    one = made(maps, (8, 40))  # a pixel of the network is 10 wide and 2 high
+    one = feedback_of(maps, (8, 40))  # a pixel of the network is 10 wide and 2 high
     summary = one.summary("implausibility")
     assert summary["mean"] == pytest.approx(2.75 / 16, abs=1e-6) and summary["max"] == 1.0
     assert summary["share_above"] == 0.25 and summary["region_count"] == 2
@@ -68,32 +68,32 @@ def test_heatmap_summary_by_hand():
     assert one.summary("implausibility", 0.8)["regions"][0]["box"] == [30, 0, 40, 2]
     assert one.summary("misalignment")["regions"] == [] and one.summary("misalignment")["max"] == 0
     # Boxes cover every original pixel that they touch, and end at the picture's edge.
-    assert made(maps, (3, 5)).regions("implausibility")[0]["box"] == [3, 0, 5, 2]
+    assert feedback_of(maps, (3, 5)).regions("implausibility")[0]["box"] == [3, 0, 5, 2]
 
 
 def test_to_json_is_plain_and_complete():
     maps = np.random.default_rng(0).random((8, 8, 2), np.float32)
-    found = json.loads(json.dumps(made(maps, (16, 16)).to_json(), allow_nan=False))
-    assert found["scores"] == {"plausibility": 0.1, "alignment": 0.25, "aesthetics": 0.5, "overall": None}
-    assert found["words"] == [
+    tree = json.loads(json.dumps(feedback_of(maps, (16, 16)).to_json(), allow_nan=False))
+    assert tree["scores"] == {"plausibility": 0.1, "alignment": 0.25, "aesthetics": 0.5, "overall": None}
+    assert tree["words"] == [
         {"word": "a", "misaligned": False, "probability": 0.1},
         {"word": "red", "misaligned": True, "probability": 0.9},
         {"word": "cat", "misaligned": False, "probability": None},
     ]
-    assert found["misaligned_words"] == ["red"]
-    assert found["model"] == "m-1-abc" and found["notes"] == ["cut < off"]
-    assert (found["width"], found["height"]) == (16, 16)
-    assert set(found["heatmaps"]) == set(HEATMAPS)
+    assert tree["misaligned_words"] == ["red"]
+    assert tree["model"] == "m-1-abc" and tree["notes"] == ["cut < off"]
+    assert (tree["width"], tree["height"]) == (16, 16)
+    assert set(tree["heatmaps"]) == set(HEATMAPS)
 
 
 def test_notebook_view_escapes_and_marks():
-    page = made(np.zeros((8, 8, 2), np.float32), (16, 24))._repr_html_()
+    page = feedback_of(np.zeros((8, 8, 2), np.float32), (16, 24))._repr_html_()
     assert '<mark class="rahf-misaligned" title="misaligned: 90%">red</mark>' in page
     assert "a &lt;b&gt;.png" in page and "cut &lt; off" in page and "<b>" not in page
     assert len(re.findall("<mark ", page)) == 1
-    panel = made(np.zeros((8, 8, 2), np.float32), (16, 24)).show()
+    panel = feedback_of(np.zeros((8, 8, 2), np.float32), (16, 24)).show()
     assert isinstance(panel, Image.Image) and panel.width > panel.height
-    assert "misaligned: red" in repr(made(np.zeros((8, 8, 2), np.float32), (16, 24)))
+    assert "misaligned: red" in repr(feedback_of(np.zeros((8, 8, 2), np.float32), (16, 24)))
 
 
 def test_large_pictures_are_kept_small(critic):

@@ -35,9 +35,9 @@ def test_names_of_the_tasks(tokenizer):
         "aesthetics score",
         "overall score",
     )
-    found = label_prompts.encode(tokenizer)
-    assert [tokenizer.decode(ids) for ids in found] == list(label_prompts.TASKS)  # byte by byte if need be
-    assert tokenizer.encode("overall score a red cat") == [*found[5], *tokenizer.encode("a red cat")]
+    prefixes = label_prompts.encode(tokenizer)
+    assert [tokenizer.decode(ids) for ids in prefixes] == list(label_prompts.TASKS)  # byte by byte if need be
+    assert tokenizer.encode("overall score a red cat") == [*prefixes[5], *tokenizer.encode("a red cat")]
 
 
 def test_a_vocabulary_without_the_letters_is_refused():
@@ -61,14 +61,14 @@ def test_a_vocabulary_that_writes_two_alike_is_refused():
 
 
 def test_a_run_learns_its_prefixes(tokenizer):
-    found = label_prompts.resolve(AUGMENTED, tokenizer)
-    assert found.model.task_ids == label_prompts.encode(tokenizer)
-    assert label_prompts.resolve(found, tokenizer) == found  # as when it is resumed
-    assert config_lib.from_json(config_lib.to_json(found)) == found
+    config = label_prompts.resolve(AUGMENTED, tokenizer)
+    assert config.model.task_ids == label_prompts.encode(tokenizer)
+    assert label_prompts.resolve(config, tokenizer) == config  # as when it is resumed
+    assert config_lib.from_json(config_lib.to_json(config)) == config
     assert label_prompts.resolve(Config(), tokenizer) == Config()
     other = Tokenizer(train_tokenizer(["plausibility and alignment, overall"], 400), "other.model")
     with pytest.raises(ValueError, match="task_ids are not those of the vocabulary other.model; leave them out"):
-        label_prompts.resolve(found, other)
+        label_prompts.resolve(config, other)
 
 
 # Prefixes in front of prompts
@@ -78,15 +78,15 @@ def test_prefixes_stand_directly_before_the_prompt():
     prefixes = ((11, 12), (21,), (31, 32, 33), (41,), (51,), (61,))
     text = np.array([[5, 6, 1, 9], [7, 1, 9, 9], [5, 6, 7, 1], [8, 1, 9, 9]])
     mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]], bool)
-    ids, found = augmented_prompt.prepend(prefixes, jnp.array([0, 2, 2, 6]), text, mask)
+    ids, filled = augmented_prompt.prepend(prefixes, jnp.array([0, 2, 2, 6]), text, mask)
     wanted = [
         [11, 12, 5, 6, 1, 0, 0],
         [31, 32, 33, 7, 1, 0, 0],
         [31, 32, 33, 5, 6, 7, 1],
         [8, 1, 0, 0, 0, 0, 0],  # the sequence task has no prefix
     ]
-    np.testing.assert_array_equal(np.where(found, ids, 0), wanted)
-    np.testing.assert_array_equal(found, np.array(wanted) > 0)
+    np.testing.assert_array_equal(np.where(filled, ids, 0), wanted)
+    np.testing.assert_array_equal(filled, np.array(wanted) > 0)
     with pytest.raises(ValueError, match="task_ids has 0 prefixes, expected 6; a run finds them when it starts"):
         augmented_prompt.prepend((), jnp.array([0]), text[:1], mask[:1])
 
@@ -101,15 +101,15 @@ def test_strata():
 
 def test_every_task_is_equally_likely_for_every_example():
     keys = jax.random.split(jax.random.key(0), 7000)
-    found = np.asarray(jax.jit(jax.vmap(lambda key: augmented_prompt.draw_tasks(key, 9, 2)))(keys))
-    for row in found.transpose(1, 0, 2):
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: augmented_prompt.draw_tasks(key, 9, 2)))(keys))
+    for row in drawn.transpose(1, 0, 2):
         share = np.bincount(row.ravel(), minlength=7) / 7000
         np.testing.assert_allclose(share, 2 / 7, atol=5 * (2 / 7 * 5 / 7 / 7000) ** 0.5)
     # Who shares a task with whom is a matter of chance, too.
-    together = (found[:, :, None, :, None] == found[:, None, :, None, :]).any((3, 4)).mean(0)
+    together = (drawn[:, :, None, :, None] == drawn[:, None, :, None, :]).any((3, 4)).mean(0)
     np.testing.assert_allclose(together[~np.eye(9, dtype=bool)], together[0, 1], atol=0.04)
-    np.testing.assert_array_equal(found[5], augmented_prompt.draw_tasks(keys[5], 9, 2))
-    assert (found[0] != found[1]).any()
+    np.testing.assert_array_equal(drawn[5], augmented_prompt.draw_tasks(keys[5], 9, 2))
+    assert (drawn[0] != drawn[1]).any()
 
 
 @pytest.mark.parametrize(("examples", "passes"), [(3, 1), (37, 2), (64, 3), (14, 7)])
@@ -124,14 +124,14 @@ def test_tasks_are_dealt_evenly_and_have_their_places(examples, passes):
         slots = [augmented_prompt.places(drawn, strata, *kind) for kind in kinds]
         return drawn, [(s, augmented_prompt.pick(jnp.arange(examples * passes), s.rows)) for s in slots]
 
-    drawn, found = jax.device_get(run(jax.random.key(4)))
+    drawn, slots_and_rows = jax.device_get(run(jax.random.key(4)))
     assert drawn.shape == (examples, passes) and drawn.min() >= 0 and drawn.max() < 7
     assert all(len(set(row)) == passes for row in drawn.tolist())  # no example twice the same
     counts = np.stack([np.bincount(part, minlength=7) for part in drawn.reshape(strata, -1)])
     assert np.ptp(counts, 1).max() <= 1
-    seen, whole, rest = collections.Counter(), *divmod(stratum * passes, 7)
-    for (first, count), (slots, rows) in zip(kinds, found):
-        assert slots.rows.shape == (strata, whole * count + min(count, rest))  # not one more than may be needed
+    seen, rounds, rest = collections.Counter(), *divmod(stratum * passes, 7)
+    for (first, count), (slots, rows) in zip(kinds, slots_and_rows):
+        assert slots.rows.shape == (strata, rounds * count + min(count, rest))  # not one more than may be needed
         for row, task, valid in zip(rows, slots.tasks, slots.valid):
             dealt = drawn.ravel()[row]
             assert dealt == first + task if valid else not first <= dealt < first + count

@@ -162,10 +162,10 @@ def bomb(side: int = 60_000) -> bytes:
 
 def rubbish(folder: pathlib.Path) -> dict[str, str]:
     """Bad files and what must be said about each."""
-    whole = encode(smooth(200, 200))
+    encoded = encode(smooth(200, 200))
     jpeg = encode(smooth(200, 200), "JPEG")
     for name, data in {
-        "cut.png": whole[: len(whole) // 2],
+        "cut.png": encoded[: len(encoded) // 2],
         "cut.jpg": jpeg[: len(jpeg) // 2],
         "empty.png": b"",
         "notes.txt": b"not a picture\n" * 50,
@@ -280,11 +280,11 @@ def test_prompts_from_text_files_beside_the_images(tiny_run, cat, folder):
     missing = Result(tiny_run, [cat, "bird.png"], None)
     assert missing.lines == ["error: bird.png: No such file or directory"] and missing.code == 1
     (folder / "dog.txt").write_bytes(b"\xff\xfe")
-    said = Result(tiny_run, [cat, "dog.png"], None).err
-    assert "its prompt cannot be read: dog.txt: not UTF-8 text" in said
+    error = Result(tiny_run, [cat, "dog.png"], None).err
+    assert "its prompt cannot be read: dog.txt: not UTF-8 text" in error
     (folder / "dog.txt").write_text(" \n")
-    said = Result(tiny_run, [cat, "dog.png"], None).lines
-    assert said == ["error: dog.png: its prompt file dog.txt is empty"]
+    lines = Result(tiny_run, [cat, "dog.png"], None).lines
+    assert lines == ["error: dog.png: its prompt file dog.txt is empty"]
     (folder / "cat.txt").unlink()
     (folder / "dog.txt").unlink()
     remedies = r"no prompt: give --prompt TEXT.*--prompts FILE.*beside each image \(cat.txt\)"

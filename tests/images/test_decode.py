@@ -23,8 +23,8 @@ def test_lossless_formats_are_exact(format):
     ("JPEG", {"quality": 95, "subsampling": 0}, 4.0), ("WEBP", {"quality": 95}, 6.0), ("GIF", {}, 25.0),
 ])  # fmt: skip
 def test_lossy_formats_are_near(format, options, most):
-    found = images.load_rgb(encode(RGB, format, **options))
-    assert found.dtype == np.uint8 and np.abs(found.astype(int) - RGB).mean() < most
+    pixels = images.load_rgb(encode(RGB, format, **options))
+    assert pixels.dtype == np.uint8 and np.abs(pixels.astype(int) - RGB).mean() < most
 
 
 def test_every_kind_of_source_gives_the_same(tmp_path):
@@ -127,9 +127,9 @@ def test_exif_rotation(orientation, format):
     exif[0x0112] = orientation
     options = {"JPEG": {"quality": 98, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format, {})
     data = encode(np.ascontiguousarray(stored), format, exif=exif, **options)
-    found = images.load_rgb(data)
-    assert found.shape == upright.shape
-    assert np.abs(found.astype(int) - upright).mean() < 2
+    pixels = images.load_rgb(data)
+    assert pixels.shape == upright.shape
+    assert np.abs(pixels.astype(int) - upright).mean() < 2
     fast = images.decode_resized(data, 24, (0.5, 0.0, 1.0, 0.5))
     np.testing.assert_allclose(fast, slow(data, 24, (0.5, 0.0, 1.0, 0.5)), atol=1)
 
