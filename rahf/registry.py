@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rahf.config.model import FamilyConfig
 from rahf.config.schema import Config
+from rahf.core import hub
 from rahf.core.errors import ConfigError
-from rahf.critic import hub, loading
+from rahf.critic import loading
 
 if TYPE_CHECKING:  # Flax and Orbax: a reader of exported files does without
     from rahf.training.loop import Finished
@@ -29,22 +30,15 @@ class Family(NamedTuple):
     load: str  # path of a run or checkpoint → what people use (Critic, Generator)
 
 
+_CRITIC = {"task": "rahf.critic.task:CriticTask.from_config", "load": "rahf.critic.loading:load_local"}
 FAMILIES: dict[str, Family] = {
-    "critic": Family(
-        "rahf.config.critic:CriticConfig", "rahf.critic.task:CriticTask.from_config", "rahf.critic.loading:load"
-    ),
-    "resnet": Family(
-        "rahf.config.critic:ResNetBaselineConfig",
-        "rahf.critic.task:CriticTask.from_config",
-        "rahf.critic.loading:load",
-    ),
-    "clip": Family(
-        "rahf.config.critic:ClipBaselineConfig", "rahf.critic.task:CriticTask.from_config", "rahf.critic.loading:load"
-    ),
+    "critic": Family("rahf.config.critic:CriticConfig", **_CRITIC),
+    "resnet": Family("rahf.config.critic:ResNetBaselineConfig", **_CRITIC),
+    "clip": Family("rahf.config.critic:ClipBaselineConfig", **_CRITIC),
     "pixel-diffusion": Family(
         "rahf.config.diffusion:PixelDiffusionConfig",
-        "rahf.diffusion.task:PixelDiffusionTask.from_config",
-        "rahf.diffusion.pixel_generator:load",
+        task="rahf.diffusion.task:PixelDiffusionTask.from_config",
+        load="rahf.diffusion.pixel_generator:load",
     ),
 }
 
@@ -115,12 +109,11 @@ def load(path: str | os.PathLike, *, revision: str | None = None, **options: Any
       ConfigError: its `config.json` cannot be read, or is of a family that is not registered.
       ArgumentError: an option with a value that it cannot have.
     """
-    local = hub.download(str(path), revision) if hub.is_id(path, revision) else path
-    if loading.is_exported(local):  # by its own loader, which knows the repository's name for the critic
-        return loading.load(path, revision=revision, **options)
+    downloaded = hub.is_id(path, revision)
+    local = hub.download(str(path), revision) if downloaded else path
+    if loading.is_exported(local):
+        return loading.load_local(local, downloaded=downloaded, **options)
     from rahf.training import saved_model  # Flax and Orbax: a reader of exported files does without
 
     loader = resolve(family_of(saved_model.find(local).config.model).load)
-    if loader is loading.load:
-        return loader(path, revision=revision, **options)
-    return loader(local, **options)
+    return loader(local, **options, **({"downloaded": True} if loader is loading.load_local and downloaded else {}))

@@ -7,7 +7,7 @@ import pathlib
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from rahf.critic import hub
+from rahf.core import hub
 
 if TYPE_CHECKING:
     from rahf.critic.critic import Critic
@@ -32,8 +32,16 @@ def load(path: str | os.PathLike, *, dtype: Any = None, revision: str | None = N
       ValueError: another dtype, or a revision of a local path.
     """
     downloaded = hub.is_id(path, revision)
-    if downloaded:
-        path = hub.download(str(path), revision)
+    local = hub.download(str(path), revision) if downloaded else path
+    return load_local(local, dtype=dtype, downloaded=downloaded)
+
+
+def load_local(path: str | os.PathLike, *, dtype: Any = None, downloaded: bool = False) -> Critic:
+    """`load`, of a path on this machine.
+
+    Args:
+      downloaded: the path is a folder of the hub's cache, whose name is no name for a critic.
+    """
     if is_exported(path):
         # Imported here, because `import rahf` and the help of commands must not load JAX.
         from rahf.critic.export import read

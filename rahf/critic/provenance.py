@@ -50,7 +50,7 @@ class Quantiles:
     values: tuple[tuple[float, ...], ...]
 
     @classmethod
-    def of(cls, scores: Float[np.ndarray, "n 4"], model: str, reference: str) -> Quantiles:
+    def from_scores(cls, scores: Float[np.ndarray, "n 4"], model: str, reference: str) -> Quantiles:
         """Takes 101 quantiles (0, 1, … 100%) of each score."""
         levels = np.quantile(np.asarray(scores, np.float64), np.linspace(0, 1, 101), axis=0)
         return cls(model, reference, len(scores), tuple(tuple(round(float(v), 7) for v in row) for row in levels.T))

@@ -117,7 +117,7 @@ class Checkpointer:
     def _save(self, manager: ocp.CheckpointManager, step: int, tree: dict[str, Any], **items: Any) -> None:
         self._finish(manager)
         try:
-            items |= {"state": ocp.args.StandardSave(tree), "checksums": ocp.args.JsonSave(checksum.of(tree))}
+            items |= {"state": ocp.args.StandardSave(tree), "checksums": ocp.args.JsonSave(checksum.of_arrays(tree))}
             self._writing[manager] = step
             manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:  # Orbax and TensorStore raise many kinds; all mean: not saved

@@ -20,7 +20,7 @@ _CHUNK = 2**20  # elements at a time on the host: what the factors take stays in
 _FACTORS = 2 * np.arange(_CHUNK, dtype=np.uint32) + np.uint32(1)
 
 
-def of(tree: dict[str, Any]) -> dict[str, int]:
+def of_arrays(tree: dict[str, Any]) -> dict[str, int]:
     """Checksum of every array.
 
     Args:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rahf.core import licenses
+from rahf.core import hub, licenses
 from rahf.core.errors import CheckpointError, Damaged
 from rahf.core.tree import matching_names
 from rahf.nn import functional
@@ -50,7 +50,10 @@ def stored_checksums(folder: pathlib.Path) -> dict[str, int]:
 def verify(restored: dict[str, Any], recorded: dict[str, int]) -> None:
     """Raises ValueError if arrays are not what was saved; without checksums, if they are not finite."""
     if recorded:
-        bad, what = checksum.differing(checksum.of(restored), recorded), "another checksum than when it was saved"
+        bad, what = (
+            checksum.differing(checksum.of_arrays(restored), recorded),
+            "another checksum than when it was saved",
+        )
     else:
         flat = functional.flatten(restored)
         local = {p: [np.asarray(s.data) for s in leaf.addressable_shards] for p, leaf in flat.items()}
@@ -75,7 +78,7 @@ def find(path: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
     Args:
       path: a run directory (its best checkpoint, else the newest) or one checkpoint of it
-        (`RUN/checkpoints/latest/1000`).
+        (`RUN/checkpoints/latest/1000`), or the hub id of a repository that holds a run directory.
 
     Returns:
       The run directory (with `config.json` and `tokenizer.model`) and the checkpoint's `state` folder.
@@ -83,6 +86,8 @@ def find(path: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     Raises:
       CheckpointError: there is no model; says what is there instead.
     """
+    if hub.is_id(path):
+        path = hub.download(str(path))
     folder = pathlib.Path(path).resolve()
     if not folder.exists():
         raise CheckpointError(f"{path}: no such file or directory; expected a run directory of `rahf train`")

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import rahf
+from rahf.core import hub
 from rahf.core.errors import CheckpointError
-from rahf.critic import hub
+from rahf.critic.evaluation import model as model_lib
+from rahf.training import run_folder
 from tests.helpers.image_maker import smooth
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -96,3 +98,15 @@ def test_the_cache_serves_without_a_network(tiny_run, tiny_critic, tmp_path, mon
     assert rahf.load("people/cached").model_id == tiny_critic.model_id
     with pytest.raises(CheckpointError, match="people/absent: no such file or directory, and it cannot be downloaded"):
         rahf.load("people/absent")
+
+
+def test_evaluation_and_start_take_an_id_and_leave_the_cache_alone(downloads, tiny_run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    commit = tmp_path / "0123abcd"
+    shutil.copytree(tiny_run, commit)
+    downloads["people/tiny", None] = commit
+    before = sorted(commit.rglob("*"))
+    opened = model_lib.open_model("people/tiny", None, None)
+    assert (opened.name, opened.run, str(opened.reports)) == ("tiny", None, "tiny-report")
+    assert run_folder.find("people/tiny")[0] == commit
+    assert sorted(commit.rglob("*")) == before

@@ -21,7 +21,7 @@ def test_quantiles_by_hand():
     # 0, 0.01, …, 1: the quantiles are the values themselves, so the percentile is 100 times the score.
     scores = np.repeat(np.linspace(0, 1, 101)[:, None], 4, 1)
     scores[:, 1] = scores[:, 1] ** 2
-    quantiles = Quantiles.of(scores, "m", "a test set")
+    quantiles = Quantiles.from_scores(scores, "m", "a test set")
     assert quantiles.count == 101
     percentiles = quantiles.percentiles(np.array([[0.25, 0.25, 0.0, 1.0], [-1.0, 2.0, 0.505, 0.5]]))
     np.testing.assert_allclose(percentiles, [[25, 50, 0, 100], [0, 100, 50.5, 50]], atol=1e-3)
@@ -62,7 +62,7 @@ def test_scores_of_different_models_warn_when_they_meet():
 
 
 def test_predictions_know_their_model():
-    quantiles = Quantiles.of(np.repeat(np.linspace(0, 1, 11)[:, None], 4, 1), "one-7-abc", "tests")
+    quantiles = Quantiles.from_scores(np.repeat(np.linspace(0, 1, 11)[:, None], 4, 1), "one-7-abc", "tests")
     source = dataclasses.replace(ONE, weight_license="MIT", quantiles=quantiles)
     prediction = CriticPrediction(np.zeros((2, 4, 4, 2)), SCORES, np.zeros((2, 3)), source)
     assert isinstance(prediction, Prediction) and len(tuple(prediction)) == 3

@@ -157,7 +157,7 @@ def wander(folder: pathlib.Path) -> dict:
                 state, position = Checkpointer(previous, keep=1).restore(setup.shapes)
         wanted = wanted_shares(setup.shapes.params)
         now = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-        sums_now = checksum.of({"params": state.params})
+        sums_now = checksum.of_arrays({"params": state.params})
         found[str(devices)] = {
             "seen": len(set(watched.shares) & set(wanted)) / len(wanted),
             "cut": sum(share < 1 for share in wanted.values()),

@@ -141,9 +141,9 @@ def test_checksums_on_host_and_device(shape, dtype):
 
 def test_every_single_change_shows():
     values = np.random.default_rng(1).standard_normal(50).astype(np.float32)
-    before = checksum.of({"a": values})
+    before = checksum.of_arrays({"a": values})
     for i in range(50):
         changed = values.copy()
         changed[i] = np.nextafter(changed[i], np.inf)
-        assert checksum.differing(checksum.of({"a": changed}), before) == ["a"]
+        assert checksum.differing(checksum.of_arrays({"a": changed}), before) == ["a"]
     assert checksum.differing(before, before) == [] and checksum.differing({"b": 1}, before) == []

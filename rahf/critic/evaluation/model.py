@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rahf import config as config_lib
 from rahf.config import Config
-from rahf.core import errors
+from rahf.core import errors, hub
 from rahf.core.batch import Batch
 from rahf.critic import families, loading
 from rahf.critic.critic import Critic
@@ -42,7 +42,7 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
     """Loads what a user points at.
 
     Args:
-      model: run directory, checkpoint directory or exported file.
+      model: run directory, checkpoint directory, exported file, or hub id of one of them.
       data: prepared dataset instead of the one that it was trained on.
       batch_size: over all devices, instead of the config's.
 
@@ -50,6 +50,10 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
       rahf.training.checkpoint.CheckpointError, rahf.critic.export.read.ExportError: no model.
       ValueError: an export of scores only.
     """
+    if hub.is_id(model):
+        opened = open_model(str(hub.download(model)), data, batch_size)
+        name = model.rsplit("/", 1)[-1]  # nothing is written into the hub's cache
+        return opened._replace(name=name, reports=pathlib.Path(f"{name}-report"), run=None)
     if loading.is_exported(model):
         return _exported(pathlib.Path(model), data, batch_size)
     run, state = checkpoint.find(model)

@@ -115,7 +115,7 @@ def _write_quantiles(evaluation: CriticEvaluation, opened: Opened, split: str) -
         return
     model = provenance.model_id(opened.config, opened.params, opened.tokenizer, opened.name, opened.step)
     reference = f"{pathlib.PurePath(opened.config.data.path).name}, split {split}"
-    quantiles = provenance.Quantiles.of(scores, model, reference)
+    quantiles = provenance.Quantiles.from_scores(scores, model, reference)
     write_atomically(opened.run / provenance.QUANTILES_FILE, quantiles.to_json().encode())
 
 

@@ -344,7 +344,7 @@ def test_quantiles_travel_with_the_model(run, checkpoint, tmp_path, pictures, mo
     monkeypatch.setattr(write, "_check_outputs", lambda *_: 0.0)  # tested elsewhere
     copied = shutil.copytree(run, tmp_path / "small")
     scores = np.random.default_rng(0).random((50, 4))
-    quantiles = Quantiles.of(scores, checkpoint.model_id, "fifty pictures")
+    quantiles = Quantiles.from_scores(scores, checkpoint.model_id, "fifty pictures")
     (copied / "quantiles.json").write_text(quantiles.to_json())
     critic = rahf.load(copied)
     assert critic.provenance.quantiles == quantiles
