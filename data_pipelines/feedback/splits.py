@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 
 from data_pipelines.prepare.splits import PRECEDENCE
@@ -20,7 +21,11 @@ def check_shares(dev: float, test: float) -> None:
 
 
 def key(prompt: str) -> str:
-    """A key that is equal for prompts that differ only in case, blanks and the dataset's punctuation."""
+    """A key that is equal for prompts that differ only in case, blanks, Unicode form and the dataset's punctuation.
+
+    The form is NFKC, to which SentencePiece normalises: such prompts are the same to the network.
+    """
+    prompt = unicodedata.normalize("NFKC", prompt)
     return " ".join(" ".join(split_words(prompt)).split()).casefold()
 
 

@@ -73,7 +73,8 @@ def draw_discs(points: Sequence[Point], width: int, height: int, map_size: int |
     """Binary map of one annotator's clicks: the union of their discs, clipped at the borders.
 
     A pixel belongs to a disc if its centre does, border included. On a map of another size the disc is
-    scaled with the picture: it stays round on a square picture and becomes an ellipse otherwise.
+    scaled with the picture: it stays round on a square picture and becomes an ellipse otherwise. A disc that is smaller
+    than the pixels of the map marks the pixel under the click, so that no click is lost.
 
     Args:
       points: (x, y) in pixels of the picture.
@@ -102,7 +103,10 @@ def draw_discs(points: Sequence[Point], width: int, height: int, map_size: int |
             continue
         across = ((np.arange(left, right) + 0.5 - x) * squeeze) ** 2
         down = (np.arange(top, bottom) + 0.5 - y) ** 2
-        marked[top:bottom, left:right] |= down[:, None] + across <= radius**2
+        disc = down[:, None] + across <= radius**2
+        marked[top:bottom, left:right] |= disc
+        if not disc.any() and 0 <= x <= columns and 0 <= y <= rows:
+            marked[min(int(y), rows - 1), min(int(x), columns - 1)] = True
     return marked
 
 
@@ -121,7 +125,7 @@ def vote_heatmap(clicks: Sequence[Sequence[Point]], width: int, height: int, map
     Returns:
       uint8 [h,w]: round(255 * share of annotators who marked the pixel); 0, 85, 170, 255 for three.
     """
-    votes = sum(draw_discs(points, width, height, map_size).view(np.uint8) for points in clicks)
+    votes = sum(draw_discs(points, width, height, map_size).astype(np.intp) for points in clicks)
     level = np.round(255 * np.arange(len(clicks) + 1) / len(clicks)).astype(np.uint8)
     return level[votes]
 

@@ -170,8 +170,11 @@ def given_prompts(
     if prompt is not None and prompts_file is not None:
         raise ArgumentError("give --prompt or --prompts, not both")
     if prompts_file is not None:
-        lines = _read_text(pathlib.Path(prompts_file)).splitlines()
-        prompt = lines[:-1] if lines and not lines[-1].strip() else lines
+        # Only a newline ends a prompt: str.splitlines would also cut at U+2028 and other characters inside of one.
+        lines = [line.removesuffix("\r") for line in _read_text(pathlib.Path(prompts_file)).split("\n")]
+        while lines and not lines[-1].strip():
+            lines.pop()
+        prompt = lines
     if prompt is None:
         from_files = [_beside(path) for path in images]
         if all(isinstance(one, _NoPrompt) for one in from_files):

@@ -128,6 +128,17 @@ class ScoreArray(np.ndarray):
     def __array_finalize__(self, source: Any) -> None:
         self.provenance = getattr(source, "provenance", None)
 
+    def __reduce__(self):
+        rebuild, arguments, state = super().__reduce__()
+        return rebuild, arguments, (state, self.provenance)
+
+    def __setstate__(self, state: Any) -> None:
+        array_state, self.provenance = state
+        super().__setstate__(array_state)
+
+    def __deepcopy__(self, memo: Any) -> ScoreArray:
+        return ScoreArray(_plain(self).copy(), self.provenance)
+
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
         sources = [x.provenance for x in inputs if getattr(x, "provenance", None) is not None]
         warn_if_different(sources)
@@ -155,11 +166,18 @@ class CriticPrediction(Prediction):
     provenance: Provenance
     percentiles: np.ndarray | None
 
-    def __new__(cls, heatmaps, scores, word_probabilities, provenance: Provenance) -> CriticPrediction:
+    def __new__(cls, heatmaps, scores, word_probabilities, provenance: Provenance | None = None) -> Prediction:
+        """Without a provenance, that of the scores counts. If they have none (`jax.tree.map`), a `Prediction`."""
+        provenance = provenance or getattr(scores, "provenance", None)
+        if provenance is None:
+            return Prediction(heatmaps, scores, word_probabilities)
         prediction = super().__new__(cls, heatmaps, ScoreArray(scores, provenance), word_probabilities)
         prediction.provenance = provenance
         prediction.percentiles = provenance.percentiles(scores)
         return prediction
+
+    def __reduce__(self):
+        return CriticPrediction, (self.heatmaps, _plain(self.scores), self.word_probabilities, self.provenance)
 
     @property
     def model_id(self) -> str:

@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -97,10 +98,16 @@ def decoded(
     floating = any(is_floating(image) for image in images)  # one dtype for all, so that one compilation serves all
     threads = concurrent.futures.ThreadPoolExecutor(min(batch_size, len(images), os.cpu_count() or 1, 16))
     starts = range(0, len(images), batch_size)
+    # Pillow decodes an opened file when its pixels are first read, and not in two threads at once.
+    locks = {id(image): threading.Lock() for image in images if isinstance(image, Image.Image)}
+
+    def decode_one(n: int) -> Picture:
+        with locks.get(id(images[n]), contextlib.nullcontext()):
+            return picture(images[n], side, n, floating, keep)
 
     def submit(start: int) -> list[concurrent.futures.Future]:
         numbers = range(start, min(start + batch_size, len(images)))
-        return [threads.submit(picture, images[n], side, n, floating, keep) for n in numbers]
+        return [threads.submit(decode_one, n) for n in numbers]
 
     show = len(images) > _MANY if progress is None else progress
     bar = _bar(show and len(starts) > 1)

@@ -86,7 +86,7 @@ class Guidance:
         torch = _torch()
         if step == 0:
             self.energies = []
-        timestep_after, abar = _after(pipe.scheduler, step)
+        timestep_after, abar = _after(pipe.scheduler, step, timestep)
         if not (self.window[0] <= abar <= self.window[1]):
             return {}
         if not {"latents", "prompt_embeds"} <= tensors.keys():
@@ -123,18 +123,24 @@ class Guidance:
         return z.detach() - torch.where(usable, strength, 0.0)[:, None, None, None] * direction
 
 
-def _after(scheduler: Any, step: int) -> tuple[Any, float]:
-    """Timestep of the latents after a step, and their abar; (None, 1) after the last one."""
+def _after(scheduler: Any, step: int, timestep: Any) -> tuple[Any, float]:
+    """Timestep of the latents after a step, and their abar; (None, 1) after the last one.
+
+    A pipeline that starts from a picture (strength below 1) counts its steps from 0, but `scheduler.timesteps` holds
+    those before its first one, too. So the step is found by its timestep, of which some schedulers have two.
+    """
     alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
     if alphas_cumprod is None or float(scheduler.init_noise_sigma) != 1.0:
         raise ArgumentError(
             f"guidance: {type(scheduler).__name__} does not keep the variance of latents (no alphas_cumprod, or its "
             "own scaling); use DDIMScheduler, DDPMScheduler, PNDMScheduler or DPMSolverMultistepScheduler"
         )
-    if step + 1 >= len(scheduler.timesteps):
+    timesteps = [int(t) for t in scheduler.timesteps]
+    position = timesteps.index(int(timestep), step)
+    if position + 1 == len(timesteps):
         return None, 1.0
-    timestep = scheduler.timesteps[step + 1]
-    return timestep, float(alphas_cumprod[int(timestep)])
+    following = scheduler.timesteps[position + 1]
+    return following, float(alphas_cumprod[int(following)])
 
 
 def _noise(scheduler: Any, model_output: Any, latents: Any, abar: float) -> Any:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from rahf.core.batch import Prediction
 from rahf.core.errors import ImageError
+from rahf.images import inputs
 from rahf.images.pictures import picture
 from tests.helpers.critic_maker import assert_same
 from tests.helpers.image_maker import encode, smooth
@@ -131,3 +132,15 @@ def test_pillow_images_are_named_by_their_file(critic, tmp_path):
         critic(opened, "a cat")
     with pytest.raises(ImageError, match="image 1: truncated or damaged PNG"):
         critic([smooth(8, 8), Image.open(io.BytesIO(data[: len(data) // 2]))], "a cat")
+
+
+def test_one_opened_picture_with_many_prompts():
+    """Pillow decodes an opened file when its pixels are first read: not in two threads at once."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    for _ in range(5):
+        opened = Image.open(io.BytesIO(file.getvalue()))
+        ((rows, pictures),) = inputs.decoded([opened] * 8, 32, 8)
+        assert rows == list(range(8))
+        assert all(np.array_equal(one.square, pictures[0].square) for one in pictures)

@@ -327,3 +327,10 @@ def test_no_model_no_files(cat, folder):
     with pytest.raises(CheckpointError, match="no such file or directory"):
         Result(folder / "nowhere", [cat])
     assert not list(folder.rglob("*_feedback.png"))
+
+
+@pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x85", "\u2028"])
+def test_only_a_newline_ends_a_prompt(tmp_path, character):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(f"a red{character}star\r\ntwo dogs\n\n".encode())
+    assert predict_lib.given_prompts(["a.png", "b.png"], None, file) == [f"a red{character}star", "two dogs"]

@@ -1,10 +1,12 @@
 """What predictions carry: model, preprocessing, license, percentiles; and the warning when models are mixed."""
 
+import copy
 import dataclasses
 import json
 import pickle
 import warnings
 
+import jax
 import numpy as np
 import pytest
 
@@ -49,7 +51,8 @@ def test_scores_of_different_models_warn_when_they_meet():
         mine += 0  # in place
         assert mine.provenance == ONE
         assert np.concatenate([mine, same]).shape == (4, 4)
-        pickle.loads(pickle.dumps(mine)) - foreign  # of unknown origin by now: nothing to say
+        with pytest.warns(ModelMismatch, match="one-7-abc"):
+            pickle.loads(pickle.dumps(mine)) - foreign  # a worker process hands the model over, too
     for meet in (
         lambda: mine > foreign,
         lambda: mine - foreign,
@@ -119,3 +122,14 @@ def test_preprocessing_hash_follows_all_that_happens_before_the_network(tiny_cri
     assert len(hashes | {first}) == 5
     moved = dataclasses.replace(config, workdir="elsewhere", data=dataclasses.replace(config.data, path="other"))
     assert provenance.preprocessing_hash(provenance.describe_preprocessing(moved, tokenizer)) == first
+
+
+def test_predictions_are_pickled_copied_and_mapped():
+    arrays = [np.ones(shape, np.float32) for shape in ((1, 4, 4, 2), (1, 4), (1, 3))]
+    prediction = CriticPrediction(*arrays, Provenance("m", "h"))
+    for again in (pickle.loads(pickle.dumps(prediction)), copy.copy(prediction), copy.deepcopy(prediction)):
+        assert again.model_id == "m" and again.scores.provenance == prediction.provenance
+        assert all(np.array_equal(a, b) for a, b in zip(again, prediction))
+    assert pickle.loads(pickle.dumps(prediction.scores)).provenance == prediction.provenance
+    doubled = jax.tree.map(lambda array: 2 * np.asarray(array), prediction)
+    assert type(doubled) is Prediction and (doubled.scores == 2).all()

@@ -80,7 +80,7 @@ def run(mesh: MeshConfig, devices: int, steps: int, model: CriticConfig = WIDE) 
     step = step_lib.make_train_step(CriticTask(config, None), setup)
     for _ in range(steps):
         state, metrics = step(state, batch)
-        values = (metrics.total, *metrics.parts, metrics.gradient_norm)
+        values = (metrics.total, *metrics.parts.values(), metrics.gradient_norm)
         found["steps"].append([float(value) for value in values])
     assert jax.tree.map(lambda x: x.sharding, state) == setup.shardings  # it stays where it was born
     squares = [np.square(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(state.params)]

@@ -1,5 +1,7 @@
 """The critic inside stock diffusers pipelines of random networks: latents move, energy falls, types stay."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -159,3 +161,17 @@ def test_inpainting_keeps_the_best(tiny_critic):
     scored = tiny_critic([result.image, picture], "a red cat").scores[:, 0]
     assert scored[0] >= scored[1]
     np.testing.assert_array_equal(result.candidates[0], picture)
+
+
+def test_steps_of_a_pipeline_that_starts_from_a_picture():
+    """With strength 0.5 the pipeline runs the last 10 of 20 timesteps, and counts its steps from 0."""
+    from rahf.interop.diffusers import _after
+
+    alphas_cumprod = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    timesteps = list(range(951, 0, -50))
+    scheduler = SimpleNamespace(alphas_cumprod=alphas_cumprod, init_noise_sigma=1.0, timesteps=timesteps)
+    for step, timestep in enumerate(timesteps[10:-1]):
+        assert _after(scheduler, step, timestep) == (timesteps[11 + step], alphas_cumprod[timesteps[11 + step]])
+    assert _after(scheduler, 9, timesteps[-1]) == (None, 1.0)
+    scheduler.timesteps = [951, 901, 901, 851]  # PNDM visits one twice
+    assert [_after(scheduler, step, t)[0] for step, t in enumerate(scheduler.timesteps)] == [901, 901, 851, None]

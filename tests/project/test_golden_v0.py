@@ -1,5 +1,6 @@
 """What version 0 wrote is still read: a run, its exported file and an interrupted run give the same numbers."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ import pytest
 import rahf
 from rahf.cli import main as cli
 from rahf.core.tree import flatten
+from rahf.critic import loading
 from rahf.training import checkpoint
 
 # One of the prompts is longer than the network reads.
@@ -94,7 +96,8 @@ def test_an_interrupted_run_goes_on(golden, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("kind", ["run", "export"])
-def test_commands(kind, golden, expected, pictures, tmp_path, capsys):
+def test_commands(kind, golden, expected, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load", functools.cache(loading.load))  # commands share what is compiled
     model = writable(golden / "demo", tmp_path / "demo") if kind == "run" else golden / "demo.rahf"
     paths, prompts = pictures
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))

@@ -126,7 +126,7 @@ def test_the_mesh_has_no_part_in_the_draw_of_tasks(found):
     single, sharded = found["augmented single"], found["augmented mixed"]
     np.testing.assert_allclose(sharded["loss"], single["loss"], rtol=0, atol=1e-5)
     distance, worst, count = sharded["apart"]
-    assert distance < 1e-5, worst
+    assert distance < 1e-4, worst  # other draws differ by about 1; a key's bias has a gradient of rounding only
     assert count == len(single["placed"]) < len(found["single"]["placed"])
     assert max(sharded["params"]) < single["params"][0] / 2.5
 

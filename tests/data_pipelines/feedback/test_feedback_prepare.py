@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -287,3 +288,10 @@ def test_one_picture_at_a_time(three, monkeypatch):
     monkeypatch.setattr(schema, "to_example", lambda r: events.append("write") or example(r))
     prepare(*three, dev=0, test=0, progress=False)
     assert events == ["read", "write", "read", "write", "read", "write"]
+
+
+def test_prompts_that_the_network_reads_alike_share_a_split():
+    for number in range(50):
+        prompt = f"caf\u00e9 number {number}"
+        assert splits.key(prompt) == splits.key(unicodedata.normalize("NFD", prompt))
+        assert splits.key(f"x\u00b2 {number}") == splits.key(f"x2 {number}")

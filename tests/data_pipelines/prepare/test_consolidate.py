@@ -151,3 +151,16 @@ def test_rehearsal_records_follow_exactly_from_the_raw_annotations(shared, split
         names = ("artifact_score", "misalignment_score", "aesthetics_score", "overall_score")
         assert result.scores.tolist() == [np.float32(example[name][0]) for name in names]
         assert " ".join(map(str, result.word_labels)).encode() == example["prompt_misalignment_label"][0]
+
+
+@pytest.mark.parametrize("size", [1, 8, 12, 16])
+def test_a_click_marks_a_pixel_of_a_map_of_any_size(size):
+    points = np.random.default_rng(0).uniform(0, 512, (200, 2))
+    assert all(draw_discs([tuple(point)], 512, 512, size).any() for point in points)
+    for corner in ((0, 0), (512, 0), (0, 512), (512, 512)):
+        assert draw_discs([corner], 512, 512, size).sum() >= 1
+
+
+def test_more_annotators_than_a_byte_counts():
+    assert vote_heatmap([[(50, 50)]] * 300, 100, 100)[50, 50] == 255
+    assert vote_heatmap([[(50, 50)]] * 260 + [[]] * 40, 100, 100)[50, 50] == 221
