@@ -18,6 +18,7 @@ from rahf import images as image_lib
 from rahf.core import labels, pixel_range
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import ArgumentError
+from rahf.images import inputs
 from rahf.images.pictures import check_channels
 from rahf.steer import masks
 from rahf.steer.masks import Mask, MaskOptions
@@ -84,13 +85,15 @@ def repair(
       is NaN is never taken. If the mask is empty, `generate` is not called.
 
     Raises:
-      ValueError: an unknown name, n below 1, or (with `blend`) a repainted picture of another size.
+      ValueError: an unknown name, n below 1, a path where the prompt belongs, or (with `blend`) a repainted picture
+        of another size.
       rahf.images.ImageError: an image that cannot be used.
     """
     heatmap_column = labels.position("heatmap", which, HEATMAPS)
     score_column = labels.position("score", score, SCORES)
     if n < 1:
         raise ArgumentError(f"n: expected at least 1 candidate, found {n}")
+    inputs.check_order([image], prompt, "rahf.steer.repair(generate, image, prompt, critic=critic)")
     original = _rgb(image, "image")
     prediction = critic([original], prompt)
     mask = masks.from_heatmap(np.asarray(prediction.heatmaps)[0, :, :, heatmap_column], original.shape[:2], options)

@@ -171,6 +171,15 @@ def test_bad_options(damaged, options, error):
     assert str(raised.value) == error
 
 
+def test_swapped_arguments(damaged, tmp_path):
+    file = tmp_path / "leaf.png"
+    Image.fromarray(damaged).save(file)
+    with pytest.raises(ValueError, match=r"is an image file, not a text; write rahf\.steer\.repair\(generate, image, "):
+        repair(painting({0: 0}), "a leaf", str(file), critic=ColourCritic())
+    with pytest.raises(TypeError, match="found an image .* where text belongs"):
+        repair(painting({0: 0}), "a leaf", damaged, critic=ColourCritic())
+
+
 def test_what_the_generator_made_is_checked(damaged):
     run = lambda make: repair(lambda *_: make, damaged, "a leaf", 1, critic=ColourCritic(), options=OPTIONS)  # noqa: E731
     with pytest.raises(ValueError, match="a picture of 8 x 4 pixels for seed 0, the original has 16 x 16; resize it"):
