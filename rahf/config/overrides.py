@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from rahf import config as config_lib
-from rahf.config import Config
+from rahf.config import Config, migrate
 from rahf.core.errors import ConfigError
 from rahf.core.names import suggest
 
@@ -32,7 +32,7 @@ def parse(config_file: str, fields: Sequence[str]) -> Config:
         if option.startswith("--") and option != "--help":
             name = option[2:].replace("-", "_")
             if name not in names and name.replace(".no_", ".") not in names:
-                raise ConfigError(f"unknown config field {option}.{suggest(name, names)}")
+                raise ConfigError(f"unknown config field {option}.{_hint(name, names)}")
     return tyro.cli(
         Config,
         default=base,
@@ -41,6 +41,17 @@ def parse(config_file: str, fields: Sequence[str]) -> Config:
         description=Config.__doc__,
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _hint(name: str, names: Sequence[str]) -> str:
+    """What to write instead of an unknown name: an option of version 0 by its present name, else the nearest."""
+    if name == "model.kind":
+        return " The family of a model comes with the config file: choose another one"
+    group, _, field = name.rpartition(".")
+    present = f"model.{migrate.DIFFUSION_FIELDS.get(field)}"
+    if group == "model.diffusion" and present in names:
+        return f" It is --{present.replace('_', '-')} now"
+    return suggest(name, names)
 
 
 def _names(group: Any, prefix: str) -> Iterator[str]:

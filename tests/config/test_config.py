@@ -245,12 +245,18 @@ def test_help_lists_every_field(write, capsys):
     [
         ("--train.stepz", r"^unknown config field --train\.stepz\. Did you mean 'train\.steps'\?$"),
         ("--data.batchsize=3", r"unknown .* --data\.batchsize\. Did you mean 'data\.batch_size'\?$"),
+        ("--model.kind", r"--model\.kind\. The family of a model comes with the config file: choose another one$"),
         ("--qqqqqq", r"unknown config field --qqqqqq\. Known: "),
     ],
 )
 def test_unknown_override(field, message):
     with pytest.raises(ConfigError, match=message):
         overrides.parse("demo.py", [field, "1"])
+
+
+def test_former_names_of_diffusion_options():
+    with pytest.raises(ConfigError, match=r"--model\.diffusion\.predicts\. It is --model\.prediction-type now$"):
+        overrides.parse("configs/diffusion/demo.py", ["--model.diffusion.predicts", "x0"])
 
 
 @pytest.mark.parametrize(
