@@ -24,7 +24,7 @@ def load(path: str | os.PathLike, *, dtype: Any = None, name_from_config: bool =
     saved = saved_model.find(path, dtype)
     config, run = saved.config, saved.run
     if not families.is_critic(config.model):
-        raise errors.CheckpointError(f"{run}: a diffusion model, no critic; load it with rahf.diffusion.load")
+        raise errors.CheckpointError(f"{run}: a {config.model.family} model, no critic; load it with rahf.load")
     params = saved.params(build.build(config.model))
     tokenizer = saved.tokenizer(lambda tokenizer: families.vocabulary_problem(config.model, tokenizer))
     quantiles, weights = _quantiles(run), weight_license(run)

@@ -184,7 +184,7 @@ def test_training_through_the_command(trained, capsys):
     assert len(losses) == 4 and losses[-1] < losses[0]  # at steps 8, 12 (before evaluating), 16, 24
     assert len(evaluated) == 2
     assert not any("keyword" in name for row in rows for name in row)
-    with pytest.raises(CheckpointError, match="a diffusion model, no critic; load it with rahf.diffusion.load"):
+    with pytest.raises(CheckpointError, match="a pixel-diffusion model, no critic; load it with rahf.load"):
         critic_loading.load(trained)
     assert isinstance(rahf.load(trained), diffusion.Generator)
     assert cli.main(["evaluate", str(trained)]) == 1
