@@ -34,7 +34,7 @@ MODULES: Mapping[str, str | tuple[str, ...]] = {
     "data_pipelines.worker": "data_pipelines.loading.worker",
     "rahf.batch": "rahf.core.batch",
     "rahf.compile_cache": "rahf.core.compile_cache",
-    "rahf.config_schema": "rahf.config.schema",
+    "rahf.config_schema": ("rahf.config.schema", "rahf.config"),
     "rahf.cpu": "rahf.core.process",
     "rahf.diffusion.blocks": "rahf.diffusion.networks.blocks",
     "rahf.diffusion.generator": "rahf.diffusion.pixel_generator",
