@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-import rahf
 from rahf.core import compile_cache
+from rahf.core.version import __version__
 
 Verdict = Literal["ok", "warning", "broken", "absent"]
 
@@ -75,7 +75,7 @@ def versions() -> list[Check]:
     """Versions of Python and of the packages that `rahf` rests on."""
     checks = [
         Check("versions", name, "ok", version)
-        for name, version in (("rahf", rahf.__version__), ("python", platform.python_version()))
+        for name, version in (("rahf", __version__), ("python", platform.python_version()))
     ]
     for name in (*_ESSENTIAL, *_USUAL):
         try:

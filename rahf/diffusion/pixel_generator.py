@@ -63,7 +63,7 @@ class Generator:
         """Prompts → `text_ids` int32 [B,L] and `text_mask` bool [B,L].
 
         Warns:
-          rahf.images.inputs.PromptWarning: a prompt is too long; names the words lost.
+          rahf.text.PromptWarning: a prompt is too long; names the words lost.
         """
         texts = [prompts_lib.encode(one, self.config.data, self.tokenizer) for one in prompts_lib.prompt_list(prompts)]
         prompts_lib.warn(texts)

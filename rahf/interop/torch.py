@@ -57,7 +57,7 @@ class TorchReward:
           ValueError, TypeError: prompts, as by the critic.
 
         Warns:
-          rahf.images.inputs.PromptWarning: a prompt is too long; names the words lost.
+          rahf.text.PromptWarning: a prompt is too long; names the words lost.
         """
         single = images.ndim == 3
         _check(images)

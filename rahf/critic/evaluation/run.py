@@ -13,12 +13,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-import rahf
 from data_pipelines import store
 from data_pipelines.loading.labels import Labels
 from data_pipelines.loading.loader import eval_loader
 from rahf.config import Config
 from rahf.core.files import write_atomically
+from rahf.core.version import __version__
 from rahf.critic import provenance
 from rahf.critic.evaluation.evaluator import CriticEvaluation
 from rahf.critic.evaluation.model import Opened, open_model
@@ -102,7 +102,7 @@ def _meta(opened: Opened, split: str, evaluation: CriticEvaluation, total: int) 
         "heatmaps": "compared at the labels' own resolution; predictions are resized to it",
         "command": shlex.join(["rahf", *sys.argv[1:]]),
         "took": f"{evaluation.seconds:.1f} s on {len(jax.devices())} x {jax.devices()[0].device_kind}",
-        "versions": f"rahf {rahf.__version__}, jax {jax.__version__}",
+        "versions": f"rahf {__version__}, jax {jax.__version__}",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 

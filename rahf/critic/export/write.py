@@ -20,12 +20,12 @@ import numpy as np
 import safetensors.numpy
 from rich.console import Console
 
-import rahf
 from rahf import config as config_lib
 from rahf.core import tree
 from rahf.core.batch import Prediction
 from rahf.core.errors import ArgumentError, ExportError
 from rahf.core.files import replacing
+from rahf.core.version import __version__
 from rahf.critic import families, loading, provenance
 from rahf.critic.critic import Critic
 from rahf.critic.export import archive, card, functions, read
@@ -175,7 +175,7 @@ def _manifest_and_parts(
     """Entries of the manifest, and parts by member name."""
     preprocessing = provenance.describe_preprocessing(critic.config, critic.tokenizer)
     manifest = {
-        "rahf": rahf.__version__,
+        "rahf": __version__,
         "jax": jax.__version__,
         "name": critic.name,
         "step": critic.step,
