@@ -171,28 +171,28 @@ class Generator:
         Raises:
           ValueError: shapes or ranges other than these, numbers that do not fit, an empty prompt.
         """
-        known = self._known(images, masks)
+        inpainted = self._inpainted(images, masks)
         energy = _steering(energy, reward, prompts)
         unguided = energy is None
         if unguided and options.recurrences > 1:  # the sampler repeats steps only where there is an energy
             energy = _ZERO
             options = dataclasses.replace(options, scale=0, backward_steps=0, through_denoiser=False)
         text = _Text(prompts, negative_prompt)
-        generated = self._generate(text, seeds, num_inference_steps, eta, guidance_scale, energy, options, known)
+        generated = self._generate(text, seeds, num_inference_steps, eta, guidance_scale, energy, options, inpainted)
         return generated._replace(energy=None) if unguided else generated
 
-    def _generate(self, text, seeds, steps, eta, guidance_scale, energy, options, known=None) -> GeneratedImages:
+    def _generate(self, text, seeds, steps, eta, guidance_scale, energy, options, inpainted=None) -> GeneratedImages:
         tokens = self.tokens(text.prompts)
         negative = None if text.negative is None else self.tokens(text.negative)
         seeds = np.atleast_1d(np.asarray(seeds, np.uint32))
         rows = {"prompts": len(tokens[0]), "seeds": len(seeds)}
-        rows |= {} if known is None else {"images": len(known[0])}
+        rows |= {} if inpainted is None else {"images": len(inpainted[0])}
         rows |= {} if negative is None else {"negative prompts": len(negative[0])}
         count = max(rows.values())
         if not set(rows.values()) <= {1, count}:
             numbers = " but ".join(f"{number} {name}" for name, number in rows.items())
             raise ArgumentError(f"{numbers}: give one, or one per picture")
-        per_picture = jax.tree.map(lambda x: np.repeat(x, count // len(x), 0), (tokens, negative, seeds, known))
+        per_picture = jax.tree.map(lambda x: np.repeat(x, count // len(x), 0), (tokens, negative, seeds, inpainted))
         if energy is not None and not isinstance(energy, energy_lib.Energy):
             energy = energy_lib.function(energy)
         if options.clean_range is None:
@@ -200,7 +200,7 @@ class Generator:
         sample = self._sampler(int(steps), float(eta))
         return sample(self.params, *per_picture, guidance_scale, energy, options)
 
-    def _known(self, images: Any, masks: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _inpainted(self, images: Any, masks: Any) -> tuple[np.ndarray, np.ndarray]:
         """Checked pictures float32 [B,S,S,3] in [0,1] and masks bool [B,S,S,1], equally many."""
         side, images, masks = self.config.model.image_size, np.asarray(images), np.asarray(masks)
         images, masks = (x[None] if x.ndim == n else x for x, n in ((images, 3), (masks, 2)))
@@ -221,11 +221,11 @@ class Generator:
         side = self.config.model.image_size
 
         @jax.jit
-        def sample(params, tokens, negative, seeds, known, guidance_scale, energy, options):
+        def sample(params, tokens, negative, seeds, inpainted, guidance_scale, energy, options):
             keys = jax.vmap(jax.random.key)(seeds)
             denoiser = self.denoiser(params, guidance_scale)
-            if known is not None:
-                denoiser = denoisers.inpainting(denoiser, self.alphas_cumprod, 2.0 * known[0] - 1.0, known[1])
+            if inpainted is not None:
+                denoiser = denoisers.inpainting(denoiser, self.alphas_cumprod, 2.0 * inpainted[0] - 1.0, inpainted[1])
             sampled = universal_guidance.sample(
                 denoiser,
                 schedule,
@@ -237,8 +237,8 @@ class Generator:
                 key=keys,
             )
             images = universal_guidance.unit_pixels(sampled.sample)
-            if known is not None:
-                images = jnp.where(known[1], images, known[0])
+            if inpainted is not None:
+                images = jnp.where(inpainted[1], images, inpainted[0])
             return GeneratedImages(images, sampled.energy, sampled.trace)
 
         return sample

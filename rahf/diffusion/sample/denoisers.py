@@ -80,24 +80,24 @@ def epsilon(
     return eps
 
 
-@renamed.arguments(signals="alphas_cumprod")
+@renamed.arguments(signals="alphas_cumprod", known="clean", unknown="repaint")
 def inpainting(
     denoiser: Denoiser,
     alphas_cumprod: Float[np.ndarray, " t"],
-    known: Float[Array, "b ..."],
-    unknown: Bool[Array, "b ..."],
+    clean: Float[Array, "b ..."],
+    repaint: Bool[Array, "b ..."],
 ) -> Denoiser:
     """A denoiser that knows a part of the clean picture, and so paints the rest to fit.
 
-    Its clean estimate is that of `denoiser` where unknown, and `known` elsewhere: there, the latents of every step
-    are the known picture with the step's noise, which is what RePaint (Lugmayr et al. 2022, equation 8) puts in.
-    `universal_guidance.sample` with recurrences is its resampling. Guidance moves the known part a little until the
-    next step; lay the known picture over the final one.
+    Its clean estimate is that of `denoiser` where `repaint` is True, and `clean` elsewhere: there, the latents of
+    every step are the clean picture with the step's noise, which is what RePaint (Lugmayr et al. 2022, equation 8)
+    puts in. `universal_guidance.sample` with recurrences is its resampling. Guidance moves that part a little until
+    the next step; lay the clean picture over the final one.
 
     Args:
       alphas_cumprod: ``abar`` of each timestep, as trained.
-      known: [B,...] clean latents, or pixels in the range of the denoiser's.
-      unknown: of that shape or with axes of length 1; True: to be painted.
+      clean: [B,...] clean latents, or pixels in the range of the denoiser's.
+      repaint: of that shape or with axes of length 1; True: to be painted.
     """
     per_timestep = np.asarray(alphas_cumprod, np.float32)
 
@@ -105,7 +105,7 @@ def inpainting(
         predicted = denoiser(z, t, cond).astype(jnp.float32)
         abar = _per_sample(per_timestep, t, z)
         z = z.astype(jnp.float32)
-        return jnp.where(unknown, predicted, (z - jnp.sqrt(abar) * known) / jnp.sqrt(1 - abar))
+        return jnp.where(repaint, predicted, (z - jnp.sqrt(abar) * clean) / jnp.sqrt(1 - abar))
 
     return eps
 
