@@ -86,10 +86,10 @@ def torch_step(config: Config, size: int, tuned: bool) -> Callable[[], torch.Ten
 
 def our_step(config: Config, size: int) -> Callable[[], jax.Array]:
     """One training step of our network, as a function that waits for its end."""
-    made = state_lib.setup(CriticTask(config, None))
-    held = {"state": state_lib.create(CriticTask(config, None), made)}
-    batch = sharding.to_devices(measuring.fake(config, size), made.mesh)
-    function = make_train_step(CriticTask(config, None), made)
+    setup = state_lib.setup(CriticTask(config, None))
+    held = {"state": state_lib.create(CriticTask(config, None), setup)}
+    batch = sharding.to_devices(measuring.fake(config, size), setup.mesh)
+    function = make_train_step(CriticTask(config, None), setup)
 
     def step() -> jax.Array:
         held["state"], metrics = function(held["state"], batch)

@@ -27,13 +27,13 @@ from rahf.training.step import loss_and_gradients, make_train_step
 def flops(config, batch) -> int:
     """Floating-point operations of the loss and its gradient with respect to the trained parameters."""
     plain = measuring.without_recomputation(config)
-    made = state_lib.setup(CriticTask(plain, None))
-    shapes = made.shapes
+    setup = state_lib.setup(CriticTask(plain, None))
+    shapes = setup.shapes
     trained = trainable.trained(plain.optimizer, shapes.params, shapes.lora)
 
     def step(params, lora, trained, batch):
         merge = lambda tree: trainable.merged(*trainable.replaced(params, lora, tree))  # noqa: E731
-        return loss_and_gradients(CriticTask(plain, None), made.graphdef, trained, batch, 0, merge)
+        return loss_and_gradients(CriticTask(plain, None), setup.graphdef, trained, batch, 0, merge)
 
     return count_flops(step, shapes.params, shapes.lora, trained, batch)
 
@@ -46,25 +46,25 @@ def main() -> None:
     process.dispatch_in_line()
     config = measuring.preset(args.preset, args.batch, fields)
     size = config.data.batch_size
-    made = state_lib.setup(CriticTask(config, None))
-    parameters = functional.count(made.shapes.params)
+    setup = state_lib.setup(CriticTask(config, None))
+    parameters = functional.count(setup.shapes.params)
     result = {"benchmark": "train step", "preset": args.preset, **measuring.described(config, size)}
     result |= {"accumulate": config.train.accumulate, "optimizer": config.optimizer.kind}
     result |= {"lora_rank": config.optimizer.lora.rank, "trainable": list(config.optimizer.trainable)}
     result["million_parameters"] = round(parameters / 1e6, 1)
-    step = make_train_step(CriticTask(config, None), made)
+    step = make_train_step(CriticTask(config, None), setup)
     host = measuring.fake(config, size)
     if args.compile_only:
-        placed = sharding.batch_sharding(made.mesh)
+        placed = sharding.batch_sharding(setup.mesh)
         dtype = lambda x: jax.dtypes.canonicalize_dtype(x.dtype)  # noqa: E731
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype(x), sharding=placed), host)
         start = time.perf_counter()
-        compiled = step.lower(made.shapes, batch).compile()
+        compiled = step.lower(setup.shapes, batch).compile()
         result["compile_seconds"] = round(time.perf_counter() - start, 2)
         print(json.dumps(result | {"gib": measuring.memory_of(compiled)}))
         return
-    batch = sharding.to_devices(host, made.mesh)
-    state = state_lib.create(CriticTask(config, None), made)
+    batch = sharding.to_devices(host, setup.mesh)
+    state = state_lib.create(CriticTask(config, None), setup)
     start = time.perf_counter()
     compiled = step.lower(state, batch).compile()
     result["compile_seconds"] = round(time.perf_counter() - start, 2)
