@@ -20,6 +20,7 @@ _current, __dir__, __all__ = attach(
         "load": "rahf.registry",
         "train": "rahf.registry",
     },
+    packages=("critic", "diffusion", "interop", "scoring", "steer"),
 )
 __all__ += ["__version__"]
 __getattr__ = former_names.attributes(__name__, _current)

@@ -32,6 +32,12 @@ def test_the_face_loads_nothing_heavy():
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 
 
+def test_packages_need_no_import_of_their_own():
+    code = "import rahf; print(rahf.steer.repair.__module__, rahf.diffusion.load.__module__)"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output == "rahf.steer.repaint rahf.diffusion.pixel_generator\n"
+
+
 def test_train_can_be_called_after_its_former_module_was_imported(monkeypatch):
     """`import rahf.train.loop` sets the attribute `train` of the package to a module."""
     from rahf import registry
