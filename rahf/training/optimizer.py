@@ -23,18 +23,20 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     peak, warmup = config.learning_rate, max(config.warmup_steps, 1)
 
     def warm(step):
-        return peak * (jnp.asarray(step, jnp.float32) / warmup)
+        return jnp.asarray(step, jnp.float32) / warmup
 
     def after(step):  # optax's cosine multiplies in another order: a run of version 0 would not go on to the bit
         s = jnp.asarray(step, jnp.float32) + warmup
         if config.schedule == "rsqrt":
-            return peak * jnp.sqrt(warmup / jnp.maximum(s, warmup))
+            return jnp.sqrt(warmup / jnp.maximum(s, warmup))
         if config.schedule == "cosine":
             done = jnp.clip((s - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-            return peak * (config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * done)))
-        return jnp.full_like(s, peak)
+            return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        return jnp.ones_like(s)
 
-    return optax.join_schedules([warm, after], [warmup])
+    # The peak multiplies what is joined: XLA would fold it into each course, which rounds another way.
+    course = optax.join_schedules([warm, after], [warmup])
+    return lambda step: peak * course(step)
 
 
 def decay_mask(params: functional.Params) -> functional.Params:

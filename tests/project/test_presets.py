@@ -241,7 +241,9 @@ def test_a_step_of_each(preset, quickly):
     state = state_lib.create(CriticTask(config, None), made)
     before = jax.tree.map(np.asarray, state.params)
     batch = batch_lib.fake(2, preset_maker.IMAGE_SIZE, text_length=9, target_length=11, max_words=5, vocab_size=64)
-    step = make_train_step(CriticTask(config, None), made, suffix_id=4)
+    task = CriticTask(config, None)
+    task.suffix_id = 4
+    step = make_train_step(task, made)
     state, metrics = step(state, sharding.to_devices(batch, made.mesh))
     assert int(state.step) == 1 and all(np.isfinite(value) for value in jax.tree.leaves(metrics))
     moved = functional.flatten(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, before))

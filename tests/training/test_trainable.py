@@ -9,6 +9,7 @@ import pytest
 
 from rahf.config import Config, DataConfig, LoraConfig, OptimizerConfig
 from rahf.core.errors import ConfigError
+from rahf.critic.networks import multi_head
 from rahf.critic.task import CriticTask
 from rahf.nn import functional
 from rahf.training import checkpoint, sharding, trainable
@@ -39,7 +40,8 @@ def test_patterns():
     with pytest.raises(ConfigError, match="field: no parameter is called 'heatmp_a'. Did you mean 'heatmap_a'"):
         choose("decoder", "heatmp_a")
     with pytest.raises(ConfigError, match=r"embed/kernel has shape|only matrices are adapted"):
-        state_lib.setup(config(lora=LoraConfig(rank=1, patterns=("heatmap_*/last/kernel",))))
+        convolutions = config(lora=LoraConfig(rank=1, patterns=("heatmap_*/last/kernel",)))
+        state_lib.setup(CriticTask(convolutions, None))
 
 
 def stepped(settings, count=2):
@@ -135,9 +137,7 @@ def test_checkpoints(which, request, tmp_path):
 
 def test_frozen_towers_cost_no_gradient():
     """With the image tower frozen nothing of it is differentiated."""
-    graphdef, params = functional.abstract(
-        lambda: __import__("rahf.critic.networks.multi_head").models.rahf.Rahf(SMALLEST)
-    )
+    graphdef, params = functional.abstract(lambda: multi_head.Rahf(SMALLEST))
 
     def products(settings):
         def run(params):
