@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rahf.config.model import FamilyConfig
 from rahf.config.schema import Config
 from rahf.core import hub
-from rahf.core.errors import ConfigError
+from rahf.core.errors import ArgumentError, ConfigError
 from rahf.critic import loading
 
 if TYPE_CHECKING:  # Flax and Orbax: a reader of exported files does without
@@ -85,7 +85,10 @@ def train(config: Config) -> Finished:
 
     Raises:
       RahfError: see `rahf.training.loop.train`.
+      ArgumentError: no config, but perhaps the path of one.
     """
+    if not isinstance(config, Config):
+        raise ArgumentError(f"train: expected a rahf.Config, found {config!r}; rahf.config.load(path) reads one")
     from rahf.training import loop  # Flax and Orbax: a reader of exported files does without
 
     return loop.train(task(config))

@@ -13,7 +13,7 @@ import pytest
 import rahf
 from rahf import registry
 from rahf.config import Config, DataConfig, LoraConfig, OptimizerConfig, TrainConfig, from_json, to_json
-from rahf.core.errors import ConfigError, TrainError
+from rahf.core.errors import ArgumentError, ConfigError, TrainError
 from rahf.nn import functional
 from rahf.training import run_folder
 from tests.helpers import toy_family, train_maker
@@ -122,3 +122,5 @@ def test_every_entry_of_the_table_exists():
 
 def test_training_is_one_public_call(tmp_path):
     assert rahf.train(toy(tmp_path)).step == 6 and jax.process_count() == 1
+    with pytest.raises(ArgumentError, match=r"expected a rahf.Config, found 'demo.py'; rahf.config.load\(path\) reads"):
+        rahf.train("demo.py")
