@@ -1,20 +1,22 @@
 """Shared fixtures. Everything heavy is made once per test run."""
 
-import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
 
 import pytest
 
-from rahf.critic.networks import build
+from tests.helpers.unchanged import unchanged
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# One compilation cache for all tests and the processes they start; and one thread pool that fits.
+# One compilation cache for all tests and the processes they start, and one thread pool that fits. JAX reads these when
+# it is imported, so nothing above this line may import it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs of tests run a few steps: optimising them takes most of the time that compiling takes. See `optimised`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's: test processes share the cores already
 # Programs that tests start find this checkout and the helpers of tests.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -30,13 +32,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def quickly():
-    """For files whose programs run a few steps: not worth optimising, which took most of their time."""
+def optimised():
+    """For files whose numbers must be those of programs as users run them."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def quickly():
+    """Nothing: all tests compile without optimising."""
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +61,7 @@ def tiny_run(tmp_path_factory) -> Iterator[pathlib.Path]:
     """A run directory with an untrained network of 32 x 32 pixels whose outputs vary from input to input."""
 
     from rahf import config as config_lib
+    from rahf.critic.networks import build
     from rahf.nn import functional
     from rahf.text import Tokenizer, train_tokenizer
     from rahf.training.checkpoint import Checkpointer
@@ -125,17 +134,3 @@ def finished_run(tiny_config, tmp_path_factory) -> Iterator[pathlib.Path]:
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert cli.main(["train", str(tiny_config), "--workdir", str(folder)]) == 0
     yield from unchanged(folder)
-
-
-def unchanged(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folder; at the end of all tests an error if one of them has changed it, whatever their order was."""
-    before = sums(folder)
-    yield folder
-    after = sums(folder)
-    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    assert not changed, f"a test changed what others share and must take a copy of it: {changed} in {folder}"
-
-
-def sums(folder: pathlib.Path) -> dict[str, str]:
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -14,8 +14,11 @@ from rahf.core.tree import flatten
 from rahf.critic import loading
 from rahf.training import checkpoint
 
-# One of the prompts is longer than the network reads.
-pytestmark = pytest.mark.filterwarnings("ignore::rahf.text.prompts.PromptWarning")
+# One of the prompts is longer than the network reads; and the numbers are those of programs as users run them.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::rahf.text.prompts.PromptWarning"),
+    pytest.mark.usefixtures("optimised"),
+]
 
 #: float32 on the kind of CPU that wrote the numbers. On others, 1e-4 is what rounding allows.
 TOLERANCE = 1e-6

@@ -202,18 +202,23 @@ def evaluation(folder, report: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_config, tmp_path_factory):
-    """A run of two processes without a break, and one that was broken twice; exit codes and what was said."""
+def runs(tiny_config, small_config, tmp_path_factory):
+    """Runs of two processes; exit codes and what was printed.
+
+    A critic without a break and its evaluation; and of the family that compiles in a moment one without a break and
+    one that was broken twice.
+    """
     folder = tmp_path_factory.mktemp("pairs")
     codes = {}
-    with train_maker.Forked(JAX_DISABLE_MOST_OPTIMIZATIONS="1") as forked:  # compiles sooner
-        for name, run, stops in (
-            ("calm", "calm", ("", "")),
-            ("killed", "broken", ("", "SIGKILL:7")),
-            ("preempted", "broken", ("SIGTERM:3", "")),  # only one of them is told
-            ("last", "broken", ("", "")),
+    with train_maker.Forked() as forked:
+        for name, config, run, stops in (
+            ("calm", tiny_config, "calm", ("", "")),
+            ("small", small_config, "small", ("", "")),
+            ("killed", small_config, "broken", ("", "SIGKILL:7")),
+            ("preempted", small_config, "broken", ("SIGTERM:3", "")),  # only one of them is told
+            ("last", small_config, "broken", ("", "")),
         ):
-            command = ["train", str(tiny_config), "--workdir", str(folder / run), *FIELDS]
+            command = ["train", str(config), "--workdir", str(folder / run), *FIELDS]
             codes[name] = forked.run(*pair(command, folder, name, stops))
         codes["evaluated"] = forked.run(*pair(evaluation(folder, "two"), folder, "evaluated"))
     said = {name: [(folder / f"{name}{process}.log").read_text() for process in range(2)] for name in codes}
@@ -270,19 +275,20 @@ def test_both_stop_at_the_same_step_when_one_is_told_to(runs):
 
 def test_a_broken_run_of_two_ends_the_same(runs):
     folder, codes, said = runs
+    assert codes["small"] == [0, 0], said["small"]
     assert codes["last"] == [0, 0], said["last"]
     assert "resuming at step" in said["last"][0]
     for kind in ("latest", "best"):
         step, found = train_maker.stored(folder / "broken", kind)
-        expected_step, expected = train_maker.stored(folder / "calm", kind)
+        expected_step, expected = train_maker.stored(folder / "small", kind)
         assert step == expected_step
         train_maker.assert_same(found, expected)  # to the last bit
     # The process that is told to stop writes its losses so far; the next row has the rest of the two steps.
     stopped = int(re.search(r"SIGTERM: saved step (\d+)", said["preempted"][0])[1])
     apart = {stopped, stopped + 1} if stopped % LOG_EVERY else set()
-    rows = {run: train_maker.rows(folder / run) for run in ("broken", "calm")}
+    rows = {run: train_maker.rows(folder / run) for run in ("broken", "small")}
     rows = {run: [row for row in found if row["step"] not in apart] for run, found in rows.items()}
-    assert rows["broken"] == rows["calm"] and len(rows["calm"]) >= 6
+    assert rows["broken"] == rows["small"] and len(rows["small"]) >= 6
 
 
 def test_one_process_reads_what_two_have_saved(runs):

@@ -24,7 +24,7 @@ def saved(run) -> list[int]:
 
 
 def assert_same_end(run, finished) -> None:
-    """As if it had never been ended."""
+    """As if the run had never been ended."""
     for kind in ("latest", "best"):
         step, found = train_maker.stored(run, kind)
         expected_step, expected = train_maker.stored(finished, kind)
@@ -56,9 +56,9 @@ def test_a_killed_run_ends_bit_identically(tiny_config, finished_run, tmp_path):
     assert_same_end(run, finished_run)
 
 
-def test_signals_save_and_say_so(tiny_config, finished_run, tmp_path, monkeypatch, capsys):
+def test_signals_save_and_say_so(small_config, finished_small_run, tmp_path, monkeypatch, capsys):
     run, before = tmp_path / "run", signal.getsignal(signal.SIGINT)  # a shell lets its background jobs ignore it
-    ended = train_maker.in_process("train", str(tiny_config), "--workdir", str(run), stop="SIGTERM:2")
+    ended = train_maker.in_process("train", str(small_config), "--workdir", str(run), stop="SIGTERM:2")
     assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
     assert ended.stdout.splitlines()[-1] == "SIGTERM: saved step 2 and stopped; the same command goes on from there"
     assert ended.stderr == ""
@@ -67,14 +67,14 @@ def test_signals_save_and_say_so(tiny_config, finished_run, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Prefetch, "take", Prefetch.take)  # at_batch replaces it
         at_batch(6, lambda: signal.raise_signal(signal.SIGINT))
-        assert train(tiny_config, run) == 128 + signal.SIGINT
+        assert train(small_config, run) == 128 + signal.SIGINT
     said = capsys.readouterr().out.splitlines()
     assert f"resuming at step 2 in {run}" in said
     assert said[-1] == "SIGINT: saved step 8 and stopped; the same command goes on from there"
     assert signal.getsignal(signal.SIGINT) is before
 
-    assert train(tiny_config, run) == 0
-    assert_same_end(run, finished_run)
+    assert train(small_config, run) == 0
+    assert_same_end(run, finished_small_run)
 
 
 def test_a_second_ctrl_c_ends_at_once():
@@ -85,7 +85,7 @@ def test_a_second_ctrl_c_ends_at_once():
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(tiny_config, finished_run, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_leaves_the_previous_checkpoint(small_config, finished_small_run, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     save = checkpoint.Checkpointer._save
 
@@ -99,7 +99,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tiny_config, finished_run, t
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpointer, "_save", on_a_full_disk)
-        assert train(tiny_config, run) == 1
+        assert train(small_config, run) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"rahf: cannot save the checkpoint of step 8 under {run}/checkpoints/latest: ")
     assert "File too large" in error
@@ -108,17 +108,17 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tiny_config, finished_run, t
     assert saved(run) == [4]
     assert checkpoint.find(run / "checkpoints/latest")[1] == run / "checkpoints/latest/4/state"
 
-    assert train(tiny_config, run) == 0
-    assert_same_end(run, finished_run)
+    assert train(small_config, run) == 0
+    assert_same_end(run, finished_small_run)
 
 
-def test_a_finished_run_can_go_on(tiny_config, finished_run, tmp_path, capsys):
+def test_a_finished_small_run_can_go_on(small_config, finished_small_run, tmp_path, capsys):
     run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    assert train(tiny_config, run) == 0
+    shutil.copytree(finished_small_run, run)
+    assert train(small_config, run) == 0
     assert "the run is complete at step 12; raise train.steps to go on" in capsys.readouterr().out
-    assert_same_end(run, finished_run)
-    assert train(tiny_config, run, "--train.steps", "13") == 0
+    assert_same_end(run, finished_small_run)
+    assert train(small_config, run, "--train.steps", "13") == 0
     assert "with another train.steps: 12 there, 13 given" in capsys.readouterr().out
     assert saved(run) == [12, 13]
     assert json.loads((run / "config.json").read_text())["train"]["steps"] == 13

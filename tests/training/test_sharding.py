@@ -97,7 +97,6 @@ def found(pytestconfig):
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles sooner
     }
     script = pytestconfig.rootpath / "tests" / "helpers" / "sharded_steps.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
