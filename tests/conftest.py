@@ -134,3 +134,23 @@ def finished_run(tiny_config, tmp_path_factory) -> Iterator[pathlib.Path]:
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert cli.main(["train", str(tiny_config), "--workdir", str(folder)]) == 0
     yield from unchanged(folder)
+
+
+@pytest.fixture(scope="session")
+def small_config(tiny_data, tmp_path_factory) -> pathlib.Path:
+    """A config file of a training run on `tiny_data` that compiles in a moment; see `small_family`."""
+    from tests.helpers import small_family
+
+    file = tmp_path_factory.mktemp("configs") / "small.py"
+    file.write_text(small_family.CONFIG.format(data=str(tiny_data)))
+    return file
+
+
+@pytest.fixture(scope="session")
+def finished_small_run(small_config, tmp_path_factory) -> Iterator[pathlib.Path]:
+    """The run directory of `small_config`, trained to its last step without a break. A test that changes it fails."""
+    from tests.helpers import train_maker
+
+    folder = tmp_path_factory.mktemp("finished") / "small"
+    assert train_maker.train(small_config, folder) == 0
+    yield from unchanged(folder)

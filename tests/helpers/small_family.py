@@ -1,4 +1,4 @@
-"""A family that trains through the real loader, but whose network compiles in a moment: scores from an 8 x 8 picture.
+"""A family that trains through the real loader, but whose network compiles in a moment: scores from a 16 x 16 picture.
 
 For tests of the training loop (resumption, kills, signals, several processes), which knows no family: the critic
 takes half a minute to compile and seconds to trace in every process. Dropout, noise of the step's own key and labels
@@ -44,7 +44,7 @@ class SmallTask(RecordTask):
         return cls(config, start_lib.tokenizer(config, fresh))
 
     def build(self):
-        return lambda: layers.Linear(192, 4, bias=True, std=0.1, dtype=jnp.dtype("float32"))
+        return lambda: layers.Linear(768, 4, bias=True, std=0.1, dtype=jnp.dtype("float32"))
 
     def normalizers(self, batch):
         return jnp.maximum(batch.score_mask.sum(), 1).astype(jnp.float32)
@@ -84,9 +84,9 @@ class SmallEvaluator:
 
 
 def _pooled(image):
-    """The picture of 8 x 8 pixels, flat and in -1..1: uint8 [B,H,W,3] -> float32 [B,192]."""
+    """The picture of 16 x 16 pixels, flat and in -1..1: uint8 [B,H,W,3] -> float32 [B,768]."""
     batch, side = image.shape[:2]
-    cells = image.astype(jnp.float32).reshape(batch, 8, side // 8, 8, side // 8, 3)
+    cells = image.astype(jnp.float32).reshape(batch, 16, side // 16, 16, side // 16, 3)
     return cells.mean((2, 4)).reshape(batch, -1) / 127.5 - 1
 
 

@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(small_config, finished_small
     assert_same_end(run, finished_small_run)
 
 
-def test_a_finished_small_run_can_go_on(small_config, finished_small_run, tmp_path, capsys):
+def test_a_finished_run_can_go_on(small_config, finished_small_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished_small_run, run)
     assert train(small_config, run) == 0
