@@ -9,11 +9,16 @@
 A run is one program: when one process dies the others cannot go on, and most collective operations would wait for it
 forever. So every process reports to the others that it is alive, and ends with a
 message when one of them stops reporting.
+
+None of these connections is authenticated or encrypted. A coordinator with a name or address of the loopback interface
+is reachable from this machine only; every other one needs a network that is trusted (docs/clusters.md).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import ipaddress
 import itertools
 import os
 import sys
@@ -71,7 +76,21 @@ def _explicit(environment: Mapping[str, str], names: list[str]) -> dict[str, obj
         raise TrainError(f"RAHF_PROCESS_ID={process}: expected 0 to {processes - 1}, as RAHF_PROCESSES={processes}")
     if processes == 1:
         return None
-    return {"coordinator_address": address, "num_processes": processes, "process_id": process}
+    arguments = {"coordinator_address": address, "num_processes": processes, "process_id": process}
+    if _is_loopback(host):
+        arguments["coordinator_bind_address"] = address  # JAX's default listens on every interface
+    return arguments
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its name alone.
+
+    Other names are not resolved: Debian resolves a machine's own name to 127.0.1.1, other machines do not.
+    """
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
 
 
 @contextlib.contextmanager
@@ -109,6 +128,8 @@ def _connect(arguments: dict[str, object], patience: float) -> None:
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if "coordinator_bind_address" in arguments:
+        _collect_on_loopback()
     where = "process {process_id} of {num_processes}, coordinator {coordinator_address}".format_map(arguments) \
         if arguments else "as found by JAX from the environment"  # fmt: skip
     try:
@@ -119,6 +140,16 @@ def _connect(arguments: dict[str, object], patience: float) -> None:
             "Start all processes at about the same time with the same RAHF_COORDINATOR, which must be reachable; "
             "or set RAHF_DISTRIBUTED=off to train in this process alone."
         ) from error
+
+
+def _collect_on_loopback() -> None:
+    """Makes Gloo, which exchanges arrays between CPU processes, listen on the loopback interface.
+
+    By default it listens on the address of the machine's own name. JAX passes no other on.
+    """
+    from jax._src.lib import _jax
+
+    _jax.make_gloo_tcp_collectives = functools.partial(_jax.make_gloo_tcp_collectives, hostname="localhost")
 
 
 def report_failure(error: BaseException) -> None:

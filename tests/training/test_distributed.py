@@ -1,8 +1,10 @@
 """Two processes are one run: they train, evaluate and save together, notice each other's end, and go on exactly."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import pathlib
 import re
 import socket
 import time
@@ -20,6 +22,12 @@ from rahf.training import distributed, run_lock, sharding
 from tests.helpers import train_maker
 
 # How processes find each other
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
 
 GIVEN = {"RAHF_COORDINATOR": "host0:1234", "RAHF_PROCESSES": "4", "RAHF_PROCESS_ID": "2"}
 
@@ -58,6 +66,63 @@ def test_what_the_environment_says(environment, wanted):
 def test_contradictions_are_named(changes, message):
     with pytest.raises(TrainError, match=message):
         distributed.initialize_arguments(GIVEN | changes)
+
+
+def listening() -> set[str]:
+    """Local addresses, as Linux writes them, on which this process accepts TCP connections."""
+    own = set()
+    for file in pathlib.Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            own.add(file.readlink().name)
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        if (table := pathlib.Path("/proc/net") / name).exists()
+        for line in table.read_text().splitlines()[1:]
+    ]
+    return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own}
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/net/tcp").exists(), reason="reads Linux' table of connections")
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_a_coordinator_on_loopback_listens_there_only(host):
+    from jax._src.lib import _jax
+
+    port = free_port()
+    arguments = distributed.initialize_arguments(GIVEN | {"RAHF_COORDINATOR": f"{host}:{port}"})
+    before = listening()
+    service = _jax.get_distributed_runtime_service(arguments["coordinator_bind_address"], 1)
+    try:
+        opened = listening() - before
+    finally:
+        service.shutdown()
+    assert opened and all(address.endswith(f":{port:04X}") for address in opened)
+    loopback = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+    assert {address.split(":")[0] for address in opened} <= set(loopback)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.3.2.1", "[::1]"])
+def test_loopback_by_name(host):
+    arguments = distributed.initialize_arguments(GIVEN | {"RAHF_COORDINATOR": f"{host}:1234"})
+    assert arguments["coordinator_bind_address"] == arguments["coordinator_address"] == f"{host}:1234"
+
+
+@pytest.mark.parametrize("host", ["host0", "10.0.0.7", "[fd00::2]", "localhost.example.com", "0.0.0.0"])
+def test_other_coordinators_are_reachable_from_other_machines(host):
+    arguments = distributed.initialize_arguments(GIVEN | {"RAHF_COORDINATOR": f"{host}:1234"})
+    assert "coordinator_bind_address" not in arguments
+
+
+def test_processes_on_loopback_exchange_arrays_there(monkeypatch):
+    from jax._src.lib import _jax
+
+    hosts = []
+    monkeypatch.setattr(_jax, "make_gloo_tcp_collectives", lambda hostname=None: hosts.append(hostname))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: _jax.make_gloo_tcp_collectives())
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    for host in ("host0", "localhost"):
+        distributed._connect(distributed.initialize_arguments(GIVEN | {"RAHF_COORDINATOR": f"{host}:1234"}), 1)
+    assert hosts == [None, "localhost"]
 
 
 def test_alone_nothing_happens():
@@ -176,9 +241,7 @@ FIELDS = ("--mesh.fsdp", "2", "--train.eval-examples", "11", "--train.log-every"
 
 def pair(arguments: list[str], tmp_path, log: str, stops=("", "")) -> list[dict]:
     """Two processes of the same command."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     return [
         {
             "arguments": arguments,
