@@ -59,6 +59,11 @@ class PreparationCounts:
         return sum(counts[row] for counts in self.splits.values())
 
     @property
+    def refused(self) -> int:
+        """Number of records that were not used."""
+        return self.total("records") - self.total("joined")
+
+    @property
     def share(self) -> float:
         """Joined records as a share of all, 0..1."""
         return self.total("joined") / max(1, self.total("records"))

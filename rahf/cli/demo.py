@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command.
 
     Returns:
-      Exit code: 0, 1 if a picture could not be predicted, or 128 + n if signal n stopped the training.
+      Exit code: that of `rahf predict`, or 128 + n if signal n stopped the training.
     """
     from rich.console import Console
 

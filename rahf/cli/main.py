@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rahf.cli import COMMANDS
 from rahf.cli.parsing import Formatter
-from rahf.core import compile_cache, former_names, process
+from rahf.core import compile_cache, exit_codes, former_names, process
 from rahf.core.errors import RahfError
 from rahf.core.version import __version__
 
@@ -27,11 +27,10 @@ misses, and how good it is.
   rahf predict runs/demo IMAGE... --prompt "a red cat"   overlays, JSON, summary
   rahf mask runs/demo IMAGE --prompt "a red cat" --out MASK.png      what to repaint
   rahf select runs/demo CANDIDATES.jsonl --out MANIFEST.jsonl        the best of many, with reasons
-"""
 
-#: Exit code of a command that failed; the reason is on stderr. The others: 0 done, 2 wrong usage, 128 + n stopped by
-#: signal n.
-FAILED = 1
+Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done but for some inputs that were refused and listed,
+128 + n stopped by signal n.
+"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,7 +71,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if os.environ.get("RAHF_TRACEBACK") or not isinstance(error, (RahfError, OSError)):
             raise
         print(f"rahf: {error}", file=sys.stderr)
-        return FAILED
+        return exit_codes.FAILED
 
 
 sys.modules[__name__].__class__ = former_names.CallableModule  # rahf.cli.main(arguments) in version 0.1

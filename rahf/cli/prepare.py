@@ -6,6 +6,7 @@ import argparse
 import os
 
 from rahf.cli.parsing import Formatter, command
+from rahf.core import exit_codes
 
 
 def add(commands) -> None:
@@ -89,15 +90,15 @@ def richhf18k(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from data_pipelines.richhf18k import prepare
 
-    prepare.prepare(args.labels, args.images, args.out, captions=args.captions, tokenizer=args.tokenizer)
-    return 0
+    counts = prepare.prepare(args.labels, args.images, args.out, captions=args.captions, tokenizer=args.tokenizer)
+    return exit_codes.of_counts(counts.total("joined"), counts.refused)
 
 
 def feedback(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from data_pipelines.feedback import prepare
 
-    prepare.prepare(
+    counts = prepare.prepare(
         args.annotations,
         args.images,
         args.out,
@@ -106,4 +107,4 @@ def feedback(args: argparse.Namespace) -> int:
         dev=args.dev,
         test=args.test,
     )
-    return 0
+    return exit_codes.of_counts(counts.total("joined"), counts.refused)

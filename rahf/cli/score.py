@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from rahf.cli.parsing import command
+from rahf.core import exit_codes
 
 _DESCRIPTION = """\
 Input: JSONL files (image, prompt, group), parquet files, webdataset shards (.tar), folders of shards, or folders
@@ -46,7 +47,7 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; returns the exit code: 1 if no picture could be scored."""
+    """Runs the command; returns the exit code."""
     from rahf.scoring import ReadOptions, score
 
     summary = score(
@@ -72,4 +73,4 @@ def run(args: argparse.Namespace) -> int:
     if summary.prompts_cut:
         print(f"of {summary.prompts_cut} the model did not read the whole prompt (column prompt_cut)", file=sys.stderr)
     print(f"{summary.scored} scored by {summary.model} in {summary.blocks} blocks: {args.out}/part-*.parquet")
-    return 0 if summary.scored else 1
+    return exit_codes.of_counts(summary.scored, summary.refused)

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from rahf.cli.parsing import command
+from rahf.core import exit_codes
 
 _DESCRIPTION = """\
 CANDIDATES.jsonl has one JSON object per line: {"image": "a.png", "prompt": "a red cat", "group": 17}. Paths are
@@ -68,4 +69,4 @@ def run(args: argparse.Namespace) -> int:
         print(f"of {scoring.prompts_cut} the model did not read the whole prompt (prompt_cut)", file=sys.stderr)
     limit = "" if kept.threshold is None else f", {args.by} at least {kept.threshold:.4f}"
     print(f"{kept.selected} of {kept.candidates} candidates chosen from {kept.groups} groups{limit}: {kept.manifest}")
-    return 0
+    return exit_codes.of_counts(kept.candidates, scoring.refused)

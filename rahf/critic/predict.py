@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from rahf.core import exit_codes
 from rahf.core import names as names_lib
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import ArgumentError, ImageError
@@ -59,7 +60,7 @@ def predict(
       errors: for errors and notes, one line each; None: stderr.
 
     Returns:
-      Exit code: 0, or 1 if an image could not be used. The other images are processed.
+      Exit code: see `rahf.core.exit_codes`. The other images are processed where one cannot be used.
 
     Raises:
       ValueError: no images, or prompts that are missing, empty, or of another number.
@@ -151,7 +152,7 @@ class _Run:
         pictures = f"pictures in {self.out}, " if done else ""
         where = f"{pictures}{'numbers' if done else 'errors'} in {self.json_file}"
         self.console.print(Text(_line(f"{counts}; {where}")), soft_wrap=True)
-        return 1 if failed else 0
+        return exit_codes.of_counts(done, failed)
 
 
 def given_prompts(

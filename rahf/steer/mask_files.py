@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rahf import images as image_lib
-from rahf.core import labels, names
+from rahf.core import exit_codes, labels, names
 from rahf.core.batch import HEATMAPS
 from rahf.core.errors import ArgumentError, ImageError
 from rahf.core.files import write_atomically
@@ -209,7 +209,7 @@ def _described(one: MaskFile) -> dict[str, Any]:
 
 
 def report(written: Sequence[MaskFile], errors: Sequence[str]) -> int:
-    """Prints what was written, and the errors. Returns the exit code: 1 if any picture could not be used."""
+    """Prints what was written, and the errors. Returns the exit code."""
     for one in written:
         mask = one.mask
         if mask.note:
@@ -220,4 +220,4 @@ def report(written: Sequence[MaskFile], errors: Sequence[str]) -> int:
         print(names.printable(f"{one.image} → {one.path}: {extent}"))
     for line in errors:
         print(names.printable(f"error: {line}"), file=sys.stderr)
-    return 1 if errors else 0
+    return exit_codes.of_counts(len(written), len(errors))

@@ -194,7 +194,7 @@ def test_rubbish_is_one_line_each_and_the_others_run(tiny_run, folder, cat):
     (folder / "dog.jpg").write_bytes(encode(smooth(50, 70, 1), "JPEG"))
     names = list(bad)
     result = Result(tiny_run, [names[0], good[0], *names[1:], good[1]], batch_size=2)
-    assert result.code == 1
+    assert result.code == 3
     assert len(result.lines) == len(bad)
     for line, expected in zip(result.lines, bad.values()):
         assert line.startswith("error: " + expected), line
@@ -217,7 +217,7 @@ def test_command_line(tiny_run, cat, folder):
     (folder / "empty.png").touch()
     command = [sys.executable, "-m", "rahf.cli", "predict", str(tiny_run), "empty.png", str(cat)]
     done = subprocess.run([*command, "--prompt", "a cat"], capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert done.stderr == "error: empty.png: the file is empty\n"
     assert "1 done, 1 failed" in done.stdout and (folder / "predictions" / "cat_feedback.png").is_file()
 
@@ -275,10 +275,10 @@ def test_prompts_from_text_files_beside_the_images(tiny_run, cat, folder):
     (folder / "dog.png").write_bytes(encode(PICTURE))
     (folder / "cat.txt").write_text("\ufeffa red\n cat \n", encoding="utf-8")
     result = Result(tiny_run, [cat, "dog.png"], None)
-    assert result.code == 1 and result.json["images"][0]["prompt"] == "a red cat"
+    assert result.code == 3 and result.json["images"][0]["prompt"] == "a red cat"
     assert result.lines == ["error: dog.png: no prompt; give --prompt TEXT or write it to dog.txt"]
     missing = Result(tiny_run, [cat, "bird.png"], None)
-    assert missing.lines == ["error: bird.png: No such file or directory"] and missing.code == 1
+    assert missing.lines == ["error: bird.png: No such file or directory"] and missing.code == 3
     (folder / "dog.txt").write_bytes(b"\xff\xfe")
     error = Result(tiny_run, [cat, "dog.png"], None).err
     assert "its prompt cannot be read: dog.txt: not UTF-8 text" in error

@@ -78,7 +78,7 @@ def test_many_pictures_into_a_folder(folder, colours, capsys):
     (folder / "sub" / "BAD.png").write_bytes(encode(damaged()))
     (folder / "rubbish.png").write_text("no")
     images = ["bad.png", "good.png", "rubbish.png", "nowhere.png", "sub/BAD.png"]
-    assert cli.main(["mask", "model", *images, "--prompt", "a leaf", "--out", "masks", "--dilation", "0"]) == 1
+    assert cli.main(["mask", "model", *images, "--prompt", "a leaf", "--out", "masks", "--dilation", "0"]) == 3
     names = ["BAD-2_mask.png", "bad_mask.png", "good_mask.png"]
     assert sorted(p.name for p in (folder / "masks").iterdir()) == names
     np.testing.assert_array_equal(grey("masks/BAD-2_mask.png"), grey("masks/bad_mask.png"))
