@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from rahf.core import errors
 from rahf.core.errors import CheckpointError
+from rahf.core.files import write_atomically
 from rahf.nn import functional
 from rahf.training import checksum, multihost, orbax_silence, run_folder
 from rahf.training.run_folder import check_fits, find, load_params
@@ -43,6 +44,16 @@ def _from_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
     structure = jax.tree.structure(like.opt_state)
     leaves = [tree["opt_state"][str(i)] for i in range(structure.num_leaves)]
     return TrainState(tree["step"], tree["params"], structure.unflatten(leaves), tree.get("ema"), tree.get("lora"))
+
+
+def _forget_folder(checkpoints: pathlib.Path, step: pathlib.Path) -> None:
+    """Removes the path of this machine from the files by which Orbax marks a checkpoint as complete.
+
+    Newer versions of Orbax write it there. Only whether such a file exists is read.
+    """
+    for file in (*step.glob("commit_success.txt"), *step.glob("*/commit_success.txt")):
+        with contextlib.suppress(OSError):  # the checkpoint is complete without it
+            write_atomically(file, file.read_text().replace(f"{checkpoints}{os.sep}", ""))
 
 
 class Checkpointer:
@@ -133,6 +144,9 @@ class Checkpointer:
             manager.wait_until_finished()
         except Exception as error:
             raise self._not_saved(manager, error) from error
+        step = self._writing.pop(manager, None)
+        if step is not None and jax.process_index() == 0:
+            _forget_folder(self.folder, pathlib.Path(manager.directory) / str(step))
         if manager is self._best:
             self._drop_other_best()
 

@@ -52,6 +52,16 @@ def test_a_best_of_before_the_resumption_does_not_outlive_a_new_one(opened):
     assert run.best_metrics() == {"plcc": 0.7}
 
 
+def test_no_path_of_this_machine_is_in_a_checkpoint(opened):
+    run = opened()
+    run.save(state(2), {})
+    run.save_best(2, params(2), {})
+    run.wait()
+    files = [file for file in run.folder.rglob("*") if file.is_file()]
+    assert len(files) > 10
+    assert [str(file) for file in files if str(run.folder.parent).encode() in file.read_bytes()] == []
+
+
 def test_one_folder_is_written_at_a_time(opened, monkeypatch):
     """Orbax's processes would take the end of one for the end of the other."""
     checkpoints, writing = opened(), set()

@@ -124,7 +124,8 @@ def _reference(origin: Provenance) -> list[str]:
 
 def _measured(metrics: dict[str, Any]) -> list[str]:
     values, intervals, meta = (metrics.get(k) or {} for k in ("metrics", "intervals", "meta"))
-    lines = [f"{meta.get('data', '')} ({meta.get('model', '')}, {meta.get('date', '')}); 95% bootstrap intervals.", ""]
+    data = _without_folders(meta.get("data", ""))
+    lines = [f"{data} ({meta.get('model', '')}, {meta.get('date', '')}); 95% bootstrap intervals.", ""]
     lines += ["| metric | value |", "|---|---|"]
     for name in _METRICS:
         if isinstance(values.get(name), (int, float)):
@@ -132,6 +133,12 @@ def _measured(metrics: dict[str, Any]) -> list[str]:
             interval = f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""
             lines.append(f"| {name} | {values[name]:.3f}{interval} |")
     return lines
+
+
+def _without_folders(data: str) -> str:
+    """`data` of a report begins with the path of the data set on the machine that evaluated; only its name stays."""
+    path, split, rest = data.partition(", split ")
+    return f"{_name(path)}{split}{rest}"
 
 
 def license_text(weight_license: str) -> str:

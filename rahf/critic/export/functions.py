@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -61,10 +62,27 @@ def serialize_functions(
     if not scores_only:
         functions |= {"heatmaps": (heatmaps, (pixels, *text)), "predict": (predict, (pixels, *text, prompt, ends))}
     programs = {}
-    for name, (function, inputs) in functions.items():
-        exported = jax_export.export(jax.jit(function), platforms=platforms)(_shapes(weights), *inputs)
-        programs[name] = bytes(exported.serialize(vjp_order=1))
+    with _without_locations():
+        for name, (function, inputs) in functions.items():
+            exported = jax_export.export(jax.jit(function), platforms=platforms)(_shapes(weights), *inputs)
+            programs[name] = bytes(exported.serialize(vjp_order=1))
     return programs
+
+
+@contextlib.contextmanager
+def _without_locations() -> Iterator[None]:
+    """Keeps source locations out of the programs.
+
+    They are absolute paths of this machine, down to the script that calls the export, and would make every file
+    different.
+    """
+    name = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, limit)
 
 
 def _shapes(flat: Mapping[str, Any]) -> tree.Params:

@@ -99,11 +99,13 @@ def _critic(path: str, manifest: dict[str, Any], parts: dict[str, bytes], dtype:
     except (ImportError, ValueError) as error:
         raise ExportError(str(error)) from error
     origin = _provenance(path, manifest, parts, config, tokenizer)
+    weights = _weights(path, parts[WEIGHTS])
+    _check_model_id(path, manifest, config, weights, tokenizer)
     functions = {
         name: program.differentiable(program.read_program(parts[file], f"{path}: {file}"))
         for name, file in manifest["functions"].items()
     }
-    params = jax.device_put(_weights(path, parts[WEIGHTS]))
+    params = jax.device_put(weights)
     network = _network(functions, config.model.image_size)
     return Critic(
         config, params, tokenizer, manifest["name"], manifest["step"], network=network, describe=lambda _: origin
@@ -127,6 +129,25 @@ def _provenance(
         except ValueError as error:
             raise ExportError(f"{path}: {error}") from error
     return Provenance(manifest["model_id"], preprocessing_hash, _weight_license(manifest), quantiles)
+
+
+def _check_model_id(
+    path: str, manifest: dict[str, Any], config: Config, weights: tree.Params, tokenizer: Tokenizer
+) -> None:
+    """Checks that the id, by which scores are compared, is that of these weights, this network and this vocabulary.
+
+    A file with fewer weights (scores only) or shorter ones (bfloat16) has the id of the weights it was made from, which
+    cannot be computed from those in the file.
+    """
+    whole = "predict" in manifest["functions"]
+    if not whole or any(leaf.dtype != np.float32 for leaf in tree.flatten(weights).values()):
+        return
+    actual = provenance.model_id(config, weights, tokenizer, manifest["name"], manifest["step"])
+    if actual != manifest["model_id"]:
+        raise ExportError(
+            f"{path}: its {archive.MANIFEST} says that it is model {manifest['model_id']}, but network, weights and "
+            f"vocabulary are those of {actual}; parts of two models were put together. Export the model again"
+        )
 
 
 def _weights(path: str, data: bytes) -> tree.Params:

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
+import sys
 import zipfile
 
 import jax
@@ -239,6 +241,52 @@ def test_what_is_in_the_file(full, checkpoint):
         assert function.platforms == ("cpu", "cuda", "tpu") and function.has_vjp(), name
         shapes = jax.tree.leaves(function.in_avals)
         assert str(shapes[len(jax.tree.leaves(checkpoint.params))].shape) == "(b, 32, 32, 3)"
+
+
+def test_no_path_of_this_machine_is_in_the_file(full, small, run):
+    here = [pathlib.Path(__file__).parents[3], pathlib.Path.home(), pathlib.Path.cwd(), pathlib.Path(sys.prefix), run]
+    for file in (full, small):
+        with zipfile.ZipFile(file) as archived:
+            for name in archived.namelist():
+                data = archived.read(name)
+                assert [str(path) for path in here if f"{path}/".encode() in data] == [], name
+                assert not re.search(rb"/[\w.-]+\.py\b", data), name  # nor of the script that called the export
+
+
+def test_the_same_model_gives_the_same_bytes_from_any_folder_and_script(run, tmp_path):
+    metrics = {"metrics": {"scores/overall/plcc": 0.5}}
+    files = []
+    for place, line in (("home/ann", 1), ("srv/jobs/7", 30)):
+        copy = shutil.copytree(run, tmp_path / place / run.name)
+        config = config_lib.from_json((copy / "config.json").read_text())
+        data = dataclasses.replace(config.data, path=str(tmp_path / place / "data" / "demo"))
+        config = dataclasses.replace(config, workdir=str(copy), data=data)
+        (copy / "config.json").write_text(config_lib.to_json(config))
+        files.append(copy.parent / "model.rahf")
+        meta = {"data": f"{data.path}, split test, 8 of 8 examples", "model": "best checkpoint of step 7"}
+        program = "\n" * line + "write.write_export(critic, file, **options)"
+        options = {"scores_only": True, "platforms": ("cuda",), "metrics": metrics | {"meta": meta}}
+        names = {"write": write, "critic": rahf.load(copy), "file": files[-1], "options": options}
+        exec(compile(program, str(copy.parent / "script.py"), "exec"), names)
+    first, second = (file.read_bytes() for file in files)
+    assert first == second
+    assert b"demo, split test, 8 of 8 examples (best checkpoint of step 7" in first
+
+
+def test_the_model_id_must_belong_to_the_weights(full, checkpoint, tmp_path):
+    manifest, parts = archive.read_archive(full)
+    other = tree.flatten(checkpoint.params)
+    name = "score_overall/out/kernel"
+    other = {path: np.asarray(leaf) * (0.5 if path == name else 1) for path, leaf in other.items()}
+    mixed = {
+        "weights": (manifest, parts | {"weights.safetensors": safetensors.numpy.save(other)}),
+        "id": (manifest | {"model_id": "demo-2500-6b6c3ac1b0a9"}, parts),
+    }
+    for what, (about, content) in mixed.items():
+        file = tmp_path / f"{what}.rahf"
+        archive.write_archive(file, content, about)
+        with pytest.raises(ExportError, match=f"{what}.rahf: its manifest.json says .*parts of two models were put"):
+            rahf.load(file)
 
 
 def test_difference_is_checked_before_anything_is_written(checkpoint, folder, monkeypatch):
