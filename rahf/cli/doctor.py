@@ -22,7 +22,7 @@ def add(commands) -> None:
         "doctor",
         run,
         "look at devices, versions, memory, disk, fused attention, compile cache and optional parts",
-        "Exits with 1 if something is broken without which nothing works.",
+        "Imports what it vouches for. Exits with 1 if something is broken without which nothing works.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--workdir", default=".", help="where runs would go: its disk is measured")

@@ -7,29 +7,51 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import importlib.util
+import operator
 import os
 import pathlib
 import platform
+import re
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
-from rahf.core import compile_cache
+from rahf.core import compile_cache, process
 from rahf.core.version import __version__
 
 Verdict = Literal["ok", "warning", "broken", "absent"]
 
+#: Distribution → the module that is imported of it, with an attribute where the package loads its parts lazily.
 #: Without these nothing runs.
-_ESSENTIAL = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array-record", "numpy")
-_USUAL = ("sentencepiece", "tensorflow-datasets", "transformers", "safetensors", "pillow", "simplejpeg", "scipy")
-#: Optional part → the module by which it is recognised, and what it is for.
+_ESSENTIAL = {
+    "jax": "jax",
+    "jaxlib": "jaxlib",
+    "flax": "flax.nnx",
+    "optax": "optax",
+    "orbax-checkpoint": "orbax.checkpoint:CheckpointManager",
+    "grain": "grain:DatasetIterator.close",
+    "array-record": "array_record.python.array_record_module:ArrayRecordReader",
+    "numpy": "numpy",
+}
+_USUAL = {
+    "sentencepiece": "sentencepiece",
+    "tensorflow-datasets": "tensorflow_datasets:features.FeaturesDict",
+    "transformers": "transformers",
+    "safetensors": "safetensors",
+    "pillow": "PIL.Image",
+    "simplejpeg": "simplejpeg",
+    "scipy": "scipy.ndimage",
+}
+#: The same of optional parts, and what they are for.
 _OPTIONAL = {
     "torch": ("torch", "published .pt checkpoints"),
-    "diffusers": ("diffusers", "the critic inside diffusion pipelines"),
+    "diffusers": ("diffusers:DiffusionPipeline", "the critic inside diffusion pipelines"),
     "ray": ("ray", "scoring on many machines"),
     "notebook": ("notebook", "the notebooks"),
 }
@@ -57,6 +79,7 @@ def examine(workdir: str | os.PathLike = ".") -> list[Check]:
     parts: list[tuple[str, Callable[[], list[Check]]]] = [
         ("versions", versions),
         ("devices", devices),
+        ("devices", gpu_memory),
         ("memory", lambda: space(workdir)),
         ("speed", fused_attention),
         ("speed", cached_compilation),
@@ -72,18 +95,52 @@ def examine(workdir: str | os.PathLike = ".") -> list[Check]:
 
 
 def versions() -> list[Check]:
-    """Versions of Python and of the packages that `rahf` rests on."""
+    """Versions of Python and of the packages that `rahf` rests on. Imports each of them."""
     checks = [
         Check("versions", name, "ok", version)
         for name, version in (("rahf", __version__), ("python", platform.python_version()))
     ]
-    for name in (*_ESSENTIAL, *_USUAL):
+    lowest = _lowest_versions()
+    for name, place in (_ESSENTIAL | _USUAL).items():
         try:
-            checks.append(Check("versions", name, "ok", importlib.metadata.version(name)))
+            version, problem = importlib.metadata.version(name), import_problem(place)
+            if not problem and _numbers(version) < _numbers(lowest.get(name, "0")):
+                problem = f"too old: pip install '{name}>={lowest[name]}'"
         except importlib.metadata.PackageNotFoundError:
-            verdict: Verdict = "broken" if name in _ESSENTIAL else "warning"
-            checks.append(Check("versions", name, verdict, f"not installed: pip install {name}"))
+            version, problem = "", f"not installed: pip install {name}"
+        verdict: Verdict = "ok" if not problem else "broken" if name in _ESSENTIAL else "warning"
+        checks.append(Check("versions", name, verdict, ", ".join(filter(None, (version, problem)))))
     return checks
+
+
+def import_problem(place: str) -> str:
+    """Why "module" or "module:attribute" cannot be imported; "" if it can."""
+    module, _, attribute = place.partition(":")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            imported = importlib.import_module(module)
+            if attribute:
+                operator.attrgetter(attribute)(imported)
+    except Exception as error:  # noqa: BLE001 - a broken installation fails in any way
+        return f"but it does not work: {_line(error)}"
+    return ""
+
+
+def _lowest_versions() -> dict[str, str]:
+    """The lowest version that `rahf` allows of each package, by its name; {} if it is not installed as a package."""
+    try:
+        required = importlib.metadata.requires("rahf") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    bounds = (re.fullmatch(r"([\w.-]+)\s*>=\s*([\d.]+)", line.partition(";")[0].strip()) for line in required)
+    return {bound[1].lower().replace("_", "-"): bound[2] for bound in bounds if bound}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The release of a version, for comparison: (0, 12, 1) of "0.12.1.dev3"."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
 
 def devices() -> list[Check]:
@@ -107,6 +164,22 @@ def devices() -> list[Check]:
         remedy = "there is an NVIDIA GPU that JAX does not use: pip install rahf[gpu]"
         checks.append(Check("devices", "gpu", "warning", remedy))
     return checks
+
+
+def gpu_memory() -> list[Check]:
+    """On a GPU beside PyTorch: whether JAX leaves memory to it."""
+    import jax
+
+    if jax.default_backend() != "gpu" or importlib.util.find_spec("torch") is None:
+        return []
+    settings = [f"{name}={os.environ[name]}" for name in process.GPU_MEMORY_SETTINGS if os.environ.get(name)]
+    if settings:
+        return [Check("devices", "memory beside PyTorch", "ok", ", ".join(settings))]
+    text = (
+        "JAX reserves 75% of each GPU when it starts; where PyTorch needs it, import rahf.interop before JAX is used, "
+        "or set XLA_PYTHON_CLIENT_PREALLOCATE=false or XLA_CLIENT_MEM_FRACTION=0.3"
+    )
+    return [Check("devices", "memory beside PyTorch", "warning", text)]
 
 
 def space(workdir: str | os.PathLike = ".") -> list[Check]:
@@ -193,14 +266,17 @@ def _compile_probe() -> int:
 
 
 def optional() -> list[Check]:
-    """The extras that are installed. Imports none of them."""
+    """The extras that are installed. Imports each of them."""
     checks = []
-    for name, (module, purpose) in _OPTIONAL.items():
-        if importlib.util.find_spec(module) is None:
+    for name, (place, purpose) in _OPTIONAL.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
             checks.append(Check("optional parts", name, "absent", f"for {purpose}"))
             continue
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            checks.append(Check("optional parts", name, "ok", importlib.metadata.version(name)))
+        problem = import_problem(place)
+        text = f"{version}, {problem}" if problem else version
+        checks.append(Check("optional parts", name, "warning" if problem else "ok", text))
     return checks
 
 

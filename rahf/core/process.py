@@ -1,4 +1,4 @@
-"""Settings of the process with which XLA's CPU backend computes at full speed.
+"""Settings of the process: XLA's CPU backend at full speed, and a GPU that JAX shares with PyTorch.
 
 Kept by hand for speed: a tenth of the demo's step on a CPU (docs/benchmarks.md, "The training step").
 
@@ -11,7 +11,8 @@ to others. The buffer stays in the process on three conditions:
 * the block is in the heap of the main thread: other threads have heaps of 64 MB, and larger blocks are mapped;
 * so the main thread computes: JAX does not dispatch the step to another thread (`dispatch_in_line`).
 
-None of this concerns accelerators.
+None of this concerns accelerators. There, JAX reserves three quarters of a GPU's memory when it starts, unless one of
+GPU_MEMORY_SETTINGS says otherwise.
 """
 
 from __future__ import annotations
@@ -36,6 +37,26 @@ def restart() -> None:
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = TUNABLES
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+#: Variables of the environment that say how much of a GPU's memory JAX takes. It reads them when it first uses a GPU.
+GPU_MEMORY_SETTINGS = (
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_ALLOCATOR",
+    "XLA_CLIENT_MEM_FRACTION",
+)
+
+
+def share_gpu_memory() -> None:
+    """Makes JAX take memory of a GPU as it needs it, so that PyTorch finds some.
+
+    Does nothing if one of GPU_MEMORY_SETTINGS is set, or where JAX has begun to use its devices.
+    """
+    bridge = sys.modules.get("jax._src.xla_bridge")  # whether JAX has begun is asked nowhere else
+    begun = bridge is not None and bridge.backends_are_initialized()
+    if not begun and not any(os.environ.get(name) for name in GPU_MEMORY_SETTINGS):
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 
 
 def dispatch_in_line() -> None:

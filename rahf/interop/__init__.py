@@ -1,1 +1,9 @@
-"""A critic inside other libraries: `rahf.interop.torch` and `rahf.interop.diffusers`, imported by these names."""
+"""The critic inside other people's programs: PyTorch, and pipelines of diffusers.
+
+JAX and PyTorch use the same GPU. Importing this package before JAX is used makes JAX take memory as it needs it, not
+most of it at once (docs/export.md, "JAX beside PyTorch on one GPU").
+"""
+
+from rahf.core import process
+
+process.share_gpu_memory()

@@ -11,6 +11,8 @@ CPU aligned to 64 bytes).
 from __future__ import annotations
 
 import functools
+import logging
+import os
 import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rahf.core import labels, pixel_range
+from rahf.core import labels, pixel_range, process
 from rahf.core.batch import SCORES
 from rahf.core.errors import ArgumentError, ImageError
 from rahf.critic.critic import Critic
@@ -29,6 +31,8 @@ from rahf.nn import pixels as pixels_lib
 if TYPE_CHECKING:
     import torch
 
+_log = logging.getLogger(__name__)
+
 
 class TorchReward:
     """Scores of image tensors, differentiable by PyTorch's autograd (first order). `as_torch` returns one."""
@@ -36,6 +40,7 @@ class TorchReward:
     def __init__(self, critic: Critic, score: str | Mapping[str, float] | None = None):
         """As `as_torch`."""
         _torch()  # its ImportError says how to install PyTorch
+        _note_memory()
         self.critic = critic
         self.weights = None if score is None else labels.weights(score)
         self._tokens = functools.lru_cache(maxsize=4096)(critic.tokens)
@@ -159,6 +164,16 @@ def _torch() -> types.ModuleType:
     except ImportError as error:
         raise ImportError("rahf.interop.torch needs PyTorch: pip install rahf[torch]") from error
     return torch
+
+
+@functools.cache
+def _note_memory() -> None:
+    """Logs, once, that JAX has taken the memory of a GPU before `rahf.interop` could prevent it."""
+    if jax.default_backend() == "gpu" and not any(os.environ.get(name) for name in process.GPU_MEMORY_SETTINGS):
+        _log.warning(
+            "JAX has reserved 75%% of the GPU's memory, which PyTorch may need: import rahf.interop before a critic is "
+            "loaded, or set XLA_PYTHON_CLIENT_PREALLOCATE=false"
+        )
 
 
 @functools.cache

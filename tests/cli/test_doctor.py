@@ -1,6 +1,7 @@
 """`rahf doctor` and the compilation cache: its report, what counts as broken, and that the cache is on by default."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from rahf.cli import doctor, machine_checks
 from rahf.cli import main as cli
-from rahf.core import compile_cache
+from rahf.core import compile_cache, process
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -62,6 +63,55 @@ def test_a_missing_package_is_broken_or_a_warning(monkeypatch, capsys):
     assert checks["grain"].verdict == "broken" and "pip install grain" in checks["grain"].found
     assert cli.main(["doctor"]) == 1
     assert "1 broken: grain" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("json", ""),
+        ("json:JSONDecoder.decode", ""),
+        ("json:JSONDecoder.close", "AttributeError: type object 'JSONDecoder' has no attribute 'close'"),
+        ("rahf.nowhere", "ModuleNotFoundError: No module named 'rahf.nowhere'"),
+    ],
+)
+def test_what_is_vouched_for_is_imported(place, problem):
+    assert machine_checks.import_problem(place) == (f"but it does not work: {problem}" if problem else "")
+
+
+def test_a_package_that_does_not_import_is_broken_or_a_warning(monkeypatch):
+    problem = "but it does not work: ImportError: too old"
+    bad = {"flax.nnx", "simplejpeg", "torch"}
+    monkeypatch.setattr(machine_checks, "import_problem", lambda place: problem if place in bad else "")
+    checks = by_name([*machine_checks.versions(), *machine_checks.optional()])
+    assert checks["flax"].verdict == "broken" and checks["simplejpeg"].verdict == "warning"
+    assert checks["flax"].found == f"{importlib.metadata.version('flax')}, {problem}"
+    assert checks["grain"].verdict == "ok"
+    assert checks["torch"].verdict in ("warning", "absent")
+
+
+def test_a_version_below_the_lowest_is_broken(monkeypatch):
+    required = ["grain>=999.1", "flax>=0.1", "numpy", 'torch>=999; extra == "torch"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: required)
+    checks = by_name(machine_checks.versions())
+    grain = importlib.metadata.version("grain")
+    assert (checks["grain"].verdict, checks["grain"].found) == (
+        "broken",
+        f"{grain}, too old: pip install 'grain>=999.1'",
+    )
+    assert checks["flax"].verdict == checks["numpy"].verdict == "ok"
+
+
+def test_memory_beside_pytorch(monkeypatch):
+    assert machine_checks.gpu_memory() == []  # no GPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    for name in process.GPU_MEMORY_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    (check,) = machine_checks.gpu_memory()
+    assert check.verdict == "warning" and "XLA_PYTHON_CLIENT_PREALLOCATE=false" in check.found
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", ".3")
+    (check,) = machine_checks.gpu_memory()
+    assert (check.verdict, check.found) == ("ok", "XLA_CLIENT_MEM_FRACTION=.3")
 
 
 def test_a_check_that_fails_is_a_line(monkeypatch, capsys):

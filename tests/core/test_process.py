@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -70,3 +71,35 @@ def test_a_run_whose_main_thread_computes_is_the_same_to_the_last_bit(small_conf
         assert step == expected_step
         train_maker.assert_same(found, expected)
     assert train_maker.rows(tmp_path / "run") == train_maker.rows(finished_small_run)
+
+
+@pytest.mark.parametrize(
+    ("begun", "settings", "expected"),
+    [
+        (None, {}, "false"),  # JAX is not imported
+        (False, {}, "false"),
+        (True, {}, None),
+        (False, {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}, "true"),
+        (False, {"XLA_CLIENT_MEM_FRACTION": ".3"}, None),
+        (False, {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".3"}, None),
+    ],
+)
+def test_a_gpu_is_shared_unless_the_user_or_jax_came_first(monkeypatch, begun, settings, expected):
+    for name in process.GPU_MEMORY_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    if begun is None:
+        monkeypatch.delitem(sys.modules, "jax._src.xla_bridge", raising=False)
+    else:
+        bridge = types.SimpleNamespace(backends_are_initialized=lambda: begun)
+        monkeypatch.setitem(sys.modules, "jax._src.xla_bridge", bridge)
+    process.share_gpu_memory()
+    assert os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE") == expected
+    os.environ.pop("XLA_PYTHON_CLIENT_PREALLOCATE", None)
+
+
+def test_jax_has_the_function_that_is_asked():
+    from jax._src import xla_bridge
+
+    assert xla_bridge.backends_are_initialized() in (True, False)
