@@ -10,8 +10,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from array_record.python import array_record_module
-
+from data_pipelines.store import array_record_library
 from rahf.core.errors import DatasetError
 
 NAME, VERSION = "rich_feedback", "1.0.0"
@@ -73,6 +72,7 @@ def check_file(file: str, count: int) -> None:
     remedy = "copy the dataset again or prepare it again"
     if not os.path.isfile(file):
         raise DatasetError(f"{file} is missing, {INFO_FILE} says it holds {count} records; {remedy}")
+    array_record_module = array_record_library.load("array_record_module")
     try:
         reader = array_record_module.ArrayRecordReader(file)
         stored = reader.num_records()

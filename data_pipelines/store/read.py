@@ -8,9 +8,7 @@ import os
 import pathlib
 from typing import SupportsIndex
 
-from array_record.python import array_record_data_source
-
-from data_pipelines.store import schema, tf_example
+from data_pipelines.store import array_record_library, schema, tf_example
 from data_pipelines.store.layout import INFO_FILE, METADATA_FILE, check_file, listing, split_infos, splits
 from data_pipelines.store.records import Record
 from rahf.core.errors import DatasetError, ExampleError
@@ -56,6 +54,7 @@ class RecordSource:
 
     def _read(self, position: int) -> bytes:
         if self._reader is None:
+            array_record_data_source = array_record_library.load("array_record_data_source")
             self._reader = array_record_data_source.ArrayRecordDataSource(
                 [f"{file}[0:{count}]" for file, count in self.files]
             )
