@@ -18,6 +18,7 @@ from typing import Any, Literal
 from rahf.config import critic, diffusion, migrate, schema
 from rahf.config.model import FamilyConfig
 from rahf.config.schema import Config
+from rahf.core import renamed
 from rahf.core.errors import ConfigError
 from rahf.core.names import suggest
 
@@ -114,8 +115,10 @@ def find(path: str) -> pathlib.Path:
     shipped = pathlib.Path(__file__).resolve().parent.parent / "configs"
     files = {file.relative_to(shipped).as_posix(): file for file in sorted(shipped.glob("*/[a-z]*.py"))}
     name = file_path.as_posix().removeprefix("configs/")
-    name = _FORMER_NAMES.get(name, name)
+    former, name = name, _FORMER_NAMES.get(name, name)
     if name in files:
+        if name != former != file_path.as_posix():  # "demo.py" alone names a config of today, too
+            renamed.warn(path, f"configs/{name}")
         return files[name]
     names = [f"configs/{file}" for file in files]
     nearest = difflib.get_close_matches(file_path.name, [file.rsplit("/", 1)[-1] for file in files], n=1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rahf.config import Config
+from rahf.core import renamed
 from rahf.core.batch import SCORES, Prediction
 from rahf.core.names import suggest
 from rahf.core.tree import Params, flatten
@@ -261,3 +262,6 @@ class NamedScores(dict):
 
     def __missing__(self, name: str) -> float:
         raise KeyError(f"no score {name!r}.{suggest(str(name), list(SCORES))}")
+
+
+__getattr__ = renamed.moved(__name__, {"KnownPrediction": f"{__name__}:CriticPrediction"})

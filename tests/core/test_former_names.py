@@ -10,6 +10,7 @@ import pytest
 
 import data_pipelines
 import rahf
+from rahf import config
 from rahf.core import former_names
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -70,6 +71,37 @@ def test_what_version_0_documented_still_works(statement):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # names inside of a module may have changed, too
         assert eval(STATEMENTS[statement], namespace)
+
+
+#: Names inside of modules that README, documents and notebooks of version 0.1 used, and what they are now.
+ATTRIBUTES = {
+    "rahf.provenance.KnownPrediction": "rahf.critic.provenance:CriticPrediction",
+    "rahf.predict.given_prompts": "rahf.critic.predict:given_prompts",
+    "rahf.steer.choose.Choice": "rahf.steer.best_of_n_files:SelectionOptions",
+    "rahf.steer.choose.choose": "rahf.steer.best_of_n_files:select_files",
+    "rahf.steer.schedules.cosine": "rahf.diffusion.schedules:squaredcos_cap_v2",
+    "rahf.diffusion.painter": "rahf.steer:painter",
+}
+
+
+@pytest.mark.parametrize("former", ATTRIBUTES)
+def test_names_inside_of_modules(former):
+    module, _, name = former.rpartition(".")
+    place, _, current = ATTRIBUTES[former].partition(":")
+    value, caught = run(f"import importlib; value = getattr(importlib.import_module({module!r}), {name!r})")
+    assert value["value"] is getattr(importlib.import_module(place), current)
+    messages = [str(one.message) for one in caught if one.category is DeprecationWarning]
+    assert any(name in message and current in message for message in messages) or name == current, messages
+    assert messages
+
+
+@pytest.mark.parametrize(
+    ("former", "current"), [("demo.py", "critic/demo.py"), ("demo_diffusion.py", "diffusion/demo.py")]
+)
+def test_configs(former, current):
+    with pytest.warns(DeprecationWarning, match=f"configs/{former} is now called configs/{current}"):
+        file = config.find(f"configs/{former}")
+    assert file.as_posix().endswith(f"configs/{current}") and config.find(former) == file
 
 
 @pytest.mark.parametrize("former", sorted(former_names.MODULES))
