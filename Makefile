@@ -2,6 +2,7 @@
 # make test              sets up .venv, then runs the tests
 # make test ROOM=critic  runs the tests of one package: those in tests/critic
 # make lint              checks style, imports and format
+# make versions          tries the lowest and the newest packages that setup.cfg allows, each in a new environment
 #
 # These need nothing but Python 3.11 or newer (PYTHON=python3.12 names another one) and may be repeated.
 # Tests of the parts for PyTorch, diffusers and Ray are skipped where those are not installed. EXTRAS=test,torch,ray
@@ -14,7 +15,7 @@ VENV := .venv
 COMMA := ,
 READY := $(VENV)/.installed-$(subst $(COMMA),-,$(EXTRAS))
 
-.PHONY: demo test lint
+.PHONY: demo test lint versions
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -28,6 +29,9 @@ lint: $(READY)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/lint-imports --no-cache
+
+versions: $(READY)
+	$(VENV)/bin/python .ci/versions.py $(VENV)/bin/uv
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("rahf needs Python 3.11 or newer, $(PYTHON) is " + v + "; name another one: make PYTHON=python3.12")'

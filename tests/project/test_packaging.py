@@ -77,7 +77,7 @@ def test_a_wheel_of_the_clone_holds_the_same_files(sdist, wheel, tmp_path):
 def test_the_source_distribution_holds_what_its_tests_need(sdist):
     with tarfile.open(sdist) as archive:
         names = {member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()}
-    assert sources("tests", "benchmarks", "configs") | {*FILES, ".ci/run"} <= names
+    assert sources("tests", "benchmarks", "configs") | {*FILES, ".ci/run", ".ci/versions.py", ".ci/smoke.py"} <= names
 
 
 def test_it_holds_every_file_that_is_needed_and_no_other(wheel):
@@ -139,14 +139,24 @@ def test_the_command_runs_without_the_clone(elsewhere):
 
 
 def test_every_module_imports_without_the_clone(elsewhere):
-    """And none of them needs TensorFlow or PyTorch, or what only tests have."""
+    """And none of them needs TensorFlow or PyTorch, array-record, which Windows has not, or what only tests have."""
     unpacked, run = elsewhere
     modules = sorted(
         str(p.relative_to(unpacked).with_suffix("")).replace("/", ".").removesuffix(".__init__")
         for p in unpacked.rglob("*.py")
         if p.name != "__main__.py"
     )
-    absent = ("tensorflow", "torch", "torchvision", "diffusers", "ray", "pytest", "beartype", "setuptools")
+    absent = (
+        "array_record",
+        "tensorflow",
+        "torch",
+        "torchvision",
+        "diffusers",
+        "ray",
+        "pytest",
+        "beartype",
+        "setuptools",
+    )
     code = (
         f"for name in {absent!r}: sys.modules[name] = None  # importing it fails\n"
         "import importlib\n"
@@ -184,6 +194,14 @@ def test_every_folder_with_code_is_a_package():
     """setup.cfg finds packages by their `__init__.py`."""
     folders = {pathlib.Path(file).parent for file in sources("rahf", "data_pipelines")}
     assert {str(folder) for folder in folders if not (ROOT / folder / "__init__.py").is_file()} == set()
+
+
+def test_every_package_has_a_lower_bound():
+    """The lowest versions are those that `make versions` installs and tries."""
+    lines = [line.strip() for line in SETUP["options"]["install_requires"].splitlines() if line.strip()]
+    bounded = re.compile(r"[\w.-]+>=\d+(\.\d+)*(; sys_platform != \"win32\")?")
+    unbounded = [line for line in lines if not bounded.fullmatch(line)]
+    assert len(lines) > 20 and unbounded == []
 
 
 def test_constraints_pin_everything_asked_for():
@@ -229,6 +247,7 @@ def test_make_does_what_the_readme_promises(tmp_path):
     assert planned("demo") == ".venv/bin/rahf demo\n"
     checks = (".venv/bin/ruff check", ".venv/bin/ruff format --check", ".venv/bin/lint-imports --no-cache")
     assert tuple(planned("lint").splitlines()) == checks
+    assert planned("versions") == ".venv/bin/python .ci/versions.py .venv/bin/uv\n"
     old = subprocess.run(
         [make, "-B", ".venv/.installed-test", "PYTHON=false #"],
         cwd=tmp_path,
@@ -238,5 +257,6 @@ def test_make_does_what_the_readme_promises(tmp_path):
     )
     assert old.returncode != 0 and not (tmp_path / ".venv/bin").exists()
     run = (ROOT / ".ci/run").read_text()
-    assert run.splitlines()[-3:] == ["export EXTRAS=test,torch,ray", "make lint", "make test"]
+    assert "export EXTRAS=test,torch,ray" in run.splitlines()
+    assert run.splitlines()[-3:] == ["make lint", "make versions", "make test"]
     assert (ROOT / ".ci/run").stat().st_mode & 0o111

@@ -23,6 +23,7 @@ from tests.helpers import train_maker
 
 # How processes find each other
 
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
