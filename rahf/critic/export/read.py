@@ -15,7 +15,7 @@ import safetensors
 
 from rahf import config as config_lib
 from rahf.config import Config
-from rahf.core import licenses, tree
+from rahf.core import licenses, names, tree
 from rahf.core.batch import Prediction
 from rahf.core.errors import ArgumentError, ExportError
 from rahf.critic import provenance
@@ -143,10 +143,11 @@ def _check_model_id(
     if not whole or any(leaf.dtype != np.float32 for leaf in tree.flatten(weights).values()):
         return
     actual = provenance.model_id(config, weights, tokenizer, manifest["name"], manifest["step"])
-    if actual != manifest["model_id"]:
+    if actual != (model := manifest["model_id"]):
         raise ExportError(
-            f"{path}: its {archive.MANIFEST} says that it is model {manifest['model_id']}, but network, weights and "
-            f"vocabulary are those of {actual}; parts of two models were put together. Export the model again"
+            f"{path}: its {archive.MANIFEST} says that it is model {names.printable(model)}, but network, "
+            f"weights and vocabulary are those of {names.printable(actual)}; parts of two models were put together. "
+            "Export the model again"
         )
 
 
