@@ -1,4 +1,5 @@
-"""Measures the data loader: images/s with 0, 1, 2 worker processes, and the time of each part of one image.
+"""Measures the data loader: rates with 0, 1, 2 worker processes, the time of each part of one image, and the ratio
+to the time with version 0's decoding at reduced scale.
 
     python benchmarks/loader.py --data DIR          # a prepared dataset
     python benchmarks/loader.py                     # synthetic 512 px JPEG pictures with 512 px PNG maps
@@ -28,12 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines import store
-from data_pipelines.loading import examples, loader, transforms
+from data_pipelines.loading import examples, loader, transforms, version_0
 from data_pipelines.store.records import Record
 from rahf import images
 from rahf.config import DataConfig
 from rahf.core.errors import RahfError
-from rahf.images import decode
+from rahf.images import decode, maps
 from rahf.text import Tokenizer, load_tokenizer, split_words, train_tokenizer
 
 
@@ -158,9 +159,10 @@ def shares(options: Options, config: DataConfig, tokenizer: Tokenizer, source: l
     """The time of one image in one thread: milliseconds and share of each part."""
     count = min(256, len(source))
     parts = {
-        "decode image (at reduced scale if larger)": (decode, "_turbo"),
+        "decode image": (decode, "_decoded"),
         "decode maps": (images, "load_grey"),
-        "resize image and maps": (decode, "_resize"),
+        "resize image": (decode, "resize_box"),
+        "resize maps": (maps, "resize_box"),
         "draw crop": (transforms, "random_box"),
         "colours": (transforms, "random_colours"),
         "tokenize": (examples, "_text"),
@@ -185,17 +187,38 @@ def shares(options: Options, config: DataConfig, tokenizer: Tokenizer, source: l
     }
 
 
+def ratio(options: Options, config: DataConfig, tokenizer: Tokenizer, source: loader.RecordSequence) -> dict[str, Any]:
+    """The time of one example, JPEG decoded in full size, as a multiple of its time as version 0 decoded: at the
+    smallest scale that suffices. One thread, in alternation; median of the ratios of processor time."""
+    count, ratios = min(64, len(source)), []
+    for number in range(2 * options.runs):
+        spent = []
+        for decode_square in (examples.decode_square, version_0.square):
+            begin = time.process_time()
+            for index in range(count):
+                rng = np.random.default_rng((0, number, index))
+                examples.example(source[index], index, config, options.image_size, tokenizer, rng, decode_square)
+            spent.append(time.process_time() - begin)
+        ratios.append(spent[0] / spent[1])
+    return {
+        "measure": "time of an example against version 0",
+        "ratio": round(statistics.median(ratios), 3),
+        "lowest": round(min(ratios), 3),
+        "highest": round(max(ratios), 3),
+    }
+
+
 def report(console: Console, rows: list[dict[str, Any]]) -> None:
     """Prints the measurements as tables."""
     table = Table(title="images per second, augmented batches")
     for column in ("workers", "best", "median", "first batch after"):
         table.add_column(column, justify="right")
-    for row in rows[:-1]:
+    for row in rows[:-2]:
         label = str(row["workers"]) if row["workers"] else "0 (threads)"
         best, median = row["images_per_second_best"], row["images_per_second_median"]
         table.add_row(label, f"{best:.0f}", f"{median:.0f}", f"{row['first_batch_seconds']:.1f} s")
     console.print(table)
-    last = rows[-1]
+    last, against = rows[-2:]
     title = (
         f"one image, one thread: {last['milliseconds']:.2f} ms, {last['cpu_milliseconds']:.2f} of a core, "
         f"{last['decode_share']:.0%} of it decode"
@@ -206,6 +229,10 @@ def report(console: Console, rows: list[dict[str, Any]]) -> None:
     for label, spent in last["parts"].items():
         table.add_row(label, f"{spent:.2f}", f"{spent / last['milliseconds']:.0%}")
     console.print(table)
+    console.print(
+        f"an example takes {against['ratio']:.2f} ({against['lowest']:.2f} to {against['highest']:.2f}) of its time "
+        "with version 0's reduced decoding"
+    )
 
 
 def main(options: Options) -> None:
@@ -232,7 +259,8 @@ def main(options: Options) -> None:
     configs = [dataclasses.replace(config, workers=workers) for workers in options.workers]
     # Before the rates, because the threads of a loader end only after a moment.
     last = shares(options, config, tokenizer, source)
-    rows = [rate(options, config, tokenizer, source) for config in configs] + [last]
+    against = ratio(options, config, tokenizer, source)
+    rows = [rate(options, config, tokenizer, source) for config in configs] + [last, against]
     report(Console(file=sys.stderr), rows)
     for row in rows:
         print(json.dumps({"benchmark": "loader", **about, **row}))

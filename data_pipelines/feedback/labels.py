@@ -83,7 +83,7 @@ def heatmaps(opinions: Opinions, shown: Size, folder: Folder, map_size: int | No
     for name, path in opinions.maps.items():
         encoded[name] = folder.read(path, "map")
         try:
-            maps[name] = images.load_grey(encoded[name], what=path)
+            maps[name] = images.load_map(encoded[name], what=path)
         except images.ImageError as error:
             raise Refused("undecodable", str(error)) from error
     size = None if map_size is None else (map_size, map_size)

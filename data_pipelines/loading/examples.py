@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,9 @@ from rahf.core.errors import DataError
 from rahf.text import Tokenizer
 from rahf.text.words import word_ends
 
+#: Function of an encoded image, the side of the square, and the part of the image → uint8 [side,side,3].
+DecodeSquare = Callable[[bytes, int, images.Box], np.ndarray]
+
 
 @runtime_checkable
 class RecordSequence(Protocol):
@@ -25,6 +28,14 @@ class RecordSequence(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+def decode_square(data: bytes, size: int, box: images.Box) -> np.ndarray:
+    """The square of `rahf.images.decode_resized`; a JPEG that is damaged in the middle is taken as it is repaired.
+
+    `rahf prepare` refuses such pictures. Version 0 did not, and one of them must not end a run.
+    """
+    return images.decode_resized(data, size, box, strict=False)
+
+
 def example(
     record: Record,
     index: int,
@@ -32,6 +43,7 @@ def example(
     image_size: int,
     tokenizer: Tokenizer,
     rng: np.random.Generator | None = None,
+    decode_square: DecodeSquare = decode_square,
 ) -> Batch:
     """Decodes, augments and tokenizes one record.
 
@@ -42,6 +54,7 @@ def example(
       image_size: side of image and heatmaps in pixels.
       tokenizer: the vocabulary.
       rng: randomness of the augmentations; None, or `config.augment` None: no augmentation.
+      decode_square: how the image becomes a square.
 
     Returns:
       The fields of a `Batch` without the batch axis. A missing label is 0, and its mask is False. Words beyond
@@ -60,7 +73,7 @@ def example(
     box = images.FULL
     if augment is not None:
         box = transforms.random_box(augment, rng, [values for values in maps if values is not None])
-    image = images.decode_resized(record.image, image_size, box)
+    image = decode_square(record.image, image_size, box)
     if augment is not None:
         image = transforms.random_colours(image, augment, rng)
     heatmaps = np.zeros((image_size, image_size, len(HEATMAPS)), np.uint8)
@@ -141,9 +154,10 @@ class ExampleMaker:
         where: str,
         seed: int | None = None,
         records: int = 0,
+        decode_square: DecodeSquare = decode_square,
     ):
         self.config, self.image_size, self.tokenizer = config, image_size, tokenizer
-        self.where, self.seed, self.records = where, seed, records
+        self.where, self.seed, self.records, self.decode_square = where, seed, records, decode_square
 
     def __call__(self, position: int, numbered: tuple[int, Record]) -> Batch:
         index, record = numbered
@@ -151,7 +165,7 @@ class ExampleMaker:
         if self.seed is not None:
             rng = np.random.default_rng((self.seed % 2**32, position // self.records, index))
         try:
-            return example(record, index, self.config, self.image_size, self.tokenizer, rng)
+            return example(record, index, self.config, self.image_size, self.tokenizer, rng, self.decode_square)
         except ValueError as error:
             raise DataError(
                 f"{self.where}, record {index} (uid {record.uid!r}): {error}; prepare the data again"

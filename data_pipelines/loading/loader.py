@@ -23,11 +23,12 @@ import grain
 import numpy as np
 
 from data_pipelines import store
-from data_pipelines.loading import transforms, worker, worker_failures
+from data_pipelines.loading import transforms, version_0, worker, worker_failures
 from data_pipelines.loading.examples import (
     ExampleMaker,
     Numbered,
     RecordSequence,
+    decode_square,
     example,  # noqa: F401 - public here
     filling,
     stack,
@@ -37,6 +38,7 @@ from rahf.core.batch import Batch
 from rahf.core.errors import ConfigError, DataError
 from rahf.text import Tokenizer
 
+_STATE_VERSION = 2  # 1: JPEG files were decoded at reduced scale
 _WORKER_BUFFER = 2  # finished batches that a worker process holds
 
 
@@ -93,13 +95,12 @@ class TrainLoader:
         if not len(source):
             raise DataError(f"{where}: no records")
         self._identity = {"seed": int(seed), "records": len(source), "fingerprint": _fingerprint(source)}
-        maker = ExampleMaker(config, image_size, tokenizer, where, seed, len(source))
-        shuffle_seed = int(np.random.SeedSequence([seed % 2**32]).generate_state(1)[0])
+        self._maker = ExampleMaker(config, image_size, tokenizer, where, seed, len(source))
+        self._version = _STATE_VERSION
+        self._shuffle_seed = int(np.random.SeedSequence([seed % 2**32]).generate_state(1)[0])
         self._source, self._where = worker.LoggedSource(Numbered(source)), where
         self._log: worker_failures.ReadLog | None = None
         self.report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
-        dataset = grain.MapDataset.source(self._source)
-        self._stream = dataset.shuffle(shuffle_seed).repeat().map_with_index(maker)
         self._batch_bytes = self._local * sum(field.nbytes for field in filling(config, image_size))
         self._examples = 0  # number of examples of the global stream that were returned
         self._iterator = None
@@ -137,7 +138,9 @@ class TrainLoader:
 
     def _start(self) -> Iterator[Batch]:
         index, count = self._process
-        batches = self._stream[self._examples :].batch(self._local, drop_remainder=True, batch_fn=stack)
+        shuffled = grain.MapDataset.source(self._source).shuffle(self._shuffle_seed).repeat()
+        stream = shuffled.map_with_index(self._maker)
+        batches = stream[self._examples :].batch(self._local, drop_remainder=True, batch_fn=stack)
         batches = batches[index::count]
         workers = self._config.workers
         if not workers:
@@ -152,18 +155,20 @@ class TrainLoader:
 
     def get_state(self) -> dict[str, Any]:
         """The position behind the last batch that was returned, and the identity of the data, as JSON values."""
-        return {"version": 1, "examples": self._examples, **self._identity}
+        return {"version": self._version, "examples": self._examples, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on exactly where `get_state` was called, in this or an earlier program.
 
-        Workers, processes and batch size may differ; data and seed may not.
+        Workers, processes and batch size may differ; data and seed may not. A stream that version 0 began goes on with
+        version 0's squares of JPEG files.
 
         Raises:
           DataError: the state belongs to other data or another seed.
         """
         try:
             examples, saved = int(state["examples"]), {name: state[name] for name in self._identity}
+            version = int(state.get("version", 1))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"not the state of a data loader: {state!r}") from error
         own, remedy = self._identity, "or start in a new run directory"
@@ -180,7 +185,8 @@ class TrainLoader:
                 f"use the same seed, {remedy}"
             )
         self.close()
-        self._examples = examples
+        self._examples, self._version = examples, version
+        self._maker.decode_square = version_0.square if version < _STATE_VERSION else decode_square
 
     def close(self) -> None:
         """Ends worker processes and threads. The next batch starts them again."""

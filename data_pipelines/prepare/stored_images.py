@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 import simplejpeg
@@ -13,10 +12,9 @@ from rahf import images
 
 #: Suffixes of picture files, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_PLAIN_FORMATS = ("JPEG", "PNG", "WEBP")
-_ORIENTATION = 0x0112  # EXIF tag
-_PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 _PNG, _GREY_8 = b"\x89PNG\r\n\x1a\n", b"\x08\x00"  # signature; bit depth and colour type
+_SIGNATURES = (b"\xff\xd8", _PNG, b"RIFF")  # JPEG, PNG, WebP
+_MOST_JPEG = 65_500  # pixels of a side, in libjpeg
 
 
 def storable(data: bytes, what: str = "image") -> bytes:
@@ -28,14 +26,16 @@ def storable(data: bytes, what: str = "image") -> bytes:
 
     Returns:
       `data` itself if it is an upright 8 bit RGB JPEG, PNG or WebP of one frame; otherwise the same picture
-      as JPEG of quality 95 without chroma subsampling.
+      as JPEG of quality 95 without chroma subsampling, or as PNG if it is too long for a JPEG.
 
     Raises:
       rahf.images.ImageError: empty, truncated, not an image, or too large.
     """
     rgb = images.load_rgb(data, what=what)
-    if _is_plain(data):
+    if _is_plain(data, what):
         return data
+    if max(rgb.shape[:2]) > _MOST_JPEG:
+        return _png(rgb)
     return simplejpeg.encode_jpeg(rgb, quality=95, colorspace="RGB", colorsubsampling="444")
 
 
@@ -46,23 +46,14 @@ def is_grey_png(encoded: bytes) -> bool:
 
 def encode_map(grey: np.ndarray) -> bytes:
     """uint8 [h,w] → PNG of 8 bit grey."""
+    return _png(grey)
+
+
+def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _is_plain(data: bytes) -> bool:
-    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
-        return (
-            image.format in _PLAIN_FORMATS
-            and image.mode == "RGB"
-            and "transparency" not in image.info
-            and getattr(image, "n_frames", 1) == 1
-            and _is_upright(image, data)
-        )
-
-
-def _is_upright(image: Image.Image, data: bytes) -> bool:
-    if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
-        return True  # `getexif` would decode all of the file
-    return image.getexif().get(_ORIENTATION, 1) == 1
+def _is_plain(data: bytes, what: str) -> bool:
+    return images.is_upright_rgb(data, what) and data.startswith(_SIGNATURES)

@@ -80,7 +80,7 @@ def read_labels(features: Mapping[str, tf_example.Values]) -> ReleasedLabels:
             maps[name] = None
             continue
         try:
-            grey = images.load_grey(encoded, _MOST_PIXELS, feature)
+            grey = images.load_map(encoded, _MOST_PIXELS, feature)
         except images.ImageError as error:
             raise Refused("undecodable", str(error)) from error
         snapped, far = snap(grey)

@@ -78,6 +78,17 @@ class ExampleError(RahfError, ValueError):
     """The bytes are not a `tf.train.Example`; the message says why."""
 
 
+class NotRegularFile(RahfError, OSError):
+    """A FIFO, device or socket stands where a file is expected; the message names it."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
+
+
+class ArgumentTypeError(RahfError, TypeError):
+    """A function was given a thing of a kind that it does not take; the message says which kinds it takes."""
+
+
 class DiskFull(RahfError, OSError):
     """A file cannot be written because no space is left; the message names the file."""
 

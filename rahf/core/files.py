@@ -1,4 +1,4 @@
-"""Atomic writes, and the check for Git-LFS pointers.
+"""Atomic writes, reading regular files only, and the check for Git-LFS pointers.
 
 A reader of a path sees its old content or the complete new one, never a part of it. The new content is written under a
 temporary name in the same folder and takes its own name by `os.replace`. A failure removes what was written so far; a
@@ -15,10 +15,11 @@ import pathlib
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from rahf.core.errors import DatasetError, DiskFull
+from rahf.core.errors import DatasetError, DiskFull, NotRegularFile
 
 #: End of the names of files and folders that are being written.
 UNFINISHED = ".unfinished"
@@ -128,6 +129,47 @@ def _disk_full_named(path: pathlib.Path) -> Iterator[None]:
         raise DiskFull(error.errno, message) from error
 
 
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file for reading, and nothing else: a FIFO or a device could block the program for ever.
+
+    Raises:
+      NotRegularFile: a FIFO, device or socket.
+      OSError: the file is missing, a folder, or cannot be read.
+    """
+    # Without O_NONBLOCK `open` would wait for a writer of a FIFO.
+    handle = os.open(path, os.O_RDONLY | _NONBLOCK | _BINARY)
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(mode):
+            raise NotRegularFile(errno.EINVAL, f"{_kind(mode)}, not a regular file; give a file", os.fspath(path))
+        return open(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+    """The content of a regular file. Raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_regular_text(path: str | os.PathLike, encoding: str = "utf-8") -> str:
+    """The text of a regular file. Raises as `open_regular`, and UnicodeDecodeError."""
+    return read_regular(path).decode(encoding).replace("\r\n", "\n")
+
+
+_NONBLOCK, _BINARY = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_BINARY", 0)
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISFIFO(mode):
+        return "a FIFO"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
 _LFS_START = b"version https://git-lfs"
 #: What to do about a Git-LFS pointer.
 LFS_REMEDY = "get it with `git lfs install && git lfs pull` in the clone it comes from"
@@ -135,7 +177,7 @@ LFS_REMEDY = "get it with `git lfs install && git lfs pull` in the clone it come
 
 def is_lfs_pointer(path: str | os.PathLike) -> bool:
     """Whether a file is a Git-LFS pointer instead of its content. Raises OSError if it cannot be read."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(len(_LFS_START)) == _LFS_START
 
 

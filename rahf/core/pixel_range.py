@@ -1,4 +1,4 @@
-"""The one rule about the values of pixels: floats in [0, 1]. Pictures, JAX functions and PyTorch tensors share it."""
+"""The one rule about the values of pixels: uint8, or floats in [0, 1]. Pictures, JAX functions and PyTorch share it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from rahf.core.errors import ImageError
 
 #: Of a finished picture: floats may leave [0, 1] by rounding only.
 PICTURE = (-1e-3, 1 + 1e-3)
-#: Of pixels that an optimizer or a generator changes: a value above 2 cannot come from [0, 1], not even after steps.
-OPTIMIZED = (-math.inf, 2.0)
+#: Of pixels that an optimizer or a generator changes: they may leave [0, 1] by a step. Pictures in [-1, 1] fall below.
+OPTIMIZED = (-0.25, 1.25)
+#: What is expected, for messages about other types.
+EXPECTED_TYPES = "expected uint8 0..255 or floats in [0,1]"
+_CERTAINLY_BYTES = 2.0  # above it the values cannot come from [0, 1], not even after steps
 
 
 def check(name: str, low: float, high: float, limits: tuple[float, float] = PICTURE) -> None:
@@ -28,7 +31,7 @@ def check(name: str, low: float, high: float, limits: tuple[float, float] = PICT
     if limits[0] <= low and high <= limits[1]:
         return
     if high > limits[1]:
-        remedy = "pixels in 0..255 given as float? Divide by 255" if high > OPTIMIZED[1] else "clip them"
+        remedy = "pixels in 0..255 given as float? Divide by 255" if high > _CERTAINLY_BYTES else "clip them"
     else:
         remedy = "pixels in -1..1? Use (x + 1) / 2" if low >= PICTURE[0] - 1 else "rescale them"
     raise ImageError(f"{name}: floats from {low:g} to {high:g}, expected 0..1; {remedy}")

@@ -40,7 +40,8 @@ def feedback_panel(
       true_heatmaps: uint8 0..255 or float in [0,1]; None: no second row.
       height: of each picture, in pixels.
     """
-    if image.shape[0] < height:  # outlines are drawn at the picture's resolution: enlarge it first for fine ones
+    # Outlines are drawn at the picture's resolution: enlarge it first for fine ones.
+    if image.shape[0] < height and image.shape[1] <= 3 * image.shape[0]:
         width = max(1, round(image.shape[1] * height / image.shape[0]))
         image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
     pictures = [("picture", image)]

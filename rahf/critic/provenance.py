@@ -19,6 +19,7 @@ from rahf.core import renamed
 from rahf.core.batch import SCORES, Prediction
 from rahf.core.names import suggest
 from rahf.core.tree import Params, flatten
+from rahf.images.decode import SQUARE
 from rahf.text import SUFFIX, WORD_RULE, Tokenizer
 
 if TYPE_CHECKING:  # readers of exported models work without jaxtyping
@@ -202,7 +203,7 @@ def describe_preprocessing(config: Config, tokenizer: Tokenizer) -> dict[str, An
         "pixels": {
             "range": [0.0, 1.0],
             "size": config.model.image_size,
-            "resize": "bilinear, antialiased, aspect ratio not kept",
+            "square": SQUARE,
             "mean": list(config.model.image_mean),
             "std": list(config.model.image_std),
         },
@@ -213,6 +214,15 @@ def describe_preprocessing(config: Config, tokenizer: Tokenizer) -> dict[str, An
             "target": config.data.max_target_tokens,
         },
     }
+
+
+def version_0_preprocessing(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What version 0 wrote for `describe_preprocessing`. Its square of PNG files and of arrays was today's; JPEG files
+    could have another one on each way."""
+    description = describe_preprocessing(config, tokenizer)
+    del description["pixels"]["square"]
+    description["pixels"]["resize"] = "bilinear, antialiased, aspect ratio not kept"
+    return description
 
 
 def preprocessing_hash(description: Mapping[str, Any]) -> str:

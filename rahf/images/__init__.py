@@ -7,12 +7,11 @@ from rahf.images.decode import (
     Box,
     Header,
     check_header,
-    decode_map,
     decode_resized,
-    load_grey,
+    is_upright_rgb,
     load_rgb,
-    resize_grey,
 )
+from rahf.images.maps import decode_map, load_grey, load_map, resize_grey
 
 __all__ = [
     "FULL",
@@ -23,7 +22,9 @@ __all__ = [
     "check_header",
     "decode_map",
     "decode_resized",
+    "is_upright_rgb",
     "load_grey",
+    "load_map",
     "load_rgb",
     "resize_grey",
 ]

@@ -1,20 +1,19 @@
-"""Encoded images → arrays: any image file → upright 8 bit RGB, and a faster function for the data loader.
+"""Encoded images → arrays: any image file → upright 8 bit RGB, in its own size or as the square that a network sees.
 
-Both functions give the same pixels. `load_rgb` reads any file and keeps its size. `decode_resized` decodes bytes
-to the square that a network sees: JPEG by TurboJPEG, at reduced scale where the square is much smaller than the
-picture. Sizes are read from the header and checked before the pixels are decoded.
+There is one square of a picture: its pixels in full size, upright, 8 bit RGB, resized by Pillow (bilinear, antialiased)
+and rounded. Every way in gives it: files, bytes, Pillow images, arrays, and the data loader. Sizes are read from the
+header and checked before the pixels are decoded.
 
-Importable without JAX: data workers decode. Pillow's global settings stay unchanged.
+Importable without JAX: data workers decode. Pillow's global settings and Python's warning filters stay unchanged.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
+import struct
 import threading
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,39 +31,31 @@ from PIL import (  # noqa: F401 - Pillow registers a format when its plugin is i
 )
 
 from rahf.core.errors import ImageError
-
-try:
-    import simplejpeg
-except ImportError:  # not installed where only exported models are read; Pillow serves then
-    simplejpeg = None
+from rahf.core.files import open_regular
+from rahf.images import jpeg
+from rahf.images.orientation import of_loaded, orientation, upright
 
 if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
     from jaxtyping import UInt8
 
 #: Largest number of pixels that is decoded unless the caller says otherwise (64 megapixels).
 MAX_PIXELS = 64_000_000
+#: The definition of the square, for the description of a model's preprocessing.
+SQUARE = "8 bit RGB, decoded in full size, upright; bilinear, antialiased, rounded; aspect ratio not kept"
 #: A crop: left, top, right, bottom as shares of width and height, 0 <= left < right <= 1.
 Box = tuple[float, float, float, float]
 FULL: Box = (0.0, 0.0, 1.0, 1.0)
 
+_MAX_BYTES = 512_000_000  # 64 megapixels of 16 bit RGB are 384 MB
 # An explicit list, because Pillow starts external programs for some other formats (EPS, WMF).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-_THREAD_SAFE_AND_SILENT = ("JPEG", "PNG", "WEBP", "MPO")  # decoders that never warn
-_ORIENTATION = 0x0112  # EXIF tag; its value says how to turn the stored pixels upright
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+# A Pillow image of a file must not load its pixels in two threads at once. Few locks serve many images.
+_LOADING = tuple(threading.RLock() for _ in range(32))
 
 
 class Header(NamedTuple):
-    """The header of an image: Pillow's name of the format, and the size as stored, before any EXIF rotation, in
-    pixels."""
+    """The header of an image: Pillow's name of the format, and the size as stored, before any rotation, in pixels."""
 
     format: str
     width: int
@@ -82,7 +73,7 @@ def check_header(data: bytes, max_pixels: int = MAX_PIXELS, what: str = "image")
     Raises:
       ImageError: empty, not an image, or larger than `max_pixels`.
     """
-    image = _open(io.BytesIO(data), max_pixels, what)
+    image = open_encoded(data, max_pixels, what)
     return Header(image.format or "", *image.size)
 
 
@@ -94,8 +85,8 @@ def load_rgb(
     """Any image as upright 8 bit RGB in its own size.
 
     Grey and palette images become RGB. Transparent pixels are composited over white. CMYK is converted without
-    colour profile; Adobe's inverted CMYK is recognised by its marker. 16 bit values are scaled, not clipped. EXIF
-    rotation is applied. Of several frames the first is read.
+    colour profile; Adobe's inverted CMYK is recognised by its marker. 16 bit values are scaled, not clipped. Rotation
+    by EXIF or XMP is applied. Of several frames the first is read.
 
     Args:
       source: path, encoded bytes, binary file, or Pillow image (which is not changed).
@@ -106,21 +97,53 @@ def load_rgb(
       uint8 [h,w,3], 0..255, writable.
 
     Raises:
-      ImageError: missing, empty, truncated, not an image, without pixels, or larger than `max_pixels`.
+      ImageError: missing, empty, truncated, damaged, not an image, without pixels, or larger than `max_pixels`.
     """
     what = what or _name(source)
     if isinstance(source, Image.Image):
-        _check_size(source.size, max_pixels, what)
-        return np.array(_upright_rgb(source, what))
+        with _LOADING[(id(source) >> 6) % len(_LOADING)]:
+            return np.array(_from_pillow(source, max_pixels, what))
     if hasattr(source, "read"):
-        source = source.read()
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return np.array(_upright_rgb(_open(io.BytesIO(source), max_pixels, what), what))
+        with readable(None, what):
+            source = source.read()
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        source = read_file(source, what)
+    return np.array(_decoded(bytes(source), max_pixels, what, strict=True))
+
+
+def is_upright_rgb(data: bytes, what: str = "image") -> bool:
+    """Whether an image that `load_rgb` reads is stored upright, as 8 bit RGB without transparency, in one frame."""
+    if data[:2] == jpeg.START:
+        metadata = jpeg.metadata(data)
+        if metadata.pictures or orientation(metadata.exif, metadata.xmp) != 1:
+            return False
+    image = open_encoded(data, MAX_PIXELS, what)
+    with readable(image, what):
+        plain = image.mode == "RGB" and "transparency" not in image.info and getattr(image, "n_frames", 1) == 1
+        if not plain or image.format == "JPEG":
+            return plain
+        if image.format == "PNG":  # it may have metadata behind its pixels, which only decoding finds
+            if not any(mark in data for mark in _PNG_METADATA):
+                return True
+            image.load()
+        return of_loaded(image) == 1
+
+
+def read_file(path: str | os.PathLike, what: str | None = None) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+      ImageError: missing, unreadable, a folder or another thing that is no regular file, or larger than 512 MB.
+    """
+    what = what or os.fsdecode(path)
     try:
-        with open(source, "rb") as file:
-            return np.array(_upright_rgb(_open(file, max_pixels, what), what))
-    except OSError as error:
-        raise ImageError(f"{what}: {error.strerror or error}") from error
+        with open_regular(path) as file:
+            data = file.read(_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        raise ImageError(f"{what}: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > _MAX_BYTES:
+        raise ImageError(f"{what}: more than {_MAX_BYTES // 10**6} MB, too large for an image")
+    return data
 
 
 def decode_resized(
@@ -129,100 +152,95 @@ def decode_resized(
     box: Box | None = None,
     max_pixels: int = MAX_PIXELS,
     what: str = "image",
+    strict: bool = True,
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Encoded image, or only the part `box` of it → square of side `size`. The aspect ratio is not kept, as in the
     RAHF paper.
 
-    The same pixels as resizing `load_rgb` (antialiased bilinear), up to small differences where a JPEG is
-    decoded at reduced scale. Read-only.
+    The same pixels as resizing `load_rgb` (antialiased bilinear). Read-only.
 
     Args:
       data: the encoded file, JPEG fastest.
       size: side of the result in pixels.
       box: part of the upright image to keep; None keeps all.
       max_pixels, what: as in `load_rgb`.
+      strict: refuse a JPEG whose pixels are damaged in the middle; False takes it as libjpeg repairs it.
 
     Raises:
       ImageError: as `load_rgb`.
     """
-    box = _checked(box)
-    # Smallest sides at which the box still has `size` pixels, so that a reduced image is not enlarged again.
-    least = (math.ceil(size / (box[2] - box[0])), math.ceil(size / (box[3] - box[1])))
-    pixels = _turbo(data, least, max_pixels, what)
+    box = checked_box(box)
+    return np.asarray(resize_box(Image.fromarray(_decoded(data, max_pixels, what, strict)), size, box))
+
+
+def resize_square(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Decoded upright pixels → the square of `decode_resized`. Read-only where it is resized."""
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    return np.asarray(resize_box(Image.fromarray(np.ascontiguousarray(pixels)), size, FULL))
+
+
+def _decoded(data: bytes, max_pixels: int, what: str, strict: bool) -> np.ndarray:
+    """Upright RGB pixels uint8 [h,w,3] of an encoded image."""
+    if data[:2] != jpeg.START:
+        return np.asarray(_upright_rgb(open_encoded(data, max_pixels, what), what))
+    metadata = jpeg.metadata(data)
+    pixels, header = None, jpeg.header(data)
+    if header is not None:
+        _check_size(header[:2], max_pixels, what)
+        if "K" not in header[2]:  # CMYK and YCCK become RGB in Pillow
+            pixels = jpeg.decode(data, what, strict)
+        elif strict:
+            jpeg.check(data, what)
+    elif strict and jpeg.simplejpeg is None:
+        open_encoded(metadata.bare, max_pixels, what)  # the size is checked before all else
+        jpeg.check(data, what)
     if pixels is None:
-        image = _upright_rgb(_open(io.BytesIO(data), max_pixels, what), what, least)
-    else:
-        image = Image.fromarray(pixels)
-    return np.asarray(_resize(image, size, box))
+        image = open_encoded(metadata.bare, max_pixels, what)
+        with readable(image, what):
+            image.load()
+            pixels = np.asarray(_rgb(image, what))
+    value = orientation(metadata.exif, metadata.xmp)
+    return pixels if value == 1 else np.asarray(upright(Image.fromarray(pixels), value))
 
 
-def load_grey(data: bytes, max_pixels: int = MAX_PIXELS, what: str = "map") -> UInt8[np.ndarray, "h w"]:
-    """Encoded heatmap → grey values in its own size. Read-only.
-
-    Raises:
-      ImageError: as `load_rgb`.
-    """
-    image = _open(io.BytesIO(data), max_pixels, what)
-    with _readable(image, what):
-        image.load()
-        return np.asarray(image if image.mode == "L" else _eight_bit(image, what).convert("L"))
-
-
-def resize_grey(values: UInt8[np.ndarray, "h w"], size: int, box: Box | None = None) -> UInt8[np.ndarray, "size size"]:
-    """Heatmap, or only the part `box` of it → square of side `size`; bilinear, antialiased where it shrinks."""
-    if values.max() == 0:  # half of all maps are empty
-        return np.zeros((size, size), np.uint8)
-    return np.asarray(_resize(Image.fromarray(values), size, _checked(box)))
-
-
-def decode_map(
-    data: bytes, size: int, box: Box | None = None, max_pixels: int = MAX_PIXELS, what: str = "map"
-) -> UInt8[np.ndarray, "size size"]:
-    """Encoded heatmap → grey square of side `size`, values 0..255 as stored, the same `box` as its image.
-
-    Raises:
-      ImageError: as `load_rgb`.
-    """
-    return resize_grey(load_grey(data, max_pixels, what), size, box)
-
-
-def _turbo(data: bytes, least: tuple[int, int], max_pixels: int, what: str) -> np.ndarray | None:
-    """RGB pixels of a plain JPEG, reduced to no less than `least` (width, height); None if Pillow must decode it."""
-    if data[:2] != b"\xff\xd8" or simplejpeg is None:
-        return None
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if "K" in colorspace or b"Exif\0\0" in data[:65536]:
-            return None  # CMYK or YCCK, or possibly rotated
-        _check_size((width, height), max_pixels, what)
-        return simplejpeg.decode_jpeg(data, min_width=least[0], min_height=least[1])
-    except ImageError:
-        raise
-    except ValueError:
-        return None  # damaged or unusual; Pillow reads more variants and names the damage
-
-
-def _open(file: io.BufferedIOBase, max_pixels: int, what: str) -> Image.Image:
-    """Reads the header and checks the size. Pixels are decoded later."""
-    with _readable(None, what), _no_warnings():
-        try:
-            image = Image.open(file, formats=_FORMATS)
-        except Image.UnidentifiedImageError:
-            image = None
-        except Image.DecompressionBombError as error:
-            raise ImageError(f"{what}: too large ({error})") from error
-    if image is None:
-        with _readable(None, what):
-            file.seek(0)
-            empty = not file.read(1)
-        if empty:
-            raise ImageError(f"{what}: the file is empty")
-        raise ImageError(
-            f"{what}: not an image that can be read (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM), "
-            "or its first bytes are damaged"
-        )
+def _from_pillow(image: Image.Image, max_pixels: int, what: str) -> Image.Image | np.ndarray:
+    """Upright RGB of a Pillow image; one that is a JPEG file, not yet decoded, as that file."""
     _check_size(image.size, max_pixels, what)
-    return image
+    if type(image) is JpegImagePlugin.JpegImageFile and image.tile and image.fp and not image.decoderconfig:
+        with readable(image, what):
+            place = image.fp.tell()
+            image.fp.seek(0)
+            data = image.fp.read()
+            image.fp.seek(place)
+        return _decoded(data, max_pixels, what, strict=True)
+    return _upright_rgb(image, what)
+
+
+def open_encoded(data: bytes, max_pixels: int, what: str) -> Image.Image:
+    """Reads the header and checks the size. Pixels are decoded later; see `load_rgb` for arguments and errors."""
+    if not data:
+        raise ImageError(f"{what}: the file is empty")
+    if data[:2] == jpeg.START:
+        data = jpeg.metadata(data).bare
+    for name in _FORMATS:
+        # Not by `Image.open`: it warns about large images, and Python's warning filters belong to all threads.
+        factory, accept = Image.OPEN[name]
+        with readable(None, what):
+            accepted = accept is None or accept(data[:16])
+            if not accepted or isinstance(accepted, str):  # text: why this installation of Pillow cannot read it
+                continue
+            try:
+                image = factory(io.BytesIO(data), "")
+            except (SyntaxError, IndexError, TypeError, struct.error):  # as `Image.open`: not of this format
+                continue
+            except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+                raise ImageError(f"{what}: too large ({error})") from error
+        _check_size(image.size, max_pixels, what)
+        return image
+    raise ImageError(
+        f"{what}: not an image that can be read (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM), or its first bytes are damaged"
+    )
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, what: str) -> None:
@@ -236,24 +254,11 @@ def _check_size(size: tuple[int, int], max_pixels: int, what: str) -> None:
         )
 
 
-def _upright_rgb(image: Image.Image, what: str, least: tuple[int, int] | None = None) -> Image.Image:
-    """Decodes, converts and turns upright. `least`: sides that suffice if Pillow can decode at reduced scale (JPEG)."""
-    with _readable(image, what):
-        if least is not None:
-            image.draft(image.mode, (max(least), max(least)))  # EXIF may swap the sides later
+def _upright_rgb(image: Image.Image, what: str) -> Image.Image:
+    """Decodes, converts and turns upright."""
+    with readable(image, what):
         image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        rgb = _rgb(image, what)
-        return rgb if turn is None else rgb.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> Any:
-    # After load(): Pillow turns TIFF upright while it loads and then drops the tag.
-    with _no_warnings():
-        try:
-            return image.getexif().get(_ORIENTATION, 1)
-        except Exception:  # Pillow raises many classes for damaged EXIF; the pixels are usable without it
-            return 1
+        return upright(_rgb(image, what), of_loaded(image))
 
 
 def _rgb(image: Image.Image, what: str) -> Image.Image:
@@ -261,14 +266,14 @@ def _rgb(image: Image.Image, what: str) -> Image.Image:
         return image
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         image = ImageChops.invert(image)  # Pillow treats every CMYK JPEG as Adobe's inverted one
-    image = _eight_bit(image, what)
+    image = eight_bit(image, what)
     if not image.has_transparency_data:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-def _eight_bit(image: Image.Image, what: str) -> Image.Image:
+def eight_bit(image: Image.Image, what: str) -> Image.Image:
     """Grey images of more than 8 bits → mode L. (Pillow itself reduces 16 bit colour when it decodes.)"""
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
@@ -282,14 +287,15 @@ def _eight_bit(image: Image.Image, what: str) -> Image.Image:
     return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _checked(box: Box | None) -> Box:
+def checked_box(box: Box | None) -> Box:
+    """The box, or all of the picture for None. Raises ValueError for one that is not a part of the picture."""
     box = box or FULL
     if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise ValueError(f"crop {box}: expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1")
     return box
 
 
-def _resize(image: Image.Image, size: int, box: Box) -> Image.Image:
+def resize_box(image: Image.Image, size: int, box: Box) -> Image.Image:
     """Antialiased bilinear; the edges of the crop may lie between two pixels."""
     if box == FULL and image.size == (size, size):
         return image
@@ -305,25 +311,12 @@ def _name(source: Any) -> str:
     return str(name) if name else "image"
 
 
-_lock = threading.RLock()
-
-
 @contextlib.contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Ignores Pillow's warnings. Python's warning filters are global, so only one thread at a time may change them."""
-    with _lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
-def _readable(image: Image.Image | None, what: str) -> Iterator[None]:
+def readable(image: Image.Image | None, what: str) -> Iterator[None]:
     """Converts any error of a decoder into an ImageError of one line that names the image."""
     kind = "image" if image is None or image.format is None else image.format
-    silent = image is None or image.format in _THREAD_SAFE_AND_SILENT
     try:
-        with contextlib.nullcontext() if silent else _no_warnings():
-            yield
+        yield
     except ImageError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …

@@ -9,15 +9,13 @@ import concurrent.futures
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from rahf.core.errors import ArgumentError, ImageError
-from rahf.images.pictures import Picture, is_floating, looks_like_image, picture
+from rahf.images.pictures import Picture, as_array, looks_like_image, picture
 
 #: Lists longer than this show a progress bar, unless the caller decides.
 _MANY = 64
@@ -33,7 +31,7 @@ def image_list(images: Any) -> list[Any]:
     if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
         return [images]
     if hasattr(images, "__array__") and hasattr(images, "ndim"):
-        listed = list(np.asarray(images)) if images.ndim == 4 else [images]
+        listed = list(as_array(images, "images")) if images.ndim == 4 else [images]
     elif isinstance(images, Iterable):
         listed = list(images)
     else:
@@ -95,19 +93,12 @@ def decoded(
     Yields:
       Positions in `images` and their pictures, in order; a batch without any usable image is skipped.
     """
-    floating = any(is_floating(image) for image in images)  # one dtype for all, so that one compilation serves all
     threads = concurrent.futures.ThreadPoolExecutor(min(batch_size, len(images), os.cpu_count() or 1, 16))
     starts = range(0, len(images), batch_size)
-    # Pillow decodes an opened file when its pixels are first read, and not in two threads at once.
-    locks = {id(image): threading.Lock() for image in images if isinstance(image, Image.Image)}
-
-    def decode_one(n: int) -> Picture:
-        with locks.get(id(images[n]), contextlib.nullcontext()):
-            return picture(images[n], side, n, floating, keep)
 
     def submit(start: int) -> list[concurrent.futures.Future]:
         numbers = range(start, min(start + batch_size, len(images)))
-        return [threads.submit(decode_one, n) for n in numbers]
+        return [threads.submit(picture, images[n], side, n, keep) for n in numbers]
 
     show = len(images) > _MANY if progress is None else progress
     bar = _bar(show and len(starts) > 1)

@@ -26,6 +26,7 @@ PALETTES = {
 }
 
 _FULL = 0.6  # from this value on the opacity is highest; two of three annotators give 0.67
+_WIDEST = 3  # width : height of a picture in a panel; a wider one would need gigabytes at the same height
 _NOTHING = 0.02  # values up to it are invisible: an untrained network predicts about as much
 
 
@@ -108,7 +109,8 @@ def panel(pictures: Sequence[tuple[str, np.ndarray]], height: int = 384, columns
     """Pictures side by side on white, a caption over each.
 
     Args:
-      pictures: (caption, uint8 RGB [H,W,3] of any size); scaled to the same height.
+      pictures: (caption, uint8 RGB [H,W,3] of any size); scaled to the same height, or, if wider than 3 : 1, to three
+        times that width.
       height: of every picture, in pixels.
       columns: pictures per row; None: all in one row.
     """
@@ -117,8 +119,9 @@ def panel(pictures: Sequence[tuple[str, np.ndarray]], height: int = 384, columns
     typeface, line = font(size), int(size * 1.7)
     scaled = []
     for _, picture in pictures:
-        width = max(1, round(picture.shape[1] * height / picture.shape[0]))
-        scaled.append(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
+        scale = min(height / picture.shape[0], _WIDEST * height / picture.shape[1])
+        size_in_panel = tuple(max(1, round(side * scale)) for side in (picture.shape[1], picture.shape[0]))
+        scaled.append(Image.fromarray(picture).resize(size_in_panel, Image.Resampling.LANCZOS))
     rows = [range(start, min(start + columns, len(scaled))) for start in range(0, len(scaled), columns)]
     total = max((sum(scaled[i].width + gap for i in row) for row in rows), default=0) + gap
     canvas = Image.new("RGB", (total, len(rows) * (height + line + gap) + gap), "white")
@@ -127,7 +130,7 @@ def panel(pictures: Sequence[tuple[str, np.ndarray]], height: int = 384, columns
         x, y = gap, gap + number * (height + line + gap)
         for i in row:
             draw.text((x, y), pictures[i][0], fill=(40, 40, 48), font=typeface)
-            canvas.paste(scaled[i], (x, y + line))
+            canvas.paste(scaled[i], (x, y + line + (height - scaled[i].height) // 2))
             x += scaled[i].width + gap
     return canvas
 

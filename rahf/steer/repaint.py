@@ -12,14 +12,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
 
-from rahf import images as image_lib
-from rahf.core import labels, pixel_range
+from rahf.core import labels
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import ArgumentError
-from rahf.images import inputs
-from rahf.images.pictures import check_channels
+from rahf.images import inputs, pictures
 from rahf.steer import masks
 from rahf.steer.masks import Mask, MaskOptions
 
@@ -129,14 +126,7 @@ def _why(scores: np.ndarray, chosen: int, name: str, seeds: Sequence[int]) -> st
 
 def _rgb(image: Any, what: str) -> np.ndarray:
     """Any image as upright uint8 [h,w,3]."""
-    if isinstance(image, Image.Image) or not hasattr(image, "__array__"):
-        return image_lib.load_rgb(image, what=None if what == "image" else what)
-    array = np.asarray(image)
-    if array.dtype != np.uint8:
-        array = np.asarray(array, np.float32)
-        pixel_range.check(what, float(array.min(initial=0)), float(array.max(initial=0)))
-        array = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
-    return np.ascontiguousarray(check_channels(array, what))
+    return np.ascontiguousarray(pictures.rgb(image, what)[0])
 
 
 def _blended(original: np.ndarray, repainted: np.ndarray, mask: Mask, seed: int) -> np.ndarray:

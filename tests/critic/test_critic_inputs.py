@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from rahf.core.batch import Prediction
 from rahf.core.errors import ImageError
 from rahf.images import inputs
-from rahf.images.pictures import picture
+from rahf.images.pictures import eight_bit, picture
 from tests.helpers.critic_maker import assert_same
 from tests.helpers.image_maker import encode, smooth
 
@@ -29,21 +30,21 @@ def test_every_kind_of_source_gives_the_same(critic, pictures, tmp_path):
     for source in sources:
         assert_same(critic(source, "a cat"), expected, atol=1e-7)
     floats = array.astype(np.float32) / 255
-    assert_same(critic(floats.astype(np.float64), "a cat"), critic(floats, "a cat"), atol=1e-5)
-    assert_same(critic(jnp.asarray(floats), "a cat"), critic(floats, "a cat"), atol=1e-7)
+    for same in (floats, floats.astype(np.float64), jnp.asarray(floats)):
+        assert_same(critic(same, "a cat"), expected, atol=1e-7)
     square = pictures[1]
     mixed = critic([square, square.astype(np.float32) / np.float32(255)], "a cat", batch_size=1)
     assert_same(Prediction(*(f[:1] for f in mixed)), critic(square, "a cat"), atol=1e-5)
 
 
-def test_floats_are_resized_like_bytes_but_not_rounded(pictures):
+def test_floats_are_rounded_to_the_square_of_bytes(pictures):
     for array in pictures:
-        rounded = picture(array, 32, 0).square.astype(np.float32) / 255
-        exact = picture(array.astype(np.float32) / 255, 32, 0).square
-        np.testing.assert_allclose(exact, rounded, atol=1.01 / 255)  # rounded after rows and after columns
-    assert np.abs(exact - rounded).max() > 0.1 / 255
-    scaled = picture(pictures[1], 32, 0, floating=True).square
-    np.testing.assert_array_equal(scaled, pictures[1] * np.float32(1 / 255))
+        expected = picture(array, 32, 0).square
+        for floats in (array / 255.0, array.astype(np.float32) / 255, jnp.asarray(array, jnp.bfloat16) / 255):
+            exact = "bfloat16" not in str(floats.dtype)
+            np.testing.assert_allclose(picture(floats, 32, 0).square, expected, atol=0 if exact else 2)
+    levels = np.array([[[-0.0005, 0.4999 / 255, 0.5001 / 255], [254.49 / 255, 254.51 / 255, 1.0005]]])
+    np.testing.assert_array_equal(eight_bit(levels, "x"), [[[0, 0, 1], [254, 255, 255]]])
 
 
 def test_grey_array_is_grey_rgb(critic):
@@ -87,6 +88,8 @@ FLOAT = np.zeros((6, 8, 3), np.float32)
     (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
     (np.zeros((6, 8, 3), np.uint16), "pixels of type uint16; expected uint8"),
     (np.zeros((6, 8, 3), np.int64), "pixels of type int64; expected uint8"),
+    (np.zeros((6, 8, 3), np.int8), "pixels of type int8; expected uint8"),
+    (np.zeros((6, 8, 3), bool), "pixels of type bool; expected uint8"),
     ([None], "image 0: expected a path, bytes, a Pillow image or an array, found NoneType"),
     ("nowhere.png", "nowhere.png: No such file or directory"),
     (b"\x89PNG\r\n\x1a\n", "image 0: "),
@@ -94,6 +97,11 @@ FLOAT = np.zeros((6, 8, 3), np.float32)
 def test_bad_images_are_named(critic, image, message):
     with pytest.raises(ImageError, match=message):
         critic(image, "a cat")
+
+
+def test_tracers_are_named(critic):
+    with pytest.raises(ImageError, match="inside of jax.jit, jax.grad or jax.vmap use critic.scores"):
+        jax.jit(lambda x: critic(x, "a cat").scores)(np.zeros((8, 8, 3), np.uint8))
 
 
 def test_bad_lists_and_prompts(critic):

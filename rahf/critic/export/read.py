@@ -117,7 +117,8 @@ def _provenance(
 ) -> Provenance:
     """Also checks that this reader preprocesses images and prompts as the exporter did."""
     preprocessing_hash = provenance.preprocessing_hash(provenance.describe_preprocessing(config, tokenizer))
-    if preprocessing_hash != manifest["preprocessing_hash"]:
+    version_0 = provenance.preprocessing_hash(provenance.version_0_preprocessing(config, tokenizer))
+    if manifest["preprocessing_hash"] not in (preprocessing_hash, version_0):
         raise ExportError(
             f"{path}: exported by rahf {manifest['rahf']}, which prepares images or prompts otherwise than this one "
             f"(see {PREPROCESSING} in it); install that version, or export the model again"

@@ -5,11 +5,15 @@ import os
 import struct
 import zlib
 
+import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from data_pipelines.feedback.prepare import prepare
 from rahf.core.errors import DatasetError
-from tests.helpers.feedback_maker import GOOD, picture, run, write_three
+from rahf.images import check_header, load_rgb
+from tests.helpers.feedback_maker import GOOD, grey, picture, run, write_three
 from tests.helpers.richhf18k_maker import contents, refused
 
 
@@ -150,3 +154,32 @@ def test_an_older_dataset_stays_when_a_new_one_cannot_be_made(three):
     with pytest.raises(DatasetError, match="no line can be trained on"):
         prepare(*three, dev=0, test=0, progress=False)
     assert contents(out) == before
+
+
+def test_a_click_on_a_picture_that_xmp_turns_is_not_lost(tmp_path):
+    xmp = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp)
+    picture(tmp_path / "pictures/p.png", 60, 40, pnginfo=info)
+    picture(tmp_path / "pictures/p.jpg", 60, 40, xmp=xmp.encode())
+    clicks = {"annotators": [{"points_implausible": [[20, 55]]}]}  # upright it is 40 wide and 60 high
+    lines = [{"image": name, "prompt": name, **clicks} for name in ("p.png", "p.jpg")]
+    summary, stored = run(tmp_path, lines)
+    assert summary.total("joined") == 2 and summary.total("points outside the picture") == 0
+    for record in stored.values():
+        assert load_rgb(record.image).shape == (60, 40, 3)
+        assert grey(record.implausibility).shape == (60, 40) and grey(record.implausibility)[55, 20] == 255
+
+
+def test_a_map_whose_values_are_unclear_and_a_picture_too_long_for_a_jpeg(tmp_path):
+    picture(tmp_path / "pictures/p.png")
+    Image.new("L", (70_000, 10), 128).save(tmp_path / "pictures/wide.png")
+    Image.fromarray(np.full((40, 60), 255, np.uint16)).save(tmp_path / "pictures/m.png")
+    summary, stored = run(tmp_path, [
+        {"image": "p.png", "prompt": "a", "implausibility": "m.png", "uid": "map"},
+        {**GOOD, "image": "wide.png", "uid": "wide"},
+        {**GOOD, "image": "p.png", "uid": "p"},
+    ])  # fmt: skip
+    assert stored.keys() == {"wide", "p"} and check_header(stored["wide"].image) == ("PNG", 70_000, 10)
+    assert summary.total("undecodable") == 1
+    assert "m.png: 16 or 32 bits per pixel, but no value above 255" in (tmp_path / "out/refused.jsonl").read_text()

@@ -6,11 +6,14 @@ import os
 
 import numpy as np
 import pytest
+import simplejpeg
+from PIL import Image
 
 from data_pipelines.loading import loader
 from rahf.config import AugmentConfig
 from rahf.core.batch import Batch
 from rahf.core.errors import DataError
+from rahf.images.pictures import picture
 from tests.helpers.loader_maker import (
     CONFIG,
     SIZE,
@@ -89,6 +92,24 @@ def test_state_goes_on_exactly(source, tokenizer):
     with make(source, tokenizer, augment=augment, batch_size=2) as halved:  # the stream counts, not its cuts
         halved.set_state(state)
         assert order(take(halved, 8)) == order(expected)
+
+
+def test_the_square_of_a_jpeg_is_the_critics(tokenizer):
+    cells = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    data = encode(cells.repeat(6, 0).repeat(6, 1), "JPEG")
+    expected = picture(data, SIZE, 0).square
+    with make(Listed([record(0, image=data)]), tokenizer) as batches:
+        np.testing.assert_array_equal(next(batches).image, np.stack([expected] * 4))
+        state = batches.get_state()
+        assert state["version"] == 2
+        batches.set_state({**state, "version": 1})  # of version 0, which decoded at a third of the size here
+        reduced = simplejpeg.decode_jpeg(data, min_width=SIZE, min_height=SIZE)
+        assert reduced.shape[0] < 72 and batches.get_state() == {**state, "version": 1}
+        resized = Image.fromarray(reduced).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(next(batches).image[0], np.asarray(resized))
+        assert np.abs(np.asarray(resized).astype(int) - expected).max() > 5
+        batches.set_state(state)
+        np.testing.assert_array_equal(next(batches).image[0], expected)
 
 
 def test_workers_give_the_same_without_jax(source, tokenizer, tmp_path):

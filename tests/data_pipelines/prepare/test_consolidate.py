@@ -164,3 +164,4 @@ def test_a_click_marks_a_pixel_of_a_map_of_any_size(size):
 def test_more_annotators_than_a_byte_counts():
     assert vote_heatmap([[(50, 50)]] * 300, 100, 100)[50, 50] == 255
     assert vote_heatmap([[(50, 50)]] * 260 + [[]] * 40, 100, 100)[50, 50] == 221
+    assert vote_heatmap([[(50, 50)]] + [[]] * 599, 100, 100)[50, 50] == 1  # one mark of 600 is no empty map
