@@ -15,7 +15,6 @@ gradient = jax.grad(lambda pixels: reward(pixels, tokens).sum())(pixels)
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -128,8 +127,8 @@ class Critic:
         """Predicts for one image or many of any sizes.
 
         Args:
-          images: one or many: paths, encoded bytes, Pillow images, arrays [h,w,3] (uint8, or float in [0,1]).
-            Each is resized to the network's square as in evaluation.
+          images: one or many: paths, encoded bytes, Pillow images, arrays [h,w,3] of NumPy, JAX or PyTorch (uint8, or
+            float in [0,1], which is rounded to 8 bits). Each is resized to the network's square as in evaluation.
           prompts: one for all images, or one per image.
           batch_size: images per step; the last batch is padded, so that it needs no compilation of its own.
             None: the smallest power of two that holds all images, at most 16.
@@ -297,8 +296,8 @@ class Critic:
         """The four scores as a pure JAX function, for `jit`, `grad` and `vmap`; differentiable in the pixels.
 
         Args:
-          pixels: float [B,h,w,3] in [0,1], any size (resized inside, antialiased bilinear), or uint8. Without
-            a batch axis, the result has none, either.
+          pixels: float [B,h,w,3] in [0,1], any size (resized inside, antialiased bilinear; not rounded), or uint8,
+            which becomes the square that `critic(images)` sees. Without a batch axis, the result has none, either.
           text_ids: the `Tokens` of `tokens`; or its ids alone, followed by `text_mask`. One row serves all images.
           text_mask: of `tokens`, if `text_ids` is not the pair.
           params: other parameters of the same shapes, e.g. to pass them as an argument of your own `jit`
@@ -308,9 +307,10 @@ class Critic:
           float32 [B,4] in [0,1], order `rahf.core.batch.SCORES`, high = good.
 
         Raises:
-          ImageError: another shape (channels first is named), or values that cannot be in [0,1]. Values under
-            `jit`, `grad` or `vmap` are not checked.
-          TypeError: paths instead of pixels, or prompts instead of tokens.
+          ImageError: another shape (channels first is named) or dtype, or values below -0.25 or above 1.25: an
+            optimizer may leave [0,1] by a step, a picture in -1..1 or 0..255 is another picture. Values under `jit`,
+            `grad` or `vmap` are not checked.
+          TypeError: paths, Pillow images or PyTorch tensors instead of pixels, or prompts instead of tokens.
         """
         return self._call(self._scores, pixels, text_ids, text_mask, params)
 
@@ -352,11 +352,6 @@ class Critic:
         return reward
 
     def _call(self, function, pixels, text_ids, text_mask, params):
-        if isinstance(pixels, (str, os.PathLike, bytes)):
-            raise TypeError(
-                f"pixels: expected an array [B,h,w,3], found {type(pixels).__name__}; critic.score(images, prompts) "
-                "takes paths and encoded images"
-            )
         if text_mask is None:
             if not (isinstance(text_ids, tuple) and len(text_ids) == 2):
                 raise TypeError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from rahf.config import Config, PixelDiffusionConfig
 from rahf.core import pixel_range, renamed
-from rahf.core.errors import ArgumentError, CheckpointError
+from rahf.core.errors import ArgumentError, CheckpointError, ImageError
 from rahf.diffusion import schedules
 from rahf.diffusion.networks import pixel_unet
 from rahf.diffusion.sample import denoisers, universal_guidance
@@ -212,6 +212,8 @@ class Generator:
         count = max(len(images), len(masks))
         if not {len(images), len(masks)} <= {1, count}:
             raise ArgumentError(f"{len(images)} images but {len(masks)} masks: give one, or one per picture")
+        if images.dtype != np.uint8 and "float" not in str(images.dtype):
+            raise ImageError(f"images of type {images.dtype}; {pixel_range.EXPECTED_TYPES}")
         pictures = images.astype(np.float32) / (255.0 if images.dtype == np.uint8 else 1.0)
         pixel_range.check("images", float(pictures.min(initial=0)), float(pictures.max(initial=0)))
         return tuple(np.repeat(x, count // len(x), 0) for x in (np.clip(pictures, 0, 1), masks[..., None]))

@@ -24,7 +24,7 @@ import numpy as np
 
 from rahf.core import labels, pixel_range, process
 from rahf.core.batch import SCORES
-from rahf.core.errors import ArgumentError, ImageError
+from rahf.core.errors import ArgumentError, ArgumentTypeError, ImageError
 from rahf.critic.critic import Critic
 from rahf.nn import pixels as pixels_lib
 
@@ -58,14 +58,15 @@ class TorchReward:
           image), high = good, on the images' device. The gradient has the images' type and device.
 
         Raises:
-          rahf.images.ImageError: another shape (channels last is named), or pixels in 0..255 given as float.
+          rahf.images.ImageError: another shape (channels last is named) or type, or values below -0.25 or above 1.25.
+          TypeError: no tensor; the message says what takes other images.
           ValueError, TypeError: prompts, as by the critic.
 
         Warns:
           rahf.text.PromptWarning: a prompt is too long; names the words lost.
         """
-        single = images.ndim == 3
         _check(images)
+        single = images.ndim == 3
         batch = images[None] if single else images
         ids, mask = self._text(prompts, len(batch))
         scores = _function().apply(batch, self.critic, self.compiled, ids, mask)
@@ -102,14 +103,14 @@ def policy_reward(critic: Critic, score: str | Mapping[str, float] = "overall") 
 
     Returns:
       Function of (images [B,3,H,W] in [0,1], prompts, metadata) → (rewards float32 [B] on the images' device,
-      {score name: list of B floats} to be logged).
+      {score name: list of B floats} to be logged). Pixels are checked as by `as_torch`, then clipped to [0,1].
     """
     all_scores, weights = as_torch(critic), labels.weights(score)
 
     def reward(images: torch.Tensor, prompts: Sequence[str], metadata: Any = None) -> tuple[torch.Tensor, dict]:
         torch = _torch()
         with torch.no_grad():
-            scores = all_scores(images.clamp(0, 1) if images.is_floating_point() else images, prompts)
+            scores = all_scores(_clipped(images), prompts)
             logged = {name: scores[:, i].tolist() for i, name in enumerate(SCORES)}
             return scores @ torch.from_numpy(weights).to(scores), logged
 
@@ -120,13 +121,13 @@ def differentiable_reward(critic: Critic, score: str | Mapping[str, float] = "ov
     """A reward in the shape that AlignProp-style trainers expect: gradients flow into the images.
 
     Returns:
-      Function of (images [B,3,H,W], about [0,1], prompts, metadata) → (rewards float32 [B], {}). Pixels outside
-      [0,1] are clipped, as when a picture is saved; they have no gradient there.
+      Function of (images [B,3,H,W], about [0,1], prompts, metadata) → (rewards float32 [B], {}). Pixels are checked as
+      by `as_torch`; what then is outside [0,1] is clipped, as when a picture is saved, and has no gradient.
     """
     differentiable = as_torch(critic, score)
 
     def reward(images: torch.Tensor, prompts: Sequence[str], metadata: Any = None) -> tuple[torch.Tensor, dict]:
-        return differentiable(images.clamp(0, 1), prompts), {}
+        return differentiable(_clipped(images), prompts), {}
 
     return reward
 
@@ -200,18 +201,27 @@ def _function() -> type:
     return Score
 
 
+def _clipped(images: torch.Tensor) -> torch.Tensor:
+    """Checked before they are clipped: clipping would hide a picture in -1..1 or 0..255."""
+    _check(images)
+    return images.clamp(0, 1) if images.is_floating_point() else images
+
+
 def _check(images: torch.Tensor) -> None:
     torch = _torch()
     if not isinstance(images, torch.Tensor):
-        kind = type(images).__name__
-        raise TypeError(f"images: expected a tensor, found {kind}; other images go to the critic itself")
+        kind = f"{type(images).__module__}.{type(images).__name__}"
+        raise ArgumentTypeError(
+            f"images: expected a tensor [B,3,H,W], found {kind}; critic(images, prompts) takes paths, Pillow images "
+            "and arrays, critic.scores(pixels, tokens) JAX arrays"
+        )
     shape = tuple(images.shape)
     if images.ndim not in (3, 4) or shape[-3] != 3 or not images.numel():
         last = images.ndim in (3, 4) and shape[-1] in (1, 3, 4)
         remedy = "; this looks like channels last (HWC), use images.movedim(-1, -3)" if last else ""
         raise ImageError(f"images of shape {shape}, expected [B,3,H,W] or [3,H,W]{remedy}")
     if not images.is_floating_point() and images.dtype != torch.uint8:
-        raise ImageError(f"images of type {images.dtype}, expected floats in [0,1] or uint8")
+        raise ImageError(f"images of type {images.dtype}; {pixel_range.EXPECTED_TYPES}")
     if images.is_floating_point():
         values = images.detach()
         pixel_range.check("images", float(values.min()), float(values.max()), pixel_range.OPTIMIZED)

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rahf.core.errors import ArgumentError
+from rahf.nn import pixels as pixels_lib
 
 
 @jax.tree_util.register_dataclass
@@ -50,22 +51,26 @@ class Energy:
         """The energy of each picture.
 
         Args:
-          pixels: [B,h,w,3] in [0,1], any floating dtype; energies are computed in float32.
+          pixels: [B,h,w,3] or [h,w,3] in [0,1], any floating dtype, or uint8; energies are computed in float32.
 
         Returns:
-          float32 [B], lower is better.
+          float32 [B], or [] without a batch axis; lower is better.
 
         Raises:
+          ImageError, ArgumentTypeError: other pixels, as `rahf.nn.pixels.batch` says.
           ValueError: a function that does not give one number per picture; names it.
         """
-        pixels = _float32(pixels)
-        return sum(jnp.asarray(term.weight, jnp.float32) * _value(term, pixels) for term in self.terms)
+        pixels, single = _float32(pixels)
+        total = sum(jnp.asarray(term.weight, jnp.float32) * _value(term, pixels) for term in self.terms)
+        return total[0] if single else total
 
     def parts(self, pixels: Float[Array, "b h w 3"]) -> dict[str, Float[Array, " b"]]:
         """The terms by name, each float32 [B] without its weight; a name that occurs twice gets a number."""
-        pixels, values = _float32(pixels), {}
+        (pixels, single), values = _float32(pixels), {}
         for number, term in enumerate(self.terms):
-            values[term.name if term.name not in values else f"{term.name} #{number}"] = _value(term, pixels)
+            value = _value(term, pixels)
+            name = term.name if term.name not in values else f"{term.name} #{number}"
+            values[name] = value[0] if single else value
         return values
 
     def __add__(self, other: Any) -> Energy:
@@ -135,5 +140,8 @@ def _value(term: Term, pixels: Array) -> Array:
     return values.astype(jnp.float32)
 
 
-def _float32(pixels: Any) -> Array:
-    return jnp.asarray(pixels).astype(jnp.float32)
+def _float32(pixels: Any) -> tuple[Array, bool]:
+    """Checked pixels as float32 [B,h,w,3] in [0,1], and whether the batch axis was missing."""
+    checked, single = pixels_lib.batch(pixels)
+    scale = 1.0 / 255.0 if checked.dtype == jnp.uint8 else 1.0
+    return checked.astype(jnp.float32) * scale, single

@@ -1,7 +1,4 @@
-"""Arguments of a critic's pure JAX functions, checked and brought to the shapes that the network takes.
-
-Differentiable in the pixels.
-"""
+"""Pixels given to JAX functions: checked, and brought to the shape that networks take; differentiable."""
 
 from __future__ import annotations
 
@@ -10,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rahf.core import pixel_range
-from rahf.core.errors import ImageError
+from rahf.core.errors import ArgumentError, ArgumentTypeError, ImageError
 from rahf.core.tree import Params
 
 if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
@@ -20,15 +18,52 @@ if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are r
 
 
 def unit(image: Array, side: int) -> Float[Array, "b s s 3"]:
-    """uint8 0..255 or float 0..1, [B,h,w,3] of any size → float32 0..1 at the network's side; differentiable.
+    """uint8 0..255 or float 0..1, [B,h,w,3] of any size → float32 0..1 at the network's side.
 
-    Antialiased bilinear; the aspect ratio is not kept.
+    Antialiased bilinear; the aspect ratio is not kept. uint8 is rounded after each of the two axes as by Pillow, so
+    that the result is the square of `rahf.images.decode_resized`, up to rounding of ties. Floats are not rounded: the
+    result is differentiable in them.
     """
-    scale = 1.0 / 255.0 if jnp.issubdtype(image.dtype, jnp.integer) else 1.0
-    x = image.astype(jnp.float32) * scale
-    if x.shape[1:3] != (side, side):
-        x = jax.image.resize(x, (x.shape[0], side, side, 3), "bilinear", antialias=True)
-    return x
+    whole = jnp.issubdtype(image.dtype, jnp.integer)
+    x = image.astype(jnp.float32)
+    height_first = image.shape[1] > image.shape[2]  # as Pillow, to which this order is less work
+    for axis in (1, 2) if height_first else (2, 1):
+        if x.shape[axis] != side:
+            shape = (*x.shape[:axis], side, *x.shape[axis + 1 :])
+            x = jax.image.resize(x, shape, "bilinear", antialias=True)
+            x = jnp.floor(x + 0.5) if whole else x
+    return x * (1.0 / 255.0 if whole else 1.0)
+
+
+def batch(pixels: Any, name: str = "pixels") -> tuple[Array, bool]:
+    """Pixels as a JAX array [B,h,w,3], uint8 or float, and whether the batch axis was missing.
+
+    Args:
+      pixels: uint8, or float in [0,1]: [B,h,w,3] or [h,w,3], of JAX or NumPy; or a list of such arrays of one size.
+        Floats may leave [0,1] by 0.25, as pixels that an optimizer changes do.
+      name: for messages.
+
+    Raises:
+      ImageError: another shape or dtype (both are named), or values that cannot be in [0,1]. Values under `jit`, `grad`
+        or `vmap` are not checked.
+      ArgumentTypeError: paths, Pillow images or PyTorch tensors; the message says what takes them.
+    """
+    array = _array(pixels, name)
+    single = array.ndim == 3
+    array = array[None] if single else array
+    if array.ndim != 4 or array.shape[-1] != 3:
+        first = array.ndim == 4 and array.shape[1] in (1, 3, 4)
+        remedy = "; this looks like channels first (CHW), use jnp.moveaxis(pixels, -3, -1)" if first else ""
+        raise ImageError(f"{name} of shape {array.shape}, expected [B,h,w,3] or [h,w,3]{remedy}")
+    if not array.size:
+        raise ImageError(f"{name} of shape {array.shape}: there are none; give at least one image")
+    if array.dtype == jnp.uint8:
+        return array, single
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ImageError(f"{name} of type {array.dtype}; {pixel_range.EXPECTED_TYPES}")
+    if not isinstance(array, jax.core.Tracer):
+        pixel_range.check(name, float(array.min()), float(array.max()), pixel_range.OPTIMIZED)
+    return array, single
 
 
 def call(function: Callable, params: Params, pixels: Any, text_ids: Any, text_mask: Any) -> jax.Array:
@@ -36,32 +71,46 @@ def call(function: Callable, params: Params, pixels: Any, text_ids: Any, text_ma
 
     Args:
       function: of (params, pixels [B,h,w,3], text_ids [B,L], text_mask [B,L]).
-      pixels: [B,h,w,3]; or [h,w,3], whose result has no batch axis, either.
+      pixels: as in `batch`; without a batch axis the result has none, either.
       text_ids, text_mask: [B,L]; or [1,L] or [L] for all images.
 
     Raises:
-      ImageError: another shape, or values that cannot be in [0,1] (under `jit`, `grad` and `vmap` only the shape).
+      ImageError, ArgumentTypeError: as `batch`.
       ValueError: another number of rows of text than images.
     """
-    pixels, text_ids, text_mask = jnp.asarray(pixels), jnp.asarray(text_ids), jnp.asarray(text_mask)
-    single = pixels.ndim == 3
-    pixels = pixels[None] if single else pixels
-    _check(pixels)
+    pixels, single = batch(pixels)
+    text_ids, text_mask = jnp.asarray(text_ids), jnp.asarray(text_mask)
     rows = {len(jnp.atleast_2d(x)) for x in (text_ids, text_mask)}
     if not rows <= {1, len(pixels)}:
-        raise ValueError(f"{len(pixels)} images but {max(rows)} rows of text; give one row, or one per image")
+        raise ArgumentError(f"{len(pixels)} images but {max(rows)} rows of text; give one row, or one per image")
     text = (jnp.broadcast_to(x, (len(pixels), x.shape[-1])) for x in (text_ids, text_mask))
     result = function(params, pixels, *text)
     return result[0] if single else result
 
 
-def _check(pixels: jax.Array) -> None:
-    if pixels.ndim != 4 or pixels.shape[-1] != 3:
-        channels_first = pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4)
-        remedy = "; this looks like channels first (CHW), use jnp.moveaxis(pixels, -3, -1)" if channels_first else ""
-        raise ImageError(f"pixels of shape {pixels.shape}, expected [B,h,w,3] or [h,w,3]{remedy}")
-    if not pixels.size:
-        raise ImageError(f"pixels of shape {pixels.shape}: there are none; give at least one image")
-    if isinstance(pixels, jax.core.Tracer) or not jnp.issubdtype(pixels.dtype, jnp.floating):
-        return
-    pixel_range.check("pixels", float(pixels.min()), float(pixels.max()), pixel_range.OPTIMIZED)
+def _array(pixels: Any, name: str) -> Array:
+    if isinstance(pixels, (list, tuple)):
+        if not pixels:
+            raise ImageError(f"{name}: there are none; give at least one image")
+        arrays = [_array(one, f"{name}[{number}]") for number, one in enumerate(pixels)]
+        shapes = {array.shape for array in arrays}
+        if len(shapes) > 1:
+            raise ImageError(f"{name}: images of {len(shapes)} shapes in one list; critic.score takes any sizes")
+        return jnp.stack(arrays)
+    kind = type(pixels)
+    if kind.__module__.partition(".")[0] == "torch":
+        raise ArgumentTypeError(
+            f"{name}: a PyTorch tensor, whose gradients JAX cannot follow; use rahf.interop.torch.as_torch(critic), or "
+            "give tensor.detach().numpy() as [B,h,w,3]"
+        )
+    if isinstance(pixels, (jax.Array, np.ndarray)):
+        # Not by jnp.asarray alone: without 64 bits it would change int64 before the type is checked.
+        if isinstance(pixels, np.ndarray) and pixels.dtype.itemsize == 8 and pixels.dtype.kind not in "fV":
+            raise ImageError(f"{name} of type {pixels.dtype}; {pixel_range.EXPECTED_TYPES}")
+        if isinstance(pixels, np.ndarray) and pixels.dtype.kind not in "fuibV":
+            raise ImageError(f"{name} of type {pixels.dtype}; {pixel_range.EXPECTED_TYPES}")
+        return jnp.asarray(pixels)
+    raise ArgumentTypeError(
+        f"{name}: expected an array [B,h,w,3] of JAX or NumPy, found {kind.__module__}.{kind.__name__}; "
+        "critic.score(images, prompts) takes paths, encoded images and Pillow images"
+    )

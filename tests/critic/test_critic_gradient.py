@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from rahf.core.errors import ImageError
+from rahf.core.errors import ArgumentTypeError, ImageError
+from rahf.critic import energy
+from rahf.images.pictures import picture
+from rahf.nn import pixels as pixels_lib
 from tests.helpers.critic_maker import PROMPTS
 from tests.helpers.image_maker import smooth
 
@@ -18,7 +22,7 @@ def test_scores_and_heatmaps_as_functions(critic, pictures):
     ids, mask = critic.tokens(PROMPTS[0])
     assert ids.shape == mask.shape == (1, 24) and ids.dtype == np.int32 and mask.dtype == np.bool_
     np.testing.assert_allclose(critic.scores(square[None], ids, mask), expected.scores, atol=1e-6)
-    np.testing.assert_allclose(critic.heatmaps(square[None], ids, mask), expected.heatmaps, atol=1e-6)
+    np.testing.assert_allclose(critic.heatmaps(square[None], ids, mask), expected.heatmaps, atol=1e-5)
     np.testing.assert_allclose(critic.scores(pictures[1][None], ids, mask), expected.scores, atol=1e-6)
     many = np.stack([square, square[::-1]])
     one_by_one = jnp.stack([critic.scores(x, ids, mask) for x in many])
@@ -86,3 +90,59 @@ def test_bad_pixels_of_the_pure_functions(critic):
     message = "pixels: floats from 255 to 255, expected 0..1; pixels in 0..255 given as float"
     with pytest.raises(ImageError, match=message):
         critic.heatmaps(np.full((1, 40, 40, 3), 255.0, np.float32), ids, mask)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (90, 47), (20, 33)])
+def test_bytes_are_the_square_that_the_critic_sees(critic, shape):
+    array = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    square = picture(array, 32, 0).square
+    difference = np.asarray(pixels_lib.unit(jnp.asarray(array)[None], 32)[0]) * 255 - square
+    assert np.abs(difference).max() < 1.01 and np.mean(np.abs(difference) > 0.01) < 0.02  # ties
+    tokens, expected = critic.tokens("a red cat"), critic(array, "a red cat")
+    np.testing.assert_allclose(critic.scores(array, tokens), expected.scores[0], atol=1e-4)
+    np.testing.assert_allclose(critic.heatmaps(array[None], tokens), expected.heatmaps, atol=2e-3)
+
+
+ZEROS = np.zeros((1, 8, 8, 3), np.float32)
+
+
+@pytest.mark.parametrize("pixels, message", [
+    (np.full((1, 8, 8, 3), 40_000, np.uint16), "pixels of type uint16; expected uint8 0..255 or floats"),
+    (np.zeros((1, 8, 8, 3), np.int8), "pixels of type int8; expected"),
+    (np.zeros((1, 8, 8, 3), np.int64), "pixels of type int64; expected"),
+    (np.zeros((1, 8, 8, 3), bool), "pixels of type bool; expected"),
+    (np.full((1, 8, 8, 3), "a"), "pixels of type <U1; expected"),
+    (np.linspace(-1, 1, 192, dtype=np.float32).reshape(1, 8, 8, 3), r"from -1 to 1, expected 0..1; pixels in -1..1\?"),
+    (ZEROS + 1.3, "floats from 1.3 to 1.3, expected 0..1; clip them"),
+    (ZEROS + np.nan, "pixels are not finite"),
+    ([np.zeros((8, 8, 3)), np.zeros((8, 9, 3))], "images of 2 shapes in one list"),
+    ([], "there are none"),
+    ([Image.new("RGB", (8, 8))], r"pixels\[0\]: expected an array .* found PIL.Image.Image; critic.score"),
+    (Image.new("RGB", (8, 8)), "found PIL.Image.Image; critic.score"),
+    ("cat.png", "found builtins.str; critic.score"),
+    (None, "found builtins.NoneType"),
+])  # fmt: skip
+def test_every_way_refuses_the_same_pixels(critic, pixels, message):
+    tokens = critic.tokens("a cat")
+    ways = [
+        lambda x: critic.scores(x, tokens),
+        lambda x: critic.heatmaps(x, tokens),
+        lambda x: critic.reward()(x, tokens),
+        energy.score(critic, "a cat"),
+        energy.heatmap(critic, "a cat"),
+        energy.function(lambda x: x.mean((1, 2, 3))).parts,
+    ]
+    for way in ways:
+        with pytest.raises((ImageError, ArgumentTypeError), match=message):
+            way(pixels)
+
+
+def test_every_way_takes_the_same_pixels(critic):
+    array = smooth(32, 32)
+    tokens, floats = critic.tokens("a cat"), array.astype(np.float32) / 255
+    expected = critic.scores(floats, tokens)
+    for pixels in (array, jnp.asarray(array), floats.astype(np.float64), jnp.asarray(floats), [floats], (array,)):
+        scores = critic.scores(pixels, tokens)
+        np.testing.assert_allclose(scores.reshape(4), expected, atol=1e-5)
+        np.testing.assert_allclose(energy.score(critic, "a cat")(pixels).reshape(()), 1 - expected[3], atol=1e-5)
+    np.testing.assert_allclose(critic.scores(floats * 1.3 - 0.15, tokens).shape, (4,))  # a step of an optimizer

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.image_maker import smooth
 
@@ -61,8 +62,9 @@ def test_types_and_layouts(all_scores, pixels, kind):
     expected = all_scores(reference, PROMPTS)
     expected.sum().backward()
     if kind == "uint8":
-        scores = all_scores((images * 255).round().byte(), PROMPTS)
-        np.testing.assert_allclose(scores, expected.detach(), atol=1e-3)
+        whole = (images * 255).round().byte()  # it becomes the square that the critic sees
+        expected = all_scores.critic(whole.movedim(1, -1), PROMPTS).scores
+        np.testing.assert_allclose(all_scores(whole, PROMPTS), expected, atol=1e-3)
         return
     if kind == "channels_last":
         converted = images.to(memory_format=torch.channels_last)
@@ -144,9 +146,9 @@ def test_bad_input_is_named(tiny_critic, all_scores):
         all_scores(torch.full((1, 3, 8, 8), 255.0), "a cat")
     with pytest.raises(ImageError, match="images: pixels are not finite"):
         all_scores(torch.full((1, 3, 8, 8), float("nan")), "a cat")
-    with pytest.raises(ImageError, match="int64, expected floats"):
+    with pytest.raises(ImageError, match="int64; expected uint8 0..255 or floats"):
         all_scores(torch.zeros(1, 3, 8, 8, dtype=torch.int64), "a cat")
-    with pytest.raises(TypeError, match="expected a tensor, found ndarray"):
+    with pytest.raises(TypeError, match=r"expected a tensor \[B,3,H,W\], found numpy.ndarray"):
         all_scores(np.zeros((1, 3, 8, 8)), "a cat")
     with pytest.raises(ValueError, match="2 images but 1 prompts"):
         all_scores(torch.zeros(2, 3, 8, 8), ["a cat"])
@@ -160,3 +162,32 @@ def test_bad_input_is_named(tiny_critic, all_scores):
         images = torch.zeros(1, 3, 8, 8, requires_grad=True)
         (gradient,) = torch.autograd.grad(all_scores(images, "a cat").sum(), images, create_graph=True)
         gradient.sum().backward()
+
+
+def test_trainers_rewards_check_before_they_clip(tiny_critic):
+    for reward in (interop.policy_reward(tiny_critic), interop.differentiable_reward(tiny_critic)):
+        for images, words in (
+            (torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8), "pixels in -1..1"),
+            (torch.full((1, 3, 8, 8), 200.0), "pixels in 0..255 given as float"),
+            (torch.zeros(1, 8, 8, 3), "channels last"),
+            (torch.zeros(1, 3, 8, 8, dtype=torch.int8), "int8; expected uint8"),
+            ([Image.new("RGB", (8, 8))], "expected a tensor .* found builtins.list"),
+            (np.zeros((1, 3, 8, 8), np.float32), "expected a tensor .* found numpy.ndarray"),
+        ):
+            with pytest.raises((ImageError, TypeError), match=words):
+                reward(images, ["a cat"])
+        images = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+        as_floats = reward(images / 255, ["a cat"])[0]
+        torch.testing.assert_close(reward(images, ["a cat"])[0], as_floats, atol=0.01, rtol=0)
+
+
+def test_tensors_given_to_the_critic_itself(tiny_critic):
+    pixels = torch.rand(2, 9, 8, 3)
+    expected = tiny_critic(pixels.numpy(), "a cat").scores
+    for tensor in (pixels, pixels.clone().requires_grad_(), list(pixels)):
+        np.testing.assert_array_equal(tiny_critic(tensor, "a cat").scores, expected)
+    np.testing.assert_allclose(tiny_critic(pixels.bfloat16(), "a cat").scores, expected, atol=0.02)
+    with pytest.raises(ImageError, match="channels first"):
+        tiny_critic(pixels.movedim(-1, 1), "a cat")
+    with pytest.raises(TypeError, match="a PyTorch tensor, whose gradients JAX cannot follow; use rahf.interop.torch"):
+        tiny_critic.scores(pixels, tiny_critic.tokens("a cat"))
