@@ -123,10 +123,12 @@ def vote_heatmap(clicks: Sequence[Sequence[Point]], width: int, height: int, map
       width, height, map_size: as in `draw_discs`.
 
     Returns:
-      uint8 [h,w]: round(255 * share of annotators who marked the pixel); 0, 85, 170, 255 for three.
+      uint8 [h,w]: round(255 * share of annotators who marked the pixel), at least 1 if any did; 0, 85, 170, 255 for
+      three.
     """
     votes = sum(draw_discs(points, width, height, map_size).astype(np.intp) for points in clicks)
     level = np.round(255 * np.arange(len(clicks) + 1) / len(clicks)).astype(np.uint8)
+    level[1:] = np.maximum(level[1:], 1)  # one of more than 510 annotators is not nobody
     return level[votes]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from rahf.core.batch import HEATMAPS
-from rahf.core.errors import NotFinite
+from rahf.core.errors import DataError, NotFinite
 from rahf.images.resize import resize
 from rahf.metrics.accumulator import Accumulator, weighted_mean
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # whoever only reads an exported model does without
 PER_MAP = ("mse", "cc", "kld", "sim", "nss", "nss_weighted", "nss_majority", "auc_judd")
 #: Epsilon of the MIT saliency benchmark; the default of public rich-feedback code is 1e-8.
 MIT_EPS = 2.2204e-16
+_ROUNDING = 1e-3  # by which values may exceed 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class HeatmapMetrics(Accumulator):
           index: int [B] position in the split; negative for filling, whose maps are ignored.
 
         Raises:
-          ValueError: a prediction that counts is negative or not finite.
+          NotFinite, DataError: as `map_metrics`, for maps that count.
         """
         index, mask = np.asarray(index), np.asarray(mask, bool)
         rows, kinds = np.nonzero(mask & (index >= 0)[:, None])
@@ -139,7 +140,7 @@ def map_metrics(
 
     Args:
       predictions: N maps [h,w] in [0,1] of any float dtype.
-      truths: N maps [H,W], uint8 0..255 or float in [0,1].
+      truths: N maps [H,W], uint8 0..255, bool, or float in [0,1].
       options: variants of the definitions.
       threads: number of threads; None: one per processor that this process may use.
       names: of the maps, for error messages; default "map 0", "map 1", ...
@@ -149,7 +150,8 @@ def map_metrics(
       no pixel reaches one half, auc_judd where every pixel is marked.
 
     Raises:
-      ValueError: a prediction is negative or not finite.
+      NotFinite: a prediction is negative or not finite.
+      DataError: a prediction above 1; a truth of another type, outside of [0,1], or with NaN.
     """
     names = names or [f"map {number}" for number in range(len(predictions))]
     jobs = list(zip(predictions, truths, names))
@@ -181,7 +183,10 @@ def _one_map(prediction: np.ndarray, truth: np.ndarray, name: str, options: Heat
             f"{name}: values from {low} to {high}, expected finite values in [0, 1]; "
             "the parameters have probably diverged"
         )
+    if high > 1 + _ROUNDING:
+        raise DataError(f"{name}: values up to {high:g}, expected [0, 1]; divide by 255 if it is a picture")
     marks = np.ascontiguousarray(truth).ravel()
+    _check_truth(marks, name)
     where = np.flatnonzero(marks)
     # Only marked pixels of the truth matter from here on: everywhere else g is zero.
     g = marks[where] / np.float64(255 if marks.dtype == np.uint8 else 1)
@@ -193,6 +198,19 @@ def _one_map(prediction: np.ndarray, truth: np.ndarray, name: str, options: Heat
     cc, *nss = _cc_and_nss(x, where, g, bool(low == high), options)
     kld, sim = _kld_and_sim(x, where, g, options)
     return [mse, cc, kld, sim, *nss, auc_judd(p[where], np.delete(p, where))]
+
+
+def _check_truth(marks: np.ndarray, name: str) -> None:
+    """Refuses what is neither uint8 0..255 nor bool nor float in [0,1]: NaN would make every metric NaN, and a float
+    map in 0..255 would count 255 times."""
+    if marks.dtype in (np.uint8, np.bool_) or not marks.size:
+        return
+    if marks.dtype.kind != "f":
+        raise DataError(f"{name}: a true map of type {marks.dtype}; expected uint8 0..255 or floats in [0, 1]")
+    low, high = float(marks.min()), float(marks.max())
+    if not (low >= 0 and high <= 1 + _ROUNDING):  # also false for NaN
+        remedy = "divide by 255, or give uint8" if high > 1 else "a map that nobody drew is masked, not NaN"
+        raise DataError(f"{name}: a true map with values from {low:g} to {high:g}, expected [0, 1]; {remedy}")
 
 
 def _cc_and_nss(

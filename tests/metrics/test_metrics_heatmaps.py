@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rahf.core.batch import HEATMAPS
+from rahf.core.errors import DataError
 from rahf.images.resize import resize
 from rahf.metrics.heatmaps import MIT_EPS, PER_MAP, HeatmapMetrics, HeatmapOptions, auc_judd, map_metrics
 
@@ -249,3 +250,26 @@ def test_diverged_prediction_is_named(value):
 def test_other_options_do_not_merge():
     with pytest.raises(ValueError, match="cannot merge"):
         HeatmapMetrics().merge(HeatmapMetrics(HeatmapOptions(sim="minmax")))
+
+
+@pytest.mark.parametrize("truth, words", [
+    (np.array([[0.0, np.nan]]), "b: a true map with values from nan to nan, expected .* masked, not NaN"),
+    (np.array([[0.0, 255.0]], np.float32), "b: a true map with values from 0 to 255, expected .* divide by 255"),
+    (np.array([[-0.5, 0.5]]), "b: a true map with values from -0.5 to 0.5"),
+    (np.array([[0, np.inf]]), "b: a true map with values from 0 to inf"),
+    (np.array([[0, 255]], np.int32), "b: a true map of type int32; expected uint8"),
+    (np.array([[0, 65535]], np.uint16), "b: a true map of type uint16"),
+])  # fmt: skip
+def test_true_maps_of_other_ranges_are_refused(truth, words):
+    prediction = np.array([[0.2, 0.7]])
+    good = np.array([[0, 255]], np.uint8)
+    with pytest.raises(DataError, match=words):
+        map_metrics([prediction, prediction], [good, truth], names=["a", "b"])
+    with pytest.raises(DataError, match="implausibility heatmap: a true map"):
+        metrics = HeatmapMetrics()
+        pair = np.stack([truth, good.astype(truth.dtype)], -1)[None]
+        metrics.update(np.stack([prediction] * 2, -1)[None], pair, np.array([[True, False]]), np.array([4]))
+    bools = map_metrics([prediction], [good > 0])
+    np.testing.assert_allclose(bools, map_metrics([prediction], [good]))
+    with pytest.raises(DataError, match="map 0: values up to 200, expected"):
+        map_metrics([np.array([[0.0, 200.0]])], [good])
