@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from rahf.core.batch import SCORES
 from rahf.scoring import files
 from rahf.scoring.blocks import Block
 from rahf.scoring.records import MAX_IMAGE, ReadOptions, ScoringRecord, records
-from rahf.text.prompts import PromptWarning
+from rahf.text.prompts import collected_notes
 
 
 class ScoredRecord(NamedTuple):
@@ -74,20 +73,9 @@ def image_size(critic: Any) -> int:
 
 def _ask(critic: Any, squares: list, prompts: list[str], batch_size: int) -> tuple[np.ndarray, set[str]]:
     """The scores, and the prompts of which the network does not read the end."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", PromptWarning)
+    with collected_notes() as notes:
         scores = np.asarray(critic(squares, prompts, batch_size=batch_size).scores)
-    cut: set[str] = set()
-    if any(issubclass(warning.category, PromptWarning) for warning in caught):
-        cut = {prompt for prompt in set(prompts) if _is_cut(critic, prompt)}
-    return scores, cut
-
-
-def _is_cut(critic: Any, prompt: str) -> bool:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", PromptWarning)
-        critic.tokens(prompt)
-    return any(issubclass(warning.category, PromptWarning) for warning in caught)
+    return scores, set(notes)
 
 
 def _decoded(

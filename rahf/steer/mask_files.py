@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -85,9 +84,7 @@ def mask_files(
     critic = model if callable(model) else loading.load(model)
     for start in range(0, len(prompted), _BATCH):
         for path, to, data, size, heatmap in _heatmaps(critic, prompted[start : start + _BATCH], column, errors):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", masks.MaskWarning)  # the mask's note says the same
-                mask = masks.from_heatmap(heatmap, size, options)
+            mask = masks.noted_from_heatmap(heatmap, size, options)
             written.append(_write(path, to, data, heatmap, mask, which, latent_grid, overlay))
     if json_file is not None:
         document = [_described(one) for one in written]

@@ -111,6 +111,18 @@ def from_heatmap(
     Warns:
       MaskWarning: the mask covers more than `options.warn_above` of the picture.
     """
+    mask = noted_from_heatmap(heatmap, size, options)
+    if mask.note and not mask.empty:
+        warnings.warn(mask.note, MaskWarning, stacklevel=2)
+    return mask
+
+
+def noted_from_heatmap(
+    heatmap: Real[np.ndarray, "h w"],
+    size: tuple[int, int] | None = None,
+    options: MaskOptions = MaskOptions(),
+) -> Mask:
+    """As `from_heatmap`, without a warning: the mask's note says the same."""
     values = _unit(heatmap)
     size = values.shape if size is None else (int(size[0]), int(size[1]))
     if min(size) < 1:
@@ -132,7 +144,6 @@ def from_heatmap(
         f"the mask covers {mask.coverage:.0%} of the picture, more than {options.warn_above:.0%}: repainting it makes "
         "a new picture; raise the threshold or lower the dilation"
     )
-    warnings.warn(note, MaskWarning, stacklevel=2)
     return mask._replace(note=note)
 
 

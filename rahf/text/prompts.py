@@ -5,8 +5,10 @@ Importable without JAX.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -91,10 +93,32 @@ def encode(prompt: str, config: DataConfig, tokenizer: Tokenizer) -> EncodedProm
     return EncodedPrompt(prompt, words, text.ids, text.mask, target.ids, word_end, notes)
 
 
+_collected: contextvars.ContextVar[dict[str, list[str]] | None] = contextvars.ContextVar("notes", default=None)
+
+
+@contextlib.contextmanager
+def collected_notes() -> Iterator[dict[str, list[str]]]:
+    """Yields a dict that receives the notes of the prompts encoded in this block, by prompt; `warn` then is silent.
+
+    Only this thread is concerned. `warnings.catch_warnings` would change the filters of the whole process, so that
+    threads beside lose their warnings, and filters stay changed.
+    """
+    notes: dict[str, list[str]] = {}
+    token = _collected.set(notes)
+    try:
+        yield notes
+    finally:
+        _collected.reset(token)
+
+
 def warn(texts: Sequence[EncodedPrompt]) -> None:
-    """One `PromptWarning` for all prompts with notes, attributed to the line that called the critic."""
+    """One `PromptWarning` for all prompts with notes, attributed to the line that called the critic; none inside of
+    `collected_notes`."""
     notes = {text.prompt: text.notes for text in texts if text.notes}
-    if notes:
+    collected = _collected.get()
+    if collected is not None:
+        collected.update(notes)
+    elif notes:
         lines = [f"prompt {_start(prompt)}: {'; '.join(lost)}" for prompt, lost in list(notes.items())[:5]]
         more = [f"… and {len(notes) - 5} more prompts"] if len(notes) > 5 else []
         warnings.warn("\n".join([*lines, *more]), PromptWarning, stacklevel=3)

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from rahf.critic import families, loading, provenance
 from rahf.critic.critic import Critic
 from rahf.critic.export import archive, card, functions, read
 from rahf.text import vocabulary
-from rahf.text.prompts import PromptWarning
+from rahf.text.prompts import collected_notes
 
 #: Platforms that a file is exported for by default.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -226,8 +225,7 @@ def _check_outputs(critic: Critic, exported: Critic, name: str, tolerance: float
     side = critic.config.model.image_size
     images = list(stream.integers(0, 256, (3, side, side, 3), np.uint8))
     prompts = ["a", "a red star left of two blue rings", "one picture, made by a machine"]
-    with warnings.catch_warnings():  # a network of short prompts cuts these; the user did not write them
-        warnings.simplefilter("ignore", PromptWarning)
+    with collected_notes():  # a network of short prompts cuts these; the user did not write them
         outputs, expected = exported(images, prompts), critic(images, prompts)
     # An export of scores only lacks fields; a baseline does not predict all scores and heatmaps.
     filled = Prediction(*(b if a is None else a for a, b in zip(tuple(outputs), tuple(expected))))
