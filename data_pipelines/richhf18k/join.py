@@ -20,7 +20,7 @@ from data_pipelines.prepare.stored_images import SUFFIXES, storable
 from data_pipelines.richhf18k import captions as captions_lib
 from data_pipelines.store.layout import contents
 from rahf.core.errors import DatasetError, ImageError
-from rahf.core.files import check_not_lfs_pointer
+from rahf.core.files import check_not_lfs_pointer, read_regular
 
 _FILES_PER_UNIT = 1000
 _UID_ROWS = 4096  # rows of short text read at a time
@@ -142,7 +142,7 @@ class _Unreadable(Exception):
 def _from_folder(unit: Unit) -> Iterator[tuple[str, bytes, str | None]]:
     for name in unit.files:
         try:
-            data = pathlib.Path(unit.path, name).read_bytes()
+            data = read_regular(pathlib.Path(unit.path, name))
         except OSError:
             data = b""  # it is then counted as undecodable
         yield pathlib.PurePosixPath(name).stem, data, None

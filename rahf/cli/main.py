@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from rahf.cli import COMMANDS
+from rahf.cli import COMMANDS, interrupt
 from rahf.cli.parsing import Formatter
 from rahf.core import compile_cache, exit_codes, former_names, process
 from rahf.core.errors import RahfError
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (None: this program's own) and returns its exit code."""
     if arguments is None and sys.argv[1:2] in (["demo"], ["train"], ["evaluate"]):
         process.restart()  # with the allocator settings that long computations need
+    if arguments is None:
+        interrupt.watch()
     try:
         try:
             return _run(arguments)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rahf.core import tree
-from rahf.core.files import write_atomically
+from rahf.core.files import read_regular_text, write_atomically
 
 MODEL_FILE, START_FILE = "model.json", "start.json"
 UNKNOWN = "unknown"
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 def folder_license(folder: pathlib.Path) -> str:
     """The license in the model card (`README.md`) of a folder in the layout of the Hugging Face hub, or "unknown"."""
     try:
-        card = (folder / "README.md").read_text(encoding="utf-8")
+        card = read_regular_text(folder / "README.md")
     except (OSError, UnicodeDecodeError):
         return UNKNOWN
     front_matter = _FRONT_MATTER.search(card)
@@ -137,7 +137,7 @@ def _row(kind: str, part: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _read_record(file: pathlib.Path) -> dict[str, Any]:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(read_regular_text(file))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):

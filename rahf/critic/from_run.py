@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from rahf.core import errors, licenses
+from rahf.core.files import read_regular
 from rahf.critic import families, provenance
 from rahf.critic.critic import Critic
 from rahf.critic.networks import build
@@ -42,7 +43,7 @@ def load(path: str | os.PathLike, *, dtype: Any = None, name_from_config: bool =
 def _quantiles(run: pathlib.Path) -> Quantiles | None:
     file = run / provenance.QUANTILES_FILE
     try:
-        return Quantiles.from_json(file.read_bytes())
+        return Quantiles.from_json(read_regular(file))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

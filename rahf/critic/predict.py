@@ -17,7 +17,7 @@ from rahf.core import exit_codes
 from rahf.core import names as names_lib
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import ArgumentError, ImageError
-from rahf.core.files import write_atomically
+from rahf.core.files import open_regular, write_atomically
 from rahf.critic import drawing, loading
 from rahf.critic.feedback import Feedback, png
 from rahf.critic.provenance import Provenance
@@ -212,7 +212,7 @@ def _sidecar(path: str) -> pathlib.Path | None:
 
 
 def _read_text(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = file.read(_MAX_PROMPT_BYTES + 1)
     if len(data) > _MAX_PROMPT_BYTES:
         raise ArgumentError(f"{path}: more than {_MAX_PROMPT_BYTES} bytes, too long for prompts")

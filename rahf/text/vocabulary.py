@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 
 from rahf.core.errors import TokenizerError, VocabularyMissing
+from rahf.core.files import read_regular
 from rahf.text.byte_pairs import END, PIECES, START, WORD_END, BytePairs
 from rahf.text.clip import ClipTokenizer
 from rahf.text.tokenizer import EOS_ID, PAD_ID, UNK_ID, Tokenizer
@@ -124,7 +125,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
         return load_clip_tokenizer(path)
     if not os.path.exists(path):
         raise VocabularyMissing(f"{os.fspath(path)}: no such vocabulary; expected a SentencePiece model or CLIP's JSON")
-    return tokenizer_from_bytes(pathlib.Path(path).read_bytes(), str(path))
+    return tokenizer_from_bytes(read_regular(path), str(path))
 
 
 def tokenizer_from_bytes(model: bytes, source: str = "bytes") -> Tokenizer:

@@ -23,6 +23,7 @@ from flax import nnx
 from rahf import config as config_lib
 from rahf.config import Config
 from rahf.core.errors import ArgumentError, CheckpointError
+from rahf.core.files import read_regular_text
 from rahf.nn import functional
 from rahf.text import Tokenizer, load_tokenizer
 from rahf.training import run_folder
@@ -97,7 +98,7 @@ def find(path: str | os.PathLike, dtype: Any = None) -> SavedModel:
 
 def _config(file: pathlib.Path, dtype: Any) -> Config:
     try:
-        config = config_lib.from_json(file.read_text(), where=str(file))
+        config = config_lib.from_json(read_regular_text(file), where=str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise config_lib.ConfigError(f"{file}: cannot be read ({error})") from error
     if dtype is None:

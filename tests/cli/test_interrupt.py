@@ -1,0 +1,50 @@
+"""A signal ends a command, also one that does not react to it."""
+
+import signal
+import threading
+
+import pytest
+
+from rahf.cli import interrupt
+
+
+@pytest.fixture
+def ended():
+    """Exit codes with which the process would have ended, and an event for the first."""
+    codes, happened = [], threading.Event()
+
+    def end(code: int) -> None:
+        codes.append(code)
+        happened.set()
+
+    stop = interrupt.watch(0.01, end)
+    yield codes, happened
+    stop()
+
+
+def test_a_command_that_does_not_end_is_ended(ended):
+    codes, happened = ended
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert happened.wait(20) and codes == [130]
+
+
+def test_a_command_that_ends_by_itself_is_not():
+    codes = []
+    stop = interrupt.watch(600, codes.append)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    stop()
+    assert codes == []
+
+
+def test_a_run_that_saves_has_until_the_second_signal(ended):
+    codes, happened = ended
+    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        signal.raise_signal(signal.SIGINT)
+        assert not happened.wait(0.2) and codes == []
+        signal.raise_signal(signal.SIGINT)
+        assert happened.wait(20) and codes == [130]
+    finally:
+        signal.signal(signal.SIGINT, previous)
