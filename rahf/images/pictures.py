@@ -18,7 +18,7 @@ from rahf.core.errors import ImageError
 from rahf.images import decode
 
 if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
-    from jaxtyping import Real, UInt8
+    from jaxtyping import UInt8
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 _SHOWN = 1024  # longest side of the copy for display, in pixels
@@ -107,7 +107,7 @@ def as_array(source: Any, name: str) -> np.ndarray:
         ) from error
 
 
-def eight_bit(array: Real[np.ndarray, "*s"], name: str) -> UInt8[np.ndarray, "*s"]:
+def eight_bit(array: np.ndarray, name: str) -> UInt8[np.ndarray, "*s"]:
     """Pixels of any shape as uint8; floats in [0,1] are rounded.
 
     Raises:
