@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rahf.config.model import FamilyConfig
 from rahf.config.schema import Config
-from rahf.core import hub
+from rahf.core import hub, shipped
 from rahf.core.errors import ArgumentError, ConfigError
 from rahf.critic import loading
 
@@ -99,8 +99,9 @@ def load(path: str | os.PathLike, *, revision: str | None = None, **options: Any
 
     Args:
       path: a run directory (its best checkpoint, else the newest), one checkpoint of it
-        (`RUN/checkpoints/latest/1000`), a file of `rahf export`, or the id of a Hugging Face repository that holds
-        a run directory or one exported file ("owner/name"; downloaded once). A local path that exists always wins.
+        (`RUN/checkpoints/latest/1000`), a file of `rahf export`, the name of a model that comes with rahf ("lite"), or
+        the id of a Hugging Face repository that holds a run directory or one exported file ("owner/name"; downloaded
+        once). A local path that exists always wins.
       revision: branch, tag or commit of the repository; None: its main branch.
       options: of the family's loader. A critic takes `dtype`: "float32" or "bfloat16" to compute in.
 
@@ -112,6 +113,7 @@ def load(path: str | os.PathLike, *, revision: str | None = None, **options: Any
       ConfigError: its `config.json` cannot be read, or is of a family that is not registered.
       ArgumentError: an option with a value that it cannot have.
     """
+    path = shipped.resolve(path)
     downloaded = hub.is_id(path, revision)
     local = hub.download(str(path), revision) if downloaded else path
     if loading.is_exported(local):

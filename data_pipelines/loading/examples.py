@@ -44,6 +44,7 @@ def example(
     tokenizer: Tokenizer,
     rng: np.random.Generator | None = None,
     decode_square: DecodeSquare = decode_square,
+    pixels: bool = True,
 ) -> Batch:
     """Decodes, augments and tokenizes one record.
 
@@ -55,6 +56,7 @@ def example(
       tokenizer: the vocabulary.
       rng: randomness of the augmentations; None, or `config.augment` None: no augmentation.
       decode_square: how the image becomes a square.
+      pixels: False: the image is not decoded, and is one black pixel in the example.
 
     Returns:
       The fields of a `Batch` without the batch axis. A missing label is 0, and its mask is False. Words beyond
@@ -73,8 +75,8 @@ def example(
     box = images.FULL
     if augment is not None:
         box = transforms.random_box(augment, rng, [values for values in maps if values is not None])
-    image = decode_square(record.image, image_size, box)
-    if augment is not None:
+    image = decode_square(record.image, image_size, box) if pixels else np.zeros((1, 1, 3), np.uint8)
+    if augment is not None and pixels:
         image = transforms.random_colours(image, augment, rng)
     heatmaps = np.zeros((image_size, image_size, len(HEATMAPS)), np.uint8)
     for channel, values in enumerate(maps):
@@ -155,8 +157,9 @@ class ExampleMaker:
         seed: int | None = None,
         records: int = 0,
         decode_square: DecodeSquare = decode_square,
+        pixels: bool = True,
     ):
-        self.config, self.image_size, self.tokenizer = config, image_size, tokenizer
+        self.config, self.image_size, self.tokenizer, self.pixels = config, image_size, tokenizer, pixels
         self.where, self.seed, self.records, self.decode_square = where, seed, records, decode_square
 
     def __call__(self, position: int, numbered: tuple[int, Record]) -> Batch:
@@ -165,7 +168,9 @@ class ExampleMaker:
         if self.seed is not None:
             rng = np.random.default_rng((self.seed % 2**32, position // self.records, index))
         try:
-            return example(record, index, self.config, self.image_size, self.tokenizer, rng, self.decode_square)
+            return example(
+                record, index, self.config, self.image_size, self.tokenizer, rng, self.decode_square, self.pixels
+            )
         except ValueError as error:
             raise DataError(
                 f"{self.where}, record {index} (uid {record.uid!r}): {error}; prepare the data again"

@@ -50,6 +50,7 @@ def train_loader(
     process_index: int = 0,
     process_count: int = 1,
     source: RecordSequence | None = None,
+    pixels: bool = True,
 ) -> TrainLoader:
     """An endless iterator of training batches, shuffled anew each epoch.
 
@@ -62,6 +63,7 @@ def train_loader(
       process_index, process_count: this JAX process. It yields its part of each global batch; the parts of all
         processes, in their order, are the batch that one process alone would yield.
       source: records to use in place of split `config.train_split` of `config.path`.
+      pixels: False: images are not decoded; see `data_pipelines.loading.examples.example`.
 
     Raises:
       data_pipelines.store.DatasetError: no such dataset or split.
@@ -69,7 +71,7 @@ def train_loader(
       ConfigError: a batch size or range of the config that cannot work.
     """
     source = store.open_split(config.path, config.train_split) if source is None else source
-    return TrainLoader(config, image_size, tokenizer, seed, process_index, process_count, source)
+    return TrainLoader(config, image_size, tokenizer, seed, process_index, process_count, source, pixels)
 
 
 class TrainLoader:
@@ -84,6 +86,7 @@ class TrainLoader:
         process_index: int,
         process_count: int,
         source: RecordSequence,
+        pixels: bool = True,
     ):
         if config.workers < 0:
             raise ConfigError(f"data.workers: expected 0 or more, found {config.workers}")
@@ -95,7 +98,7 @@ class TrainLoader:
         if not len(source):
             raise DataError(f"{where}: no records")
         self._identity = {"seed": int(seed), "records": len(source), "fingerprint": _fingerprint(source)}
-        self._maker = ExampleMaker(config, image_size, tokenizer, where, seed, len(source))
+        self._maker = ExampleMaker(config, image_size, tokenizer, where, seed, len(source), pixels=pixels)
         self._version = _STATE_VERSION
         self._shuffle_seed = int(np.random.SeedSequence([seed % 2**32]).generate_state(1)[0])
         self._source, self._where = worker.LoggedSource(Numbered(source)), where

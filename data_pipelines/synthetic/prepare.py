@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
 import tempfile
@@ -17,6 +14,7 @@ from typing import BinaryIO
 import rich.console
 
 from data_pipelines import store
+from data_pipelines.prepare.processes import mapper
 from data_pipelines.prepare.progress import progress_bars
 from data_pipelines.store.records import Record
 from data_pipelines.synthetic.language import SPLITS
@@ -81,7 +79,7 @@ def prepare(
         total, drawn = sum(counts.values()), itertools.count(1)
         advance = lambda: bars("drawing scenes", next(drawn), total)  # noqa: E731
         truths = {name: stack.enter_context(tempfile.TemporaryFile()) for name in counts}
-        make = stack.enter_context(_maker(workers))
+        make = stack.enter_context(mapper(_make_chunk, workers))
         jobs = {name: _jobs(seed, name, count, size) for name, count in counts.items()}
         return store.write_dataset(
             out,
@@ -142,33 +140,6 @@ def _make_chunk(job: tuple[int, str, int, int, int]) -> list[tuple[Record, bytes
         line = json.dumps(one.truth(), separators=(",", ":")) + "\n"
         chunk.append((record(one), line.encode()))
     return chunk
-
-
-_Make = Callable[[Iterator[tuple[int, str, int, int, int]]], Iterator[list[tuple[Record, bytes]]]]
-
-
-@contextlib.contextmanager
-def _maker(workers: int) -> Iterator[_Make]:
-    """Yields a function that does jobs in order, in this process or in `workers` others."""
-    if not workers:
-        yield lambda jobs: map(_make_chunk, jobs)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-
-        def make(jobs):
-            waiting = collections.deque()  # bounded: otherwise a slow disk lets it fill the memory
-            for job in jobs:
-                waiting.append(pool.submit(_make_chunk, job))
-                if len(waiting) > 3 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-
-        try:
-            yield make
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _records(

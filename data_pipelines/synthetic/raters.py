@@ -54,32 +54,34 @@ def annotate(
     boxes: Sequence[Box],
     word_labels: Sequence[int],
     quality: Sequence[float],
+    aspect: float = 1.0,
 ) -> tuple[RawAnnotation, ...]:
     """The annotations of a scene by three annotators of the pool.
 
     Args:
       rng: source of randomness.
-      side: of the picture in pixels.
+      side: height of the picture in pixels.
       damages: damaged regions.
-      boxes: misaligned places, as shares of the side.
+      boxes: misaligned places, as shares of the height.
       word_labels: true labels.
       quality: true qualities in [0,1], in order of `SCORES`.
+      aspect: width divided by height. Places are shares of the height in both directions.
 
     Returns:
       Their annotations; points in pixels of the picture.
     """
     chosen = rng.choice(POOL, PER_SCENE, replace=False)
-    return tuple(_judge(raters()[i], rng, side, damages, boxes, word_labels, quality) for i in chosen)
+    return tuple(_judge(raters()[i], rng, side, damages, boxes, word_labels, quality, aspect) for i in chosen)
 
 
-def _judge(rater, rng, side, damages, boxes, word_labels, quality) -> RawAnnotation:
+def _judge(rater, rng, side, damages, boxes, word_labels, quality, aspect) -> RawAnnotation:
     implausible: list[tuple[float, float]] = []
     for damage in damages:
         missed = (0.02 + 0.35 * math.exp(-(damage.visibility - VISIBLE) / 0.04)) / rater.care
         if rng.random() >= missed:
             implausible += _spread(rater, rng, damage)
     if rng.random() < rater.stray:
-        implausible.append(tuple(rng.random(2)))
+        implausible.append(tuple(rng.random(2) * (aspect, 1.0)))
     misaligned: list[tuple[float, float]] = []
     for x0, y0, x1, y1 in boxes:
         if rng.random() >= 0.08 / rater.care:
@@ -94,8 +96,8 @@ def _judge(rater, rng, side, damages, boxes, word_labels, quality) -> RawAnnotat
     steps = np.round(felt + rng.normal(0, rater.noise, len(SCORES)))
     scores = np.clip(steps, LOWEST, HIGHEST).astype(np.int64)
     return RawAnnotation(
-        points_implausible=_pixels(implausible, side),
-        points_misaligned=_pixels(misaligned, side),
+        points_implausible=_pixels(implausible, side, aspect),
+        points_misaligned=_pixels(misaligned, side, aspect),
         scores=dict(zip(SCORES, scores.tolist())),
         word_labels=tuple(words.tolist()),
     )
@@ -112,6 +114,6 @@ def _spread(rater: Rater, rng: np.random.Generator, damage: Damage) -> list[tupl
     return list(zip(x.tolist(), y.tolist()))
 
 
-def _pixels(points: Sequence[tuple[float, float]], side: int) -> tuple[tuple[float, float], ...]:
+def _pixels(points: Sequence[tuple[float, float]], side: int, aspect: float) -> tuple[tuple[float, float], ...]:
     """Points in pixels, clipped to the picture, rounded to one decimal."""
-    return tuple((round(min(max(x, 0.0), 1.0) * side, 1), round(min(max(y, 0.0), 1.0) * side, 1)) for x, y in points)
+    return tuple((round(min(max(x, 0.0), aspect) * side, 1), round(min(max(y, 0.0), 1.0) * side, 1)) for x, y in points)

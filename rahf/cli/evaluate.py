@@ -15,7 +15,9 @@ def add(commands) -> None:
         run,
         "measure a model on a split, with intervals, baseline and an HTML report",
     )
-    parser.add_argument("model", help="run directory, checkpoint directory, exported file or hub id")
+    parser.add_argument(
+        "model", help="run directory, checkpoint directory, exported file, name of a shipped model, or hub id"
+    )
     parser.add_argument("--data", default=None, help="prepared dataset (default: the one it was trained on)")
     parser.add_argument("--split", default="test", help="split to evaluate")
     parser.add_argument(

@@ -21,7 +21,9 @@ Examples:
 def add(commands) -> None:
     """Adds the command and its options."""
     parser = command(commands, "mask", run, "draw masks of what should be repainted, for inpainting", _DESCRIPTION)
-    parser.add_argument("model", help="run directory, checkpoint directory, exported file or hub id")
+    parser.add_argument(
+        "model", help="run directory, checkpoint directory, exported file, name of a shipped model, or hub id"
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, WebP, … of any size")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", default=None, help="of all pictures (default: IMAGE's .txt file beside it)")

@@ -16,7 +16,9 @@ def add(commands) -> None:
         "give feedback on pictures: overlays, JSON, summary",
         'Example: rahf predict runs/demo picture.png --prompt "two red stars above a blue ring"',
     )
-    parser.add_argument("model", help="run directory, checkpoint directory, exported file or hub id")
+    parser.add_argument(
+        "model", help="run directory, checkpoint directory, exported file, name of a shipped model, or hub id"
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, WebP, … of any size")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(

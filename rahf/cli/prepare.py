@@ -43,6 +43,7 @@ def add(commands) -> None:
         "--tokenizer", default=None, help="SentencePiece model to put beside the data (default: learn one)"
     )
     _add_feedback(kinds)
+    _add_planted(kinds)
 
 
 def _add_feedback(kinds) -> None:
@@ -73,6 +74,52 @@ def _add_feedback(kinds) -> None:
         parser.add_argument(
             f"--{split}", type=float, default=0.1, metavar="SHARE", help=f"share of the prompts that go to {split}"
         )
+
+
+def _add_planted(kinds) -> None:
+    parser = command(
+        kinds,
+        "planted",
+        planted,
+        "plant damage with exactly known places on good pictures of your own",
+        "Takes clean photographs, or a generator's own good pictures, with their prompts: a.txt beside a.jpg, or a\n"
+        "file of captions. Damages them, makes some prompts untrue, and lets three simulated annotators rate them.\n"
+        "Look at OUT/sheet.png. Example: rahf prepare planted --images photos --out data/planted --copies 4",
+    )
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder of pictures")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
+    parser.add_argument("--captions", default=None, metavar="FILE", help="prompts by name of the picture")
+    parser.add_argument("--copies", type=int, default=1, metavar="N", help="examples per picture")
+    parser.add_argument("--size", type=int, default=512, help="longer side of the stored pictures in pixels")
+    parser.add_argument("--crop", action="store_true", help="random squares of pictures without a prompt")
+    parser.add_argument("--exact", action="store_true", help="maps are the exact masks, not the annotators' marks")
+    parser.add_argument("--default-prompt", default="a photo", help="of pictures without one")
+    parser.add_argument("--seed", type=int, default=0, help="of all randomness")
+    parser.add_argument("--tokenizer", default=None, help="SentencePiece model (default: learn one)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    for split in ("dev", "test"):
+        parser.add_argument(
+            f"--{split}", type=float, default=0.1, metavar="SHARE", help=f"of the pictures, for {split}"
+        )
+
+
+def planted(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from data_pipelines.planted import prepare
+    from data_pipelines.planted.example import Options
+
+    prepare.prepare(
+        args.images,
+        args.out,
+        captions=args.captions,
+        copies=args.copies,
+        options=Options(args.size, args.crop, args.exact, args.default_prompt, args.seed),
+        dev=args.dev,
+        test=args.test,
+        tokenizer=args.tokenizer,
+        workers=args.workers if args.workers > 1 else 0,
+    )
+    return 0
 
 
 def synthetic(args: argparse.Namespace) -> int:

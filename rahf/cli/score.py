@@ -23,7 +23,9 @@ Examples:
 def add(commands) -> None:
     """Adds the command and its options."""
     parser = command(commands, "score", run, "score very many pictures, here or on a Ray cluster", _DESCRIPTION)
-    parser.add_argument("model", help="run directory, checkpoint directory, exported file or hub id")
+    parser.add_argument(
+        "model", help="run directory, checkpoint directory, exported file, name of a shipped model, or hub id"
+    )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, URLs or patterns")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder or URL for the parquet files")
     parser.add_argument("--runner", choices=("local", "ray"), default="local", help="ray needs pip install rahf[ray]")

@@ -26,7 +26,9 @@ Example: keep the best of each prompt, if it is clearly better than the second a
 def add(commands) -> None:
     """Adds the command and its options."""
     parser = command(commands, "select", run, "choose the best of many candidates, with reasons", _DESCRIPTION)
-    parser.add_argument("model", help="run directory, checkpoint directory, exported file or hub id")
+    parser.add_argument(
+        "model", help="run directory, checkpoint directory, exported file, name of a shipped model, or hub id"
+    )
     parser.add_argument("candidates", metavar="CANDIDATES.jsonl", help="images, prompts and groups")
     parser.add_argument("--out", required=True, metavar="MANIFEST.jsonl", help="all candidates, scores and reasons")
     parser.add_argument("--chosen", default=None, metavar="FILE.jsonl", help="also write the chosen lines, unchanged")

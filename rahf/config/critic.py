@@ -10,7 +10,7 @@ from rahf.config.model import ImageModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Vision transformer (Dosovitskiy et al. 2021), pre-norm, learned position embeddings."""
+    """Vision transformer (Dosovitskiy et al. 2021), pre-norm, learned or rotary positions."""
 
     patch_size: int = 16
     width: int = 768
@@ -22,9 +22,12 @@ class ViTConfig:
     stem: tuple[int, ...] = ()  # widths of stride-2 3x3 convolutions before the patch embedding
     stem_blocks: int = 0  # residual 3x3 convolutions behind each of them
     dropout: float = 0.0
-    activation: Literal["gelu", "gelu-tanh", "quick-gelu"] = "gelu"  # SigLIP: tanh; CLIP: quick, x sigmoid(1.702 x)
-    layer_scale: bool = False  # a learned factor per channel on each residual branch (DINOv2)
+    activation: Literal["gelu", "gelu-tanh", "quick-gelu", "silu"] = "gelu"  # SigLIP: tanh; CLIP: x sigmoid(1.702 x)
+    layer_scale: bool = False  # a learned factor per channel on each residual branch (DINOv2, DINOv3)
     pre_norm: bool = False  # one more layer normalization in front of the first layer (CLIP)
+    registers: int = 0  # learned tokens between the class token and the patches, dropped before the heads (DINOv3)
+    rope_theta: float = 0.0  # base of rotary positions of the patches (DINOv3: 100); 0: learned position embeddings
+    gated_mlp: bool = False  # down(activation(gate(x)) · up(x)) (DINOv3 huge and larger)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,25 @@ class ResNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EfficientNetConfig:
+    """EfficientNet-Lite (Tan & Le 2019, without squeeze and excitation, ReLU6). Defaults: Lite0."""
+
+    stem_width: int = 32
+    widths: tuple[int, ...] = (16, 24, 40, 80, 112, 192, 320)  # of the seven stages' outputs
+    depths: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNextConfig:
+    """ConvNeXt (Liu et al. 2022). Defaults: ConvNeXt tiny."""
+
+    patch_size: int = 4  # side of the first stage's patches; every later stage halves the side
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    depths: tuple[int, ...] = (3, 3, 9, 3)
+    layer_scale: bool = True  # a learned factor per channel on each residual branch
+
+
+@dataclasses.dataclass(frozen=True)
 class ClipTextConfig:
     """Causal text tower of CLIP (Radford et al. 2021). Defaults: ViT-B/32's."""
 
@@ -118,7 +140,13 @@ class CriticConfig(ImageModelConfig):
     variant: Literal["multi-head", "augmented-prompt"] = "multi-head"  # a head per label, or per type, told by a prefix
     tasks_per_example: int = 1  # augmented-prompt: how many of the 7 tasks a training step gives to each example
     task_ids: tuple[tuple[int, ...], ...] = ()  # augmented-prompt: the prefixes' pieces; filled in when a run starts
+    tower: Literal["vit", "efficientnet", "resnet", "convnext"] = "vit"  # sees the image; described by its field here
     vit: ViTConfig = ViTConfig()
+    efficientnet: EfficientNetConfig = EfficientNetConfig()
+    resnet: ResNetConfig = ResNetConfig()
+    convnext: ConvNextConfig = ConvNextConfig()
+    finest_skip: int = 4  # towers that convolve: stride of the finest map that the heads see
+    folded_maps: int = 0  # how many still finer maps are folded into its channels, 2x2 pixels of the next one into four
     t5: T5Config = T5Config()
     heatmap_head: HeatmapHeadConfig = HeatmapHeadConfig()
     score_head: ScoreHeadConfig = ScoreHeadConfig()

@@ -109,7 +109,7 @@ class StartConfig:
     and what was left random is written to `start.json` in the run directory.
     """
 
-    vision: str = ""  # image tower: google/vit-*, SigLIP, SigLIP 2, DINOv2
+    vision: str = ""  # image tower: google/vit-*, SigLIP, SigLIP 2, DINOv2; or that of model.tower
     text: str = ""  # T5 v1.0, v1.1 or Flan
     vision_revision: str = ""  # branch, tag or commit on the hub; empty: its main branch
     text_revision: str = ""
@@ -123,6 +123,7 @@ class TrainConfig:
 
     steps: int = 20_000
     seed: int = 0
+    cache_tower: bool = False  # keep a frozen tower's outputs on disk (without augmentation): trains in minutes
     accumulate: int = 1  # parts of a batch, one after the other: as much less memory, the same gradient
     log_every: int = 50
     eval_every: int = 1000  # 0: only at the end

@@ -7,7 +7,7 @@ import pathlib
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from rahf.core import hub
+from rahf.core import hub, shipped
 
 if TYPE_CHECKING:
     from rahf.critic.critic import Critic
@@ -18,8 +18,9 @@ def load(path: str | os.PathLike, *, dtype: Any = None, revision: str | None = N
 
     Args:
       path: a run directory (its best checkpoint, else the newest), one checkpoint of it
-        (`RUN/checkpoints/latest/1000`), a file of `rahf export`, or the id of a Hugging Face repository that holds
-        a run directory or one exported file ("owner/name"; downloaded once). A local path that exists always wins.
+        (`RUN/checkpoints/latest/1000`), a file of `rahf export`, the name of a model that comes with rahf ("lite"), or
+        the id of a Hugging Face repository that holds a run directory or one exported file ("owner/name"; downloaded
+        once). A local path that exists always wins.
       dtype: "float32" or "bfloat16" to compute in; None: as it was trained. Parameters stay float32. An
         exported file computes as it was exported.
       revision: branch, tag or commit of the repository; None: its main branch.
@@ -31,6 +32,7 @@ def load(path: str | os.PathLike, *, dtype: Any = None, revision: str | None = N
       rahf.config.ConfigError: `config.json` has an unknown field.
       ValueError: another dtype, or a revision of a local path.
     """
+    path = shipped.resolve(path)
     downloaded = hub.is_id(path, revision)
     local = hub.download(str(path), revision) if downloaded else path
     return load_local(local, dtype=dtype, downloaded=downloaded)

@@ -10,17 +10,18 @@ from flax import nnx
 
 from data_pipelines import store
 from data_pipelines.loading.labels import Labels
+from data_pipelines.loading.loader import train_loader
 from rahf.config import Config, CriticConfig
 from rahf.core.batch import Batch
 from rahf.core.tree import Params
-from rahf.critic import families, label_prompts, losses
+from rahf.critic import families, label_prompts, losses, tower_cache
 from rahf.critic import start as start_lib
 from rahf.critic.evaluation.evaluator import CriticEvaluation, CriticEvaluator, metric_names, summary_line
 from rahf.critic.networks import build
 from rahf.critic.networks.augmented_prompt import AugmentedRahf
 from rahf.text import Tokenizer
 from rahf.training.record_task import RecordTask
-from rahf.training.task import Loss, Start
+from rahf.training.task import Loader, Loss, Start
 
 
 class CriticTask(RecordTask):
@@ -38,6 +39,9 @@ class CriticTask(RecordTask):
         """
         super().__init__(config if tokenizer is None else label_prompts.resolve(config, tokenizer), tokenizer)
         losses.check(self.config)
+        self.cache: tower_cache.TowerCache | None = None
+        if config.train.cache_tower:
+            tower_cache.check(config)
         self.suffix_id = None if tokenizer is None else tokenizer.suffix_ids[0]
         self.outputs = families.outputs(config.model)
         self.tags = config.model.t5.vocab_size if getattr(config.model, "tag_head", False) else None
@@ -57,6 +61,21 @@ class CriticTask(RecordTask):
 
     def start(self, shapes: Params) -> Start:
         return start_lib.load(self.config, shapes)
+
+    def train_loader(self) -> Loader:
+        if not self.config.train.cache_tower:
+            return super().train_loader()
+        data, model = self.config.data, self.config.model
+        source = store.open_split(data.path, data.train_split)
+        loader = train_loader(
+            data, model.image_size, self.tokenizer, self.config.train.seed, source=source, pixels=False
+        )
+        self.cache = tower_cache.TowerCache(self.config, source, loader.get_state()["fingerprint"])
+        return tower_cache.CachedLoader(loader, self.cache)
+
+    def before_steps(self, graphdef: nnx.GraphDef, params: Params, say: Callable[[str], None]) -> None:
+        if self.cache is not None:
+            self.cache.fill(graphdef, params, say)
 
     def prepare_batch(self, batch: Batch) -> Batch:
         return self.outputs.narrow(batch)

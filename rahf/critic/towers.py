@@ -10,7 +10,7 @@ from rahf.core import licenses
 from rahf.core.errors import PretrainedError
 from rahf.critic.networks import build
 from rahf.nn import functional
-from rahf.pretrained import clip, resnet, source, t5, vision
+from rahf.pretrained import clip, convnext, efficientnet, resnet, source, t5, vision
 from rahf.pretrained.source import WeightsSource
 
 
@@ -49,9 +49,12 @@ def load_towers(
     params: functional.Params = {}
     record: dict[str, dict[str, Any]] = {}
     if vision:
-        weights = source.locate(vision, vision_revision)
-        tower = {"vit": load_image_tower(weights, config)}
-        record["vision"] = _record(weights, tower) | {"positions": _interpolated(weights, config)}
+        if config.tower == "vit":
+            weights = source.locate(vision, vision_revision)
+            tower = {"vit": load_image_tower(weights, config)}
+            record["vision"] = _record(weights, tower) | {"positions": _interpolated(weights, config)}
+        else:
+            tower, record["vision"] = _convolutional_tower(config, vision, vision_revision)
         params |= tower
     if text:
         weights = source.locate(text, text_revision)
@@ -63,6 +66,30 @@ def load_towers(
     if lines:
         raise PretrainedError("the towers do not fit the network:\n  " + "\n  ".join(lines))
     return params, record
+
+
+def _convolutional_tower(
+    config: CriticConfig, name: str | os.PathLike | WeightsSource, revision: str | None
+) -> tuple[functional.Params, dict[str, Any]]:
+    """Reads a tower that convolves; its parameters as `tower`, and what to write down of it."""
+    if config.tower == "efficientnet":
+        if revision is not None:
+            raise PretrainedError(f"{name}: a revision ({revision}) has a meaning for hub ids only, not for packages")
+        weights = efficientnet.locate_efficientnet(name)
+        published = efficientnet.published_efficientnet(weights)
+        params = efficientnet.load_efficientnet(weights, config.efficientnet)
+    elif config.tower == "resnet":
+        weights = resnet.locate_resnet(name, revision)
+        published, params = resnet.published_resnet(weights), resnet.load_resnet(weights, config.resnet)
+    else:
+        weights = source.locate(name, revision)
+        published, params = convnext.published_convnext(weights), convnext.load_convnext(weights, config.convnext)
+    source.check_normalisation(weights, published, config)
+    tower = {"tower": params}
+    record = _record(weights, tower) | {"positions": None}
+    if config.tower == "efficientnet" and efficientnet.is_package(weights.name):
+        record["license"] = efficientnet.LICENSE
+    return tower, record
 
 
 def load_image_tower(
@@ -115,8 +142,9 @@ def _record(weights: WeightsSource, params: functional.Params) -> dict[str, Any]
 
 def _interpolated(weights: WeightsSource, config: FamilyConfig) -> dict[str, Any] | None:
     """From which grid of patches the position embeddings were interpolated to which; None if they were not."""
-    patch = config.vit.patch_size
-    grids = vision.published_vision(weights).image_size // patch, config.image_size // patch
-    if grids[0] == grids[1]:
+    patch, published = config.vit.patch_size, vision.published_vision(weights)
+    grids = published.image_size // patch, config.image_size // patch
+    if grids[0] == grids[1] or config.vit.rope_theta:  # rotary positions fit any grid
         return None
-    return {"from": [grids[0]] * 2, "to": [grids[1]] * 2, "interpolation": "bicubic"}
+    interpolation = "antialiased bilinear" if published.antialias else "bicubic"
+    return {"from": [grids[0]] * 2, "to": [grids[1]] * 2, "interpolation": interpolation}

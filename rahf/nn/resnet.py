@@ -77,14 +77,20 @@ class ResNet(nnx.Module):
                 inputs = outputs
 
     def __call__(self, image: Float[Array, "b s s 3"]) -> Float[Array, "b h w c"]:
-        x = jax.nn.relu(self.stem(image))
+        """The map of the last stage."""
+        return self.maps(image)[-1]
+
+    def maps(self, image: Float[Array, "b s s 3"]) -> tuple[Float[Array, "b h w c"], ...]:
+        """The map of every stage, finest first: strides 4, 8, 16, 32."""
+        x, maps = jax.nn.relu(self.stem(image)), []
         # Max pooling pads with a value that never wins; after a ReLU that is 0, too.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
         for stage, depth in enumerate(self.config.depths):
             for number in range(depth):
                 x = getattr(self, f"stage_{stage}_{number}")(x)
-        return x
+            maps.append(x)
+        return tuple(maps)
 
 
 def grid(image_size: int, config: ResNetConfig) -> int:

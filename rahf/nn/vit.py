@@ -1,10 +1,12 @@
-"""Vision transformer (Dosovitskiy et al. 2021): pre-norm, learned position embeddings.
+"""Vision transformer (Dosovitskiy et al. 2021): pre-norm, learned or rotary positions.
 
 Exact GELU and no layer scale as published. SigLIP's towers have another GELU, DINOv2's have layer scale, CLIP's another
-activation and one more norm in front of the blocks.
+activation and one more norm in front of the blocks. DINOv3's have rotary positions and register tokens.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,38 @@ from rahf.nn.execution import Execution, remat_block, run_layers
 
 
 def activate(x: Float[Array, "*b"], kind: str) -> Float[Array, "*b"]:
-    """The activation of a feed-forward layer: "gelu", "gelu-tanh" or "quick-gelu" (x · sigmoid(1.702 x))."""
+    """The activation of a feed-forward layer: "gelu", "gelu-tanh", "quick-gelu" (x · sigmoid(1.702 x)) or "silu"."""
+    if kind == "silu":
+        return jax.nn.silu(x)
     return x * jax.nn.sigmoid(1.702 * x) if kind == "quick-gelu" else jax.nn.gelu(x, approximate=kind == "gelu-tanh")
+
+
+def prefix_tokens(config: ViTConfig) -> int:
+    """Tokens in front of the patches: class token and registers."""
+    return config.class_token + config.registers
+
+
+def rotated(x: Float[Array, "b n h d"], theta: float, prefix: int) -> Float[Array, "b n h d"]:
+    """Queries or keys with the places of their patches as rotations (Su et al. 2021; DINOv3, Siméoni et al. 2025).
+
+    A patch at (y, x), both -1..1 at the borders of the image, turns the pairs (i, i + d/2) of its channels by
+    2 π y θ^(-4i/d) for i < d/4, and by the same of x for the next d/4. The first `prefix` tokens have no place.
+
+    Args:
+      x: one row of tokens per image, the patches of a square last.
+      theta: base of the frequencies.
+      prefix: number of tokens in front of the patches.
+    """
+    tokens, width = x.shape[1], x.shape[-1]
+    side = math.isqrt(tokens - prefix)
+    centres = 2 * (jnp.arange(side) + 0.5) / side - 1
+    places = jnp.stack(jnp.meshgrid(centres, centres, indexing="ij"), -1).reshape(-1, 2, 1)
+    frequencies = theta ** -(jnp.arange(width // 4) * 4 / width)
+    angles = (2 * math.pi * places * frequencies).reshape(-1, width // 2)
+    angles = jnp.pad(jnp.tile(angles, 2), ((prefix, 0), (0, 0)))[:, None]
+    first, second = jnp.split(x, 2, -1)
+    turned = jnp.concatenate([-second, first], -1)
+    return x * jnp.cos(angles).astype(x.dtype) + turned * jnp.sin(angles).astype(x.dtype)
 
 
 class ViTBlock(nnx.Module):
@@ -36,6 +68,8 @@ class ViTBlock(nnx.Module):
         self.out = layers.Linear(d, d, std=std * (2 * config.depth) ** -0.5, **options)
         self.norm2 = layers.LayerNorm(d, eps=config.layer_norm_eps, dtype=dtype)
         self.wi = layers.Linear(d, config.mlp_width, std=std, **options)
+        if config.gated_mlp:
+            self.gate = layers.Linear(d, config.mlp_width, std=std, **options)
         self.wo = layers.Linear(config.mlp_width, d, std=config.mlp_width**-0.5 * (2 * config.depth) ** -0.5, **options)
         if config.layer_scale:  # starts near the identity (Touvron et al. 2021, CaiT)
             self.scale1, self.scale2 = layers.parameter(d, fill=1e-5), layers.parameter(d, fill=1e-5)
@@ -48,12 +82,18 @@ class ViTBlock(nnx.Module):
         heads = (b, n, self.config.heads, d // self.config.heads)
         y = self.norm1(x)
         query, keys, values = (linear(y).reshape(heads) for linear in (self.query, self.key, self.value))
+        if self.config.rope_theta:
+            query, keys = (rotated(x, self.config.rope_theta, prefix_tokens(self.config)) for x in (query, keys))
         y = attention(query, keys, values, mask=mask, implementation=self.execution.attention)
         y = self.out(y.reshape(b, n, d))
         if self.config.layer_scale:
             y = y * self.scale1[...].astype(y.dtype)
         x = x + layers.dropout(y, self.config.dropout, layers.subkey(key, 0))
-        y = self.wo(activate(self.wi(self.norm2(x)), self.config.activation))
+        y = self.norm2(x)
+        if self.config.gated_mlp:
+            y = self.wo(activate(self.gate(y), self.config.activation) * self.wi(y))
+        else:
+            y = self.wo(activate(self.wi(y), self.config.activation))
         if self.config.layer_scale:
             y = y * self.scale2[...].astype(y.dtype)
         return x + layers.dropout(y, self.config.dropout, layers.subkey(key, 1))
@@ -102,8 +142,13 @@ class ViT(nnx.Module):
         self.patch = config.patch_size // 2 ** len(config.stem)
         inputs = self.patch**2 * channels
         self.embed = layers.Linear(inputs, config.width, bias=True, std=inputs**-0.5, dtype=dtype)
-        tokens = self.grid**2 + config.class_token
-        self.position = layers.parameter(tokens, config.width, std=0.02)
+        if config.rope_theta and config.width // config.heads % 4:
+            raise ConfigError(f"vit.rope_theta: heads are {config.width // config.heads} wide, not a multiple of 4")
+        if not config.rope_theta:
+            tokens = self.grid**2 + prefix_tokens(config)
+            self.position = layers.parameter(tokens, config.width, std=0.02)
+        if config.registers:
+            self.registers = layers.parameter(config.registers, config.width, std=0.02)
         if config.class_token:
             self.class_token = layers.parameter(config.width)
         if config.pre_norm:
@@ -112,15 +157,19 @@ class ViT(nnx.Module):
             setattr(self, f"layer_{number}", ViTBlock(config, dtype=dtype, execution=execution))
         self.norm = layers.LayerNorm(config.width, eps=config.layer_norm_eps, dtype=dtype)
 
+    def _behind(self, first: Float[Array, "m d"], x: Float[Array, "b n d"]) -> Float[Array, "b k d"]:
+        """The tokens x behind tokens that are the same for every image."""
+        return jnp.concatenate([jnp.broadcast_to(first.astype(x.dtype), (len(x), *first.shape)), x], 1)
+
     def __call__(self, image: Float[Array, "b s s 3"], key: layers.Key = None) -> Float[Array, "b n d"]:
-        """Tokens of normalised images: the class token first if there is one, then patches in row order.
+        """Tokens of normalised images: class token and registers first if there are any, then patches in row order.
 
         Args:
           image: float [B,S,S,3], already normalised.
           key: for dropout; None: no dropout.
 
         Returns:
-          [B,N,D], N = (S / patch)² + class token, after the final norm.
+          [B,N,D], N = (S / patch)² + class token + registers, after the final norm.
         """
         x = image.astype(self.dtype)
         for number in range(len(self.config.stem)):
@@ -129,10 +178,12 @@ class ViT(nnx.Module):
         x = x.reshape(b, self.grid, self.patch, self.grid, self.patch, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, self.grid**2, self.patch**2 * channels)
         x = self.embed(x)
+        if self.config.registers:
+            x = self._behind(self.registers[...], x)
         if self.config.class_token:
-            first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (b, 1, x.shape[-1]))
-            x = jnp.concatenate([first, x], 1)
-        x = x + self.position[...].astype(x.dtype)
+            x = self._behind(self.class_token[...][None], x)
+        if not self.config.rope_theta:
+            x = x + self.position[...].astype(x.dtype)
         x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
         if self.config.pre_norm:
             x = self.pre_norm(x)

@@ -23,6 +23,23 @@ def resize_positions(position: np.ndarray, grid: int, new_grid: int, interpolati
     return square.reshape(new_grid * new_grid, -1).astype(np.float32)
 
 
+def resize_antialiased(position: np.ndarray, grid: int, new_grid: int) -> np.ndarray:
+    """Position embeddings [grid², D] → [new_grid², D], float32, bilinear; coarser grids average over wider triangles.
+
+    As PyTorch's `interpolate(mode="bilinear", antialias=True)`; weights that fall outside of the grid are left out.
+    """
+    if new_grid == grid:
+        return position
+    scale = grid / new_grid
+    width = max(scale, 1.0)
+    centre = (np.arange(new_grid) + 0.5) * scale
+    weights = np.clip(1 - np.abs((np.arange(grid)[None] + 0.5 - centre[:, None]) / width), 0, None)
+    weights /= weights.sum(1, keepdims=True)
+    square = position.reshape(grid, grid, -1).astype(np.float64)
+    square = np.einsum("yr,xc,rcd->yxd", weights, weights, square, optimize=True)
+    return square.reshape(new_grid * new_grid, -1).astype(np.float32)
+
+
 def _resize_matrix(size: int, new_size: int, interpolation: Interpolation) -> np.ndarray:
     """Weights [new_size, size] in one dimension: half-pixel centres, repeated border values, no antialiasing."""
     centre = (np.arange(new_size) + 0.5) * size / new_size - 0.5

@@ -14,7 +14,7 @@ from rahf.config import ResNetConfig
 from rahf.core.errors import PretrainedError
 from rahf.nn import functional
 from rahf.nn.resnet import EXPANSION, ResNet
-from rahf.pretrained import files, source, strict
+from rahf.pretrained import affine, files, source, strict
 from rahf.pretrained.source import Colour, WeightsSource
 
 #: How ImageNet's images are normalised for both layouts.
@@ -171,15 +171,5 @@ def _convert(taker: strict.Taker, names: _LayerNames, config: ResNetConfig) -> f
 def _conv(taker: strict.Taker, names: tuple[str, str], inputs: int, outputs: int, size: int) -> functional.Params:
     """Convolution OIHW → HWIO; its batch normalization with the statistics of its training → scale and bias."""
     kernel = taker.take(f"{names[0]}.weight", (outputs, inputs, size, size))
-    gamma, beta, mean, variance = (
-        taker.take(f"{names[1]}.{n}", (outputs,)).astype(np.float64)
-        for n in ("weight", "bias", "running_mean", "running_var")
-    )
-    if (variance < 0).any():
-        taker.problem(f"{names[1]}.running_var", "has negative values, which no variance has")
-    scale = gamma / np.sqrt(np.maximum(variance, 0) + _EPS)
-    return {
-        "kernel": np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)),
-        "scale": scale.astype(np.float32),
-        "bias": (beta - scale * mean).astype(np.float32),
-    }
+    kernel = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0))
+    return {"kernel": kernel, **affine.batch_norm(taker, names[1], outputs, _EPS)}

@@ -1,7 +1,7 @@
 """SigLIP (Zhai et al. 2023) and fixed-size SigLIP 2 (Tschannen et al. 2025) vision towers, Hugging Face layout.
 
 They have no class token and the activation "gelu-tanh" (``google/siglip2-large-patch16-384``). Checkpoints for
-varying aspect ratios ("naflex") are another network and are refused.
+varying aspect ratios ("naflex") have another layout: `rahf.pretrained.siglip2`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from rahf.config import ViTConfig
 from rahf.core.errors import PretrainedError
 from rahf.nn import functional, vit
 from rahf.pretrained import files, source, strict
-from rahf.pretrained.positions import Interpolation, resize_positions
+from rahf.pretrained.positions import Interpolation, resize_antialiased, resize_positions
 from rahf.pretrained.source import Colour, WeightsSource
 
 #: Names of activations in published configs → `ViTConfig.activation`.
@@ -21,6 +21,7 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu-tanh",
     "gelu_new": "gelu-tanh",
     "quick_gelu": "quick-gelu",
+    "silu": "silu",
 }
 
 #: Fields of `ViTConfig` in which a network and the checkpoint for it must agree.
@@ -34,6 +35,9 @@ COMPARED = (
     "activation",
     "layer_scale",
     "pre_norm",
+    "registers",
+    "rope_theta",
+    "gated_mlp",
     "stem",
 )
 
@@ -42,7 +46,7 @@ class TensorNames(NamedTuple):
     """What a family calls the tensors of a tower; names from `query` on follow the prefix `layer`."""
 
     patch: str
-    position: str
+    position: str | None  # None: rotary positions, which have no parameters
     class_token: str | None
     norm: str
     layer: str
@@ -57,6 +61,8 @@ class TensorNames(NamedTuple):
     scale1: str | None = None
     scale2: str | None = None
     pre_norm: str | None = None
+    registers: str | None = None
+    gate: str | None = None
 
 
 class PublishedTower(NamedTuple):
@@ -66,8 +72,12 @@ class PublishedTower(NamedTuple):
     image_size: int
     image_mean: Colour = (0.5, 0.5, 0.5)
     image_std: Colour = (0.5, 0.5, 0.5)
-    qkv_bias: bool = True  # False: `rahf`'s network gets zeros, which is the same function
+    # Which of query, key and value have a bias; the others get zeros in `rahf`'s network, which is the same function.
+    qkv_bias: bool | tuple[bool, bool, bool] = True
     patch_bias: bool = True  # likewise
+    dense_bias: tuple[bool, bool] = (True, True)  # likewise: of attention's output, and of the feed-forward layers
+    linear_patches: bool = False  # the patch embedding is a matrix [width, y · x · colour], not a convolution
+    antialias: bool = False  # positions are interpolated bilinearly with antialiasing (SigLIP 2 of varying sizes)
 
 
 class TowerFamily(NamedTuple):
@@ -78,6 +88,7 @@ class TowerFamily(NamedTuple):
     unused: tuple[str, ...]  # patterns of tensors that the tower has no use for
     read: Callable[[dict[str, Any], str], PublishedTower]  # from config.json and its path for messages
     prefix: str  # of the tower's names in checkpoints that hold more than the tower
+    layers_in: Callable[[Iterable[str]], str] = lambda names: ""  # what is put in front of the names of layers
 
     def prefix_in(self, names: Iterable[str]) -> str:
         """The prefix of the tower's tensors among these names, "" if the checkpoint is the bare tower."""
@@ -132,7 +143,8 @@ def load_tower(
     taker = strict.Taker(tensors, where)
     taker.drop(*family.unused)
     tower = taker.under(family.prefix_in(tensors))
-    params = convert_tower(tower, family.names, published, config, image_size, interpolation)
+    names = family.names._replace(layer=family.layers_in(tensors) + family.names.layer)
+    params = convert_tower(tower, names, published, config, image_size, interpolation)
     taker.finish()
     _, expected = functional.abstract(lambda: vit.ViT(config, image_size, dtype=jnp.dtype("float32")))
     strict.check_complete(params, expected, where)
@@ -158,17 +170,21 @@ def convert_tower(
       interpolation: of position embeddings.
     """
     width, patch = config.width, config.patch_size
-    kernel = taker.take(f"{names.patch}.weight", (width, 3, patch, patch))
+    if published.linear_patches:
+        kernel = taker.take(f"{names.patch}.weight", (width, patch * patch * 3)).T
+    else:
+        kernel = taker.take(f"{names.patch}.weight", (width, 3, patch, patch))
+        kernel = kernel.transpose(2, 3, 1, 0).reshape(patch * patch * 3, width)
     bias = taker.take(f"{names.patch}.bias", (width,)) if published.patch_bias else np.zeros(width, np.float32)
     # The network flattens a patch as [y, x, colour].
-    kernel = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)).reshape(patch * patch * 3, width)
-    params: functional.Params = {"embed": {"kernel": kernel, "bias": bias}, "norm": taker.norm(names.norm, width)}
+    embed = {"kernel": np.ascontiguousarray(kernel), "bias": bias}
+    params: functional.Params = {"embed": embed, "norm": taker.norm(names.norm, width)}
     if config.pre_norm:
         params["pre_norm"] = taker.norm(names.pre_norm, width)
     params |= _tokens(taker, names, published, config, image_size, interpolation)
     for number in range(config.depth):
         layer = taker.under(names.layer.format(number))
-        params[f"layer_{number}"] = convert_block(layer, names, config, published.qkv_bias)
+        params[f"layer_{number}"] = convert_block(layer, names, config, published.qkv_bias, published.dense_bias)
     return params
 
 
@@ -182,33 +198,64 @@ def _tokens(
 ) -> functional.Params:
     """Position embeddings for the network's grid, and its class token if it has one."""
     width, has_class_token = config.width, published.vit.class_token
+    if names.position is None:
+        return _class_token(taker, names, published, config) | _registers(taker, names, config)
     grid = published.image_size // config.patch_size
     count = grid * grid + has_class_token
     # Learned positions are a parameter [1, N, D] in some families, an embedding table [N, D] in others.
     shape = (count, width) if names.position.endswith(".weight") else (1, count, width)
     position = taker.take(names.position, shape).reshape(count, width)
     of_class, of_patches = position[:has_class_token], position[has_class_token:]
-    of_patches = resize_positions(of_patches, grid, image_size // config.patch_size, interpolation)
+    new_grid = image_size // config.patch_size
+    if published.antialias:
+        of_patches = resize_antialiased(of_patches, grid, new_grid)
+    else:
+        of_patches = resize_positions(of_patches, grid, new_grid, interpolation)
     params = {"position": np.concatenate([of_class, of_patches]) if config.class_token else of_patches}
-    if has_class_token:
-        # CLIP's is a vector, the other families' an image of one token.
-        shape = (width,) if published.vit.pre_norm else (1, 1, width)
-        token = taker.take(names.class_token, shape).reshape(width)
-        params |= {"class_token": token} if config.class_token else {}
-    return params
+    return params | _class_token(taker, names, published, config)
 
 
-def convert_block(taker: strict.Taker, names: TensorNames, config: ViTConfig, qkv_bias: bool) -> functional.Params:
-    """Takes one layer of a tower; `qkv_bias` says whether its query, key and value have biases."""
+def _class_token(
+    taker: strict.Taker, names: TensorNames, published: PublishedTower, config: ViTConfig
+) -> functional.Params:
+    if not published.vit.class_token:
+        return {}
+    # CLIP's is a vector, the other families' an image of one token.
+    shape = (config.width,) if published.vit.pre_norm else (1, 1, config.width)
+    token = taker.take(names.class_token, shape).reshape(config.width)
+    return {"class_token": token} if config.class_token else {}
+
+
+def _registers(taker: strict.Taker, names: TensorNames, config: ViTConfig) -> functional.Params:
+    if not config.registers:
+        return {}
+    shape = (config.registers, config.width)
+    return {"registers": taker.take(names.registers, (1, *shape)).reshape(shape)}
+
+
+def convert_block(
+    taker: strict.Taker,
+    names: TensorNames,
+    config: ViTConfig,
+    qkv_bias: bool | tuple[bool, bool, bool],
+    dense_bias: tuple[bool, bool] = (True, True),
+) -> functional.Params:
+    """Takes one layer of a tower; biases as in `PublishedTower`."""
     d, inner = config.width, config.mlp_width
+
+    def linear(name: str, inputs: int, outputs: int, bias: bool) -> functional.Params:
+        dense = taker.linear(name, inputs, outputs, bias=bias)
+        return dense if bias else {**dense, "bias": np.zeros(outputs, np.float32)}
+
     params: functional.Params = {"norm1": taker.norm(names.norm1, d), "norm2": taker.norm(names.norm2, d)}
-    for name in ("query", "key", "value"):
-        params[name] = taker.linear(getattr(names, name), d, d, bias=qkv_bias)
-        if not qkv_bias:
-            params[name]["bias"] = np.zeros(d, np.float32)
-    params["out"] = taker.linear(names.out, d, d)
-    params["wi"] = taker.linear(names.wi, d, inner)
-    params["wo"] = taker.linear(names.wo, inner, d)
+    biases = qkv_bias if isinstance(qkv_bias, tuple) else (qkv_bias,) * 3
+    for name, bias in zip(("query", "key", "value"), biases):
+        params[name] = linear(getattr(names, name), d, d, bias)
+    params["out"] = linear(names.out, d, d, dense_bias[0])
+    params["wi"] = linear(names.wi, d, inner, dense_bias[1])
+    params["wo"] = linear(names.wo, inner, d, dense_bias[1])
+    if config.gated_mlp:
+        params["gate"] = linear(names.gate, d, inner, dense_bias[1])
     if config.layer_scale:
         params["scale1"], params["scale2"] = taker.take(names.scale1, (d,)), taker.take(names.scale2, (d,))
     return params

@@ -6,13 +6,14 @@ import os
 
 from rahf.config import ViTConfig
 from rahf.nn import functional
-from rahf.pretrained import clip, dinov2, siglip, source, towers, vit
+from rahf.pretrained import clip, dinov2, dinov3, siglip, siglip2, source, towers, vit
 from rahf.pretrained.positions import Interpolation
 from rahf.pretrained.source import WeightsSource
 from rahf.pretrained.towers import PublishedTower, TowerFamily
 
 #: The family of each `model_type`.
-FAMILIES = {kind: module.FAMILY for module in (vit, siglip, dinov2, clip) for kind in module.FAMILY.model_types}
+_MODULES = (vit, siglip, siglip2, dinov2, dinov3, clip)
+FAMILIES = {kind: module.FAMILY for module in _MODULES for kind in module.FAMILY.model_types}
 
 
 def _family(weights: WeightsSource) -> TowerFamily:

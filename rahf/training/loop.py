@@ -114,6 +114,7 @@ def train(task: Task) -> Finished:
             reporter.say(f"  with another {change}")
         if begin is not None:
             begin.note(workdir, reporter.say if process == 0 else None)
+        task.before_steps(setup.graphdef, state.params, reporter.say)
         run = _Run(task, setup, checkpoints, loader, reporter)
         stack.callback(run.batches.close)
         if processes > 1:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rahf.core import hub, licenses
+from rahf.core import hub, licenses, shipped
 from rahf.core.errors import CheckpointError, Damaged
 from rahf.core.tree import matching_names
 from rahf.nn import functional
@@ -90,7 +90,11 @@ def find(path: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         path = hub.download(str(path))
     folder = pathlib.Path(path).resolve()
     if not folder.exists():
-        raise CheckpointError(f"{path}: no such file or directory; expected a run directory of `rahf train`")
+        shipped_names = ", ".join(shipped.names()) or "none"
+        raise CheckpointError(
+            f"{path}: no such file or directory; expected a run directory of `rahf train`, a file of `rahf export`, or "
+            f"the name of a model that comes with rahf ({shipped_names})"
+        )
     run = next((p for p in (folder, *folder.parents[:3]) if (p / "config.json").is_file()), None)
     if run is None:
         contents = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "a file"

@@ -163,6 +163,10 @@ class Task(abc.ABC, Generic[Batch]):
         """
         return None
 
+    def before_steps(self, graphdef: nnx.GraphDef, params: Params, say: Callable[[str], None]) -> None:
+        """Called when a run begins or goes on, with its parameters, before the first batch is loaded."""
+        return None
+
     def saved_files(self) -> Mapping[str, SavedFile]:
         """Files for the run directory, by name. A run goes on only with the same contents."""
         return {}

@@ -88,7 +88,8 @@ def test_it_holds_every_file_that_is_needed_and_no_other(wheel):
     assert "rahf/configs/critic/demo.py" in code
     rest = {name for name in names - code if not name.split("/")[0].endswith(".dist-info")}
     templates = ROOT / "rahf/critic/evaluation/report/templates"
-    assert rest == {file.relative_to(ROOT).as_posix() for file in templates.glob("*") if file.is_file()}
+    shipped = sorted((ROOT / "rahf/shipped").glob("*"))
+    assert rest == {file.relative_to(ROOT).as_posix() for file in [*templates.glob("*"), *shipped] if file.is_file()}
     assert {name.split("/")[0] for name in code} == TOP
     assert any(re.fullmatch(r"rahf-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
 
@@ -100,7 +101,7 @@ def test_its_metadata(wheel):
     license = metadata["License-Expression"] or metadata["License"]  # newer and older setuptools
     assert metadata["Name"] == "rahf" and license == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra")) == {"gpu", "notebook", "ray", "test", "torch", "tpu"}
+    assert set(metadata.get_all("Provides-Extra")) == {"gpu", "lite", "notebook", "ray", "test", "torch", "tpu"}
     asked = {
         re.split(r"[<>=!;\[ ]", line)[0].lower() for line in metadata.get_all("Requires-Dist") if "extra" not in line
     }

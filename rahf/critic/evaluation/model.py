@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rahf import config as config_lib
 from rahf.config import Config
-from rahf.core import errors, hub
+from rahf.core import errors, hub, shipped
 from rahf.core.batch import Batch
 from rahf.core.files import read_regular_text
 from rahf.critic import families, loading
@@ -51,6 +51,10 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
       rahf.training.checkpoint.CheckpointError, rahf.critic.export.read.ExportError: no model.
       ValueError: an export of scores only.
     """
+    file = shipped.resolve(model)
+    if file is not model:
+        opened = _exported(pathlib.Path(file), data, batch_size)
+        return opened._replace(reports=pathlib.Path(f"{model}-report"))  # nothing is written into the package
     if hub.is_id(model):
         opened = open_model(str(hub.download(model)), data, batch_size)
         name = model.rsplit("/", 1)[-1]  # nothing is written into the hub's cache

@@ -9,6 +9,7 @@ from flax import nnx
 from rahf.config import ClipBaselineConfig, CriticConfig, FamilyConfig, ResNetBaselineConfig
 from rahf.critic.networks.augmented_prompt import AugmentedRahf
 from rahf.critic.networks.clip import Clip
+from rahf.critic.networks.convolutional import ConvolutionalRahf
 from rahf.critic.networks.multi_head import Rahf
 from rahf.critic.networks.resnet import ResNetBaseline
 from rahf.nn import functional
@@ -21,12 +22,18 @@ def build(config: FamilyConfig) -> Callable[[], nnx.Module]:
       TypeError: the config of another family.
     """
     if isinstance(config, CriticConfig):
-        return lambda: (AugmentedRahf if config.variant == "augmented-prompt" else Rahf)(config)
+        return lambda: _critic_class(config)(config)
     if isinstance(config, ResNetBaselineConfig):
         return lambda: ResNetBaseline(config)
     if isinstance(config, ClipBaselineConfig):
         return lambda: Clip(config)
     raise TypeError(f"a {config.family!r} model is no critic")
+
+
+def _critic_class(config: CriticConfig) -> type[Rahf]:
+    if config.tower != "vit":
+        return ConvolutionalRahf
+    return AugmentedRahf if config.variant == "augmented-prompt" else Rahf
 
 
 def parameter_table(config: FamilyConfig) -> dict[str, int]:

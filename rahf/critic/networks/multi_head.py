@@ -6,6 +6,7 @@ RAHF (Liang et al., CVPR 2024), figure 3, multi-head variant; the other variant 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rahf.config import CriticConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch
 from rahf.critic.networks import heads
-from rahf.critic.networks.outputs import Fused, Logits, normalised
+from rahf.critic.networks.outputs import Fused, Logits, TowerMaps, normalised
 from rahf.critic.networks.word_tags import TagHead
 from rahf.nn import gradients, layers, t5, vit
 from rahf.nn.execution import execution_of, in_halves, remat_part
@@ -30,12 +31,10 @@ class Rahf(nnx.Module):
     def __init__(self, config: CriticConfig):
         dtype = jnp.dtype(config.compute_dtype)
         width = config.t5.width
-        self.config, self.dtype, self.grid = config, dtype, config.image_size // config.vit.patch_size
-        self.execution = execution_of(config)
+        self.config, self.dtype, self.execution = config, dtype, execution_of(config)
         options = dict(dtype=dtype, execution=self.execution)
-        self.vit = vit.ViT(config.vit, config.image_size, **options)
-        std = config.vit.width**-0.5
-        self.projection = layers.Linear(config.vit.width, width, bias=True, std=std, dtype=dtype)
+        seen = self._add_tower(options)
+        self.projection = layers.Linear(seen, width, bias=True, std=seen**-0.5, dtype=dtype)
         # T5 initialises embeddings with deviation 1, as the tied output is scaled; the residual stream is normalised.
         self.embedding = layers.parameter(config.t5.vocab_size, width, std=1.0)
         self.encoder = t5.Encoder(config.t5, **options)
@@ -43,12 +42,29 @@ class Rahf(nnx.Module):
         if not config.t5.tie_embeddings:
             self.output = layers.parameter(width, config.t5.vocab_size, std=width**-0.5)
         for name in self.HEATMAP_HEADS:
-            head = heads.HeatmapHead(width, config.image_size, config.heatmap_head, grid=self.grid, **options)
-            setattr(self, f"heatmap_{name}", head)
+            setattr(self, f"heatmap_{name}", self._heatmap_head(options))
         for name in self.SCORE_HEADS:
-            setattr(self, f"score_{name}", heads.ScoreHead(width, self.grid, config.score_head, **options))
+            setattr(self, f"score_{name}", self._score_head(options))
         if config.tag_head:
-            self.tags = TagHead(config.vit.width, config.t5.vocab_size, dtype=dtype)
+            self.tags = TagHead(self._tag_width(), config.t5.vocab_size, dtype=dtype)
+
+    def _add_tower(self, options: dict[str, Any]) -> int:
+        """Adds the image tower and the side of its grid of tokens; returns the width of what it sees."""
+        config = self.config
+        self.grid = config.image_size // config.vit.patch_size
+        self.vit = vit.ViT(config.vit, config.image_size, **options)
+        return config.vit.width
+
+    def _tag_width(self) -> int:
+        """Width of the tokens that the tag head reads."""
+        return self.config.vit.width
+
+    def _heatmap_head(self, options: dict[str, Any]) -> heads.HeatmapHead:
+        config = self.config
+        return heads.HeatmapHead(config.t5.width, config.image_size, config.heatmap_head, grid=self.grid, **options)
+
+    def _score_head(self, options: dict[str, Any]) -> heads.ScoreHead:
+        return heads.ScoreHead(self.config.t5.width, self.grid, self.config.score_head, **options)
 
     def pixels(self, image: Array) -> Float[Array, "b s s 3"]:
         """uint8 0..255 or float 0..1, any size → normalised float32 of the network's size; differentiable."""
@@ -58,12 +74,18 @@ class Rahf(nnx.Module):
         """ViT tokens in the width of the fusion stack; independent of the prompt, so callers may cache them."""
         return self.projection(self.see(image, key))
 
-    def see(self, image: Array, key: layers.Key = None) -> Float[Array, "b n d"]:
+    def see(self, image: Array | TowerMaps, key: layers.Key = None) -> Float[Array, "b n d"]:
         """ViT tokens in the ViT's width."""
+        if isinstance(image, TowerMaps):
+            return image.maps[0].astype(self.dtype)
         return self._part(self.vit)(self.pixels(image), key)
 
+    def tower_maps(self, image: Array) -> tuple[Array, ...]:
+        """What the tower makes of an image, all that the rest of the network sees of it; see `TowerMaps`."""
+        return (self.see(image),)
+
     def tag_logits(self, seen: Float[Array, "b n d"]) -> Float[Array, "b v"] | None:
-        """Logits that ViT tokens show each piece; None without a tag head."""
+        """Logits that the tower's tokens show each piece; None without a tag head."""
         return self.tags(seen) if self.config.tag_head else None
 
     def embed(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:

