@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 
 from rahf.cli.parsing import command
 
@@ -23,11 +24,21 @@ def add(commands) -> None:
     parser.add_argument("--scores-only", action="store_true", help="leave out heatmaps and words")
     parser.add_argument("--bf16", action="store_true", help="store weights in 16 bits, half as large")
     parser.add_argument("--license", default=None, help="license of the weights (default: what is recorded about them)")
+    parser.add_argument("--about", default=None, metavar="FILE", help="Markdown file to put into the model card")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from rahf.critic.export.write import export_run
+    from rahf.core.errors import ArgumentError
 
-    export_run(args.model, args.file, scores_only=args.scores_only, bf16=args.bf16, weight_license=args.license)
+    about = None
+    if args.about is not None:
+        try:
+            about = pathlib.Path(args.about).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError(f"--about {args.about}: cannot be read as text ({error})") from error
+    from rahf.critic.export.write import export_run  # JAX only now, so that a wrong command fails fast
+
+    options = dict(scores_only=args.scores_only, bf16=args.bf16, weight_license=args.license, about=about)
+    export_run(args.model, args.file, **options)
     return 0

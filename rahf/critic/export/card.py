@@ -18,7 +18,13 @@ _METRICS = (
 )
 
 
-def model_card(config: Config, manifest: dict[str, Any], origin: Provenance, metrics: dict[str, Any] | None) -> str:
+def model_card(
+    config: Config,
+    manifest: dict[str, Any],
+    origin: Provenance,
+    metrics: dict[str, Any] | None,
+    about: str | None = None,
+) -> str:
     """The model card, Markdown.
 
     Args:
@@ -26,6 +32,7 @@ def model_card(config: Config, manifest: dict[str, Any], origin: Provenance, met
       manifest: entries of the manifest.
       origin: of the model.
       metrics: `metrics.json` of an evaluation: `metrics`, `intervals` and `meta`; None: not evaluated.
+      about: what its author says of it, Markdown; None: nothing.
     """
     full = "predict" in manifest["functions"]
     outputs = families.outputs(config.model)
@@ -46,6 +53,7 @@ def model_card(config: Config, manifest: dict[str, Any], origin: Provenance, met
         'critic("picture.png", "a red cat").scores',
         "```",
         "",
+        *(["## About", "", about.strip(), ""] if about else []),
         "## Intended use",
         "",
         "Ranking, filtering, masking and steering pictures of text-to-image models like those of its training data. "

@@ -39,6 +39,10 @@ TOLERANCE = 1e-5
 _BFLOAT16_TOLERANCE = 0.05
 
 
+#: Parameters of parts that serve learning only (`CriticConfig.tag_head`); predictions do not depend on them.
+_LEARNING_ONLY = "tags/"
+
+
 class WrittenExport(NamedTuple):
     """The file, its size in bytes, the provenance in it, and the largest difference to the checkpoint's outputs.
 
@@ -104,6 +108,7 @@ def write_export(
     weight_license: str | None = None,
     platforms: Sequence[str] = PLATFORMS,
     metrics: dict[str, Any] | None = None,
+    about: str | None = None,
 ) -> WrittenExport:
     """Writes a model as one file. The file takes its name after its outputs were compared with those of the model.
 
@@ -115,6 +120,7 @@ def write_export(
       weight_license: license of the weights; None: the recorded one.
       platforms: JAX's names of the platforms that the file shall run on.
       metrics: `metrics.json` of an evaluation, for the model card.
+      about: what its author says of it, for the model card, Markdown.
 
     Raises:
       ExportError: the file cannot be written, or gives other numbers than the model; the model's numbers are not
@@ -139,12 +145,13 @@ def write_export(
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     weights = functions.score_weights(critic) if scores_only else tree.flatten(critic.params)
+    weights = {path: leaf for path, leaf in weights.items() if not path.startswith(_LEARNING_ONLY)}
     dtype = jnp.bfloat16 if bf16 else np.float32
     weights = {path: np.ascontiguousarray(leaf, dtype) for path, leaf in weights.items()}
     programs = functions.serialize_functions(critic, weights, scores_only, tuple(platforms))
     origin = _provenance(critic, bf16, weight_license)
     with replacing(file) as unfinished:
-        manifest, parts = _manifest_and_parts(critic, programs, weights, origin, platforms, metrics)
+        manifest, parts = _manifest_and_parts(critic, programs, weights, origin, platforms, metrics, about)
         archive.write_archive(unfinished, parts, manifest)
         platform = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
         difference = float("nan")
@@ -170,6 +177,7 @@ def _manifest_and_parts(
     origin: provenance.Provenance,
     platforms: Sequence[str],
     metrics: dict[str, Any] | None,
+    about: str | None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Entries of the manifest, and parts by member name."""
     preprocessing = provenance.describe_preprocessing(critic.config, critic.tokenizer)
@@ -193,7 +201,7 @@ def _manifest_and_parts(
     parts[read.PREPROCESSING] = (json.dumps(preprocessing, indent=1) + "\n").encode()
     if origin.quantiles is not None:
         parts[provenance.QUANTILES_FILE] = origin.quantiles.to_json().encode()
-    parts["README.md"] = card.model_card(critic.config, manifest, origin, metrics).encode()
+    parts["README.md"] = card.model_card(critic.config, manifest, origin, metrics, about).encode()
     parts["LICENSES.md"] = card.license_text(origin.weight_license).encode()
     return manifest, parts
 

@@ -72,7 +72,7 @@ def checkpoint(run):
 
 @pytest.fixture(scope="module")
 def full(checkpoint, folder) -> pathlib.Path:
-    return write.write_export(checkpoint, folder / "full.rahf").file
+    return write.write_export(checkpoint, folder / "full.rahf", about="Made for a test.\n").file
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +232,7 @@ def test_what_is_in_the_file(full, checkpoint):
     assert "/" not in config["workdir"] and "/" not in config["data"]["path"]
     card, licenses = parts["README.md"].decode(), parts["LICENSES.md"].decode()
     assert checkpoint.model_id in card and "## Intended use" in card and "Not evaluated" in card
+    assert "## About\n\nMade for a test.\n\n## Intended use" in card
     assert "Apache-2.0" in licenses and "not specified" in licenses
     size = tree.count(checkpoint.params) * 4
     assert len(parts["weights.safetensors"]) > size  # weights are here …
