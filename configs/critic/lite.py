@@ -61,7 +61,7 @@ def config() -> Config:
                 tie_embeddings=True,
                 dropout=0.1,
             ),
-            heatmap_head=HeatmapHeadConfig(conv_widths=(), up_widths=(64, 48)),
+            heatmap_head=HeatmapHeadConfig(conv_widths=(), up_widths=(48, 32)),
             score_head=ScoreHeadConfig(conv_widths=(32,), dense_widths=(96,), dropout=0.1),
             tag_head=True,
         ),

@@ -74,9 +74,9 @@ def make(folder: str, picture: Picture, copy: int, options: Options, prompts: wo
     clean = _pixels(pathlib.Path(folder) / picture.name, picture, options, rng)
     canvas = clean.astype(np.float32) / 255
     damages, mask = damage.plant(canvas, rng)
-    known = picture.prompt is not None
-    words = wording.true_wording(picture.prompt if known else options.default_prompt)
-    if known and prompts is not None:
+    has_prompt = picture.prompt is not None
+    words = wording.true_wording(picture.prompt if has_prompt else options.default_prompt)
+    if has_prompt and prompts is not None:
         words = prompts.untrue(rng, picture.prompt)
     quality = _quality(clean, damages, words)
     height, width = mask.shape
@@ -89,7 +89,7 @@ def make(folder: str, picture: Picture, copy: int, options: Options, prompts: wo
         colorsubsampling="444",
     )
     scores = labels.scores.copy()
-    if not known:
+    if not has_prompt:
         scores[[SCORES.index("alignment"), SCORES.index("overall")]] = np.nan
     true = all(words.labels)
     uid = f"{picture.name}#{copy}"
@@ -98,13 +98,13 @@ def make(folder: str, picture: Picture, copy: int, options: Options, prompts: wo
         uid=uid,
         prompt=words.prompt,
         words=words.words,
-        word_labels=labels.word_labels if known else None,
+        word_labels=labels.word_labels if has_prompt else None,
         image=encoded,
         implausibility=encode_map(exact if options.exact else labels.heatmaps[..., 0]),
-        misalignment=encode_map(labels.heatmaps[..., 1]) if known and true else None,
+        misalignment=encode_map(labels.heatmaps[..., 1]) if has_prompt and true else None,
         scores=scores,
     )
-    return Example(record, _truth(record, damages, exact, words, known, quality, annotations), clean)
+    return Example(record, _truth(record, damages, exact, words, has_prompt, quality, annotations), clean)
 
 
 def _pixels(file: pathlib.Path, picture: Picture, options: Options, rng: np.random.Generator) -> np.ndarray:
@@ -141,13 +141,13 @@ def _quality(clean: np.ndarray, damages: list, words: wording.Wording) -> np.nda
     return np.array([plausibility, alignment, aesthetics, overall], np.float32)
 
 
-def _truth(record, damages, exact, words, known, quality, annotations) -> dict[str, Any]:
+def _truth(record, damages, exact, words, has_prompt, quality, annotations) -> dict[str, Any]:
     file = io.BytesIO()
     Image.fromarray(exact).save(file, "PNG", compress_level=6)
     return {
         "uid": record.uid,
         "prompt": record.prompt,
-        "word_labels": list(words.labels) if known else None,
+        "word_labels": list(words.labels) if has_prompt else None,
         "content_words": [int(flag) for flag in words.content],
         "faults": list(words.faults),
         "damage": [

@@ -93,12 +93,12 @@ def prepare(
     options = options or Options()
     _check(copies, options, dev, test, workers)
     vocabulary = read_vocabulary(tokenizer)
-    found = pictures.find(images, captions)
+    of_folder = pictures.find(images, captions)
     jobs: dict[str, list[_Job]] = {split: [] for split in SPLITS}
-    for picture in found:
+    for picture in of_folder:
         jobs[pictures.split_of(picture.name, dev, test)] += [_Job(picture, copy) for copy in range(copies)]
     if not jobs["train"]:
-        raise DatasetError(f"--images {images}: all {len(found)} pictures are held out; lower --dev and --test")
+        raise DatasetError(f"--images {images}: all {len(of_folder)} pictures are held out; lower --dev and --test")
     # Wrong words of held-out prompts would tell the training split of them.
     prompts = {
         split: wording.Prompts([job.picture.prompt for job in of_split if job.picture.prompt])

@@ -78,13 +78,13 @@ class Prompts:
 
     def _wrong_word(self, rng: np.random.Generator, before: str, true: Sequence[str]) -> str | None:
         """A content word that the prompt does not have."""
-        known = {word.casefold() for word in true}
+        own_words = {word.casefold() for word in true}
         # A plural of a true word would not be untrue.
-        stems = {word.rstrip("s") for word in known}
+        stems = {word.rstrip("s") for word in own_words}
         for pool in (self._after.get(before.casefold(), ()), self._all):
             for _ in range(8 if pool else 0):
                 word = pool[rng.integers(len(pool))]
-                if word.casefold() not in known and word.casefold().rstrip("s") not in stems:
+                if word.casefold() not in own_words and word.casefold().rstrip("s") not in stems:
                     return word
         return None
 
@@ -116,9 +116,9 @@ class Prompts:
     def _other(self, rng: np.random.Generator, wording: Wording) -> Wording:
         """The prompt of another picture; words that the true one has, too, stay true."""
         other = true_wording(self.prompts[rng.integers(len(self.prompts))])
-        known = {word.casefold() for word in wording.words}
+        own_words = {word.casefold() for word in wording.words}
         labels = tuple(
-            int(not is_content or word.casefold() in known) for word, is_content in zip(other.words, other.content)
+            int(not is_content or word.casefold() in own_words) for word, is_content in zip(other.words, other.content)
         )
         if all(labels):
             return wording

@@ -132,8 +132,8 @@ class TowerCache:
         for path, leaf in sorted(tree.flatten({k: v for k, v in params.items() if k in TOWERS}).items()):
             digest.update(path.encode() + np.asarray(leaf).tobytes())
         model = dataclasses.asdict(self.config.model)
-        names = ("tower", "vit", "efficientnet", "resnet", "convnext", "finest_skip", "folded_maps", "image_size")
-        fields = {name: model[name] for name in (*names, "image_mean", "image_std", "compute_dtype")}
+        names = ("tower", model["tower"], "finest_skip", "folded_maps", "image_size", "image_mean", "image_std")
+        fields = {name: model[name] for name in (*names, "compute_dtype")}
         key = {"data": self.fingerprint, "count": len(self.source), "weights": digest.hexdigest(), "model": fields}
         return json.dumps(key, indent=1, sort_keys=True) + "\n"
 

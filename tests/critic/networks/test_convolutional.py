@@ -43,7 +43,7 @@ BATCH = batch_lib.fake(2, 64, text_length=9, target_length=11, max_words=5, voca
 
 
 @functools.cache
-def made(config):
+def network(config):
     graphdef, _ = functional.abstract(build.build(config))
     noise, params = np.random.default_rng(1), functional.init(build.build(config), 0)
     # Scales and biases that start as 0 would stop gradients.
@@ -51,7 +51,7 @@ def made(config):
 
 
 def test_a_step_reaches_every_part_and_predictions_agree_with_it():
-    graphdef, params = made(SMALL)
+    graphdef, params = network(SMALL)
 
     def run(params, batch):
         model = functional.merge(graphdef, params)
@@ -81,7 +81,7 @@ def test_a_step_reaches_every_part_and_predictions_agree_with_it():
 @pytest.mark.parametrize("tower", ["efficientnet", "resnet", "convnext"])
 def test_heads_depend_on_fine_and_coarse_maps(tower):
     config = dataclasses.replace(SMALL, tower=tower, folded_maps=0)
-    graphdef, params = made(config)
+    graphdef, params = network(config)
     shapes = convolutional.map_shapes(config)
     rng = np.random.default_rng(0)
     maps = tuple(rng.standard_normal((2, side, side, width)).astype(np.float32) for side, width in shapes)

@@ -144,12 +144,12 @@ def test_what_nobody_knows_is_missing(folder):
     height, width, _ = images.load_rgb(silent.image).shape
     assert height == width and 64 <= height <= 80
     prompts = wording.Prompts(PROMPTS)
-    made = [
+    examples = [
         example.make(str(folder), pictures.Picture("deep/1.jpg", PROMPTS[1]), n, Options(), prompts) for n in range(12)
     ]
-    for one in made:
+    for one in examples:
         assert (one.record.misalignment is None) == bool(one.truth["faults"])
-    assert len({bool(one.truth["faults"]) for one in made}) == 2
+    assert len({bool(one.truth["faults"]) for one in examples}) == 2
 
 
 def test_exact_masks_can_be_the_labels(folder):
