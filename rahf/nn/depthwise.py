@@ -2,7 +2,8 @@
 
 Kept by hand for speed: XLA's CPU backend computes grouped convolutions, and still more their gradients, one output at a
 time (docs/benchmarks.md, "Towers that convolve"). There the convolution is written as a sum of shifted images, one for
-each tap of the kernel. GPUs and TPUs get XLA's own convolution. The values differ in the order of summation only.
+each tap of the kernel. GPUs and TPUs get XLA's own convolution, unless the program was exported on a CPU. The values
+differ in the order of summation only.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ import pytest
 from rahf import config as config_lib
 from rahf.config import overrides
 from rahf.core import batch as batch_lib
+from rahf.critic import tower_cache
 from rahf.critic.networks import build
 from rahf.critic.published import richhf_torch
 from rahf.critic.task import CriticTask
 from rahf.nn import functional
 from rahf.pretrained import files, strict
 from rahf.training import optimizer as optimizer_lib
-from rahf.training import sharding
+from rahf.training import sharding, trainable
 from rahf.training import state as state_lib
 from rahf.training.step import make_train_step
 from tests.helpers import preset_maker
@@ -195,6 +196,18 @@ def test_the_fast_preset_differs_from_the_ports_network_in_little():
     different = {name for name in fast if fast[name] != port[name]}
     assert different == {"heatmap_head", "decoder_sees", "compute_dtype"}
     assert fast["heatmap_head"] == port["heatmap_head"] | {"kind": "quarter"}
+
+
+def test_the_lite_critic_is_small_and_its_tower_can_be_cached():
+    config = config_lib.load("critic/lite.py")
+    table = build.parameter_table(config.model)
+    assert sum(table.values()) <= 8e6
+    assert table["tower"] == 2_958_848  # Lite0 without its last convolution and its classifier
+    tower_cache.check(config)
+    _, shapes = functional.abstract(build.build(config.model))
+    tower_cache.check_frozen(config, shapes)
+    moving = trainable.matching_paths(list(functional.flatten(shapes)), config.optimizer.trainable, "trainable")
+    assert {path.split("/")[0] for path in moving} == set(shapes) - {"tower"}
 
 
 def test_docstrings_say_command_hardware_time_and_where_the_metrics_are():
