@@ -31,6 +31,13 @@ from rahf.config.schema import (
     StartConfig,
     TrainConfig,
 )
+from rahf.config.stable_diffusion import (
+    AutoencoderKLConfig,
+    AutoencoderTinyConfig,
+    SchedulerConfig,
+    StableDiffusionConfig,
+    UNetConfig,
+)
 from rahf.core.errors import ConfigError
 
 #: Classes of version 0, which built the configs of all families; each call warns.
@@ -38,6 +45,8 @@ _FORMER = {"ModelConfig": migrate.model_config, "DiffusionConfig": migrate.diffu
 
 __all__ = [
     "AugmentConfig",
+    "AutoencoderKLConfig",
+    "AutoencoderTinyConfig",
     "ClipBaselineConfig",
     "ClipConfig",
     "ClipTextConfig",
@@ -57,10 +66,13 @@ __all__ = [
     "PixelDiffusionConfig",
     "ResNetBaselineConfig",
     "ResNetConfig",
+    "SchedulerConfig",
     "ScoreHeadConfig",
+    "StableDiffusionConfig",
     "StartConfig",
     "T5Config",
     "TrainConfig",
+    "UNetConfig",
     "ViTConfig",
     "find",
     "from_dict",

@@ -15,7 +15,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from rahf.config import critic, diffusion, migrate, schema
+from rahf.config import critic, diffusion, migrate, schema, stable_diffusion
 from rahf.config.model import FamilyConfig
 from rahf.config.schema import Config
 from rahf.core import renamed
@@ -158,7 +158,7 @@ def load(path: str) -> Config:
 def _with_suggestion(message: str) -> str:
     """Adds the nearest field to Python's own 'unexpected keyword argument' message."""
     name = message.split("argument '")[-1].split("'")[0]
-    modules = (schema, critic, diffusion)
+    modules = (schema, critic, diffusion, stable_diffusion)
     classes = [c for module in modules for c in vars(module).values() if dataclasses.is_dataclass(c)]
     owner = [c for c in classes if message.startswith(c.__name__ + ".") or message.startswith(c.__name__ + "(")]
     fields = [f.name for c in owner or classes for f in dataclasses.fields(c)]

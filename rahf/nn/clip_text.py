@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -9,6 +11,20 @@ from jaxtyping import Array, Float, Int
 from rahf.config import ClipTextConfig, ViTConfig
 from rahf.core.errors import ConfigError
 from rahf.nn import layers, vit
+
+
+class TextStates(NamedTuple):
+    """What diffusion models read of a text.
+
+    Attributes:
+      last: [B,L,D], hidden states after the last layer and the final norm.
+      penultimate: [B,L,D], before the last layer, without the norm.
+      end: [B,D], `last` where the text ends.
+    """
+
+    last: Float[Array, "b l d"]
+    penultimate: Float[Array, "b l d"]
+    end: Float[Array, "b d"]
 
 
 class TextTower(nnx.Module):
@@ -38,6 +54,21 @@ class TextTower(nnx.Module):
         Raises:
           ConfigError: more tokens than positions.
         """
+        _, x = self._layers(ids)
+        return self.norm(jnp.take_along_axis(x, self._end(ids), 1)[:, 0])
+
+    def states(self, ids: Int[Array, "b l"]) -> TextStates:
+        """The hidden states at all tokens, padding included, as Stable Diffusion reads them.
+
+        Raises:
+          ConfigError: more tokens than positions.
+        """
+        penultimate, x = self._layers(ids)
+        last = self.norm(x)
+        return TextStates(last, penultimate, jnp.take_along_axis(last, self._end(ids), 1)[:, 0])
+
+    def _layers(self, ids: Array) -> tuple[Array, Array]:
+        """Hidden states before and after the last layer."""
         length = ids.shape[1]
         if length > self.config.positions:
             raise ConfigError(
@@ -46,9 +77,13 @@ class TextTower(nnx.Module):
             )
         x = (self.embedding[...][ids] + self.position[...][:length]).astype(self.dtype)
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+        before = x
         for number in range(self.config.depth):
-            x = getattr(self, f"layer_{number}")(x, mask=causal)
+            before, x = x, getattr(self, f"layer_{number}")(x, mask=causal)
+        return before, x
+
+    def _end(self, ids: Array) -> Array:
+        """Where each text ends, int [B,1,1]."""
         # Old published configs name 2 as the end of a text; it then is the highest id.
         is_end = ids if self.config.eos_token_id == 2 else ids == self.config.eos_token_id
-        end = jnp.argmax(is_end, -1)  # the first maximum
-        return self.norm(jnp.take_along_axis(x, end[:, None, None], 1)[:, 0])
+        return jnp.argmax(is_end, -1)[:, None, None]  # the first maximum

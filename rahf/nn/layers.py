@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -77,7 +79,10 @@ def channel_norm(kind: str, width: int, dtype: jnp.dtype) -> nnx.Module:
 
 
 class Conv3x3(nnx.Module):
-    """A convolution that keeps the side (3x3 by default), kernel [k,k,inputs,outputs], with bias."""
+    """A convolution that keeps the side (3x3 by default), kernel [k,k,inputs,outputs].
+
+    `padding` is "SAME" or "VALID", or the numbers of zeros before and after the rows and the columns.
+    """
 
     def __init__(
         self,
@@ -86,15 +91,17 @@ class Conv3x3(nnx.Module):
         *,
         size: int = 3,
         stride: int = 1,
-        padding: str = "SAME",
+        padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME",
+        bias: bool = True,
         dtype: jnp.dtype,
         gain: float = 1.0,
         fill: float = 0.0,
     ):
         std = (2.0 / (size * size * inputs)) ** 0.5  # He et al. 2015: every use is followed by a ReLU
         self.kernel = parameter(size, size, inputs, outputs, std=gain * std)
-        self.bias = parameter(outputs, fill=fill)
-        self.stride, self.padding, self.dtype = stride, padding, dtype
+        if bias:
+            self.bias = parameter(outputs, fill=fill)
+        self.stride, self.padding, self.use_bias, self.dtype = stride, padding, bias, dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
         y = jax.lax.conv_general_dilated(
@@ -104,7 +111,29 @@ class Conv3x3(nnx.Module):
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + self.bias[...].astype(self.dtype)
+        return y + self.bias[...].astype(self.dtype) if self.use_bias else y
+
+
+class Numbered(nnx.Module):
+    """A list of modules whose parameters are called by their numbers, as in PyTorch: ``blocks/0/...``."""
+
+    def __init__(self, modules: Iterable[nnx.Module | None]):
+        """Builds from modules; None leaves its number out."""
+        numbers = []
+        for number, module in enumerate(modules):
+            if module is not None:
+                setattr(self, str(number), module)
+                numbers.append(number)
+        self.numbers = tuple(numbers)
+
+    def __iter__(self) -> Iterator[nnx.Module]:
+        return (getattr(self, str(number)) for number in self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, number: int) -> nnx.Module:
+        return getattr(self, str(number))
 
 
 class UpConv3x3(nnx.Module):

@@ -88,19 +88,28 @@ def published_clip(name: str | os.PathLike | WeightsSource, revision: str | None
     weights = source.locate(name, revision)
     tree = source.read_config(weights, ("clip",))
     where = str(weights.folder / "config.json")
-    inner = _part(tree, "text_config", _TEXT_DEFAULTS)
-    text = ClipTextConfig(
-        vocab_size=inner["vocab_size"],
-        positions=inner["max_position_embeddings"],
-        width=inner["hidden_size"],
-        depth=inner["num_hidden_layers"],
-        heads=inner["num_attention_heads"],
-        mlp_width=inner["intermediate_size"],
-        layer_norm_eps=inner["layer_norm_eps"],
-        activation=towers.activation(inner["hidden_act"], where),
-        eos_token_id=inner["eos_token_id"],
-    )
+    text = text_config(_part(tree, "text_config", _TEXT_DEFAULTS), where)
     return PublishedClip(towers.published_tower(FAMILY, weights), text, tree.get("projection_dim", 512))
+
+
+def text_config(tree: dict[str, Any], where: str) -> ClipTextConfig:
+    """The text tower that a published config describes; fields that it leaves out have CLIP's defaults.
+
+    Raises:
+      PretrainedError: an activation that the tower lacks.
+    """
+    tree = {**_TEXT_DEFAULTS, **tree}
+    return ClipTextConfig(
+        vocab_size=tree["vocab_size"],
+        positions=tree["max_position_embeddings"],
+        width=tree["hidden_size"],
+        depth=tree["num_hidden_layers"],
+        heads=tree["num_attention_heads"],
+        mlp_width=tree["intermediate_size"],
+        layer_norm_eps=tree["layer_norm_eps"],
+        activation=towers.activation(tree["hidden_act"], where),
+        eos_token_id=tree["eos_token_id"],
+    )
 
 
 def load_clip(
@@ -136,7 +145,7 @@ def load_clip(
     tower = taker.under("vision_model.")
     params = {
         "vit": towers.convert_tower(tower, NAMES, published.vision, vision, image_size),
-        "text": _text(taker.under("text_model."), text),
+        "text": convert_text(taker.under("text_model."), text),
         "image_projection": taker.linear("visual_projection", vision.width, width, bias=False),
         "text_projection": taker.linear("text_projection", text.width, width, bias=False),
         "logit_scale": taker.take("logit_scale", ()),
@@ -169,7 +178,8 @@ def _expected(vision: ViTConfig, text: ClipTextConfig, width: int, image_size: i
     }
 
 
-def _text(taker: strict.Taker, config: ClipTextConfig) -> functional.Params:
+def convert_text(taker: strict.Taker, config: ClipTextConfig) -> functional.Params:
+    """Takes a text tower out of a checkpoint, as parameters of `rahf.nn.clip_text.TextTower`; `finish` must follow."""
     # Its blocks are those of an image tower.
     block = ViTConfig(width=config.width, heads=config.heads, mlp_width=config.mlp_width)
     layers = {

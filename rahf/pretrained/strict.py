@@ -41,6 +41,10 @@ class Taker:
         """Names behind the prefix, in the checkpoint's order."""
         return [n.removeprefix(self._prefix) for n in self._stored if n.startswith(self._prefix)]
 
+    def rank(self, name: str) -> int:
+        """How many dimensions a tensor has that is there."""
+        return len(self._stored[self._prefix + name].shape)
+
     def shape(self, name: str, rank: int) -> tuple[int, ...]:
         """The shape of a tensor that sizes are inferred from.
 

@@ -16,15 +16,15 @@ from rahf.nn.attention import attention
 class GroupNorm(nnx.Module):
     """Group normalization (Wu & He 2018) over space and channels of a group, statistics in float32."""
 
-    def __init__(self, width: int, groups: int, *, dtype: jnp.dtype):
+    def __init__(self, width: int, groups: int, *, eps: float = 1e-5, dtype: jnp.dtype):
         self.scale, self.bias = layers.parameter(width, fill=1.0), layers.parameter(width)
-        self.groups, self.dtype = math.gcd(groups, width), dtype
+        self.groups, self.eps, self.dtype = math.gcd(groups, width), eps, dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         parts = x.astype(jnp.float32).reshape(b, h, w, self.groups, c // self.groups)
         parts = parts - parts.mean((1, 2, 4), keepdims=True)
-        parts = parts * jax.lax.rsqrt(jnp.square(parts).mean((1, 2, 4), keepdims=True) + 1e-5)
+        parts = parts * jax.lax.rsqrt(jnp.square(parts).mean((1, 2, 4), keepdims=True) + self.eps)
         return (parts.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 

@@ -1,0 +1,203 @@
+"""The U-Net of Stable Diffusion 1.x, 2.x, inpainting and XL (Rombach et al. 2022; Podell et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from rahf.config import UNetConfig
+from rahf.core.errors import ConfigError
+from rahf.diffusion.networks import latent_blocks as blocks
+from rahf.diffusion.networks.blocks import GroupNorm
+from rahf.nn import layers
+
+
+class Conditions(NamedTuple):
+    """What a U-Net is conditioned on besides the timestep.
+
+    Attributes:
+      text: [B,L,D], hidden states of the text towers.
+      pooled: [B,P], pooled text of XL's second tower; None elsewhere.
+      time_ids: float [B,6], XL's sizes in pixels: original height and width, top and left of the crop, target height
+        and width; None elsewhere.
+    """
+
+    text: Float[Array, "b l d"]
+    pooled: Float[Array, "b p"] | None = None
+    time_ids: Float[Array, "b 6"] | None = None
+
+
+class DownBlock(nnx.Module):
+    """Residual blocks, each perhaps with a transformer; then the side is halved."""
+
+    def __init__(self, build: _Builder, level: int, inputs: int, last: bool):
+        config, outputs = build.config, build.config.block_out_channels[level]
+        widths = [inputs, *[outputs] * (config.layers_per_block - 1)]
+        self.resnets = layers.Numbered([build.resnet(width, outputs) for width in widths])
+        if config.cross_attention[level]:
+            self.attentions = layers.Numbered([build.transformer(level) for _ in widths])
+        if not last:
+            self.downsamplers = layers.Numbered([blocks.Downsample2D(outputs, dtype=build.dtype)])
+        self.attends, self.last = config.cross_attention[level], last
+
+    def __call__(self, x: Array, temb: Array, text: Array) -> tuple[Array, list[Array]]:
+        skips = []
+        for number, resnet in enumerate(self.resnets):
+            x = resnet(x, temb)
+            if self.attends:
+                x = self.attentions[number](x, text)
+            skips.append(x)
+        if not self.last:
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x, skips
+
+
+class MiddleBlock(nnx.Module):
+    """A residual block, a transformer, a residual block."""
+
+    def __init__(self, build: _Builder):
+        width = build.config.block_out_channels[-1]
+        self.resnets = layers.Numbered([build.resnet(width, width) for _ in range(2)])
+        self.attentions = layers.Numbered([build.transformer(len(build.config.block_out_channels) - 1)])
+
+    def __call__(self, x: Array, temb: Array, text: Array) -> Array:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, temb), text), temb)
+
+
+class UpBlock(nnx.Module):
+    """Residual blocks over x and what the way down kept, each perhaps with a transformer; then the side is doubled."""
+
+    def __init__(self, build: _Builder, level: int, inputs: int, skips: list[int]):
+        config, outputs = build.config, build.config.block_out_channels[level]
+        widths = [inputs, *[outputs] * config.layers_per_block]
+        self.resnets = layers.Numbered([build.resnet(width + skips.pop(), outputs) for width in widths])
+        if config.cross_attention[level]:
+            self.attentions = layers.Numbered([build.transformer(level) for _ in widths])
+        if level:
+            self.upsamplers = layers.Numbered([blocks.Upsample2D(outputs, dtype=build.dtype)])
+        self.attends, self.last = config.cross_attention[level], level == 0
+
+    def __call__(self, x: Array, temb: Array, text: Array, skips: list[Array]) -> Array:
+        for number, resnet in enumerate(self.resnets):
+            x = resnet(jnp.concatenate([x, skips.pop()], -1), temb)
+            if self.attends:
+                x = self.attentions[number](x, text)
+        return x if self.last else self.upsamplers[0](x, skips[-1].shape[1:3])
+
+
+class _Builder(NamedTuple):
+    """Builds the blocks of one network."""
+
+    config: UNetConfig
+    dtype: jnp.dtype
+    implementation: str
+
+    def resnet(self, inputs: int, outputs: int) -> blocks.ResnetBlock2D:
+        config = self.config
+        temb_channels = 4 * config.block_out_channels[0]
+        return blocks.ResnetBlock2D(
+            inputs, outputs, temb_channels, config.norm_num_groups, eps=config.norm_eps, dtype=self.dtype
+        )
+
+    def transformer(self, level: int) -> blocks.Transformer2DModel:
+        config = self.config
+        return blocks.Transformer2DModel(
+            config.block_out_channels[level],
+            config.num_attention_heads[level],
+            config.cross_attention_dim,
+            config.transformer_layers_per_block[level],
+            config.norm_num_groups,
+            dtype=self.dtype,
+            implementation=self.implementation,
+        )
+
+
+class UNet2DConditionModel(nnx.Module):
+    """Noisy latents, timestep and conditions → what `SchedulerConfig.prediction_type` names."""
+
+    def __init__(self, config: UNetConfig, *, dtype: jnp.dtype, attention: str = "auto"):
+        """Builds the network.
+
+        Raises:
+          ConfigError: fields that do not fit each other; names them.
+        """
+        _check(config)
+        build, widths = _Builder(config, dtype, attention), config.block_out_channels
+        temb_channels, levels = 4 * widths[0], len(widths)
+        self.config, self.dtype = config, dtype
+        self.conv_in = layers.Conv3x3(config.in_channels, widths[0], dtype=dtype)
+        self.time_embedding = blocks.TimestepEmbedding(widths[0], temb_channels, dtype=dtype)
+        if config.addition_time_embed_dim:
+            inputs = config.projection_class_embeddings_input_dim
+            self.add_embedding = blocks.TimestepEmbedding(inputs, temb_channels, dtype=dtype)
+        skips, downs, before = [widths[0]], [], widths[0]
+        for level, width in enumerate(widths):
+            downs.append(DownBlock(build, level, before, level + 1 == levels))
+            skips += [width] * (config.layers_per_block + (level + 1 < levels))
+            before = width
+        self.down_blocks, self.mid_block = layers.Numbered(downs), MiddleBlock(build)
+        ups = []
+        for level in reversed(range(levels)):
+            ups.append(UpBlock(build, level, before, skips))
+            before = widths[level]
+        self.up_blocks = layers.Numbered(ups)
+        self.conv_norm_out = GroupNorm(before, config.norm_num_groups, eps=config.norm_eps, dtype=dtype)
+        self.conv_out = layers.Conv3x3(before, config.out_channels, dtype=dtype)
+
+    def __call__(
+        self, latents: Float[Array, "b h w c"], timesteps: Array, conditions: Conditions
+    ) -> Float[Array, "b h w o"]:
+        """The prediction, float32 [B,h,w,4].
+
+        Args:
+          latents: [B,h,w,in_channels], scaled as the scheduler demands.
+          timesteps: [B], whole or fractional.
+          conditions: of the prompts.
+        """
+        config = self.config
+        features = blocks.timestep_features(
+            timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift
+        )
+        temb = self.time_embedding(features)
+        if config.addition_time_embed_dim:
+            temb = temb + self._sizes(conditions)
+        text = conditions.text.astype(self.dtype)
+        x = self.conv_in(latents)
+        skips = [x]
+        for block in self.down_blocks:
+            x, of_block = block(x, temb, text)
+            skips += of_block
+        x = self.mid_block(x, temb, text)
+        for block in self.up_blocks:
+            x = block(x, temb, text, skips)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
+
+    def _sizes(self, conditions: Conditions) -> Array:
+        config, time_ids = self.config, conditions.time_ids
+        features = blocks.timestep_features(
+            time_ids.reshape(-1), config.addition_time_embed_dim, config.flip_sin_to_cos, config.freq_shift
+        )
+        features = features.reshape(len(time_ids), -1)
+        return self.add_embedding(jnp.concatenate([conditions.pooled.astype(features.dtype), features], -1))
+
+
+def _check(config: UNetConfig) -> None:
+    levels = len(config.block_out_channels)
+    for name in ("cross_attention", "transformer_layers_per_block", "num_attention_heads"):
+        if len(getattr(config, name)) != levels:
+            raise ConfigError(
+                f"unet.{name}: expected {levels} values, one per level of block_out_channels, found "
+                f"{getattr(config, name)}"
+            )
+    for level, (width, heads) in enumerate(zip(config.block_out_channels, config.num_attention_heads)):
+        if width % config.norm_num_groups:
+            raise ConfigError(
+                f"unet.block_out_channels: {width} cannot be divided into norm_num_groups {config.norm_num_groups}"
+            )
+        if (config.cross_attention[level] or level + 1 == levels) and width % heads:
+            raise ConfigError(f"unet.block_out_channels: {width} cannot be shared by num_attention_heads {heads}")

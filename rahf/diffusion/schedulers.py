@@ -1,0 +1,284 @@
+"""The schedulers of `diffusers` as numbers: DDIM, DDPM, Euler and DPM-Solver++(2M).
+
+A step of each of them is linear in the latents, the clean estimate x0, the predicted noise, the clean estimate of the
+step before, and fresh noise. All factors are computed here in float64, once, so that a sampler is one scan over their
+rows, whichever scheduler they belong to:
+
+    steps = schedulers.steps(config, 50)
+    latents = steps.init_noise_sigma * noise
+    x0, eps = schedulers.convert(row, config, latents, network(row.input_scale * latents, row.timestep))
+    latents = schedulers.advance(row, latents, x0, eps, previous_x0, fresh_noise)
+
+`rahf.diffusion.schedules` has the steps of guided sampling, of which `guided` gives those of the same timesteps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rahf.config import SchedulerConfig
+from rahf.core.errors import ArgumentError
+from rahf.diffusion import schedules
+
+#: ``abar`` of the last timestep where it would be 0 and is divided by, as in `diffusers`.
+_TERMINAL = 2.0**-24
+#: Solvers of second order use the first order at the end of fewer steps (Lu et al. 2022).
+_FEW_STEPS = 15
+
+
+class Steps(NamedTuple):
+    """The steps of a sampler, first the noisiest; NumPy float32 arrays [N], one entry per step.
+
+    Attributes:
+      timestep: that the network is given; fractional for Euler with linspace.
+      input_scale: factor of the latents that the network is given.
+      alpha, sigma: shares of picture and noise in these scaled latents, the squares of which sum to 1.
+      of_sample, of_x0, of_eps, of_previous_x0, of_noise: factors of the step.
+    """
+
+    timestep: Float[np.ndarray, " n"]
+    input_scale: Float[np.ndarray, " n"]
+    alpha: Float[np.ndarray, " n"]
+    sigma: Float[np.ndarray, " n"]
+    of_sample: Float[np.ndarray, " n"]
+    of_x0: Float[np.ndarray, " n"]
+    of_eps: Float[np.ndarray, " n"]
+    of_previous_x0: Float[np.ndarray, " n"]
+    of_noise: Float[np.ndarray, " n"]
+    init_noise_sigma: Any = 1.0  # standard deviation of the latents that sampling starts from, float32 []
+
+    @property
+    def rows(self) -> Steps:
+        """The arrays alone, to scan over."""
+        return self._replace(init_noise_sigma=np.broadcast_to(np.float32(self.init_noise_sigma), self.timestep.shape))
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any step draws noise."""
+        return bool((np.asarray(self.of_noise) > 0).any())
+
+
+def alphas_cumprod(config: SchedulerConfig) -> Float[np.ndarray, " t"]:
+    """``abar`` of each timestep, float64 [T]; the last is 0 with `rescale_betas_zero_snr`."""
+    count = config.num_train_timesteps
+    if config.beta_schedule == "squaredcos_cap_v2":
+        abar = schedules.squaredcos_cap_v2(count)
+    else:
+        function = schedules.linear if config.beta_schedule == "linear" else schedules.scaled_linear
+        abar = function(count, config.beta_start, config.beta_end)
+    if config.rescale_betas_zero_snr:  # Lin et al. 2024, algorithm 1
+        root = np.sqrt(abar)
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        abar = root**2
+    return abar
+
+
+def steps(config: SchedulerConfig, num_inference_steps: int, eta: float = 0.0, start: int = 0) -> Steps:
+    """The steps of a configured scheduler.
+
+    Args:
+      config: of the model.
+      num_inference_steps: N.
+      eta: of DDIM: 0 draws no noise, 1 as much as DDPM; other schedulers have no use for it.
+      start: number of the first step that is taken, where sampling starts from a picture.
+
+    Returns:
+      N - start steps.
+
+    Raises:
+      ArgumentError: numbers that make no sense; names them.
+    """
+    _check(config, num_inference_steps, eta)
+    if not 0 <= start < num_inference_steps:
+        raise ArgumentError(f"start: expected 0 to {num_inference_steps - 1}, found {start}")
+    timesteps = _timesteps(config, num_inference_steps)
+    if config.kind == "ddim":
+        plan = _ddim(config, timesteps, eta)
+    elif config.kind == "ddpm":
+        plan = _ddpm(config, timesteps)
+    elif config.kind == "euler":
+        plan = _euler(config, timesteps)
+    else:
+        plan = _dpm_solver(config, timesteps, start)
+    if config.prediction_type == "epsilon" and (plan.alpha[start:] == 0).any():
+        raise ArgumentError(
+            "scheduler: rescale_betas_zero_snr leaves no picture in the first timestep, so a network that predicts "
+            "the noise (prediction_type epsilon) does not tell the picture; use timestep_spacing leading"
+        )
+    return Steps(*(x[start:].astype(np.float32) for x in plan[:-1]), np.float32(plan.init_noise_sigma))
+
+
+def guided(config: SchedulerConfig, num_inference_steps: int, eta: float = 0.0) -> schedules.Schedule:
+    """Steps of DDIM (DDPM for that scheduler) over the same timesteps, for `rahf.diffusion.sample`.
+
+    Raises:
+      ArgumentError: as of `steps`.
+    """
+    _check(config, num_inference_steps, eta)
+    if config.kind not in ("ddim", "ddpm"):
+        config = dataclasses.replace(config, kind="ddim", set_alpha_to_one=True)
+    timesteps = _timesteps(config, num_inference_steps)
+    before = np.maximum(_visited(config, timesteps), _TERMINAL)
+    after = _after(config, timesteps, num_inference_steps)
+    posterior = np.sqrt((1 - after) / (1 - before) * np.maximum(1 - before / after, 0))
+    removed = posterior if config.kind == "ddpm" else eta * posterior
+    large = config.kind == "ddpm" and config.variance_type == "fixed_large"
+    std_dev = np.where(after < 1, np.sqrt(1 - before / after), 0.0) if large else removed
+    direction = np.sqrt(np.maximum(1 - after - removed**2, 0))
+    columns = (x.astype(np.float32) for x in (before, after, direction, std_dev))
+    return schedules.Schedule(timesteps.astype(np.int32), *columns)
+
+
+def _check(config: SchedulerConfig, num_inference_steps: int, eta: float) -> None:
+    if not 1 <= num_inference_steps <= config.num_train_timesteps:
+        raise ArgumentError(
+            f"num_inference_steps: expected 1 to {config.num_train_timesteps}, the number of timesteps, found "
+            f"{num_inference_steps}"
+        )
+    if not (np.isfinite(eta) and 0 <= eta <= 1):
+        raise ArgumentError(f"eta: expected 0 (deterministic) to 1 (as much noise as DDPM), found {eta}")
+
+
+def convert(row: Steps, config: SchedulerConfig, sample: Array, output: Array) -> tuple[Array, Array]:
+    """A network's output → the clean estimate and the predicted noise, float32.
+
+    Args:
+      row: one row of `Steps.rows`.
+      config: its `prediction_type`, and whether the clean estimate is clamped.
+      sample: [B,...] latents, not scaled.
+      output: of the network, for the latents times `row.input_scale`.
+    """
+    sample, output = sample.astype(jnp.float32) * row.input_scale, output.astype(jnp.float32)
+    if config.prediction_type == "epsilon":
+        x0, eps = (sample - row.sigma * output) / row.alpha, output
+    elif config.prediction_type == "v_prediction":
+        x0, eps = row.alpha * sample - row.sigma * output, row.alpha * output + row.sigma * sample
+    else:
+        x0, eps = output, (sample - row.alpha * output) / row.sigma
+    if config.clip_sample and config.kind in ("ddim", "ddpm"):
+        x0 = jnp.clip(x0, -config.clip_sample_range, config.clip_sample_range)
+    return x0, eps
+
+
+def advance(row: Steps, sample: Array, x0: Array, eps: Array, previous_x0: Array, noise: Array | None = None) -> Array:
+    """The latents after a step.
+
+    Args:
+      row: one row of `Steps.rows`.
+      sample, x0, eps: before the step, as in `convert`.
+      previous_x0: clean estimate of the step before; anything finite at the first.
+      noise: standard normal; None: the steps draw none.
+    """
+    after = row.of_sample * sample + row.of_x0 * x0 + row.of_eps * eps + row.of_previous_x0 * previous_x0
+    return after if noise is None else after + row.of_noise * noise
+
+
+def add_noise(row: Steps, latents: Array, noise: Array) -> Array:
+    """Clean latents with the noise that they have before a step."""
+    return (row.alpha * latents + row.sigma * noise) / row.input_scale
+
+
+def _timesteps(config: SchedulerConfig, count: int) -> np.ndarray:
+    """Timesteps, descending: whole ones, but of Euler with linspace. The solver leaves a place at the end."""
+    total, solver = config.num_train_timesteps, config.kind == "dpmsolver++"
+    places = count + solver
+    if config.timestep_spacing == "linspace":
+        timesteps = np.linspace(0, total - 1, places)[::-1][:count]
+        timesteps = timesteps.astype(np.float32).astype(np.float64) if config.kind == "euler" else np.round(timesteps)
+    elif config.timestep_spacing == "leading":
+        timesteps = (np.arange(places) * (total // places))[::-1][:count] + config.steps_offset
+    else:
+        timesteps = np.round(total - np.arange(count) * (total / count)) - 1
+    if timesteps[0] >= total or timesteps[-1] < 0:
+        raise ArgumentError(
+            f"num_inference_steps: {count} steps with steps_offset {config.steps_offset} lead to timestep "
+            f"{timesteps[0]:g}, beyond the last one, {total - 1}; take fewer"
+        )
+    return timesteps
+
+
+def _visited(config: SchedulerConfig, timesteps: np.ndarray) -> np.ndarray:
+    return alphas_cumprod(config)[timesteps.astype(int)]
+
+
+def _after(config: SchedulerConfig, timesteps: np.ndarray, count: int) -> np.ndarray:
+    """``abar`` that each step leads to."""
+    abar = alphas_cumprod(config)
+    if config.kind == "ddpm":
+        return np.append(abar[timesteps[1:].astype(int)], 1.0)
+    # DDIM in `diffusers` goes down by a fixed number of timesteps, even where the next one that it visits is another.
+    following = timesteps.astype(int) - config.num_train_timesteps // count
+    return np.where(following >= 0, abar[following], 1.0 if config.set_alpha_to_one else abar[0])
+
+
+def _ddim(config: SchedulerConfig, timesteps: np.ndarray, eta: float) -> Steps:
+    """Song et al. 2021, equations 12 and 16."""
+    before, after = _visited(config, timesteps), _after(config, timesteps, len(timesteps))
+    std_dev = eta * np.sqrt((1 - after) / (1 - before) * np.maximum(1 - before / after, 0))
+    direction = np.sqrt(np.maximum(1 - after - std_dev**2, 0))
+    return _plan(timesteps, before, of_x0=np.sqrt(after), of_eps=direction, of_noise=std_dev)
+
+
+def _ddpm(config: SchedulerConfig, timesteps: np.ndarray) -> Steps:
+    """Ho et al. 2020, equation 7."""
+    before, after = _visited(config, timesteps), _after(config, timesteps, len(timesteps))
+    beta = 1 - before / after
+    variance = (1 - after) / (1 - before) * beta if config.variance_type == "fixed_small" else beta
+    return _plan(
+        timesteps,
+        before,
+        of_sample=np.sqrt(before / after) * (1 - after) / (1 - before),
+        of_x0=np.sqrt(after) * beta / (1 - before),
+        of_noise=np.where(timesteps > 0, np.sqrt(np.maximum(variance, 1e-20)), 0.0),
+    )
+
+
+def _sigmas(config: SchedulerConfig, timesteps: np.ndarray) -> np.ndarray:
+    """Standard deviations of the noise on unscaled pictures, before each step and after the last, [N+1]."""
+    abar = alphas_cumprod(config)
+    abar[-1] = max(abar[-1], _TERMINAL) if config.rescale_betas_zero_snr else abar[-1]
+    all_sigmas = np.sqrt((1 - abar) / abar)
+    sigmas = np.interp(timesteps, np.arange(len(abar)), all_sigmas)
+    return np.append(sigmas, 0.0 if config.final_sigmas_type == "zero" else all_sigmas[0])
+
+
+def _euler(config: SchedulerConfig, timesteps: np.ndarray) -> Steps:
+    """Karras et al. 2022, algorithm 2 without churn: latents are pictures plus noise, not scaled down."""
+    sigmas = _sigmas(config, timesteps)
+    ratio, alpha = sigmas[1:] / sigmas[:-1], 1 / np.sqrt(sigmas[:-1] ** 2 + 1)
+    largest = sigmas.max()
+    start = largest if config.timestep_spacing in ("linspace", "trailing") else np.sqrt(largest**2 + 1)
+    plan = _plan(timesteps, alpha**2, of_sample=ratio, of_x0=1 - ratio)
+    return plan._replace(input_scale=alpha, sigma=sigmas[:-1] * alpha, init_noise_sigma=start)
+
+
+def _dpm_solver(config: SchedulerConfig, timesteps: np.ndarray, start: int) -> Steps:
+    """Lu et al. 2022, DPM-Solver++(2M), algorithm 2; the first step and perhaps the last are of first order."""
+    sigmas, count = _sigmas(config, timesteps), len(timesteps)
+    alpha = 1 / np.sqrt(sigmas**2 + 1)
+    sigma = sigmas * alpha
+    of_sample, of_x0, of_previous = np.zeros((3, count))
+    few = config.lower_order_final and count < _FEW_STEPS
+    first_at_end = config.euler_at_final or few or config.final_sigmas_type == "zero"
+    for i in range(count):
+        shrink = sigmas[i + 1] / sigmas[i]  # exp(-h), h the step in log(alpha / sigma)
+        of_sample[i], of_x0[i] = sigma[i + 1] / sigma[i], alpha[i + 1] * (1 - shrink)
+        if config.solver_order == 1 or i <= start or (i + 1 == count and first_at_end):
+            continue
+        h, h_before = -np.log(shrink), np.log(sigmas[i - 1] / sigmas[i])
+        slope = alpha[i + 1] * ((1 - shrink) / 2 if config.solver_type == "midpoint" else (shrink - 1) / h + 1)
+        of_x0[i], of_previous[i] = of_x0[i] + slope * h / h_before, -slope * h / h_before
+    plan = _plan(timesteps, alpha[:-1] ** 2, of_sample=of_sample, of_x0=of_x0, of_previous_x0=of_previous)
+    return plan._replace(sigma=sigma[:-1])
+
+
+def _plan(timesteps: np.ndarray, abar: np.ndarray, **factors: np.ndarray) -> Steps:
+    zeros = np.zeros(len(timesteps))
+    names = ("of_sample", "of_x0", "of_eps", "of_previous_x0", "of_noise")
+    columns = [factors.get(name, zeros) for name in names]
+    return Steps(timesteps, zeros + 1, np.sqrt(abar), np.sqrt(1 - abar), *columns)
