@@ -40,6 +40,11 @@ FAMILIES: dict[str, Family] = {
         task="rahf.diffusion.task:PixelDiffusionTask.from_config",
         load="rahf.diffusion.pixel_generator:load",
     ),
+    "stable-diffusion": Family(
+        "rahf.config.stable_diffusion:StableDiffusionConfig",
+        task="rahf.diffusion.task:stable_diffusion_task",
+        load="rahf.diffusion.pipeline:load",
+    ),
 }
 
 

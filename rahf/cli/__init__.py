@@ -7,7 +7,21 @@ import importlib
 from typing import Any
 
 #: Modules of the commands, in the order of ``rahf --help``.
-COMMANDS = ("demo", "prepare", "train", "evaluate", "predict", "export", "mask", "select", "score", "import_", "doctor")
+COMMANDS = (
+    "demo",
+    "prepare",
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "mask",
+    "select",
+    "score",
+    "generate",
+    "sgool",
+    "import_",
+    "doctor",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from rahf.cli.parsing import Formatter, command
 
@@ -25,6 +26,19 @@ def add(commands) -> None:
     parser.add_argument("--license", default="unknown", help="of the weights; stored in model.json")
     parser.add_argument("--tokenizer", default="google-t5/t5-base", help="SentencePiece file, T5 folder or hub id")
     _add_baselines(kinds)
+    parser = command(
+        kinds,
+        "stable-diffusion",
+        stable_diffusion,
+        "Stable Diffusion 1.x, 2.x, inpainting or XL, for rahf generate",
+        "From the layout of diffusers: model_index.json with a folder per part; safetensors whole or in parts,\n"
+        "PyTorch's .bin by its weights-only reader (pip install rahf[torch]). Every tensor must fit by name and shape.",
+    )
+    parser.add_argument("source", metavar="FOLDER|HUB_ID", help="folder or hub id in the layout of diffusers")
+    parser.add_argument("out", metavar="OUT", help="directory to create")
+    parser.add_argument("--license", default=None, help="of the weights (default: what their model card says)")
+    parser.add_argument("--revision", default=None, help="branch, tag or commit of a hub id")
+    parser.add_argument("--variant", default=None, help="of the weights, such as fp16 (default: full precision)")
 
 
 def _add_baselines(kinds) -> None:
@@ -77,6 +91,17 @@ def resnet50(args: argparse.Namespace) -> int:
         f"model directory {folder}; its heads are random, so its predictions mean nothing before training: "
         f"rahf train configs/critic/baseline_resnet50.py --start.vision {args.source}"
     )
+    return 0
+
+
+def stable_diffusion(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from rahf.diffusion.published import import_folder
+
+    result = import_folder.import_stable_diffusion(args.source, args.out, **_options(args, "variant"))
+    for note in result.notes:
+        print(f"rahf: {note}", file=sys.stderr)
+    print(f"model directory {result.folder}: try rahf generate {result.folder} --prompt TEXT --out DIR")
     return 0
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rahf.core import labels
-from rahf.core.batch import HEATMAPS
+from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import ArgumentError
 from rahf.nn.energy import Energy, function, of, reward
 
@@ -70,6 +70,36 @@ def heatmap(
     arrays = () if mask is None else (_checked_mask(mask),)
     name = which if mask is None else f"{which} in mask"
     return of(_Heatmap(critic.heatmaps, column), name, *_tokens(critic, text), _params(critic, params), *arrays)
+
+
+def clip_distance(critic: Any, text: Text, params: Any = None) -> Energy:
+    """The squared spherical distance of picture and prompt in a CLIP: ``2 asin(|u - v| / 2)²`` of unit vectors u, v.
+
+    It is 0 for the same direction and ``pi² / 2`` for opposite ones (the loss of DOODL, spec 4.2).
+
+    Args:
+      critic: of `rahf.load` of a model of `rahf import clip`, whose alignment is (1 + cosine) / 2.
+      text: as in `score`.
+      params: of the critic; None: its own.
+
+    Raises:
+      ArgumentError: a critic whose alignment is no cosine.
+    """
+    clip = getattr(getattr(getattr(critic, "config", None), "model", None), "clip", None)
+    if clip is None or clip.scores != "cosine" or "alignment" not in clip.cosine_scores:
+        raise ArgumentError("clip_distance: expected a model of `rahf import clip`, whose alignment is a cosine")
+    return of(_ClipDistance(critic.scores), "CLIP distance", *_tokens(critic, text), _params(critic, params))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ClipDistance:
+    scores: Callable[..., Array]
+
+    def __call__(self, pixels, text_ids, text_mask, params):
+        alignment = self.scores(pixels, text_ids, text_mask, params)[..., SCORES.index("alignment")]
+        # |u - v|² / 4 = (1 - cosine) / 2. Its arcsine has no finite derivative at 0 and 1.
+        quarter = jnp.clip(1.0 - alignment.astype(jnp.float32), 1e-6, 1.0 - 1e-6)
+        return 2.0 * jnp.square(jnp.arcsin(jnp.sqrt(quarter)))
 
 
 @dataclasses.dataclass(frozen=True)

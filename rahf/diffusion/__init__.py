@@ -1,6 +1,9 @@
-"""A small text-to-image diffusion model of our own, in pixels: guidance, repair and selection are shown with it.
+"""Text-to-image diffusion models: Stable Diffusion 1.x, 2.x, inpainting and XL, and a small one of our own in pixels.
 
-`rahf train configs/diffusion/demo.py` trains one.
+    pipe = rahf.diffusion.load("models/sd15")                      # of `rahf import stable-diffusion`
+    pipe(["a red cat"], seeds=[0], num_inference_steps=30).images  # float32 [B,H,W,3] in [0,1]
+
+`rahf train configs/diffusion/demo.py` trains the small one; guidance, repair and selection are shown with it.
 
     generator = rahf.diffusion.load("runs/demo_diffusion")
     generated = generator(["a red circle left of a blue square"], seeds=[0], reward=my_reward)
@@ -12,10 +15,13 @@ from rahf.core.lazy import attach
 _lazy, __dir__, __all__ = attach(
     __name__,
     {
-        "GeneratedImages": "rahf.diffusion.pixel_generator",
+        "GeneratedImages": "rahf.diffusion.generated",
         "Generator": "rahf.diffusion.pixel_generator",
         "GuidanceOptions": "rahf.diffusion.sample.options",
-        "load": "rahf.diffusion.pixel_generator",
+        "Pipeline": "rahf.diffusion.pipeline",
+        "export_diffusers": "rahf.diffusion.published.export_folder",
+        "import_stable_diffusion": "rahf.diffusion.published.import_folder",
+        "load": "rahf.diffusion.loading",
     },
 )
 __getattr__ = renamed.moved(__name__, {"painter": "rahf.steer:painter"}, otherwise=_lazy)

@@ -16,6 +16,7 @@ from rahf.config import Config, PixelDiffusionConfig
 from rahf.core import pixel_range, renamed
 from rahf.core.errors import ArgumentError, CheckpointError, ImageError
 from rahf.diffusion import schedules
+from rahf.diffusion.generated import GeneratedImages
 from rahf.diffusion.networks import pixel_unet
 from rahf.diffusion.sample import denoisers, universal_guidance
 from rahf.diffusion.sample.options import GuidanceOptions
@@ -30,19 +31,6 @@ from rahf.training import saved_model
 _ZERO = energy_lib.function(lambda pixels: jnp.zeros(len(pixels)), name="zero")
 
 _RENAMED = dict(steps="num_inference_steps", prompt_scale="guidance_scale")
-
-
-class GeneratedImages(NamedTuple):
-    """What a generator drew: `images` float32 [B,S,S,3] in [0,1], their `energy` [B] or None, and the `trace`."""
-
-    images: jax.Array
-    energy: jax.Array | None
-    trace: universal_guidance.Trace
-
-    @property
-    def uint8(self) -> np.ndarray:
-        """The images as uint8 [B,S,S,3]."""
-        return np.asarray(jnp.round(self.images * 255)).astype(np.uint8)
 
 
 class Generator:

@@ -6,7 +6,8 @@ rows, whichever scheduler they belong to:
 
     steps = schedulers.steps(config, 50)
     latents = steps.init_noise_sigma * noise
-    x0, eps = schedulers.convert(row, config, latents, network(row.input_scale * latents, row.timestep))
+    output = network(row.input_scale * latents, row.timestep)
+    x0, eps = schedulers.convert(row, config.prediction_type, schedulers.clip_range(config), latents, output)
     latents = schedulers.advance(row, latents, x0, eps, previous_x0, fresh_noise)
 
 `rahf.diffusion.schedules` has the steps of guided sampling, of which `guided` gives those of the same timesteps.
@@ -52,10 +53,9 @@ class Steps(NamedTuple):
     of_noise: Float[np.ndarray, " n"]
     init_noise_sigma: Any = 1.0  # standard deviation of the latents that sampling starts from, float32 []
 
-    @property
-    def rows(self) -> Steps:
-        """The arrays alone, to scan over."""
-        return self._replace(init_noise_sigma=np.broadcast_to(np.float32(self.init_noise_sigma), self.timestep.shape))
+    def row(self, number: int) -> Steps:
+        """The numbers of one step, each float32 []."""
+        return Steps(*(np.asarray(column[number]) for column in self[:-1]), np.float32(self.init_noise_sigma))
 
     @property
     def stochastic(self) -> bool:
@@ -134,6 +134,20 @@ def guided(config: SchedulerConfig, num_inference_steps: int, eta: float = 0.0) 
     return schedules.Schedule(timesteps.astype(np.int32), *columns)
 
 
+def ddim_alphas(config: SchedulerConfig, num_inference_steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Timesteps of a scheduler, descending, and ``abar`` before and after each step of DDIM; float64 [N] each.
+
+    Raises:
+      ArgumentError: as of `steps`.
+    """
+    _check(config, num_inference_steps, 0.0)
+    if config.kind != "ddim":
+        config = dataclasses.replace(config, kind="ddim", set_alpha_to_one=True)
+    timesteps = _timesteps(config, num_inference_steps)
+    before = np.maximum(_visited(config, timesteps), _TERMINAL)
+    return timesteps, before, _after(config, timesteps, num_inference_steps)
+
+
 def _check(config: SchedulerConfig, num_inference_steps: int, eta: float) -> None:
     if not 1 <= num_inference_steps <= config.num_train_timesteps:
         raise ArgumentError(
@@ -144,24 +158,30 @@ def _check(config: SchedulerConfig, num_inference_steps: int, eta: float) -> Non
         raise ArgumentError(f"eta: expected 0 (deterministic) to 1 (as much noise as DDPM), found {eta}")
 
 
-def convert(row: Steps, config: SchedulerConfig, sample: Array, output: Array) -> tuple[Array, Array]:
+def clip_range(config: SchedulerConfig) -> float | None:
+    """Largest absolute value that the clean estimate is clamped to; None: it is not."""
+    return config.clip_sample_range if config.clip_sample and config.kind in ("ddim", "ddpm") else None
+
+
+def convert(row: Steps, prediction_type: str, clip: float | None, sample: Array, output: Array) -> tuple[Array, Array]:
     """A network's output → the clean estimate and the predicted noise, float32.
 
     Args:
-      row: one row of `Steps.rows`.
-      config: its `prediction_type`, and whether the clean estimate is clamped.
+      row: of `Steps.row`.
+      prediction_type: of the network.
+      clip: of `clip_range`.
       sample: [B,...] latents, not scaled.
       output: of the network, for the latents times `row.input_scale`.
     """
     sample, output = sample.astype(jnp.float32) * row.input_scale, output.astype(jnp.float32)
-    if config.prediction_type == "epsilon":
+    if prediction_type == "epsilon":
         x0, eps = (sample - row.sigma * output) / row.alpha, output
-    elif config.prediction_type == "v_prediction":
+    elif prediction_type == "v_prediction":
         x0, eps = row.alpha * sample - row.sigma * output, row.alpha * output + row.sigma * sample
     else:
         x0, eps = output, (sample - row.alpha * output) / row.sigma
-    if config.clip_sample and config.kind in ("ddim", "ddpm"):
-        x0 = jnp.clip(x0, -config.clip_sample_range, config.clip_sample_range)
+    if clip is not None:
+        x0 = jnp.clip(x0, -clip, clip)
     return x0, eps
 
 
@@ -169,7 +189,7 @@ def advance(row: Steps, sample: Array, x0: Array, eps: Array, previous_x0: Array
     """The latents after a step.
 
     Args:
-      row: one row of `Steps.rows`.
+      row: of `Steps.row`.
       sample, x0, eps: before the step, as in `convert`.
       previous_x0: clean estimate of the step before; anything finite at the first.
       noise: standard normal; None: the steps draw none.

@@ -12,7 +12,7 @@ import pathlib
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,19 +36,54 @@ def open_folder(source: WeightsSource) -> dict[str, StoredTensor]:
     Raises:
       PretrainedError: no weights, a part of them missing, or a file that cannot be read.
     """
-    folder = source.folder
-    for single, index, open_file in (
-        ("model.safetensors", "model.safetensors.index.json", open_safetensors),
-        ("pytorch_model.bin", "pytorch_model.bin.index.json", open_torch),
-    ):
-        if (folder / index).is_file():
-            return _open_parts(folder / index, open_file)
-        if (folder / single).is_file():
-            return open_file(folder / single)
+    return open_stem(source.folder, "model", "pytorch_model")
+
+
+def open_stem(
+    folder: pathlib.Path, safe: str, pickled: str, variants: Sequence[str] = ("",)
+) -> dict[str, StoredTensor]:
+    """Opens weights that are called `safe`.safetensors or `pickled`.bin, whole or in parts with an index.
+
+    Args:
+      folder: holds them.
+      safe, pickled: names of the files without endings.
+      variants: that are taken, the preferred first: "" for ``model.safetensors``, "fp16" for
+        ``model.fp16.safetensors``.
+
+    Raises:
+      PretrainedError: no weights, a part of them missing, or a file that cannot be read.
+    """
+    for variant in variants:
+        for stem, ending, open_file in ((safe, "safetensors", open_safetensors), (pickled, "bin", open_torch)):
+            for index in _index_names(stem, ending, variant):
+                if (folder / index).is_file():
+                    return _open_parts(folder / index, open_file)
+            single = ".".join(filter(None, (stem, variant, ending)))
+            if (folder / single).is_file():
+                return open_file(folder / single)
     parts = sorted(p.name for p in folder.glob("*-of-*.*"))
-    names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-    why = f"{parts[0]} is one part of several, and the index that names them is missing" if parts else f"found {names}"
-    raise PretrainedError(f"{folder}: no weights (model.safetensors or pytorch_model.bin, or an index of parts): {why}")
+    names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
+    why = (
+        f"{parts[0]} is one part of several, and the index that names them is missing"
+        if parts
+        else f"found {names or 'nothing'}"
+    )
+    of_variants = " or ".join(f"variant {variant}" for variant in variants if variant)
+    also = f", {of_variants}" if of_variants else ""
+    raise PretrainedError(
+        f"{folder}: no weights ({safe}.safetensors or {pickled}.bin{also}, or an index of parts): {why}"
+    )
+
+
+def _index_names(stem: str, ending: str, variant: str) -> list[str]:
+    """Names of the list of parts; different versions of the libraries put the variant in different places."""
+    if not variant:
+        return [f"{stem}.{ending}.index.json"]
+    return [
+        f"{stem}.{ending}.index.{variant}.json",
+        f"{stem}.{variant}.{ending}.index.json",
+        f"{stem}.{ending}.{variant}.index.json",
+    ]
 
 
 def _open_parts(

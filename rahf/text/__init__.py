@@ -1,5 +1,6 @@
 """Prompts, words, vocabularies and token sequences. Importable without JAX: data workers tokenize."""
 
+from rahf.text.clip import ClipTokenizer
 from rahf.text.prompts import PromptWarning, Tokens
 from rahf.text.tokenizer import EOS_ID, PAD_ID, UNK_ID, Encoded, Tokenizer, pad
 from rahf.text.vocabulary import load_tokenizer, tokenizer_from_bytes, train_tokenizer
@@ -11,6 +12,7 @@ __all__ = [
     "SUFFIX",
     "UNK_ID",
     "WORD_RULE",
+    "ClipTokenizer",
     "Encoded",
     "PromptWarning",
     "Tokenizer",

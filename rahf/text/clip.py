@@ -6,6 +6,7 @@ Importable without JAX: data workers tokenize.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from rahf.core.errors import TokenizerError
@@ -38,10 +39,28 @@ class ClipTokenizer(Tokenizer):
     def __reduce__(self):  # data workers receive the tokenizer by pickle
         return (ClipTokenizer, (self.model, self.source))
 
+    def with_special(self, number: int) -> ClipTokenizer:
+        """A tokenizer that takes the piece of this id out of any text, as published ones do with their padding.
+
+        Stable Diffusion 2 and XL pad with "!". An exclamation mark in a prompt then is the padding's piece, not the
+        last letter of a word.
+        """
+        tree = json.loads(self.model)
+        if any(token["id"] == number for token in tree["added_tokens"]):
+            return self
+        pieces = [piece for piece, of_piece in tree["model"]["vocab"].items() if of_piece == number]
+        flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+        tree["added_tokens"] = [{"id": number, "content": pieces[0], **flags}, *tree["added_tokens"]]
+        return ClipTokenizer(json.dumps(tree).encode(), self.source)
+
     @property
     def vocab_size(self) -> int:
         """One more than the highest id."""
         return self._tokenizer.vocab_size
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one piece, such as the end token; None if there is no such piece."""
+        return self._tokenizer.token_to_id(token)
 
     def encode(self, text: str) -> list[int]:
         """Piece ids of a text, without start and end."""

@@ -83,12 +83,12 @@ def encode(prompt: str, config: DataConfig, tokenizer: Tokenizer) -> EncodedProm
     word_end = word_ends(ends, config.max_words)
     notes = []
     if text.words_lost:
-        notes.append(f"the model reads {config.max_prompt_tokens} tokens; not read: {_some(text.words_lost)}")
+        notes.append(f"the model reads {config.max_prompt_tokens} tokens; not read: {some(text.words_lost)}")
     judged = int((word_end >= 0).sum())
     if judged < len(words):
         notes.append(
             f"{judged} of {len(words)} words are judged ({config.max_target_tokens} tokens, "
-            f"{config.max_words} words at most); not judged: {_some(words[judged:])}"
+            f"{config.max_words} words at most); not judged: {some(words[judged:])}"
         )
     return EncodedPrompt(prompt, words, text.ids, text.mask, target.ids, word_end, notes)
 
@@ -128,6 +128,7 @@ def _start(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 40 else prompt[:40] + "…")
 
 
-def _some(words: Sequence[str], limit: int = 12) -> str:
+def some(words: Sequence[str], limit: int = 12) -> str:
+    """The first words, and how many more there are."""
     shown = ", ".join(words[:limit])
     return shown if len(words) <= limit else f"{shown} … and {len(words) - limit} more"

@@ -7,6 +7,7 @@ parameters, and under "lora" the adapters. With neither chosen, the trained tree
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +73,10 @@ def is_part(stored: dict[str, Any]) -> bool:
 
 
 def merged(params: Params, lora: Params | None) -> Params:
-    """Ordinary parameters: W + scale · A · B for every adapted kernel W [in,out], A [in,rank], B [rank,out]."""
+    """Ordinary parameters: W + scale · A · B for every adapted kernel W [in,out], A [in,rank], B [rank,out].
+
+    Of a convolution W is [y,x,in,out], A [y,x,in,rank].
+    """
     if lora is None:
         return params
     flat, adapters = functional.flatten(params), functional.flatten(lora["adapters"])
@@ -96,17 +100,18 @@ def _adapters(config: OptimizerConfig, shapes: Params):
     def build() -> nnx.Module:
         root = nnx.Module()
         for path in matching_paths(list(flat), config.lora.patterns, "optimizer.lora.patterns"):
-            if len(flat[path].shape) != 2:
+            if len(flat[path].shape) not in (2, 4):
                 raise ConfigError(
-                    f"optimizer.lora.patterns: {path} has shape {tuple(flat[path].shape)}; only matrices are adapted"
+                    f"optimizer.lora.patterns: {path} has shape {tuple(flat[path].shape)}; only matrices and "
+                    "convolutions are adapted"
                 )
             node = root
             for name in path.split("/"):
                 if not hasattr(node, name):
                     setattr(node, name, nnx.Module())
                 node = getattr(node, name)
-            inputs, outputs = flat[path].shape
-            node.a = layers.parameter(inputs, config.lora.rank, std=inputs**-0.5)
+            *inputs, outputs = flat[path].shape  # of a convolution: rows, columns, inputs
+            node.a = layers.parameter(*inputs, config.lora.rank, std=math.prod(inputs) ** -0.5)
             node.b = layers.parameter(config.lora.rank, outputs)  # 0: the network starts as it was
         return root
 

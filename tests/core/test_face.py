@@ -35,7 +35,7 @@ def test_the_face_loads_nothing_heavy():
 def test_packages_need_no_import_of_their_own():
     code = "import rahf; print(rahf.steer.repair.__module__, rahf.diffusion.load.__module__)"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert output == "rahf.steer.repaint rahf.diffusion.pixel_generator\n"
+    assert output == "rahf.steer.repaint rahf.diffusion.loading\n"
 
 
 def test_train_can_be_called_after_its_former_module_was_imported(monkeypatch):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rahf.config import ClipBaselineConfig, Config
 from rahf.core.batch import SCORES
 from rahf.critic import energy
 from rahf.diffusion import schedules
@@ -49,6 +50,18 @@ def test_scores_as_energies():
     np.testing.assert_allclose(weighted(pictures()), [2 * 0.8 - 0.5 * 0.6, 2 * 0.6 - 0.5], rtol=1e-6)
     halved = energy.score(critic, critic.tokens("a"), "plausibility", params={"gain": jnp.float32(0.5)})
     np.testing.assert_allclose(halved(pictures()), [0.9, 0.8], rtol=1e-6)
+
+
+def test_clip_distance():
+    """Cosines 0, -1 and 1: right angles are 2 (pi/4)², opposite ones pi²/2; finite gradients at both ends."""
+    critic = Colours()
+    with pytest.raises(ValueError, match="expected a model of `rahf import clip`"):
+        energy.clip_distance(critic, "a")
+    critic.config = Config(model=ClipBaselineConfig())
+    values = jnp.zeros((3, 4, 4, 3)).at[0, ..., 1].set(0.5).at[2, ..., 1].set(1.0)
+    distance = energy.clip_distance(critic, "a")
+    np.testing.assert_allclose(distance(values), [2 * (np.pi / 4) ** 2, np.pi**2 / 2, 0], atol=1e-2)
+    assert np.isfinite(jax.grad(lambda x: distance(x).sum())(values)).all()
 
 
 def test_heatmap_mass_and_masks():

@@ -1,6 +1,18 @@
-"""Published sizes of Stable Diffusion, and tiny pipelines of every kind, without PyTorch."""
+"""Published sizes of Stable Diffusion, and a tiny random pipeline, without PyTorch."""
 
-from rahf.config import UNetConfig
+import dataclasses
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+
+from rahf.config import AutoencoderKLConfig, ClipTextConfig, Config, DataConfig, StableDiffusionConfig, UNetConfig
+from rahf.diffusion.networks.stable_diffusion import StableDiffusion
+from rahf.diffusion.pipeline import Pipeline
+from rahf.nn import functional
+from rahf.text.vocabulary import load_clip_tokenizer
+from rahf.training.model_folder import write_model
 
 SD21_UNET = UNetConfig(cross_attention_dim=1024, num_attention_heads=(5, 10, 20, 20), use_linear_projection=True)
 SDXL_UNET = UNetConfig(
@@ -13,3 +25,52 @@ SDXL_UNET = UNetConfig(
     addition_time_embed_dim=256,
     projection_class_embeddings_input_dim=2816,
 )
+
+#: 8 x 8 pixels, latents of 4 x 4.
+TINY = StableDiffusionConfig(
+    image_size=8,
+    unet=UNetConfig(
+        block_out_channels=(8, 8),
+        cross_attention=(True, False),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 1),
+        num_attention_heads=(2, 2),
+        cross_attention_dim=8,
+        norm_num_groups=4,
+    ),
+    vae=AutoencoderKLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5),
+    text_encoder=ClipTextConfig(vocab_size=56, positions=12, width=8, depth=1, heads=2, mlp_width=8, eos_token_id=55),
+    pad_token_ids=(55,),
+)
+
+
+def tokenizer():
+    """CLIP's, of letters and the exclamation mark only."""
+    letters = ["!", *(chr(c) for c in range(97, 123))]
+    pieces = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder)
+        (path / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(pieces)}))
+        (path / "merges.txt").write_text("#version: 0.2\n")
+        return load_clip_tokenizer(path)
+
+
+def config(inpaints: bool = False) -> Config:
+    """Of the tiny pipeline; one of inpainting has 9 channels."""
+    unet = dataclasses.replace(TINY.unet, in_channels=9 if inpaints else 4)
+    return Config(data=DataConfig(max_prompt_tokens=12), model=dataclasses.replace(TINY, unet=unet))
+
+
+def pipeline(inpaints: bool = False) -> Pipeline:
+    """A tiny random pipeline."""
+    made = config(inpaints)
+    return Pipeline(made, functional.init(lambda: StableDiffusion(made.model), seed=0), tokenizer())
+
+
+def save(folder: pathlib.Path) -> pathlib.Path:
+    """The tiny pipeline as a model directory."""
+    made = config()
+    drawn = functional.init(lambda: StableDiffusion(made.model), seed=0)
+    host = functional.unflatten({path: np.asarray(value) for path, value in functional.flatten(drawn).items()})
+    write_model(folder, made, host, tokenizer(), {"license": "mit"})
+    return folder

@@ -39,9 +39,18 @@ def test_patterns():
     assert choose("vit/layer_0") == PATHS[3:] and choose(PATHS[2]) == [PATHS[2]] and choose() == []
     with pytest.raises(ConfigError, match="field: no parameter is called 'heatmp_a'. Did you mean 'heatmap_a'"):
         choose("decoder", "heatmp_a")
-    with pytest.raises(ConfigError, match=r"embed/kernel has shape|only matrices are adapted"):
-        convolutions = config(lora=LoraConfig(rank=1, patterns=("heatmap_*/last/kernel",)))
-        state_lib.setup(CriticTask(convolutions, None))
+    with pytest.raises(ConfigError, match="norm/scale has shape .* only matrices and convolutions are adapted"):
+        state_lib.setup(CriticTask(config(lora=LoraConfig(rank=1, patterns=("vit/norm/scale",))), None))
+
+
+def test_adapters_of_a_convolution():
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 4, 5)).astype(np.float32)
+    settings = config(lora=LoraConfig(rank=2, patterns=("conv/kernel",))).optimizer
+    shapes = trainable.abstract_lora(settings, {"conv": {"kernel": kernel}})["adapters"]["conv"]["kernel"]
+    assert shapes["a"].shape == (3, 3, 4, 2) and shapes["b"].shape == (2, 5)
+    a, b = np.ones((3, 3, 4, 2), np.float32), np.full((2, 5), 0.5, np.float32)
+    lora = {"scale": 3.0, "adapters": {"conv": {"kernel": {"a": a, "b": b}}}}
+    np.testing.assert_allclose(trainable.merged({"conv": {"kernel": kernel}}, lora)["conv"]["kernel"], kernel + 3.0)
 
 
 def stepped(settings, count=2):

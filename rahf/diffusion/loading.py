@@ -1,0 +1,22 @@
+"""Loading a diffusion model of any family."""
+
+from __future__ import annotations
+
+import os
+
+from rahf.config import PixelDiffusionConfig
+from rahf.diffusion import pipeline, pixel_generator
+from rahf.training import saved_model
+
+
+def load(path: str | os.PathLike) -> pipeline.Pipeline | pixel_generator.Generator:
+    """Loads a run or model directory, or one checkpoint of it.
+
+    Returns:
+      A `Pipeline` of Stable Diffusion, or a `Generator` of the small family in pixels.
+
+    Raises:
+      rahf.core.errors.CheckpointError: no model there, or one that is no diffusion model.
+    """
+    pixels = isinstance(saved_model.find(path).config.model, PixelDiffusionConfig)
+    return pixel_generator.load(path) if pixels else pipeline.load(path)

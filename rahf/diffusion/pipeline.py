@@ -1,0 +1,484 @@
+"""Stable Diffusion, ready for use: prompts and seeds in, pictures out; from noise, from a picture, inside a mask.
+
+    pipe = rahf.diffusion.load("models/sd15")
+    pictures = pipe(["a red cat"], num_inference_steps=30, seeds=[0]).images
+
+Each step is one call of one compiled program, whose arguments are all that may change: seeds, prompts, scale, and the
+numbers of the scheduler's step. So only another size or batch compiles anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rahf.config import Config, SchedulerConfig, StableDiffusionConfig
+from rahf.core.errors import ArgumentError, CheckpointError, NotFinite
+from rahf.diffusion import pipeline_inputs as inputs
+from rahf.diffusion import schedulers
+from rahf.diffusion.generated import GeneratedImages
+from rahf.diffusion.networks.stable_diffusion import (
+    Conditions,
+    StableDiffusion,
+    is_inpainting,
+    latent_channels,
+    vae_scale_factor,
+)
+from rahf.diffusion.sample import denoisers, universal_guidance
+from rahf.diffusion.sample.options import GuidanceOptions
+from rahf.nn import energy as energy_lib
+from rahf.nn import functional
+from rahf.text import ClipTokenizer
+from rahf.text.vocabulary import too_many_pieces
+from rahf.training import saved_model
+
+#: Called after each step with the numbers of steps that are done and of all steps.
+Progress = Callable[[int, int], None]
+
+
+class Task(NamedTuple):
+    """What one batch is to become; NumPy arrays with one row per picture.
+
+    Attributes:
+      ids, negative_ids: tokens of each text tower; None: zeros take the negative prompt's place (XL).
+      noise: float32 [B,h,w,c], of unit variance.
+      seeds: uint32 [B], of the noise that steps draw.
+      image: float32 [B,H,W,3] in [0,1] to start from or to repaint; None: start from noise.
+      mask: float32 [B,H,W], 1: repaint; None: all of it.
+    """
+
+    ids: tuple[np.ndarray, ...]
+    negative_ids: tuple[np.ndarray, ...] | None
+    noise: np.ndarray
+    seeds: np.ndarray
+    image: np.ndarray | None
+    mask: np.ndarray | None
+
+    def rows(self, start: int, size: int) -> Task:
+        """A batch of `size` pictures; the last one is repeated where there are not as many."""
+        take = lambda x: x[np.minimum(np.arange(start, start + size), len(x) - 1)]  # noqa: E731
+        return jax.tree.map(take, self)
+
+
+class Plan(NamedTuple):
+    """How pictures are drawn."""
+
+    steps: int
+    eta: float
+    guidance_scale: float
+    start: int  # number of the first step that is taken
+    energy: energy_lib.Energy | None
+    options: GuidanceOptions
+    paste_back: bool
+
+    @property
+    def classifier_free(self) -> bool:
+        """Whether the negative prompt counts: not at scale 1, which costs half."""
+        return self.guidance_scale != 1.0
+
+
+class Pipeline:
+    """Networks with their parameters and vocabulary.
+
+    Attributes:
+      config, params, tokenizer: of the model.
+      scheduler: that sampling follows; another one may be set, e.g.
+        ``dataclasses.replace(pipe.scheduler, kind="euler")``.
+    """
+
+    def __init__(self, config: Config, params: functional.Params, tokenizer: ClipTokenizer):
+        self.config, self.params, self.tokenizer = config, params, tokenizer
+        self._tokenizers = [tokenizer.with_special(number) for number in config.model.pad_token_ids]
+        self.scheduler: SchedulerConfig = config.model.scheduler
+        self.graphdef, _ = functional.abstract(lambda: StableDiffusion(config.model))
+        self.scale_factor, self.channels = vae_scale_factor(config.model), latent_channels(config.model)
+        self.inpaints = is_inpainting(config.model)
+        self._programs = functools.cache(self._compiled)
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        height: int | None = None,
+        width: int | None = None,
+        seeds: int | Sequence[int] = 0,
+        latents: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: float | None = None,
+        eta: float = 0.0,
+        energy: universal_guidance.EnergyFunction | None = None,
+        reward: universal_guidance.EnergyFunction | None = None,
+        options: GuidanceOptions = GuidanceOptions(),
+        paste_back: bool = True,
+        batch_size: int = 4,
+        progress: Progress | None = None,
+    ) -> GeneratedImages:
+        """Draws one picture per prompt and seed. Prompt and seed alone decide about a picture, whatever the batch.
+
+        Args:
+          prompts: one for all seeds, or one per picture; may be empty: unconditional.
+          negative_prompt: what classifier-free guidance leads away from; None: the empty prompt (XL: none at all).
+          num_inference_steps: of the scheduler.
+          guidance_scale: of classifier-free guidance; 1: the prompt alone, in half the time.
+          height, width: in pixels; multiples of 8. None: the image's, else the model's.
+          seeds: one for all prompts, or one per picture.
+          latents: noise float32 [B,h,w,4] of unit variance instead of the seeds'; the scheduler scales it.
+          image: float32 [B,H,W,3] in [0,1], or uint8: to start from, or with a mask to repaint.
+          mask_image: float [B,H,W] in [0,1], 1: repaint. Networks of inpainting read it; with all others the known part
+            is laid over the latents at every step.
+          strength: share of the steps that an image goes through; None: 0.8, with a mask 1.
+          eta: noise of DDIM, 0 to 1.
+          energy: of pictures in [0,1], to be lowered; see `rahf.nn.energy`.
+          reward: instead of an energy: a function of pictures [B,H,W,3] in [0,1] → [B], to be raised; or a critic's,
+            as in ``critic.reward("overall")``, of these prompts.
+          options: of guidance; see `rahf.diffusion.GuidanceOptions`. Guided steps are those of DDIM (or DDPM).
+          paste_back: pixels outside of the mask are exactly those of `image`; False: as decoded.
+          batch_size: most pictures that are drawn at once.
+          progress: called after each step.
+
+        Returns:
+          `images` float32 [B,H,W,3] in [0,1], with an energy also `energy` and `trace`.
+
+        Raises:
+          ArgumentError: numbers, shapes or sizes that do not fit.
+          ImageError: pixels outside of [0,1].
+          NotFinite: latents become NaN or infinite; names the picture and the step.
+
+        Warns:
+          rahf.text.PromptWarning: a prompt is longer than 77 tokens; names the words that are cut off.
+        """
+        task = self.task(prompts, negative_prompt, seeds, latents, image, mask_image, (height, width))
+        if self.inpaints and mask_image is None:
+            raise ArgumentError("this is a model of inpainting: give image and mask_image")
+        plan = self._plan(task, num_inference_steps, eta, guidance_scale, strength, paste_back)
+        plan = plan._replace(energy=_energy(energy, reward, prompts, len(task.seeds)), options=self._options(options))
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size: expected at least 1, found {batch_size}")
+        count = len(task.seeds)
+        size = min(batch_size, count) if plan.energy is None else count  # an energy's arrays are of all pictures
+        parts, total = [], -(-count // size) * (plan.steps - plan.start)
+        for first in range(0, count, size):
+            done = first // size * (plan.steps - plan.start)
+            report = None if progress is None else (lambda step, done=done: progress(done + step, total))
+            parts.append(self._batch(task.rows(first, size), plan, first, report))
+        images = np.concatenate([np.asarray(part.images) for part in parts])[:count]
+        return GeneratedImages(images, parts[0].energy, parts[0].trace)
+
+    def encode(self, pictures: Any) -> jax.Array:
+        """Pictures float32 [B,H,W,3] in [0,1] → scaled latents [B,h,w,4], their mean."""
+        return self._programs("encode")(self.params, inputs.pictures("pictures", pictures))
+
+    def decode(self, latents: Any) -> jax.Array:
+        """Scaled latents [B,h,w,4] → pictures float32 [B,H,W,3] in [0,1]."""
+        return self._programs("decode")(self.params, jnp.asarray(latents))
+
+    def tokens(self, prompts: str | Sequence[str]) -> tuple[np.ndarray, ...]:
+        """Prompts → int32 [B,77] for each text tower. Warns of prompts that are too long."""
+        model: StableDiffusionConfig = self.config.model
+        length = model.text_encoder.positions
+        return inputs.tokens(inputs.texts("prompts", prompts), self._tokenizers, length, model.pad_token_ids)
+
+    def conditions(
+        self, ids: Sequence[Any], negative_ids: Sequence[Any] | None, size: tuple[int, int], params: Any = None
+    ) -> tuple[Conditions, Conditions]:
+        """What the U-Net reads of prompts and of negative prompts (None: zeros), for pictures of a size in pixels."""
+        return self._encode_prompts(self.params if params is None else params, tuple(ids), negative_ids, size)
+
+    def _encode_prompts(self, params, ids, negative_ids, size) -> tuple[Conditions, Conditions]:
+        model = functional.merge(self.graphdef, params)
+        time_ids = None
+        if self.config.model.text_encoder_2 is not None:
+            time_ids = jnp.tile(jnp.asarray([*size, 0, 0, *size], jnp.float32), (len(ids[0]), 1))
+        prompt = model.encode_prompt(ids, time_ids)
+        if negative_ids is None:
+            zeros = jnp.zeros_like
+            return prompt, Conditions(zeros(prompt.text), None if time_ids is None else zeros(prompt.pooled), time_ids)
+        return prompt, model.encode_prompt(negative_ids, time_ids)
+
+    def task(
+        self,
+        prompts: Any,
+        negative_prompt: Any = None,
+        seeds: Any = 0,
+        latents: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        size: tuple[int | None, int | None] = (None, None),
+    ) -> Task:
+        """Arguments of a call, checked, with a row per picture. Raises ArgumentError as the call."""
+        image = None if image is None else inputs.pictures("image", image)
+        mask = None if mask_image is None else inputs.masks(mask_image, image)
+        height, width = inputs.size(*size, image, self.config.model.image_size, self.scale_factor)
+        shape = (height // self.scale_factor, width // self.scale_factor, self.channels)
+        seeds = np.atleast_1d(np.asarray(seeds))
+        if seeds.ndim != 1 or seeds.dtype.kind not in "iu" or seeds.min() < 0 or seeds.max() >= 2**32:
+            raise ArgumentError(f"seeds: expected whole numbers from 0 to 2**32 - 1, found {seeds}")
+        negative = None if negative_prompt is None else inputs.texts("negative_prompt", negative_prompt)
+        count, rows = inputs.per_picture(
+            {
+                "prompts": inputs.texts("prompts", prompts),
+                "negative prompts": negative,
+                "seeds": seeds.astype(np.uint32),
+                "latents": None if latents is None else inputs.noise(latents, shape),
+                "images": image,
+                "masks": mask,
+            }
+        )
+        if negative is None and not self.config.model.force_zeros_for_empty_prompt:
+            rows["negative prompts"] = [""] * count
+        noise = rows["latents"]
+        if noise is None:
+            noise = np.asarray(_noise(rows["seeds"], shape))
+        negative_ids = None if rows["negative prompts"] is None else self.tokens(rows["negative prompts"])
+        return Task(self.tokens(rows["prompts"]), negative_ids, noise, rows["seeds"], rows["images"], rows["masks"])
+
+    def _plan(self, task: Task, steps, eta, guidance_scale, strength, paste_back) -> Plan:
+        if not (np.isscalar(guidance_scale) and np.isfinite(guidance_scale)):
+            raise ArgumentError(f"guidance_scale: expected a number, found {guidance_scale!r}")
+        if strength is None:
+            strength = 0.8 if task.image is not None and task.mask is None else 1.0
+        if not 0 < strength <= 1:
+            raise ArgumentError(f"strength: expected a share of the steps, above 0 up to 1, found {strength}")
+        if task.image is None and strength != 1:
+            raise ArgumentError("strength: has a meaning together with image only")
+        steps = int(steps)
+        start = steps - min(max(int(steps * strength), 1), steps) if steps > 0 else 0
+        schedulers.steps(self.scheduler, steps, eta, start)  # refuses what makes no sense
+        return Plan(steps, float(eta), float(guidance_scale), start, None, GuidanceOptions(), paste_back)
+
+    def _options(self, options: GuidanceOptions) -> GuidanceOptions:
+        scheduler = self.scheduler
+        if options.clean_range is None and scheduler.clip_sample:
+            limit = scheduler.clip_sample_range
+            return dataclasses.replace(options, clean_range=(-limit, limit))
+        return options
+
+    def _batch(self, task: Task, plan: Plan, first: int, report: Callable[[int], None] | None) -> GeneratedImages:
+        size = tuple(side * self.scale_factor for side in task.noise.shape[1:3])
+        conditions = self._programs("prompts", size)(self.params, task.ids, task.negative_ids)
+        known = self._known(task)
+        if plan.energy is not None:
+            generated = self._guided(task, plan, conditions, known)
+        else:
+            latents = self._sample(task, plan, conditions, known, first, report)
+            generated = GeneratedImages(self.decode(latents))
+        if task.mask is not None and plan.paste_back:
+            images = jnp.where(task.mask[..., None] > 0, generated.images, task.image)
+            generated = generated._replace(images=images)
+        return generated
+
+    def _known(self, task: Task) -> _Known:
+        """Latents of the picture to start from, and what a network of inpainting reads besides."""
+        if task.image is None:
+            return _Known(None, None, None)
+        latents = self.encode(task.image)
+        if task.mask is None:
+            return _Known(latents, None, None)
+        mask = inputs.latent_mask(task.mask, self.scale_factor)
+        if not self.inpaints:
+            return _Known(latents, mask, None)
+        # Masked pixels are grey, the middle of the range.
+        masked = np.where(task.mask[..., None] > 0, np.float32(0.5), task.image)
+        return _Known(latents, mask, jnp.concatenate([jnp.asarray(mask), self.encode(masked)], -1))
+
+    def _sample(self, task: Task, plan: Plan, conditions, known: _Known, first: int, report) -> jax.Array:
+        """Latents after the last step."""
+        steps = schedulers.steps(self.scheduler, plan.steps, plan.eta, plan.start)
+        rows = [steps.row(number) for number in range(len(steps.timestep))]
+        noise = jnp.asarray(task.noise)
+        latents = steps.init_noise_sigma * noise
+        if plan.start:
+            latents = schedulers.add_noise(rows[0], known.latents, noise)
+        clip = schedulers.clip_range(self.scheduler)
+        step = self._programs("step", self.scheduler.prediction_type, clip, plan.classifier_free, steps.stochastic)
+        seeds, scale = jnp.asarray(task.seeds), jnp.float32(plan.guidance_scale)
+        previous, bad = jnp.zeros_like(latents), []
+        for number, row in enumerate(rows):
+            following = rows[number + 1] if number + 1 < len(rows) else None
+            # Where the step leads: the known part then has the noise of the next step, or none.
+            level = _level(following)
+            latents, previous, finite = step(
+                self.params, conditions, scale, row, level, latents, previous, noise, seeds, np.int32(number), known
+            )
+            bad.append(finite)
+            if report is not None:
+                latents.block_until_ready()
+                report(number + 1)
+        _check_finite(np.asarray(jnp.stack(bad)), first, plan.start)
+        return latents
+
+    def _guided(self, task: Task, plan: Plan, conditions, known: _Known) -> GeneratedImages:
+        program = self._programs("guided", self.scheduler, plan.steps, plan.eta, plan.start, plan.classifier_free)
+        generated, latents = program(
+            self.params, conditions, task.noise, task.seeds, plan.guidance_scale, known, plan.energy, plan.options
+        )
+        _check_guided(np.asarray(latents), plan)
+        return generated
+
+    def _compiled(self, kind: str, *static: Any) -> Callable[..., Any]:
+        merge = functools.partial(functional.merge, self.graphdef)
+        if kind == "encode":
+            return jax.jit(lambda params, pictures: merge(params).encode(pictures))
+        if kind == "decode":
+            return jax.jit(lambda params, latents: merge(params).decode(latents))
+        if kind == "prompts":
+            return jax.jit(lambda params, ids, negative: self._encode_prompts(params, ids, negative, static[0]))
+        return jax.jit(_step(self.graphdef, *static) if kind == "step" else self._guided_program(*static))
+
+    def _guided_program(self, scheduler, steps, eta, start, classifier_free):
+        schedule = schedulers.guided(scheduler, steps, eta)
+        schedule = type(schedule)(*(column[start:] for column in schedule))
+        alphas_cumprod = np.maximum(schedulers.alphas_cumprod(scheduler), 2.0**-24)
+
+        def program(params, conditions, noise, seeds, guidance_scale, known, energy, options):
+            model = functional.merge(self.graphdef, params)
+            network = model
+            if known.masked is not None:
+                network, conditions = _with_extra(model), tuple((c, known.masked) for c in conditions)
+            denoiser = denoisers.epsilon(network, alphas_cumprod, scheduler.prediction_type)
+            if classifier_free:
+                denoiser = denoisers.classifier_free(denoiser, guidance_scale)
+            else:
+                conditions = conditions[0]
+            if known.mask is not None and known.masked is None:
+                denoiser = denoisers.inpainting(denoiser, alphas_cumprod, known.latents, known.mask > 0)
+            abar = schedule.alphas_cumprod[0]
+            begin = noise if start == 0 else np.sqrt(abar) * known.latents + np.sqrt(1 - abar) * noise
+            sampled = universal_guidance.sample(
+                denoiser,
+                schedule,
+                begin,
+                conditions,
+                energy=energy,
+                decode=model.decode,
+                options=options,
+                key=jax.vmap(jax.random.key)(seeds),
+            )
+            images = model.decode(sampled.sample)
+            return GeneratedImages(images, sampled.energy, sampled.trace), sampled.sample
+
+        return program
+
+
+class _Known(NamedTuple):
+    """Of a picture that is started from or repainted, each None where there is none.
+
+    Attributes:
+      latents: [B,h,w,c].
+      mask: [B,h,w,1], 1: repaint.
+      masked: [B,h,w,1+c], mask and latents of the masked picture, for networks that read them.
+    """
+
+    latents: Any
+    mask: Any
+    masked: Any
+
+
+def _with_extra(model: StableDiffusion) -> Callable[..., jax.Array]:
+    """A network of inpainting, whose conditions come with what it reads besides the latents."""
+    return lambda z, t, pair: model(jnp.concatenate([z, pair[1]], -1), t, pair[0])
+
+
+def _step(
+    graphdef: Any, prediction_type: str, clip: float | None, classifier_free: bool, stochastic: bool
+) -> Callable[..., Any]:
+    """One step of a scheduler: (latents, clean estimate before) → (latents, clean estimate, finite)."""
+
+    def step(params, conditions, scale, row, level, latents, previous_x0, noise, seeds, number, known):
+        model = functional.merge(graphdef, params)
+        scaled, twice = row.input_scale * latents, lambda *parts: jnp.concatenate(parts)
+        extra = [] if known.masked is None else [known.masked]
+        if classifier_free:
+            scaled, cond = twice(scaled, scaled), jax.tree.map(twice, *conditions)
+            extra = [twice(x, x) for x in extra]
+        else:
+            cond = conditions[0]
+        times = jnp.broadcast_to(row.timestep, len(scaled))
+        output = model(jnp.concatenate([scaled, *extra], -1), times, cond)
+        if classifier_free:
+            prompt, negative = jnp.split(output, 2)
+            output = negative + scale * (prompt - negative)
+        x0, eps = schedulers.convert(row, prediction_type, clip, latents, output)
+        fresh = _noise(seeds, latents.shape[1:], 1 + number) if stochastic else None
+        latents = schedulers.advance(row, latents, x0, eps, previous_x0, fresh)
+        if known.mask is not None and known.masked is None:
+            latents = jnp.where(known.mask > 0, latents, schedulers.add_noise(level, known.latents, noise))
+        return latents, x0, jnp.isfinite(latents).all((1, 2, 3))
+
+    return step
+
+
+def _level(following: schedulers.Steps | None) -> schedulers.Steps:
+    """The row whose noise the latents have after a step; after the last, none."""
+    one, zero = np.float32(1), np.float32(0)
+    if following is None:
+        return schedulers.Steps(zero, one, one, *[zero] * 6, one)
+    return following
+
+
+def _noise(seeds: Any, shape: tuple[int, ...], number: Any = 0) -> jax.Array:
+    """Standard normal noise of each seed, float32 [B,*shape]; `number` 0 is what sampling starts from."""
+    draw = lambda seed: jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), shape)  # noqa: E731
+    return jax.vmap(draw)(jnp.asarray(seeds))
+
+
+def _check_finite(finite: np.ndarray, first: int, start: int) -> None:
+    """Raises NotFinite for bool [steps,B] that has a False."""
+    if not finite.all():
+        step, picture = np.argwhere(~finite)[0]
+        raise NotFinite(
+            f"picture {first + int(picture)}: its latents are not finite (NaN or infinite) after step "
+            f"{start + int(step) + 1}; the parameters or the given noise are damaged, or float16 numbers were too small"
+        )
+
+
+def _check_guided(latents: np.ndarray, plan: Plan) -> None:
+    """Raises NotFinite, naming picture and energies, for latents [B,...] that are not finite."""
+    finite = np.isfinite(latents).all((1, 2, 3))
+    if not finite.all():
+        names = ", ".join(term.name for term in plan.energy.terms)
+        raise NotFinite(
+            f"picture {int(np.flatnonzero(~finite)[0])}: its latents are not finite after {plan.steps} guided steps "
+            f"(energies: {names}). Lower options.scale, or set options.max_norm"
+        )
+
+
+def _energy(energy: Any, reward: Any, prompts: Any, count: int) -> energy_lib.Energy | None:
+    """The energy, or that of the reward; a critic's reward reads the prompts, one per picture."""
+    critic = getattr(reward, "critic", None)
+    if critic is not None and energy is None:
+        listed = inputs.texts("prompts", prompts)
+        listed = listed * count if len(listed) == 1 else listed
+        return energy_lib.reward(reward, *critic.tokens(listed), critic.params)
+    energy = universal_guidance.steering(energy, reward)
+    return energy if energy is None or isinstance(energy, energy_lib.Energy) else energy_lib.function(energy)
+
+
+def load(path: str | os.PathLike) -> Pipeline:
+    """Loads a model directory of `rahf import stable-diffusion`, or a run that fine-tuned one.
+
+    Raises:
+      rahf.core.errors.CheckpointError: no model there, or one of another family.
+    """
+    saved = saved_model.find(path)
+    model = saved.config.model
+    if not isinstance(model, StableDiffusionConfig):
+        raise CheckpointError(
+            f"{saved.run}: a model of the family {model.family!r}, no Stable Diffusion; use rahf.load"
+        )
+    params = saved.params(lambda: StableDiffusion(model))
+    tokenizer = saved.tokenizer(
+        lambda tokenizer: too_many_pieces(tokenizer, model.text_encoder.vocab_size, "text_encoder")
+    )
+    return Pipeline(saved.config, params, tokenizer)

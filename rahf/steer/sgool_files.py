@@ -1,0 +1,112 @@
+"""`rahf sgool`: the noise of one picture per seed is optimised; pictures, intermediate ones and the curve on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from rahf.core.errors import ArgumentError
+from rahf.core.files import write_atomically
+from rahf.core.version import __version__
+from rahf.critic import energy, loading
+from rahf.diffusion import pipeline
+from rahf.diffusion.latents.doodl import DoodlOptions, DoodlResult
+from rahf.diffusion.latents.sgool import SaliencyOptions, of_heatmap, sgool
+from rahf.steer.generate_files import png
+
+_CURVE = (480, 320)  # width and height in pixels
+
+
+def sgool_files(
+    model: str | os.PathLike | pipeline.Pipeline,
+    prompt: str,
+    out: str | os.PathLike,
+    critic: str | os.PathLike,
+    *,
+    score: str = "overall",
+    saliency: str | os.PathLike | None = None,
+    heatmap: str = "implausibility",
+    seeds: Sequence[int] = (0,),
+    options: DoodlOptions = DoodlOptions(),
+    salient: SaliencyOptions = SaliencyOptions(),
+    keep_every: int = 10,
+    progress: Callable[[int, int, np.ndarray], None] | None = None,
+) -> DoodlResult:
+    """Raises a critic's score of the whole picture and of its salient part.
+
+    Writes ``out/seed0.png``, ``out/seed0-before0.png``, … of the pictures before every `keep_every` updates,
+    ``out/energy.csv`` and ``out/energy.png``.
+
+    Args:
+      model: model directory of Stable Diffusion, or what `rahf.diffusion.load` returns.
+      critic: what `rahf.load` takes; its energy ``1 - score`` is lowered. Judge the result with another one.
+      saliency: model whose `heatmap` says where people look; None: `critic`.
+      options, salient: see `rahf.diffusion.latents`.
+
+    Raises:
+      ArgumentError: numbers that make no sense, or a folder that is not empty.
+      NotFinite: an energy or a gradient is not finite.
+    """
+    folder = pathlib.Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArgumentError(f"{folder}: exists already and is not empty; choose another folder")
+    pipe = pipeline.load(model) if isinstance(model, (str, os.PathLike)) else model
+    judge = loading.load(critic)
+    looks = judge if saliency is None else loading.load(saliency)
+    result = sgool(
+        pipe,
+        prompt,
+        energy.score(judge, [prompt] * len(seeds), score),
+        of_heatmap(looks, prompt, heatmap),
+        seeds=list(seeds),
+        options=options,
+        salient=salient,
+        keep_every=keep_every,
+        progress=progress,
+    )
+    parameters = {
+        "prompt": prompt,
+        "critic": os.fspath(critic),
+        "score": score,
+        "saliency": None if saliency is None else os.fspath(saliency),
+        "heatmap": heatmap,
+        **dataclasses.asdict(options),
+        "salient": dataclasses.asdict(salient),
+        "rahf": __version__,
+    }
+    for number, seed in enumerate(seeds):
+        pictures = {f"seed{seed}": result.images[number]}
+        pictures |= {f"seed{seed}-before{at}": images[number] for at, images in result.history.items()}
+        for name, picture in pictures.items():
+            pixels = np.round(picture * 255).astype(np.uint8)
+            write_atomically(folder / f"{name}.png", png(pixels, {**parameters, "seed": int(seed)}))
+    header = ",".join(["update", *(f"seed{seed}" for seed in seeds)])
+    rows = [",".join([str(at), *(f"{value:.6g}" for value in row)]) for at, row in enumerate(result.energy)]
+    write_atomically(folder / "energy.csv", "\n".join([header, *rows]) + "\n")
+    write_atomically(folder / "energy.png", png(curve(result.energy)))
+    return result
+
+
+def curve(energies: Any) -> np.ndarray:
+    """Curves of energies [m,B] over the updates, uint8 [h,w,3] on white, labelled with the largest and smallest."""
+    energies = np.asarray(energies, np.float64)
+    (width, height), edge = _CURVE, 40
+    low, high = float(energies.min()), float(energies.max())
+    image = Image.new("RGB", _CURVE, "white")
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((edge, edge, width - edge, height - edge), outline="black")
+    pen.text((2, edge), f"{high:.3g}", fill="black")
+    pen.text((2, height - edge - 10), f"{low:.3g}", fill="black")
+    pen.text((width // 2 - 20, height - edge + 8), "update", fill="black")
+    across = np.linspace(edge, width - edge, len(energies))
+    share = (energies - low) / (high - low if high > low else 1.0)
+    for number, line in enumerate((height - edge - share * (height - 2 * edge)).T):
+        colour = tuple(int(c) for c in np.random.default_rng(number).integers(0, 200, 3))
+        pen.line([(x, y) for x, y in zip(across.tolist(), line.tolist())], fill=colour, width=2)
+    return np.asarray(image)

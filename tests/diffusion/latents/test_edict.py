@@ -1,0 +1,128 @@
+"""EDICT: exact inverses, the table of precisions of the specification, and gradients with flat memory."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rahf.config import SchedulerConfig
+from rahf.core.errors import ArgumentError
+from rahf.diffusion.latents import edict
+
+SD1 = SchedulerConfig(steps_offset=0)
+WIDTH, STEPS = 16, 50
+
+
+def toy(weights, z, t):
+    """The specification's network: tanh(z W + t / 1000)."""
+    return jnp.tanh(z @ weights.astype(z.dtype) + t[:, None].astype(z.dtype) / 1000)
+
+
+def problem(dtype, batch=4):
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((WIDTH, WIDTH)) / WIDTH**0.5
+    return jnp.asarray(weights, dtype), jnp.asarray(rng.standard_normal((batch, WIDTH)), dtype)
+
+
+def round_trip(dtype, p=edict.P, leapfrog=True):
+    """Largest error of the inverse, and final difference of the pair."""
+    plan = edict.coefficients(SD1, STEPS, leapfrog)
+    weights, z = problem(dtype)
+    final = edict.run(toy, plan, weights, edict.Pair(z, z), p)
+    undo = lambda pair, row: (edict.inverse_step(toy, weights, row, pair, p), None)
+    back = jax.lax.scan(undo, final, edict._rows(plan, dtype), reverse=True)[0]
+    errors = [np.abs(np.asarray(part, np.float64) - np.asarray(z, np.float64)).max() for part in back]
+    return max(errors), np.abs(np.asarray(final.x - final.y, np.float64)).max()
+
+
+def test_precisions_of_the_specification():
+    """4.1: float64 7.6e-13, float32 3.8e-4, float16 not invertible; a larger p is more exact."""
+    with jax.enable_x64(True):
+        error, difference = round_trip(jnp.float64)
+        assert error < 1e-10 and difference < 2e-2
+        assert round_trip(jnp.float64, leapfrog=False)[1] > difference
+        assert 1e-6 < round_trip(jnp.float32)[0] < 2e-2
+        by_p = [round_trip(jnp.float32, p)[0] for p in (0.90, 0.93, 0.97)]
+        assert by_p[0] > by_p[1] > by_p[2]
+        assert not round_trip(jnp.float16)[0] < 0.3
+
+
+def test_one_step_by_hand():
+    """a = 2, b = 1, p = 0.75, eps = 1: x = 2·1+1 = 3, y = 3; the pair stays (3, 3). From (1, 3): (3, 7) → (4, 6.25)."""
+    row = edict.Coefficients(jnp.int32(5), 2.0, 1.0, jnp.bool_(False))
+    one = lambda arguments, z, t: jnp.ones_like(z)
+    pair = edict.step(one, None, row, edict.Pair(jnp.full((1, 2), 1.0), jnp.full((1, 2), 3.0)), 0.75)
+    np.testing.assert_allclose(pair.x, 0.75 * 3 + 0.25 * 7)
+    np.testing.assert_allclose(pair.y, 0.75 * 7 + 0.25 * 4.0)
+    back = edict.inverse_step(one, None, row, pair, 0.75)
+    np.testing.assert_allclose([back.x[0, 0], back.y[0, 0]], [1, 3], rtol=1e-6)
+
+
+def test_coefficients_are_those_of_ddim():
+    plan = edict.coefficients(SD1, 4)
+    abar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    np.testing.assert_array_equal(plan.timestep, [750, 500, 250, 0])
+    np.testing.assert_allclose(plan.a[:3], np.sqrt(abar[[500, 250, 0]] / abar[[750, 500, 250]]))
+    assert plan.a[3] == 1 and plan.b[3] == pytest.approx(0, abs=1e-12)  # set_alpha_to_one is False
+    assert list(plan.swap) == [False, True, False, True]
+    assert not edict.coefficients(SD1, 4, leapfrog=False).swap.any()
+    clean = edict.coefficients(dataclasses.replace(SD1, set_alpha_to_one=True), 4)
+    assert clean.a[3] > 1
+
+
+@pytest.mark.parametrize("leapfrog", [True, False])
+def test_the_gradient_is_that_of_the_plain_scan(leapfrog):
+    with jax.enable_x64(True):
+        plan = edict.coefficients(SD1, 20, leapfrog)
+        weights, z = problem(jnp.float64)
+        arguments = {"weights": weights, "ids": jnp.arange(3)}  # whole numbers have no gradient
+        network = lambda arguments, z, t: toy(arguments["weights"], z, t)
+
+        def loss(final):
+            return jnp.sum(jnp.sin(final.x)) + jnp.sum(final.y**2)
+
+        def exact(weights, z):
+            return loss(edict.run(network, plan, arguments | {"weights": weights}, edict.Pair(z, z), edict.P))
+
+        def flat(wrt):
+            return lambda weights, z: loss(
+                edict.denoise(network, plan, arguments | {"weights": weights}, edict.Pair(z, z), wrt_arguments=wrt)
+            )
+
+        expected = jax.grad(exact, (0, 1))(weights, z)
+        ours = jax.grad(flat(True), (0, 1))(weights, z)
+        np.testing.assert_allclose(ours[0], expected[0], rtol=1e-5)
+        np.testing.assert_allclose(ours[1], expected[1], rtol=1e-5)
+        frozen = jax.grad(flat(False), (0, 1))(weights, z)
+        assert not np.asarray(frozen[0]).any()
+        np.testing.assert_allclose(frozen[1], expected[1], rtol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_steps():
+    weights, z = problem(jnp.float32, batch=64)
+
+    def temporary(steps, chain):
+        plan = edict.coefficients(SD1, steps)
+        loss = lambda z: jnp.sum(chain(toy, plan, weights, edict.Pair(z, z), edict.P).x ** 2)
+        return jax.jit(jax.grad(loss)).lower(z).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(50, edict.denoise) <= 1.05 * temporary(10, edict.denoise)
+    assert temporary(50, edict.run) > 2 * temporary(10, edict.run)
+
+
+def test_the_inverse_leads_back():
+    plan = edict.coefficients(SD1, 10)
+    weights, z = problem(jnp.float32)
+    final = edict.denoise(toy, plan, weights, edict.Pair(z, z))
+    back = edict.invert(toy, plan, weights, final)
+    np.testing.assert_allclose(back.x, z, atol=1e-4)
+    np.testing.assert_allclose(back.y, z, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype, p, message", [(jnp.bfloat16, 0.93, "float32 or float64"), (jnp.float32, 0.0, "p:")])
+def test_refusals(dtype, p, message):
+    weights, z = problem(dtype)
+    with pytest.raises(ArgumentError, match=message):
+        edict.denoise(toy, edict.coefficients(SD1, 5), weights, edict.Pair(z, z), p)
