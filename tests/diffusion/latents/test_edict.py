@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rahf.config import SchedulerConfig
+from rahf.config import SchedulerConfig, UNetConfig
 from rahf.core.errors import ArgumentError
 from rahf.diffusion.latents import edict
+from rahf.diffusion.networks.unet import Conditions, UNet2DConditionModel
+from rahf.nn import functional
 
 SD1 = SchedulerConfig(steps_offset=0)
 WIDTH, STEPS = 16, 50
@@ -41,12 +43,11 @@ def test_precisions_of_the_specification():
     """4.1: float64 7.6e-13, float32 3.8e-4, float16 not invertible; a larger p is more exact."""
     with jax.enable_x64(True):
         error, difference = round_trip(jnp.float64)
-        assert error < 1e-10 and difference < 2e-2
+        assert error < 1e-11 and difference < 2e-2
         assert round_trip(jnp.float64, leapfrog=False)[1] > difference
-        assert 1e-6 < round_trip(jnp.float32)[0] < 2e-2
         by_p = [round_trip(jnp.float32, p)[0] for p in (0.90, 0.93, 0.97)]
-        assert by_p[0] > by_p[1] > by_p[2]
-        assert not round_trip(jnp.float16)[0] < 0.3
+        assert 1e-3 < by_p[0] < 1e-1 and 1e-4 < by_p[1] < 1e-2 and by_p[2] < 1e-4
+        assert not round_trip(jnp.float16)[0] < 0.5
 
 
 def test_one_step_by_hand():
@@ -126,3 +127,29 @@ def test_refusals(dtype, p, message):
     weights, z = problem(dtype)
     with pytest.raises(ArgumentError, match=message):
         edict.denoise(toy, edict.coefficients(SD1, 5), weights, edict.Pair(z, z), p)
+
+
+@pytest.mark.slow
+def test_memory_at_the_size_of_stable_diffusion():
+    """Compiled memory of the gradient through 10 and 50 steps, and of one step of the network; nothing is allocated."""
+    config = UNetConfig()
+    graphdef, params = functional.abstract(lambda: UNet2DConditionModel(config, dtype=jnp.dtype("float32")))
+    text = jax.ShapeDtypeStruct((1, 77, config.cross_attention_dim), jnp.float32)
+    z = jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32)
+
+    def network(arguments, z, t):
+        params, text = arguments
+        return functional.merge(graphdef, params)(z, t, Conditions(text))
+
+    def temporary(loss):
+        return jax.jit(jax.grad(loss, 2)).lower(params, text, z).compile().memory_analysis().temp_size_in_bytes
+
+    def chain(steps):
+        plan = edict.coefficients(SD1, steps)
+        return lambda params, text, z: (edict.denoise(network, plan, (params, text), edict.Pair(z, z)).x ** 2).sum()
+
+    one = temporary(lambda params, text, z: (network((params, text), z, jnp.full(1, 7)) ** 2).sum())
+    ten, fifty = temporary(chain(10)), temporary(chain(50))
+    print(f"temporary memory: one step {one / 2**20:.0f} MiB, 10 steps {ten / 2**20:.0f}, 50 steps {fifty / 2**20:.0f}")
+    assert fifty <= 1.05 * ten
+    assert fifty <= 1.3 * one
