@@ -101,6 +101,7 @@ class Pipeline:
         self.scale_factor, self.channels = vae_scale_factor(config.model), latent_channels(config.model)
         self.inpaints = is_inpainting(config.model)
         self._programs = functools.cache(self._compiled)
+        self.compiled: dict[Any, Any] = {}  # functions that others compile for this pipeline
 
     def __call__(
         self,

@@ -44,6 +44,20 @@ TINY = StableDiffusionConfig(
 )
 
 
+#: A U-Net and an autoencoder of one level: for gradients through a sampling, which compile several copies of them.
+FLAT = dataclasses.replace(
+    TINY,
+    unet=dataclasses.replace(
+        TINY.unet,
+        block_out_channels=(8,),
+        cross_attention=(False,),
+        transformer_layers_per_block=(1,),
+        num_attention_heads=(2,),
+    ),
+    vae=dataclasses.replace(TINY.vae, block_out_channels=(8,), mid_block_add_attention=False),
+)
+
+
 def tokenizer():
     """CLIP's, of letters and the exclamation mark only."""
     letters = ["!", *(chr(c) for c in range(97, 123))]
@@ -61,15 +75,15 @@ def config(inpaints: bool = False) -> Config:
     return Config(data=DataConfig(max_prompt_tokens=12), model=dataclasses.replace(TINY, unet=unet))
 
 
-def pipeline(inpaints: bool = False) -> Pipeline:
-    """A tiny random pipeline."""
-    made = config(inpaints)
+def pipeline(inpaints: bool = False, model: StableDiffusionConfig | None = None) -> Pipeline:
+    """A tiny random pipeline, or one of another config."""
+    made = config(inpaints) if model is None else Config(data=DataConfig(max_prompt_tokens=12), model=model)
     return Pipeline(made, functional.init(lambda: StableDiffusion(made.model), seed=0), tokenizer())
 
 
-def save(folder: pathlib.Path) -> pathlib.Path:
-    """The tiny pipeline as a model directory."""
-    made = config()
+def save(folder: pathlib.Path, model: StableDiffusionConfig = TINY) -> pathlib.Path:
+    """A tiny pipeline as a model directory."""
+    made = Config(data=DataConfig(max_prompt_tokens=12), model=model)
     drawn = functional.init(lambda: StableDiffusion(made.model), seed=0)
     host = functional.unflatten({path: np.asarray(value) for path, value in functional.flatten(drawn).items()})
     write_model(folder, made, host, tokenizer(), {"license": "mit"})

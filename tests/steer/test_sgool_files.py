@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("quickly")
 
 
 def test_command(tmp_path, tiny_run, capsys):
-    model, out = maker.save(tmp_path / "model"), tmp_path / "out"
+    model, out = maker.save(tmp_path / "model", maker.FLAT), tmp_path / "out"
     arguments = ["sgool", str(model), "--prompt", "cat", "--critic", str(tiny_run), "--out", str(out)]
     options = ["--iterations", "2", "--steps", "2", "--keep-every", "1", "--heatmap", "misalignment", "--seeds", "3"]
     assert cli.main([*arguments, *options]) == 0

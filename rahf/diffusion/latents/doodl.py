@@ -95,7 +95,6 @@ class _Numbers(NamedTuple):
     """Traced options: changing them compiles nothing."""
 
     guidance_scale: Any
-    p: Any
     grad_scale: Any
     clip: Any
     momentum: Any
@@ -172,7 +171,7 @@ def optimise(
     task = pipe.task(prompts, *sampling[:3], size=sampling[3])
     size = tuple(side * pipe.scale_factor for side in task.noise.shape[1:3])
     conditions = pipe.conditions(task.ids, task.negative_ids, size)
-    programs = _Programs(pipe, options)
+    programs = _programs(pipe, options)
     numbers = _Numbers(*(jnp.float32(getattr(options, name)) for name in _Numbers._fields))
     noise = jnp.asarray(task.noise)
     norm = jnp.sqrt(jnp.sum(noise**2, (1, 2, 3)))
@@ -226,6 +225,15 @@ def crop(pictures: jax.Array, boxes: jax.Array) -> jax.Array:
         return jax.image.scale_and_translate(picture, (h, w, colours), (0, 1), scale, translation, "linear")
 
     return jax.vmap(one)(pictures, boxes)
+
+
+def _programs(pipe: Pipeline, options: DoodlOptions) -> _Programs:
+    """The compiled functions, kept with the pipeline: options that are numbers compile nothing anew."""
+    static = {name: value for name, value in vars(options).items() if name not in (*_Numbers._fields, "iterations")}
+    key = ("doodl", pipe.scheduler, tuple(static.items()))
+    if key not in pipe.compiled:
+        pipe.compiled[key] = _Programs(pipe, options)
+    return pipe.compiled[key]
 
 
 class _Programs:

@@ -22,7 +22,7 @@ RED = energy.function(lambda pixels: 1 - pixels[..., 0].mean((1, 2)), name="red"
 
 @pytest.fixture(scope="module")
 def pipe():
-    return maker.pipeline()
+    return maker.pipeline(model=maker.FLAT)
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +142,13 @@ def test_which_components_count():
     np.testing.assert_array_equal(boxes[1:, 0], [[0, 0, 1, 1]] * 2)
 
 
-def test_what_is_not_finite_is_named(pipe):
-    bad = energy.function(lambda pixels: jnp.log(pixels[..., 0].mean((1, 2)) * 0 - 1), name="gloom")
-    with pytest.raises(NotFinite, match=r"picture 0: its energy is not finite at update 0 \(energies: gloom\)"):
-        doodl(pipe, "cat", bad, options=dataclasses.replace(QUICK, iterations=1))
+def test_what_is_not_finite_is_named():
+    values, finite = np.array([0.5, np.nan]), np.array([True, True])
+    message = r"picture 1: its energy is not finite at update 3 \(energies: red\)"
+    with pytest.raises(NotFinite, match=message):
+        doodl_lib._check_finite(values, finite, 3, RED)
+    with pytest.raises(NotFinite, match="picture 0: its gradient is not finite"):
+        doodl_lib._check_finite(values[:1], ~finite[:1], 3, RED)
 
 
 @pytest.mark.parametrize(
@@ -166,5 +169,5 @@ def test_refusals(call, message):
 
 
 def test_maps_of_another_number(pipe):
-    with pytest.raises(ArgumentError, match=r"expected maps \[1,h,w\], found shape \(2, 4, 4\)"):
-        sgool(pipe, "cat", RED, lambda pictures: np.ones((2, 4, 4)), options=QUICK)
+    with pytest.raises(ArgumentError, match=r"expected maps \[2,h,w\], found shape \(3, 4, 4\)"):
+        sgool(pipe, "cat", RED, lambda pictures: np.ones((3, 4, 4)), seeds=[0, 1], options=QUICK)
