@@ -234,13 +234,14 @@ def test_synthetic_data(tmp_path, capsys):
 
 
 def test_richhf18k_prints_its_table_once(tmp_path, monkeypatch, capsys):
-    from data_pipelines.richhf18k import prepare
+    from data_pipelines.richhf18k import prepare, summary
 
     assert cli.main(["prepare", "richhf18k", "--labels", str(tmp_path), "--images", "a", "b", "--out", "c"]) == 1
     assert "none of train.tfrecord, dev.tfrecord, test.tfrecord" in capsys.readouterr().err
 
     calls = []
-    monkeypatch.setattr(prepare, "prepare", lambda *args, **kw: calls.append((args, kw)))
+    counts = summary.RichHFSummary(splits={"train": {"records": 4, "joined": 4}})
+    monkeypatch.setattr(prepare, "prepare", lambda *args, **kw: calls.append((args, kw)) or counts)
     arguments = ["prepare", "richhf18k", "--labels", "l", "--images", "a", "b", "--out", "c", "--captions", "d"]
     assert cli.main(arguments) == 0
     assert calls == [(("l", ["a", "b"], "c"), {"captions": "d", "tokenizer": None})]

@@ -239,7 +239,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     here = pictures(tmp_path)
     (here / "0.txt").unlink()
     (here / "1.txt").write_text("many words that nobody ever reads here")
-    assert cli.main(["score", "model", str(here), "--out", str(tmp_path / "out"), "--batch-size", "3"]) == 0
+    assert cli.main(["score", "model", str(here), "--out", str(tmp_path / "out"), "--batch-size", "3"]) == 3
     out, err = capsys.readouterr()
     assert out == f"4 scored by colours-1 in 1 blocks: {tmp_path}/out/part-*.parquet\n"
     assert err.splitlines() == [
