@@ -32,6 +32,9 @@ __all__ = ["ExportError", "read_export"]
 #: Member names of the parts.
 CONFIG, PREPROCESSING, TOKENIZER = "config.json", "preprocessing.json", "tokenizer.model"
 WEIGHTS = "weights.safetensors"
+#: Parameters of parts that serve learning only (`CriticConfig.tag_head`); predictions do not depend on them, and files
+#: written since format 2 lack them.
+LEARNING_ONLY = "tags/"
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16)}
 
 
@@ -137,11 +140,15 @@ def _check_model_id(
 ) -> None:
     """Checks that the id, by which scores are compared, is that of these weights, this network and this vocabulary.
 
-    A file with fewer weights (scores only) or shorter ones (bfloat16) has the id of the weights it was made from, which
-    cannot be computed from those in the file.
+    A file with fewer weights (scores only, none that serve learning only) or shorter ones (bfloat16) has the id of the
+    weights it was made from, which cannot be computed from those in the file.
     """
-    whole = "predict" in manifest["functions"]
-    if not whole or any(leaf.dtype != np.float32 for leaf in tree.flatten(weights).values()):
+    flat = tree.flatten(weights)
+    learnt_by_tags = getattr(config.model, "tag_head", False) and not any(
+        name.startswith(LEARNING_ONLY) for name in flat
+    )
+    whole = "predict" in manifest["functions"] and not learnt_by_tags
+    if not whole or any(leaf.dtype != np.float32 for leaf in flat.values()):
         return
     actual = provenance.model_id(config, weights, tokenizer, manifest["name"], manifest["step"])
     if actual != (model := manifest["model_id"]):

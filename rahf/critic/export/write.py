@@ -39,10 +39,6 @@ TOLERANCE = 1e-5
 _BFLOAT16_TOLERANCE = 0.05
 
 
-#: Parameters of parts that serve learning only (`CriticConfig.tag_head`); predictions do not depend on them.
-_LEARNING_ONLY = "tags/"
-
-
 class WrittenExport(NamedTuple):
     """The file, its size in bytes, the provenance in it, and the largest difference to the checkpoint's outputs.
 
@@ -145,7 +141,7 @@ def write_export(
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     weights = functions.score_weights(critic) if scores_only else tree.flatten(critic.params)
-    weights = {path: leaf for path, leaf in weights.items() if not path.startswith(_LEARNING_ONLY)}
+    weights = {path: leaf for path, leaf in weights.items() if not path.startswith(read.LEARNING_ONLY)}
     dtype = jnp.bfloat16 if bf16 else np.float32
     weights = {path: np.ascontiguousarray(leaf, dtype) for path, leaf in weights.items()}
     programs = functions.serialize_functions(critic, weights, scores_only, tuple(platforms))
