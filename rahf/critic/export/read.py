@@ -144,10 +144,8 @@ def _check_model_id(
     weights it was made from, which cannot be computed from those in the file.
     """
     flat = tree.flatten(weights)
-    learnt_by_tags = getattr(config.model, "tag_head", False) and not any(
-        name.startswith(LEARNING_ONLY) for name in flat
-    )
-    whole = "predict" in manifest["functions"] and not learnt_by_tags
+    has_tags = any(name.startswith(LEARNING_ONLY) for name in flat)
+    whole = "predict" in manifest["functions"] and (has_tags or not getattr(config.model, "tag_head", False))
     if not whole or any(leaf.dtype != np.float32 for leaf in flat.values()):
         return
     actual = provenance.model_id(config, weights, tokenizer, manifest["name"], manifest["step"])

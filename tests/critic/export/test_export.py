@@ -290,6 +290,16 @@ def test_the_model_id_must_belong_to_the_weights(full, checkpoint, tmp_path):
             rahf.load(file)
 
 
+def test_the_model_id_of_a_file_without_what_serves_learning_only(full, checkpoint):
+    manifest, _ = archive.read_archive(full)
+    model = dataclasses.replace(checkpoint.config.model, tag_head=True)
+    config = dataclasses.replace(checkpoint.config, model=model)
+    read._check_model_id("x.rahf", manifest, config, checkpoint.params, checkpoint.tokenizer)
+    complete = {**checkpoint.params, "tags": {"kernel": np.zeros(3, np.float32)}}
+    with pytest.raises(ExportError, match="parts of two models"):
+        read._check_model_id("x.rahf", manifest, config, complete, checkpoint.tokenizer)
+
+
 def test_difference_is_checked_before_anything_is_written(checkpoint, folder, monkeypatch):
     taken = folder / "taken.rahf"
     taken.write_bytes(b"before")
