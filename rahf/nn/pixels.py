@@ -17,22 +17,55 @@ if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are r
     from jaxtyping import Array, Float
 
 
+_PRECISION = 22  # bits behind the point in Pillow's weights for 8 bit pixels
+
+
 def unit(image: Array, side: int) -> Float[Array, "b s s 3"]:
     """uint8 0..255 or float 0..1, [B,h,w,3] of any size → float32 0..1 at the network's side.
 
-    Antialiased bilinear; the aspect ratio is not kept. uint8 is rounded after each of the two axes as by Pillow, so
-    that the result is the square of `rahf.images.decode_resized`, up to rounding of ties. Floats are not rounded: the
-    result is differentiable in them.
+    Antialiased bilinear; the aspect ratio is not kept. uint8 becomes the square of `rahf.images.decode_resized` to the
+    bit: it is resized in Pillow's fixed-point arithmetic. Floats are not rounded: the result is differentiable in them.
     """
-    whole = jnp.issubdtype(image.dtype, jnp.integer)
-    x = image.astype(jnp.float32)
-    height_first = image.shape[1] > image.shape[2]  # as Pillow, to which this order is less work
+    if not jnp.issubdtype(image.dtype, jnp.integer):
+        x = image.astype(jnp.float32)
+        if x.shape[1:3] != (side, side):
+            x = jax.image.resize(x, (x.shape[0], side, side, 3), "bilinear", antialias=True)
+        return x
+    rows, columns = image.shape[1] - side, image.shape[2] - side  # that must go
+    height_first = rows > 0 and rows > 2 * columns  # as Pillow 13; the order changes the rounding
     for axis in (1, 2) if height_first else (2, 1):
-        if x.shape[axis] != side:
-            shape = (*x.shape[:axis], side, *x.shape[axis + 1 :])
-            x = jax.image.resize(x, shape, "bilinear", antialias=True)
-            x = jnp.floor(x + 0.5) if whole else x
-    return x * (1.0 / 255.0 if whole else 1.0)
+        image = _resized_bytes(image, side, axis)
+    return image.astype(jnp.float32) * (1.0 / 255.0)
+
+
+def _resized_bytes(image: Array, side: int, axis: int) -> Array:
+    """8 bit pixels resized along one axis, as Pillow's `Image.resize` with the bilinear filter."""
+    if image.shape[axis] == side:
+        return image
+    places, weights = (jnp.asarray(x) for x in _weights(image.shape[axis], side))
+    shape = (*image.shape[:axis], side, *image.shape[axis + 1 :])
+    along = [side if number == axis else 1 for number in range(image.ndim)]
+    whole = image.astype(jnp.int32)
+
+    def add(tap: Array, total: Array) -> Array:
+        return total + jnp.take(whole, places[tap], axis=axis) * weights[tap].reshape(along)
+
+    half = jnp.full(shape, 1 << (_PRECISION - 1), jnp.int32)
+    return jnp.clip(jax.lax.fori_loop(0, len(places), add, half) >> _PRECISION, 0, 255)
+
+
+def _weights(size: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each tap of the filter and each pixel of the result: the pixel to read, and its weight times 2^22; int32."""
+    scale = size / side
+    reach = max(scale, 1.0)
+    centres = (np.arange(side) + 0.5) * scale
+    first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
+    last = np.minimum((centres + reach + 0.5).astype(np.int64), size)
+    places = first + np.arange((last - first).max())[:, None]
+    weights = np.maximum(1.0 - np.abs((places - centres + 0.5) / reach), 0.0) * (places < last)
+    weights /= weights.sum(axis=0)
+    fixed = (0.5 + weights * (1 << _PRECISION)).astype(np.int32)
+    return np.minimum(places, size - 1).astype(np.int32), fixed
 
 
 def batch(pixels: Any, name: str = "pixels") -> tuple[Array, bool]:
