@@ -30,7 +30,7 @@ class Patches(nnx.Module):
         kernel, stride = self.kernel[...].astype(self.dtype), (self.size, self.size)
         # Pixels behind the last whole patch are not seen, as in PyTorch.
         y = jax.lax.conv_general_dilated(x.astype(self.dtype), kernel, stride, "VALID", dimension_numbers=_DIMENSIONS)
-        return y + self.bias[...].astype(self.dtype)
+        return y + layers.spread(self.bias[...], y)
 
 
 class Block(nnx.Module):
@@ -49,9 +49,9 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         y = depthwise(x, self.kernel[...].astype(self.dtype), padding=(KERNEL // 2, KERNEL // 2))
-        y = self.norm(y + self.bias[...].astype(self.dtype))
+        y = self.norm(y + layers.spread(self.bias[...], y))
         y = self.wo(jax.nn.gelu(self.wi(y), approximate=False))
-        return x + (y * self.scale[...].astype(self.dtype) if self.layer_scale else y)
+        return x + (y * layers.spread(self.scale[...], y) if self.layer_scale else y)
 
 
 class ConvNext(nnx.Module):

@@ -37,7 +37,7 @@ class PointwiseAffine(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
         y = gradients.product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y * self.scale[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
+        return y * layers.spread(self.scale[...], y) + layers.spread(self.bias[...], y)
 
 
 class DepthwiseAffine(nnx.Module):
@@ -50,7 +50,7 @@ class DepthwiseAffine(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         y = depthwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
-        return y * self.scale[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
+        return y * layers.spread(self.scale[...], y) + layers.spread(self.bias[...], y)
 
 
 class StemAffine(nnx.Module):
@@ -65,7 +65,7 @@ class StemAffine(nnx.Module):
         kernel = self.kernel[...].astype(self.dtype)
         dimensions = ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(x.astype(self.dtype), kernel, (2, 2), "SAME", dimension_numbers=dimensions)
-        return y * self.scale[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
+        return y * layers.spread(self.scale[...], y) + layers.spread(self.bias[...], y)
 
 
 class InvertedBottleneck(nnx.Module):

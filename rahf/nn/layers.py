@@ -19,6 +19,16 @@ def parameter(*shape: int, std: float = 0.0, fill: float = 0.0) -> nnx.Param:
     return nnx.Param(jnp.full(shape, fill, jnp.float32), std=float(std), fill=float(fill))
 
 
+def spread(vector: jax.Array, like: jax.Array) -> jax.Array:
+    """A float32 parameter, broadcast to the shape of `like` and then cast to its dtype.
+
+    In this order its gradient is a sum over all rows in float32. Cast first, it would be a sum in bfloat16: with 8 bits
+    of precision it stops growing after a few hundred terms, and biases and scales would hardly be trained. The values
+    are the same.
+    """
+    return jnp.broadcast_to(vector, like.shape).astype(like.dtype)
+
+
 class Linear(nnx.Module):
     """A dense layer on the last axis, kernel [inputs, outputs]."""
 
@@ -30,7 +40,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         y = gradients.product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y + self.bias[...].astype(self.dtype) if self.use_bias else y
+        return y + spread(self.bias[...], y) if self.use_bias else y
 
 
 def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
@@ -111,7 +121,7 @@ class Conv3x3(nnx.Module):
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + self.bias[...].astype(self.dtype) if self.use_bias else y
+        return y + spread(self.bias[...], y) if self.use_bias else y
 
 
 class Numbered(nnx.Module):
@@ -166,4 +176,4 @@ class UpConv3x3(nnx.Module):
             x.astype(self.dtype), small, (1, 1), ((0, 1), (0, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         y = y.reshape(b, h, w, 2, 2, outputs).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, outputs)
-        return y + self.bias[...].astype(self.dtype)
+        return y + spread(self.bias[...], y)

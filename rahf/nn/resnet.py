@@ -38,7 +38,7 @@ class ConvAffine(nnx.Module):
             (edge, edge),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y * self.scale[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
+        return y * layers.spread(self.scale[...], y) + layers.spread(self.bias[...], y)
 
 
 class Bottleneck(nnx.Module):

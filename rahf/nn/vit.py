@@ -87,7 +87,7 @@ class ViTBlock(nnx.Module):
         y = attention(query, keys, values, mask=mask, implementation=self.execution.attention)
         y = self.out(y.reshape(b, n, d))
         if self.config.layer_scale:
-            y = y * self.scale1[...].astype(y.dtype)
+            y = y * layers.spread(self.scale1[...], y)
         x = x + layers.dropout(y, self.config.dropout, layers.subkey(key, 0))
         y = self.norm2(x)
         if self.config.gated_mlp:
@@ -95,7 +95,7 @@ class ViTBlock(nnx.Module):
         else:
             y = self.wo(activate(self.wi(y), self.config.activation))
         if self.config.layer_scale:
-            y = y * self.scale2[...].astype(y.dtype)
+            y = y * layers.spread(self.scale2[...], y)
         return x + layers.dropout(y, self.config.dropout, layers.subkey(key, 1))
 
 
@@ -159,7 +159,8 @@ class ViT(nnx.Module):
 
     def _behind(self, first: Float[Array, "m d"], x: Float[Array, "b n d"]) -> Float[Array, "b k d"]:
         """The tokens x behind tokens that are the same for every image."""
-        return jnp.concatenate([jnp.broadcast_to(first.astype(x.dtype), (len(x), *first.shape)), x], 1)
+        # Cast last: see `layers.spread`.
+        return jnp.concatenate([jnp.broadcast_to(first, (len(x), *first.shape)).astype(x.dtype), x], 1)
 
     def __call__(self, image: Float[Array, "b s s 3"], key: layers.Key = None) -> Float[Array, "b n d"]:
         """Tokens of normalised images: class token and registers first if there are any, then patches in row order.
@@ -183,7 +184,7 @@ class ViT(nnx.Module):
         if self.config.class_token:
             x = self._behind(self.class_token[...][None], x)
         if not self.config.rope_theta:
-            x = x + self.position[...].astype(x.dtype)
+            x = x + layers.spread(self.position[...], x)
         x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
         if self.config.pre_norm:
             x = self.pre_norm(x)

@@ -128,7 +128,8 @@ class ConvolutionalRahf(Rahf):
     def image_tokens(self, image: Array | TowerMaps, key: layers.Key = None) -> Seen:
         """Tokens in the width of the fusion stack, and all maps; independent of the prompt."""
         maps = self.maps(image)
-        return Seen(self.projection(_as_tokens(maps[-1])) + self.position[...].astype(self.dtype), maps)
+        tokens = self.projection(_as_tokens(maps[-1]))
+        return Seen(tokens + layers.spread(self.position[...], tokens), maps)
 
     def fuse(
         self,
