@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rahf.core.errors import TokenizerError
-from rahf.text.words import SUFFIX, WORD, split_words, without_blanks
+from rahf.text.words import SUFFIX, WORD, WordForms, align_forms, split_words, without_blanks
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # T5's convention, and that of `train_tokenizer`
 
@@ -135,6 +135,22 @@ class Tokenizer:
             ids += suffix
         lost = [word for word, end in zip(words, ends) if end < 0]
         return Encoded(*pad([*ids, self.eos_id], length), lost), ends
+
+    def target_labels(self, words: Sequence[str], ids: Sequence[int]) -> list[int]:
+        """The labels that a target sequence gives to the words of a prompt; inverse of `encode_target`.
+
+        Args:
+          words: of the prompt.
+          ids: generated pieces, up to the first end of sequence; they need not repeat the prompt exactly.
+
+        Returns:
+          One label per word: 1 aligned, 0 misaligned. A word that the sequence lacks counts as aligned.
+        """
+        forms = []
+        for word in words:
+            pieces = self._word_ids(word)
+            forms.append(WordForms(self.decode(pieces).split(), self.decode([*pieces, *self.suffix_ids]).split()))
+        return align_forms(forms, self.decode(ids).split())
 
     def _word_ids(self, word: str) -> list[int]:
         # A word that SentencePiece reads as blank (a lone newline) still needs a place of its own.

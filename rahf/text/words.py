@@ -84,41 +84,75 @@ def parse_target(text: str) -> list[tuple[str, int]]:
     return parsed
 
 
-def align_labels(words: Sequence[str], decoded: Sequence[tuple[str, int]]) -> list[int]:
-    """Carries labels of generated words over to the prompt's words.
+class WordForms(NamedTuple):
+    """How a word of the prompt reads in a decoded target sequence: tokens between white space, usually one.
 
-    The words are matched by minimum edit distance over word strings (spec 2.5). A prompt word that was substituted or
-    deleted counts as aligned. Generated words without a counterpart are ignored.
+    SentencePiece normalises texts, and some characters inside a word become white space.
+    """
+
+    aligned: list[str]
+    misaligned: list[str]  # with the suffix
+
+
+def align_forms(words: Sequence[WordForms], decoded: Sequence[str]) -> list[int]:
+    """Carries the labels of a decoded target over to the words of the prompt.
+
+    The words are matched by minimum edit distance (spec 2.5). A prompt word that was substituted or deleted counts as
+    aligned. Generated tokens without a counterpart are ignored. Case does not count.
+
+    Args:
+      words: of the prompt, in both forms.
+      decoded: the target sequence, split at white space.
 
     Returns:
       One label per prompt word: 1 aligned, 0 misaligned.
     """
-    n, m = len(words), len(decoded)
-    cost = np.zeros((n + 1, m + 1), np.int32)
-    cost[:, 0], cost[0, :] = np.arange(n + 1), np.arange(m + 1)
-    same = [[_same(word, other) for other, _ in decoded] for word in words]
-    for i in range(1, n + 1):
-        for j in range(1, m + 1):
-            swap = cost[i - 1, j - 1] + (0 if same[i - 1][j - 1] else 1)
-            cost[i, j] = min(swap, cost[i - 1, j] + 1, cost[i, j - 1] + 1)
-    labels = [1] * n
-    i, j = n, m
-    while i and j:
-        if same[i - 1][j - 1] and cost[i, j] == cost[i - 1, j - 1]:
-            labels[i - 1] = decoded[j - 1][1]
+    tokens = [token.casefold() for token in decoded]
+    forms = [[[token.casefold() for token in form] for form in word] for word in words]
+    n, m = len(words), len(tokens)
+    cost = [list(range(m + 1))]
+    for number, both in enumerate(forms, start=1):
+        above, row = cost[-1], [number]
+        for j in range(m + 1):
+            least = above[j] + 1
+            if j:
+                least = min(least, row[j - 1] + 1, above[j - 1] + 1)
+            # Forms of length 0, of words that normalise to nothing, match without a token.
+            row[j:] = [min([least, *(above[j - len(form)] for form in both if _ends_with(tokens, j, form))])]
+        cost.append(row)
+    labels, i, j = [1] * n, n, m
+    while i:
+        matches = [
+            (label, len(form))
+            for label, form in zip((1, 0), forms[i - 1])
+            if _ends_with(tokens, j, form) and cost[i][j] == cost[i - 1][j - len(form)]
+        ]
+        if matches:
+            labels[i - 1], length = matches[0]
+            i, j = i - 1, j - length
+        elif j and cost[i][j] == cost[i - 1][j - 1] + 1:
             i, j = i - 1, j - 1
-        elif cost[i, j] == cost[i - 1, j - 1] + 1:
-            i, j = i - 1, j - 1
-        elif cost[i, j] == cost[i - 1, j] + 1:
+        elif cost[i][j] == cost[i - 1][j] + 1:
             i -= 1
         else:
             j -= 1
     return labels
 
 
-def _same(word: str, other: str) -> bool:
-    # SentencePiece normalises texts (NFKC) and collapses white space, so white space is not compared.
-    return word == other or without_blanks(word).casefold() == without_blanks(other).casefold()
+def _ends_with(tokens: Sequence[str], end: int, form: Sequence[str]) -> bool:
+    """Whether the tokens before `end` end with those of a form."""
+    return end >= len(form) and tokens[end - len(form) : end] == form
+
+
+def align_labels(words: Sequence[str], decoded: Sequence[tuple[str, int]]) -> list[int]:
+    """`align_forms` for words and pairs of `parse_target`, without a vocabulary.
+
+    What a vocabulary does to a word (`Tokenizer.target_labels`) is not known here: white space is not compared, and a
+    word with white space inside is not found in a text.
+    """
+    plain = [without_blanks(word) for word in words]
+    tokens = [without_blanks(word) + ("" if label else SUFFIX) for word, label in decoded]
+    return align_forms([WordForms([word], [word + SUFFIX]) for word in plain], tokens)
 
 
 def without_blanks(text: str) -> str:

@@ -290,3 +290,39 @@ def test_a_generated_target_gives_its_labels_back(tokenizer):
     for labels in itertools.islice(itertools.product([0, 1], repeat=len(words)), 0, None, 37):
         target, _ = tokenizer.encode_target(words, labels, 64)
         assert align_labels(words, parse_target(tokenizer.decode(target.ids))) == list(labels)
+
+
+#: White space and its like, what NFKC changes, what a vocabulary lacks, the suffix itself, and plain letters.
+_CHARACTERS = [
+    *"aabbcC019_-()'",
+    *"\n\t\xa0\u3000\u200b\u2028\x85\x1c\ufeff",
+    *"①ｶﾞＡﬁ½İß…",
+    *"日本😀é",
+    "e\u0301",
+    "_0",
+    "<unk>",
+    "</s>",
+    "▁",
+    "⁇",
+]
+
+
+def test_a_perfect_target_comes_back_perfect_for_every_prompt(tokenizer):
+    stream = np.random.default_rng(0)
+    for _ in range(300):
+        size = int(stream.integers(1, 40))
+        prompt = "".join(stream.choice([*_CHARACTERS, " ", " ", ",", "."], size))
+        words = split_words(prompt)
+        labels = stream.integers(0, 2, len(words)).tolist()
+        target, _ = tokenizer.encode_target(words, labels, 400)
+        assert tokenizer.target_labels(words, target.ids) == labels, (prompt, tokenizer.decode(target.ids))
+
+
+@pytest.mark.parametrize("inside", ["\n", "\t", "\xa0", "\u3000", "①", "\u200b", "_0"])
+def test_words_with_characters_that_the_vocabulary_changes(own, inside):
+    words = ["a", f"red{inside}cat", "dog", inside]
+    for labels in itertools.product([0, 1], repeat=4):
+        target, _ = own.encode_target(words, labels, 64)
+        assert own.target_labels(words, target.ids) == list(labels)
+    shorter, _ = own.encode_target(words[1:3], [0, 0], 64)
+    assert own.target_labels(words[:3], shorter.ids) == [1, 0, 0]  # a word that was left out counts as aligned
