@@ -26,7 +26,8 @@ from rahf.core.errors import ArgumentError
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 TimestepSpacing = Literal["trailing", "leading", "linspace"]
 
-#: Below it, dividing by the square root of abar would amplify rounding errors only.
+#: Below it, dividing by the square root of abar would amplify rounding errors only. Lower values count as this one, as
+#: the last of `squaredcos_cap_v2`.
 SMALLEST_ALPHA_CUMPROD = 1e-8
 
 _RENAMED = dict(
@@ -176,9 +177,9 @@ def _visited(
     """Timesteps, descending, and the float64 abar before and after each step."""
     alphas_cumprod = np.asarray(alphas_cumprod, np.float64)
     one_per_time = alphas_cumprod.ndim == 1 and alphas_cumprod.size
-    if not one_per_time or not ((alphas_cumprod < 1) & (alphas_cumprod >= SMALLEST_ALPHA_CUMPROD)).all():
+    if not one_per_time or not ((alphas_cumprod < 1) & (alphas_cumprod > 0)).all():
         raise ArgumentError(
-            f"alphas_cumprod: expected one number per timestep, from {SMALLEST_ALPHA_CUMPROD:g} to below 1, found "
+            "alphas_cumprod: expected one number per timestep, above 0 and below 1, found "
             f"shape {alphas_cumprod.shape}"
             + (f" from {alphas_cumprod.min():g} to {alphas_cumprod.max():g}" if alphas_cumprod.size else "")
             + "; a schedule that ends without any signal cannot be sampled through eps: leave its last timestep out"
@@ -200,7 +201,7 @@ def _visited(
         raise ArgumentError(
             f"steps_offset: {offset} leads to timestep {timesteps[0]}, beyond the last one, {count - 1}"
         )
-    before = alphas_cumprod[timesteps]
+    before = np.maximum(alphas_cumprod[timesteps], SMALLEST_ALPHA_CUMPROD)
     return timesteps.astype(np.int32), before, np.append(before[1:], final)
 
 

@@ -14,11 +14,17 @@ from rahf.nn import functional
 _NOT_DECAYED = ("embedding", "position", "table", "class_token")
 
 
+_PAPERS_WARMUP = 2000  # steps (spec 2.7)
+
+
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate at step s = 0, 1, …: linear warm-up over w steps, then the chosen course.
 
     rsqrt: lr · sqrt(w / s) (0.015, w 2000: 0.0075 at 1,000, 0.015 at 2,000, 0.00474 at 20,000);
     cosine: down to `final_fraction` of it at the last step; constant.
+
+    Without warm-up w does not say how fast rsqrt falls: the rate then is lr for the 2,000 steps of the paper's warm-up,
+    and falls from there on as the paper's.
     """
     peak, warmup = config.learning_rate, max(config.warmup_steps, 1)
 
@@ -28,7 +34,8 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     def after(step):  # optax's cosine multiplies in another order: a run of version 0 would not go on to the bit
         s = jnp.asarray(step, jnp.float32) + warmup
         if config.schedule == "rsqrt":
-            return jnp.sqrt(warmup / jnp.maximum(s, warmup))
+            w = warmup if config.warmup_steps > 0 else _PAPERS_WARMUP
+            return jnp.sqrt(w / jnp.maximum(s, w))
         if config.schedule == "cosine":
             done = jnp.clip((s - warmup) / max(steps - warmup, 1), 0.0, 1.0)
             return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * done))

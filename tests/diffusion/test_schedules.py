@@ -78,6 +78,21 @@ def test_schedules_that_cannot_be(change, message):
         schedules.ddpm(schedules.linear(10), 2, "learned")
 
 
+@pytest.mark.parametrize("make", [schedules.ddim, schedules.ddpm])
+def test_the_cosine_schedule_can_be_sampled(make):
+    """Its last abar, 2.4e-9, is too little signal for float32; it counts as the least that is not."""
+    alphas_cumprod = schedules.squaredcos_cap_v2()
+    assert alphas_cumprod[-1] < schedules.SMALLEST_ALPHA_CUMPROD
+    steps = make(alphas_cumprod, 50)
+    assert steps.timesteps[0] == 999 and steps.alphas_cumprod[0] == np.float32(schedules.SMALLEST_ALPHA_CUMPROD)
+    assert all(np.isfinite(values).all() for values in steps) and (np.diff(steps.alphas_cumprod) > 0).all()
+    # With the exact noise the steps lead to the picture.
+    x0, noise = np.float32(0.25), np.float32(-0.7)
+    z = schedules.add_noise(x0, noise, steps.alphas_cumprod[0])
+    clean = schedules.pred_original_sample(z, noise, steps.alphas_cumprod[0])
+    np.testing.assert_allclose(clean, x0, atol=2e-3)
+
+
 def test_names_of_beta_schedules():
     for name in ("linear", "scaled_linear", "squaredcos_cap_v2"):
         np.testing.assert_array_equal(schedules.alphas_cumprod(name, 50), getattr(schedules, name)(50))

@@ -47,6 +47,11 @@ def test_constant_and_no_warmup():
         assert float(optimizer.schedule(config, 10**6)(1)) == pytest.approx(3.0)
 
 
+def test_rsqrt_without_warmup_does_not_fall_at_once():
+    rate = optimizer.schedule(OptimizerConfig(learning_rate=3.0, schedule="rsqrt", warmup_steps=0), 10**6)
+    np.testing.assert_allclose(rate(np.array([1, 2, 100, 2000, 8000])), [3, 3, 3, 3, 1.5], rtol=1e-6)
+
+
 @pytest.mark.parametrize("config", [PLAIN, OTHER])
 def test_what_decays(config):
     _, params = functional.abstract(build.build(config))
