@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from rahf import config as config_lib
-from rahf.config import Config, migrate
+from rahf.config import Config, limits, migrate
 from rahf.core.errors import ConfigError
 from rahf.core.names import suggest
 
@@ -22,7 +22,7 @@ def parse(config_file: str, fields: Sequence[str]) -> Config:
       fields: ``["--train.steps", "10", …]``; hyphens and underscores are the same; ``--help`` lists all.
 
     Raises:
-      ConfigError: an unknown field (suggests the nearest).
+      ConfigError: an unknown field (suggests the nearest), or a number that no run could use.
       SystemExit: a value of the wrong kind (code 2, explained on stderr), or ``--help`` (code 0).
     """
     base = config_lib.load(config_file)
@@ -33,7 +33,7 @@ def parse(config_file: str, fields: Sequence[str]) -> Config:
             name = option[2:].replace("-", "_")
             if name not in names and name.replace(".no_", ".") not in names:
                 raise ConfigError(f"unknown config field {option}.{_hint(name, names)}")
-    return tyro.cli(
+    config = tyro.cli(
         Config,
         default=base,
         args=list(fields),
@@ -41,6 +41,8 @@ def parse(config_file: str, fields: Sequence[str]) -> Config:
         description=Config.__doc__,
         config=(tyro.conf.AvoidSubcommands,),
     )
+    limits.check(config)
+    return config
 
 
 def _hint(name: str, names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ suggests the nearest name. The command line overrides any field (``--train.steps
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -13,9 +14,10 @@ import json
 import pathlib
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from rahf.config import critic, diffusion, migrate, schema, stable_diffusion
+from rahf.config import critic, diffusion, limits, migrate, schema, stable_diffusion
 from rahf.config.model import FamilyConfig
 from rahf.config.schema import Config
 from rahf.core import renamed
@@ -34,7 +36,10 @@ def from_json(text: str, cls: type = Config, where: str = "config") -> Any:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: not JSON ({error})") from error
-    return from_dict(tree, cls, where)
+    config = from_dict(tree, cls, where)
+    with _named(where):
+        limits.check(config)
+    return config
 
 
 def from_dict(tree: Any, cls: type, where: str) -> Any:
@@ -152,7 +157,18 @@ def load(path: str) -> Config:
         raise ConfigError(f"{file}: must define config() -> rahf.config.Config ({error})") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{file}: config() returned {type(config).__name__}, expected rahf.config.Config")
+    with _named(str(file)):
+        limits.check(config)
     return config
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Puts the name of a file before the message of a ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _with_suggestion(message: str) -> str:

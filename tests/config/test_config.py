@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rahf import config as config_lib
+from rahf import registry
 from rahf.config import AugmentConfig, Config, CriticConfig, DataConfig, TrainConfig, ViTConfig, overrides
 from rahf.core.errors import ConfigError
 
@@ -113,6 +114,40 @@ def test_other_classes_can_be_read():
 def test_mistakes_are_named(text, message):
     with pytest.raises(ConfigError, match=message):
         config_lib.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model": {"vit": {"heads": 0}}}', r"^run: model\.vit\.heads: expected at least 1, found 0$"),
+        ('{"model": {"heatmap_head": {"up_widths": [8, -1]}}}', r"up_widths\[1\]: expected at least 1, found -1"),
+        ('{"model": {"image_size": 0}}', r"model\.image_size: expected at least 1, found 0"),
+        ('{"model": {"t5": {"dropout": 1.0}}}', r"t5\.dropout: expected at least 0 and below 1, found 1\.0"),
+        ('{"model": {"image_std": [0.5, 0.0, 0.5]}}', r"image_std\[1\]: expected a number above 0, found 0\.0"),
+        ('{"data": {"batch_size": -8}}', r"data\.batch_size: expected at least 1, found -8"),
+        ('{"optimizer": {"learning_rate": -1e-3}}', r"learning_rate: expected 0 or more, found -0\.001"),
+        ('{"optimizer": {"warmup_steps": -1}}', r"warmup_steps: expected 0 or more, found -1"),
+        ('{"loss": {"score_weight": NaN}}', r"loss\.score_weight: expected 0 or more, found nan"),
+        ('{"data": {"augment": {"crop_probability": 1.5}}}', r"crop_probability: expected 0 to 1, found 1\.5"),
+        (
+            '{"model": {"family": "pixel-diffusion", "block_out_channels": [0]}}',
+            r"block_out_channels\[0\]: expected at",
+        ),
+    ],
+)
+def test_numbers_that_no_run_could_use(text, message):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.from_json(text, where="run")
+
+
+def test_numbers_are_checked_on_every_way_in(write):
+    with pytest.raises(ConfigError, match=r"model\.vit\.heads: expected at least 1, found 0"):
+        overrides.parse("demo.py", ["--model.vit.heads", "0"])
+    bad = "from rahf.config import *\ndef config():\n    return Config(train=TrainConfig(accumulate=0))\n"
+    with pytest.raises(ConfigError, match=r"\.py: train\.accumulate: expected at least 1, found 0"):
+        config_lib.load(write(bad))
+    with pytest.raises(ConfigError, match=r"^model\.vit\.depth: expected at least 1, found 0"):
+        registry.task(Config(model=CriticConfig(vit=dataclasses.replace(CriticConfig().vit, depth=0))))
 
 
 def test_where_names_the_file():
