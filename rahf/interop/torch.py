@@ -43,6 +43,8 @@ class TorchReward:
         _note_memory()
         self.critic = critic
         self.weights = None if score is None else labels.weights(score)
+        if score is not None:
+            critic.outputs.check_score(score)
         self._tokens = functools.lru_cache(maxsize=4096)(critic.tokens)
         self.compiled = _compiled(critic)
 
@@ -65,13 +67,14 @@ class TorchReward:
         Warns:
           rahf.text.PromptWarning: a prompt is too long; names the words lost.
         """
+        process.claim()
         _check(images)
         single = images.ndim == 3
         batch = images[None] if single else images
         ids, mask = self._text(prompts, len(batch))
         scores = _function().apply(batch, self.critic, self.compiled, ids, mask)
         if self.weights is not None:
-            scores = scores @ _torch().from_numpy(self.weights).to(scores.device)
+            scores = _weighted(scores, self.weights)
         return scores[0] if single else scores
 
     def _text(self, prompts: str | Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +87,12 @@ class TorchReward:
         return np.concatenate([ids for ids, _ in rows]), np.concatenate([mask for _, mask in rows])
 
 
+def _weighted(scores: torch.Tensor, weights: np.ndarray) -> torch.Tensor:
+    """[B,4] → [B]. Scores of weight 0 are left out: what a model does not predict is NaN."""
+    used = np.flatnonzero(weights)
+    return scores[:, used.tolist()] @ _torch().from_numpy(weights[used]).to(scores)
+
+
 def as_torch(critic: Critic, score: str | Mapping[str, float] | None = None) -> TorchReward:
     """A critic as a differentiable function of PyTorch tensors.
 
@@ -93,32 +102,39 @@ def as_torch(critic: Critic, score: str | Mapping[str, float] | None = None) -> 
 
     Raises:
       ImportError: PyTorch is not installed.
+      NotPredicted: the critic does not predict the score, or one of those with a weight.
       ValueError: an unknown score; suggests the nearest.
     """
     return TorchReward(critic, score)
 
 
 def policy_reward(critic: Critic, score: str | Mapping[str, float] = "overall") -> Callable[..., Any]:
-    """A reward in the shape that DDPO-style trainers expect (TRL: `reward_function`); no gradients.
+    """A reward in the shape that DDPO-style trainers expect; no gradients.
+
+    `DDPOTrainer` of TRL called it so until TRL 0.23, which was the last to have it. For the reward functions of present
+    TRL see `rahf.interop.trl.prompt_reward`.
 
     Returns:
       Function of (images [B,3,H,W] in [0,1], prompts, metadata) → (rewards float32 [B] on the images' device,
       {score name: list of B floats} to be logged). Pixels are checked as by `as_torch`, then clipped to [0,1].
     """
     all_scores, weights = as_torch(critic), labels.weights(score)
+    critic.outputs.check_score(score)
 
     def reward(images: torch.Tensor, prompts: Sequence[str], metadata: Any = None) -> tuple[torch.Tensor, dict]:
         torch = _torch()
         with torch.no_grad():
             scores = all_scores(_clipped(images), prompts)
-            logged = {name: scores[:, i].tolist() for i, name in enumerate(SCORES)}
-            return scores @ torch.from_numpy(weights).to(scores), logged
+            logged = {name: scores[:, SCORES.index(name)].tolist() for name in critic.outputs.scores}
+            return _weighted(scores, weights), logged
 
     return reward
 
 
 def differentiable_reward(critic: Critic, score: str | Mapping[str, float] = "overall") -> Callable[..., Any]:
     """A reward in the shape that AlignProp-style trainers expect: gradients flow into the images.
+
+    `AlignPropTrainer` of TRL called it so until TRL 0.23, which was the last to have it.
 
     Returns:
       Function of (images [B,3,H,W], about [0,1], prompts, metadata) → (rewards float32 [B], {}). Pixels are checked as

@@ -11,7 +11,9 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install rahf[tor
 pytest.importorskip("diffusers", reason="needs diffusers: pip install rahf[torch]")
 
 from diffusers import EulerDiscreteScheduler  # noqa: E402
+from PIL import Image  # noqa: E402
 
+from rahf.core.errors import ArgumentError  # noqa: E402
 from rahf.interop.diffusers import Guidance, decode, inpaint_best_of, inpainter  # noqa: E402
 from rahf.steer.masks import MaskOptions  # noqa: E402
 from tests.helpers import diffusers_maker as maker  # noqa: E402
@@ -175,3 +177,78 @@ def test_steps_of_a_pipeline_that_starts_from_a_picture():
     assert _after(scheduler, 9, timesteps[-1]) == (None, 1.0)
     scheduler.timesteps = [951, 901, 901, 851]  # PNDM visits one twice
     assert [_after(scheduler, step, t)[0] for step, t in enumerate(scheduler.timesteps)] == [901, 901, 851, None]
+    scheduler.timesteps = [951, 951, 901, 901, 851]  # one that begins at the second of two equal timesteps
+    assert [_after(scheduler, step, t, 4)[0] for step, t in enumerate([951, 901, 901, 851])] == [901, 901, 851, None]
+    with pytest.raises(ArgumentError, match="step 0 at timestep 17 is none of the timesteps of SimpleNamespace"):
+        _after(scheduler, 0, 17)
+
+
+def test_each_prompt_is_scored_as_often_as_it_is_painted(tiny_critic, pipe):
+    guidance = Guidance(tiny_critic, PROMPTS, scale=0.0, window=(0.0, 1.0))
+    extra = dict(callback_on_step_end=guidance, callback_on_step_end_tensor_inputs=guidance.tensor_inputs)
+    latents = pipe(
+        PROMPTS, height=16, width=16, num_inference_steps=2, num_images_per_prompt=2, output_type="latent",
+        generator=torch.Generator().manual_seed(0), **extra,
+    ).images  # fmt: skip
+    repeated = [prompt for prompt in PROMPTS for _ in range(2)]
+    np.testing.assert_allclose(guidance.energies[-1], energy(tiny_critic, pipe, latents, repeated), atol=1e-5)
+    with pytest.raises(ArgumentError, match="guidance: 2 pictures but 3 prompts"):
+        run(pipe, Guidance(tiny_critic, [*PROMPTS, "a bird"]), steps=2)
+
+
+def test_a_picture_as_start_is_guided_at_its_own_steps(tiny_critic, pipe):
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    from_picture = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    from_picture.set_progress_bar_config(disable=True)
+    guidance = Guidance(tiny_critic, PROMPTS[0], scale=0.0, window=(0.0, 1.0))
+    latents = from_picture(
+        PROMPTS[0], image=Image.fromarray(smooth(16, 16, 3)), strength=0.5, num_inference_steps=6, output_type="latent",
+        generator=torch.Generator().manual_seed(0), callback_on_step_end=guidance,
+        callback_on_step_end_tensor_inputs=guidance.tensor_inputs,
+    ).images  # fmt: skip
+    assert len(guidance.energies) == 3  # of three steps, the last one recognised as such
+    np.testing.assert_allclose(guidance.energies[-1], energy(tiny_critic, pipe, latents, PROMPTS[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"controlnet": object()}, "given a ControlNet besides latents and prompt"),
+        ({"adapter": object()}, "given a T2I adapter"),
+        ({"encoder_hid_dim_type": "ip_image_proj"}, "given an IP adapter"),
+        ({"addition_embed_type": "text_time"}, "given SDXL's sizes and pooled prompt"),
+        ({"num_class_embeds": 1000}, "given a class or noise level"),
+        ({"time_cond_proj_dim": 256}, "given an embedded guidance scale"),
+        ({"in_channels": 9}, "given 9 channels, of which 4 are latents"),
+        ({"unet": None}, "has no `unet`, the denoiser of Stable Diffusion"),
+        ({"vae": None}, "has no `vae`, the decoder of Stable Diffusion"),
+    ],
+)
+def test_denoisers_that_are_given_more_than_a_prompt_are_refused_by_name(tiny_critic, changes, message):
+    config = SimpleNamespace(**{"in_channels": 4} | {name: v for name, v in changes.items() if name not in _PARTS})
+    stock = dict(unet=SimpleNamespace(config=config), vae=object(), scheduler=None)
+    pipe = SimpleNamespace(**stock | {name: v for name, v in changes.items() if name in _PARTS})
+    guidance = Guidance(tiny_critic, PROMPTS)
+    with pytest.raises(ArgumentError, match=f"SimpleNamespace (is )?{message}"):
+        guidance(pipe, 0, 999, {"latents": torch.zeros(2, 4, 2, 2), "prompt_embeds": torch.zeros(4, 3, 8)})
+
+
+_PARTS = ("unet", "vae", "controlnet", "adapter")
+
+
+def test_the_stock_inpainting_pipeline_of_nine_channels_is_refused(tiny_critic):
+    guidance = Guidance(tiny_critic, PROMPTS[0])
+    picture = Image.fromarray(smooth(16, 16, 3))
+    with pytest.raises(ArgumentError, match="StableDiffusionInpaintPipeline is given 9 channels"):
+        maker.pipeline(inpaint=True)(
+            PROMPTS[0], image=picture, mask_image=Image.new("L", (16, 16), 255), height=16, width=16,
+            num_inference_steps=2, callback_on_step_end=guidance,
+            callback_on_step_end_tensor_inputs=guidance.tensor_inputs,
+        )  # fmt: skip
+
+
+def test_pipelines_that_do_not_inpaint_are_named(pipe):
+    with pytest.raises(ArgumentError, match="StableDiffusionPipeline takes no `image` and `mask_image`"):
+        inpainter(pipe)
