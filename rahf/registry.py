@@ -7,14 +7,17 @@ entry here. Nothing else in rahf asks which family a model is of.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rahf.config import limits
 from rahf.config.model import FamilyConfig
 from rahf.config.schema import Config
 from rahf.core import hub, shipped
 from rahf.core.errors import ArgumentError, ConfigError
+from rahf.core.names import suggest
 from rahf.critic import loading
 
 if TYPE_CHECKING:  # Flax and Orbax: a reader of exported files does without
@@ -79,6 +82,7 @@ def task(config: Config) -> Task:
     Raises:
       ConfigError, TrainError, DatasetError, PretrainedError: as the family's task.
     """
+    limits.check(config)
     return resolve(family_of(config.model).task)(config)
 
 
@@ -122,8 +126,23 @@ def load(path: str | os.PathLike, *, revision: str | None = None, **options: Any
     downloaded = hub.is_id(path, revision)
     local = hub.download(str(path), revision) if downloaded else path
     if loading.is_exported(local):
+        _check_options(loading.load_local, options, "an exported critic")
         return loading.load_local(local, downloaded=downloaded, **options)
     from rahf.training import saved_model  # Flax and Orbax: a reader of exported files does without
 
-    loader = resolve(family_of(saved_model.find(local).config.model).load)
+    model = saved_model.find(local).config.model
+    loader = resolve(family_of(model).load)
+    _check_options(loader, options, f"a {model.family} model")
     return loader(local, **options, **({"downloaded": True} if loader is loading.load_local and downloaded else {}))
+
+
+def _check_options(loader: Callable[..., Any], options: dict[str, Any], what: str) -> None:
+    """Refuses options that a family's loader does not take. Raises ArgumentError."""
+    parameters = list(inspect.signature(loader).parameters.values())[1:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters if parameter.name != "downloaded"]
+    for name in options:
+        if name not in known:
+            remedy = suggest(name, known) if known else f" Leave it out: {what} is loaded without options."
+            raise ArgumentError(f"{name}: {what} has no such option of rahf.load.{remedy}")

@@ -80,7 +80,7 @@ def prepare(
     plan = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
     summary = stored_counts(FeedbackSummary, target, plan)
     if summary is not None:
-        console.print(f"{target} is complete and its inputs have not changed")
+        console.print(f"{target} is complete and its inputs have not changed", markup=False, soft_wrap=True)
     else:
         with progress_bars(console) as advance:
             summary = _Assembly(file, folder, index, map_size, advance).write(target, vocabulary, plan, dev, test)

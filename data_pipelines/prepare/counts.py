@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import rich.console
 import rich.table
+import rich.text
 
 from rahf.core.errors import RahfError
 
@@ -76,13 +77,14 @@ class PreparationCounts:
 
     def table(self) -> rich.table.Table:
         """The counts as a table for the terminal."""
-        table = rich.table.Table(title=self.title)
+        table = rich.table.Table(title=rich.text.Text(self.title))
         table.add_column("")
         for name in (*self.splits, "all"):
-            table.add_column(name, justify="right")
+            table.add_column(rich.text.Text(name), justify="right")
         for row in self.rows():
             cells = [str(counts[row]) for counts in self.splits.values()]
-            table.add_row(row, *cells, str(self.total(row)), end_section=row in ("joined", self.refusals[-1]))
+            last = row in ("joined", self.refusals[-1])
+            table.add_row(rich.text.Text(row), *cells, str(self.total(row)), end_section=last)
         return table
 
     def remarks(self) -> list[str]:

@@ -70,13 +70,13 @@ def prepare(
     working = target.with_name(target.name + ".partial")
     summary = stored_counts(RichHFSummary, target, plan)
     if summary is not None:
-        console.print(f"{target} is complete and its inputs have not changed")
+        console.print(f"{target} is complete and its inputs have not changed", markup=False, soft_wrap=True)
         if working.exists():  # the run was ended before it removed its working directory
             Staging(working, plan).remove()
     else:
         staging = Staging(working, plan)
         if staging.continues:
-            console.print(f"going on with the interrupted run in {working}")
+            console.print(f"going on with the interrupted run in {working}", markup=False, soft_wrap=True)
         with progress_bars(console) as advance:
             pictures = gather.Pictures(staging, units, owners, caption_files, advance)
             summary = Assembly(files, owners, pictures).write(target, vocabulary, plan, advance)

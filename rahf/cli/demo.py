@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     cores = os.cpu_count() or 1
     workers = cores if cores > 1 and args.train_scenes >= _SCENES_WORTH_WORKERS else 0
     counts = prepare.prepare(args.data, train=args.train_scenes, workers=workers)
-    console.print(f"{args.data}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
+    splits = ", ".join(f"{split} {count}" for split, count in counts.items())
+    console.print(f"{args.data}: {splits}", markup=False, soft_wrap=True)
 
     console.rule("[bold]2  train")
     process.dispatch_in_line()
@@ -76,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
     exit_code = _predict(args.workdir, args.data, console)
     run_folder = pathlib.Path(args.workdir).resolve()
     console.rule("[bold]done")
-    console.print(f"run directory  {run_folder}", soft_wrap=True)
-    console.print(f"report         {run_folder / 'report' / 'test' / 'index.html'}", soft_wrap=True)
-    console.print(f"predictions    {run_folder / 'predictions'}", soft_wrap=True)
+    report = run_folder / "report" / "test" / "index.html"
+    for name, path in (("run directory", run_folder), ("report", report), ("predictions", run_folder / "predictions")):
+        console.print(f"{name:13}  {path}", markup=False, soft_wrap=True)
     return exit_code
 
 

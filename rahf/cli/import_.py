@@ -25,6 +25,12 @@ def add(commands) -> None:
     parser.add_argument("out", metavar="OUT", help="directory to create; evaluate and predict accept it")
     parser.add_argument("--license", default="unknown", help="of the weights; stored in model.json")
     parser.add_argument("--tokenizer", default="google-t5/t5-base", help="SentencePiece file, T5 folder or hub id")
+    parser.add_argument(
+        "--vit-heads",
+        type=int,
+        default=None,
+        help="attention heads of the ViT, which the file does not tell (default: one per 64 channels)",
+    )
     _add_baselines(kinds)
     parser = command(
         kinds,
@@ -117,5 +123,6 @@ def richhf_torch(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from rahf.critic.published import richhf_torch
 
-    _print_folder(richhf_torch.import_checkpoint(args.file, args.out, license=args.license, tokenizer=args.tokenizer))
+    options = dict(license=args.license, tokenizer=args.tokenizer, vit_heads=args.vit_heads)
+    _print_folder(richhf_torch.import_checkpoint(args.file, args.out, **options))
     return 0

@@ -14,8 +14,19 @@ class ArgumentError(RahfError, ValueError):
     """A command or a function was given a value that it cannot use; the message says what it expects."""
 
 
-class UnknownNameError(ArgumentError):
+class UnknownNameError(ArgumentError, KeyError):
     """No score, heatmap or other choice has this name; the message suggests the nearest."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would put it in quotes
+
+
+class NotPredicted(ArgumentError):
+    """A score, heatmap or words are asked for that the model does not predict; the message lists what it does."""
+
+
+class ForkedProcess(RahfError, RuntimeError):
+    """A model is used in a process forked from one that has loaded a model; the message says what to do."""
 
 
 class ConfigError(RahfError, ValueError):
@@ -52,6 +63,10 @@ class NotFinite(RahfError, ValueError):
 
 class ExportError(RahfError, ValueError):
     """An exported file cannot be written or read, or fails a check; the message names it and says why."""
+
+
+class NotDifferentiable(RahfError, TypeError):
+    """A derivative is asked for that an exported file does not hold; the message says which it does."""
 
 
 class ScoreError(RahfError, ValueError):

@@ -19,7 +19,7 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from rahf.core.errors import DatasetError, DiskFull, NotRegularFile
+from rahf.core.errors import ArgumentError, DatasetError, DiskFull, NotRegularFile
 
 #: End of the names of files and folders that are being written.
 UNFINISHED = ".unfinished"
@@ -103,6 +103,26 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def check_writable(folder: str | os.PathLike, remedy: str) -> None:
+    """Creates a folder if need be, and checks that files can be written into it: before long work, not after it.
+
+    Args:
+      folder: that is to hold results.
+      remedy: what to do otherwise, for the end of the message.
+
+    Raises:
+      ArgumentError: it is no folder, or it cannot be written to.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / temporary_name("probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ArgumentError(f"{folder}: cannot be written to ({error.strerror or error}); {remedy}") from error
 
 
 def temporary_name(name: str) -> str:

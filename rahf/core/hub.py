@@ -51,10 +51,16 @@ def download(repository: str, revision: str | None = None) -> pathlib.Path:
     except Exception as error:  # errors of the hub and of the network library that it uses
         raise CheckpointError(
             f"{at}: no such file or directory, and it cannot be downloaded from the Hugging Face hub: {error}\n"
-            "Check the name. A private repository needs `hf auth login`. Without a network, run "
-            f"`hf download {repository}` where there is one, and copy its cache here (HF_HOME)."
+            f"Check the name{_no_folder(repository)}. A private repository needs `hf auth login`. Without a network, "
+            f"run `hf download {repository}` where there is one, and copy its cache here (HF_HOME)."
         ) from error
     return _model(folder, at)
+
+
+def _no_folder(path: str) -> str:
+    """That a name which may be a path begins with a folder that does not exist."""
+    first = path.split("/")[0]
+    return "" if os.path.isdir(first) else f": there is no folder {first!r} in {os.getcwd()}"
 
 
 def _model(folder: pathlib.Path, where: str) -> pathlib.Path:

@@ -30,7 +30,7 @@ def position(kind: str, name: str, names: Sequence[str]) -> int:
     Raises:
       UnknownNameError: no such name; suggests the nearest.
     """
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise UnknownNameError(f"no {kind} is called {name!r}.{suggest(str(name), names)}")
     return names.index(name)
 
@@ -42,13 +42,16 @@ def weights(score: str | Mapping[str, float]) -> Float[np.ndarray, "4"]:
       UnknownNameError: an unknown score; suggests the nearest.
       ArgumentError: no score at all, or a weight that is not finite.
     """
+    if not isinstance(score, (str, Mapping)):
+        raise ArgumentError(f"score: expected a name ({', '.join(SCORES)}) or weights by name, found {score!r}")
     by_name = {score: 1.0} if isinstance(score, str) else dict(score)
     vector = np.zeros(len(SCORES), np.float32)
     for name, weight in by_name.items():
-        if name not in SCORES:
-            raise UnknownNameError(f"no score {name!r}.{suggest(str(name), SCORES)}")
-        vector[SCORES.index(name)] = weight
-    if not by_name or not np.isfinite(vector).all():
+        column = position("score", name, SCORES)
+        if isinstance(weight, (str, bytes)) or not np.isscalar(weight) or not np.isfinite(weight):
+            raise ArgumentError(f"score: expected a name or finite weights by name, found {score!r}")
+        vector[column] = weight
+    if not by_name:
         raise ArgumentError(f"score: expected a name or finite weights by name, found {score!r}")
     return vector
 

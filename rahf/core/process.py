@@ -1,4 +1,4 @@
-"""Settings of the process: XLA's CPU backend at full speed, and a GPU that JAX shares with PyTorch.
+"""Settings of the process: XLA's CPU backend at full speed, a GPU that JAX shares with PyTorch, no use after a fork.
 
 Kept by hand for speed: a tenth of the demo's step on a CPU (docs/benchmarks.md, "The training step").
 
@@ -20,6 +20,11 @@ from __future__ import annotations
 import os
 import sys
 
+from rahf.core.errors import ForkedProcess
+
+#: The process that has loaded a model; None: no process whose memory this one has.
+_owner: int | None = None
+
 _KEPT = 4 << 30  # bytes; larger buffers are still returned to the kernel: their steps take long in any case
 
 #: For glibc 2.35 or newer: allocate in huge pages, and keep freed memory.
@@ -27,6 +32,24 @@ TUNABLES = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in (("hugetlb", 1), ("mmap_threshold", _KEPT), ("trim_threshold", _KEPT))
 )
+
+
+def claim() -> None:
+    """Notes that this process uses JAX: it loads or uses a model. Call it wherever that happens; it costs nothing.
+
+    Raises:
+      ForkedProcess: it was forked from a process that has loaded a model. JAX's threads do not exist in it, and what
+        JAX computes would wait for them for ever.
+    """
+    global _owner
+    if _owner is None:
+        _owner = os.getpid()
+    elif _owner != os.getpid():
+        raise ForkedProcess(
+            "a model was loaded before this process was forked, and JAX would hang here: load the model inside the "
+            "worker only, or start workers by spawn (multiprocessing.get_context('spawn'), or DataLoader(..., "
+            "multiprocessing_context='spawn'))"
+        )
 
 
 def restart() -> None:

@@ -19,14 +19,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rahf.config import Config
-from rahf.core import labels, tree
+from rahf.core import labels, process, tree
 from rahf.core.batch import HEATMAPS, SCORES, Prediction
-from rahf.core.errors import ArgumentError, ImageError
+from rahf.core.errors import ArgumentError, ImageError, NotFinite, NotPredicted
+from rahf.critic import families, provenance
 from rahf.critic import feedback as feedback_lib
-from rahf.critic import provenance
+from rahf.critic.families import Outputs
 from rahf.critic.feedback import Feedback
 from rahf.critic.network import Network
 from rahf.critic.provenance import CriticPrediction, Provenance, ScoreArray
@@ -70,6 +72,8 @@ class Critic:
       tokenizer: of the prompts.
       name: of the run.
       step: training step at which the parameters were saved, None if unknown.
+      outputs: what it predicts. Everything else is NaN in its predictions, and is refused where a score, a heatmap or a
+        reward is chosen by name.
     """
 
     def __init__(
@@ -82,13 +86,19 @@ class Critic:
         *,
         network: Network | None = None,
         describe: Callable[[Critic], Provenance] | None = None,
+        outputs: Outputs | None = None,
     ):
         """Assembles a critic from its parts; `rahf.load` reads them from a run directory or an exported file.
 
         Args:
           network: functions of the network; None: built from its Flax modules.
           describe: computes the provenance when it is first needed; None: computed from the other arguments.
+          outputs: what it predicts; None: all that its family does.
+
+        Raises:
+          ForkedProcess: this process was forked from one that has loaded a model.
         """
+        process.claim()
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.name, self.step, self._describe = name, step, describe
         if network is None:
@@ -96,6 +106,9 @@ class Critic:
             from rahf.critic import apply
 
             network = apply.network(config, tokenizer)
+        self.outputs = families.outputs(config.model) if outputs is None else outputs
+        if self.outputs.not_learnt:
+            network = _without_not_learnt(network, self.outputs)
         self.network = network
         self._forward = network.forward and jax.jit(network.forward, static_argnames="generate")
         self._scores = jax.jit(network.scores)
@@ -116,10 +129,17 @@ class Critic:
         """Name, step, and a hash of what decides about the numbers: parameters, network, vocabulary."""
         return self.provenance.model_id
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a critic cannot be pickled: its functions are compiled for this process. Hand its path to the other "
+            "process, and call rahf.load there"
+        )
+
     def __repr__(self) -> str:
         size, side = tree.count(self.params) / 1e6, self.config.model.image_size
         details = f"{size:.1f}M parameters, {side} x {side} pixels, weights: {self.provenance.weight_license}"
-        return f"Critic({self.name!r}, step {self.step}, {details})"
+        note = self.outputs.note()
+        return f"Critic({self.name!r}, step {self.step}, {details}{f'; {note}' if note else ''})"
 
     def __call__(
         self, images: Any, prompts: str | Sequence[str], batch_size: int | None = None, progress: bool | None = None
@@ -137,11 +157,12 @@ class Critic:
         Returns:
           NumPy float32: `heatmaps` [N,S,S,2] at the network's side S, `scores` [N,4], `word_probabilities`
           [N,K] with K = `config.data.max_words`, 0 beyond the words of a prompt. A file exported with scores
-          only gives None for the other two. `.score(name)` and `.heatmap(name)` pick one by name. The prediction
-          carries its model: `.provenance`, `.percentiles`; comparing its scores with another model's warns with
-          `rahf.critic.provenance.ModelMismatch`.
+          only gives None for the other two. What the model does not predict (`outputs`) is NaN. `.score(name)` and
+          `.heatmap(name)` pick one by name. The prediction carries its model: `.provenance`, `.percentiles`; comparing
+          its scores with another model's warns with `rahf.critic.provenance.ModelMismatch`.
 
         Raises:
+          NotFinite: the network computes NaN or infinity for an image; names the image and the output.
           rahf.images.ImageError: an image cannot be used; names it.
           ValueError, TypeError: no images, an empty prompt, another number of prompts than images, or images and
             prompts swapped.
@@ -182,15 +203,16 @@ class Critic:
           score: a name of `rahf.core.batch.SCORES`, or weights by name, which give the weighted sum.
 
         Returns:
-          NumPy float32 [N], high = good; NaN if the model does not predict the score.
+          NumPy float32 [N], high = good.
 
         Raises:
+          NotPredicted: the model does not predict the score, or one of those with a weight.
           ValueError: also for an unknown score; suggests the nearest.
 
         Warns:
           PromptWarning: a prompt is too long; names the words lost.
         """
-        labels.weights(score)  # a wrong name must not cost a run over all images
+        self.outputs.check_score(score)  # a wrong name must not cost a run over all images
         images, texts = self._encode(images, prompts, "critic.score(images, prompts, score)")
         prompts_lib.warn(texts)
         return self._score(images, texts, score, batch_size, progress)
@@ -214,19 +236,17 @@ class Critic:
           `order` and `scores`; `.best` is the position of the best image.
 
         Raises:
-          ValueError: also if the model does not predict the score.
+          NotPredicted: the model does not predict the score, or one of those with a weight.
 
         Warns:
           PromptWarning: the prompt is too long; names the words lost.
         """
-        labels.weights(score)
+        self.outputs.check_score(score)
         images, texts = self._encode(images, prompt, "critic.rank(prompt, images)")
         if not isinstance(prompt, str):
             raise TypeError(f"prompt: expected one text for all images, found {type(prompt).__name__}")
         prompts_lib.warn(texts)
         scores = self._score(images, texts, score, batch_size, progress)
-        if np.isnan(scores).any():
-            raise ArgumentError(f"score: this model does not predict {score!r}; {self!r}")
         return Ranking(np.argsort(-np.asarray(scores), kind="stable"), scores)
 
     def feedback(
@@ -341,9 +361,10 @@ class Critic:
           (or [] for one image), high = good, differentiable in the pixels.
 
         Raises:
+          NotPredicted: the model does not predict the score, or one of those with a weight.
           ValueError: an unknown score; suggests the nearest.
         """
-        labels.weights(score)  # a wrong name fails here, not at the first call
+        self.outputs.check_score(score)  # a wrong name fails here, not at the first call
 
         def reward(pixels, text_ids, text_mask=None, params=None):
             return labels.weighted(self.scores(pixels, text_ids, text_mask, params), score)
@@ -352,6 +373,7 @@ class Critic:
         return reward
 
     def _call(self, function, pixels, text_ids, text_mask, params):
+        process.claim()
         if text_mask is None:
             if not (isinstance(text_ids, tuple) and len(text_ids) == 2):
                 raise TypeError(
@@ -385,6 +407,8 @@ class Critic:
     def _feedback(self, images, texts, batch_size, generate, on_error, progress=None):
         if self._forward is None:
             raise ArgumentError(_ONLY_SCORES)
+        if generate and not self.outputs.keywords:
+            raise NotPredicted("generate: this model does not judge the words of a prompt; leave generate out")
         if generate and self.graphdef is None:
             raise ArgumentError(
                 "generate: an exported file decides about words by constrained scoring only; leave generate out, "
@@ -395,13 +419,15 @@ class Critic:
         ):
             for at, (row, picture) in enumerate(zip(rows, pictures)):
                 prediction = Prediction(*(field[at] for field in batch))
-                target = None if generated is None else self.tokenizer.decode(generated[at])
-                yield row, feedback_lib.make(texts[row], picture, prediction, target, self.provenance)
+                text = texts[row]
+                word_labels = None if generated is None else self.tokenizer.target_labels(text.words, generated[at])
+                yield row, feedback_lib.make(text, picture, prediction, word_labels, self.provenance)
 
     def _run(
         self, images, texts, batch_size, generate=False, *, keep=False, on_error=None, progress=None, scores_only=False
     ):
         """Yields positions, pictures, NumPy predictions and generated ids of one batch after the other."""
+        process.claim()
         size = _batch_size(batch_size, len(images))
         side = self.config.model.image_size
         for rows, pictures in inputs.decoded(images, side, size, keep, on_error, progress):
@@ -415,7 +441,33 @@ class Critic:
                 output = self._forward(self.params, squares, *arrays, generate=generate)
             count = len(rows)
             prediction, generated = jax.tree.map(lambda x, n=count: np.array(x[:n]), jax.device_get(output))
+            self._check_finite(prediction, [picture.name for picture in pictures])
             yield rows, pictures, prediction, generated
+
+    def _check_finite(self, prediction: Prediction, names: Sequence[str]) -> None:
+        """Raises NotFinite for the first image of a batch of which an output that is predicted is not finite."""
+        for output, values in self.outputs.predicted(prediction).items():
+            finite = np.isfinite(values).reshape(len(values), -1).all(1)
+            if not finite.all():
+                raise NotFinite(
+                    f"{names[int(np.argmin(finite))]}: the network's {output.replace('_', ' ')} are not finite (NaN or "
+                    f"infinite), computed in {self.config.model.compute_dtype}; load the model in float32, or another "
+                    "checkpoint of it"
+                )
+
+
+def _without_not_learnt(network: Network, outputs: Outputs) -> Network:
+    """The network with NaN in the place of outputs whose head has not been trained."""
+
+    def forward(*arguments, **options):
+        prediction, generated = network.forward(*arguments, **options)
+        return outputs.hide(prediction, jnp.where), generated
+
+    return network._replace(
+        forward=network.forward and forward,
+        scores=lambda *arguments: outputs.hide_scores(network.scores(*arguments), jnp.where),
+        heatmaps=network.heatmaps and (lambda *a: outputs.hide_heatmaps(network.heatmaps(*a), jnp.where)),
+    )
 
 
 _ONLY_SCORES = (

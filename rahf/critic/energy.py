@@ -38,11 +38,16 @@ def score(critic: Any, text: Text, score: str | Mapping[str, float] = "overall",
       params: of the critic; None: its own.
 
     Raises:
+      NotPredicted: the critic does not predict the score, or one of those with a weight.
       ValueError: an unknown score; suggests the nearest.
     """
     weights = labels.weights(score)
+    if (outputs := getattr(critic, "outputs", None)) is not None:
+        outputs.check_score(score)
+    columns = tuple(np.flatnonzero(weights).tolist())
     name = f"1 - {score}" if isinstance(score, str) else "scores"
-    return of(_Scores(critic.scores), name, weights, *_tokens(critic, text), _params(critic, params))
+    scores = _Scores(critic.scores, columns)
+    return of(scores, name, weights[list(columns)], *_tokens(critic, text), _params(critic, params))
 
 
 def heatmap(
@@ -63,10 +68,13 @@ def heatmap(
       params: of the critic; None: its own.
 
     Raises:
+      NotPredicted: the critic does not predict this heatmap.
       ValueError: an unknown heatmap (suggests the nearest); a mask of another shape, range, or without any
         pixel.
     """
     column = labels.position("heatmap", which, HEATMAPS)
+    if (outputs := getattr(critic, "outputs", None)) is not None:
+        outputs.check_heatmap(which)
     arrays = () if mask is None else (_checked_mask(mask),)
     name = which if mask is None else f"{which} in mask"
     return of(_Heatmap(critic.heatmaps, column), name, *_tokens(critic, text), _params(critic, params), *arrays)
@@ -107,9 +115,11 @@ class _Scores:
     """Equal for equal critics, so that a program compiled for one energy serves the next."""
 
     scores: Callable[..., Array]
+    columns: tuple[int, ...]  # of the scores that have a weight: others may be NaN
 
     def __call__(self, pixels, weights, text_ids, text_mask, params):
-        return (1.0 - self.scores(pixels, text_ids, text_mask, params).astype(jnp.float32)) @ weights
+        scores = self.scores(pixels, text_ids, text_mask, params)[..., self.columns]
+        return (1.0 - scores.astype(jnp.float32)) @ weights
 
 
 @dataclasses.dataclass(frozen=True)

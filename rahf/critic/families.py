@@ -5,22 +5,109 @@ No JAX here.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rahf.config import ClipBaselineConfig, CriticConfig, FamilyConfig, ResNetBaselineConfig
+from rahf.core import labels
 from rahf.core.batch import HEATMAPS, SCORES, Batch, Prediction
+from rahf.core.errors import NotPredicted
 from rahf.text import Tokenizer
 from rahf.text.vocabulary import too_many_pieces
 
 
 class Outputs(NamedTuple):
-    """What a network predicts. All that it does not is NaN in its `Logits` and in a `Prediction`."""
+    """What a model predicts. All that it does not is NaN in a `Prediction`, and used nowhere.
+
+    A network may have a head that no training example had a label for. Its output is arbitrary: `not_learnt` names it,
+    and it counts as not predicted.
+    """
 
     scores: tuple[str, ...] = SCORES
     heatmaps: tuple[str, ...] = HEATMAPS
     keywords: bool = True
+    not_learnt: tuple[str, ...] = ()  # names as of `label_names`
+
+    def learnt(self, counts: Mapping[str, int | None]) -> Outputs:
+        """What is left without the heads that have seen no label.
+
+        Args:
+          counts: how many labels of each of `label_names` training has used; None: unknown, but some. Names that are
+            missing were not counted, and stay.
+        """
+        return self.without([name for name in self.label_names if counts.get(name) == 0])
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the labels behind what is predicted: ``heatmap/<name>``, ``score/<name>``, ``keyword``."""
+        names = [*(f"heatmap/{name}" for name in self.heatmaps), *(f"score/{name}" for name in self.scores)]
+        return [*names, *(["keyword"] if self.keywords else [])]
+
+    def without(self, names: Any) -> Outputs:
+        """What is left without some `label_names`, which count as not learnt."""
+        missing = tuple(name for name in self.label_names if name in names)
+        return Outputs(
+            tuple(name for name in self.scores if f"score/{name}" not in missing),
+            tuple(name for name in self.heatmaps if f"heatmap/{name}" not in missing),
+            self.keywords and "keyword" not in missing,
+            self.not_learnt + missing,
+        )
+
+    def note(self) -> str | None:
+        """One line about what was not learnt; None if nothing is missing."""
+        if not self.not_learnt:
+            return None
+        names = ", ".join(self._in_words(name) for name in self.not_learnt)
+        return f"not learnt, and so not predicted: {names}; no example that it was trained on had such a label"
+
+    @staticmethod
+    def _in_words(label_name: str) -> str:
+        kind, _, name = label_name.partition("/")
+        return {"heatmap": f"{name} heatmap", "score": f"{name} score"}.get(kind, "misaligned words")
+
+    def check_score(self, score: str | Mapping[str, float]) -> None:
+        """Refuses a score, or weights by name, of which a part is not predicted.
+
+        Raises:
+          UnknownNameError, ArgumentError: as `rahf.core.labels.weights`.
+          NotPredicted: names what is missing, and what is predicted.
+        """
+        used = np.flatnonzero(labels.weights(score))
+        self._refuse("score", [SCORES[i] for i in used if SCORES[i] not in self.scores], self.scores)
+
+    def check_heatmap(self, name: str) -> None:
+        """Refuses a heatmap that is not predicted. Raises UnknownNameError or NotPredicted, as `check_score`."""
+        labels.position("heatmap", name, HEATMAPS)
+        self._refuse("heatmap", [name] if name not in self.heatmaps else [], self.heatmaps)
+
+    def _refuse(self, kind: str, missing: list[str], predicted: tuple[str, ...]) -> None:
+        if not missing:
+            return
+        never = any(f"{kind}/{name}" in self.not_learnt for name in missing)
+        why = ": no example that it was trained on had such a label" if never else ""
+        raise NotPredicted(
+            f"{kind}: this model does not predict {' and '.join(map(repr, missing))}{why}; it predicts "
+            f"{', '.join(predicted) or f'no {kind} at all'}"
+        )
+
+    def hide(self, prediction: Prediction, where: Any = np.where) -> Prediction:
+        """The prediction with NaN in the place of what is not predicted. `where`: of NumPy or of JAX."""
+        heatmaps, scores, words = prediction
+        return Prediction(
+            heatmaps if heatmaps is None else self.hide_heatmaps(heatmaps, where),
+            self.hide_scores(scores, where),
+            words if words is None or self.keywords else where(False, words, np.float32(np.nan)),
+        )
+
+    def hide_scores(self, scores: Any, where: Any = np.where) -> Any:
+        """[..., 4] with NaN in the columns that are not predicted."""
+        return scores if all(self.score_mask) else where(np.array(self.score_mask), scores, np.float32(np.nan))
+
+    def hide_heatmaps(self, heatmaps: Any, where: Any = np.where) -> Any:
+        """[..., 2] with NaN in the maps that are not predicted."""
+        return heatmaps if all(self.heatmap_mask) else where(np.array(self.heatmap_mask), heatmaps, np.float32(np.nan))
 
     @property
     def score_mask(self) -> tuple[bool, ...]:
@@ -34,7 +121,7 @@ class Outputs(NamedTuple):
 
     def narrow(self, batch: Batch) -> Batch:
         """The batch without the labels of what is not predicted: losses and metrics then leave them out."""
-        if self == Outputs():
+        if self[:3] == Outputs()[:3]:
             return batch
         batch = batch._replace(
             score_mask=batch.score_mask & np.array(self.score_mask),
@@ -59,11 +146,13 @@ class Outputs(NamedTuple):
 
     def predicted(self, prediction: Prediction) -> dict[str, np.ndarray]:
         """The arrays of a prediction by name, without what is not predicted."""
-        arrays = {
-            "heatmaps": np.asarray(prediction.heatmaps)[..., np.array(self.heatmap_mask)],
-            "scores": np.asarray(prediction.scores)[..., np.array(self.score_mask)],
-        }
-        return arrays | ({"word_probabilities": np.asarray(prediction.word_probabilities)} if self.keywords else {})
+        heatmaps, scores, words = prediction
+        arrays = {"scores": np.asarray(scores)[..., np.array(self.score_mask)]}
+        if heatmaps is not None:
+            arrays |= {"heatmaps": np.asarray(heatmaps)[..., np.array(self.heatmap_mask)]}
+        if words is not None and self.keywords:
+            arrays |= {"word_probabilities": np.asarray(words)}
+        return arrays
 
 
 def is_critic(config: FamilyConfig) -> bool:

@@ -8,7 +8,7 @@ import functools
 import html
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +17,11 @@ from PIL import Image
 
 from rahf.core import labels
 from rahf.core.batch import HEATMAPS, SCORES, Prediction
+from rahf.core.errors import NotPredicted
 from rahf.critic import drawing
 from rahf.critic.provenance import UNSPECIFIED, NamedScores, Provenance, warn_if_different
 from rahf.images.pictures import Picture
 from rahf.images.resize import resize
-from rahf.text import align_labels, parse_target
 from rahf.text.prompts import EncodedPrompt
 
 if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
@@ -87,9 +87,13 @@ class Feedback:
         """One score, high = good; or the weighted sum for weights by name.
 
         Raises:
+          NotPredicted: the model does not predict the score, or one of those with a weight.
           ValueError: an unknown score; suggests the nearest.
         """
-        return float(labels.weighted(np.array([self.scores[name] for name in SCORES], np.float64), score))
+        value = float(labels.weighted(np.array([self.scores[name] for name in SCORES], np.float64), score))
+        if math.isnan(value):
+            raise NotPredicted(f"score: {self.model_id} does not predict {score!r}; see Feedback.scores")
+        return value
 
     @functools.cached_property
     def heatmaps(self) -> dict[str, Float[np.ndarray, "h w"]]:
@@ -97,14 +101,24 @@ class Feedback:
         return {name: self.heatmap(name) for name in HEATMAPS}
 
     def heatmap(self, name: str) -> Float[np.ndarray, "h w"]:
-        """One heatmap, float32 [h,w], at the original's size, computed anew. Raises KeyError for another name."""
-        if name not in HEATMAPS:
-            raise KeyError(f"no heatmap {name!r}; known: {', '.join(HEATMAPS)}")
-        return np.clip(resize(self.network_heatmaps[:, :, HEATMAPS.index(name)], self.size), 0, 1)
+        """One heatmap, float32 [h,w], at the original's size, computed anew; NaN if the model does not predict it.
+
+        Raises:
+          UnknownNameError: no heatmap has this name; suggests the nearest.
+        """
+        return np.clip(resize(self._network_heatmap(name), self.size), 0, 1)
+
+    def _network_heatmap(self, name: str) -> Float[np.ndarray, "s s"]:
+        return self.network_heatmaps[:, :, labels.position("heatmap", name, HEATMAPS)]
 
     def has_heatmap(self, name: str) -> bool:
         """Whether the model predicts a heatmap."""
-        return not np.isnan(self.network_heatmaps[:, :, HEATMAPS.index(name)]).any()
+        return not np.isnan(self._network_heatmap(name)).any()
+
+    def _predicted_heatmap(self, name: str) -> Float[np.ndarray, "s s"]:
+        if not self.has_heatmap(name):
+            raise NotPredicted(f"heatmap: {self.model_id} does not predict {name}; it has no regions")
+        return self._network_heatmap(name)
 
     @property
     def misaligned_words(self) -> list[str]:
@@ -122,7 +136,7 @@ class Feedback:
           For each region `box` (left, top, right, bottom in whole pixels of the original, right and bottom
           exclusive), `share` of the image's area, `peak` and `mean` value.
         """
-        values = self.network_heatmaps[:, :, HEATMAPS.index(name)]
+        values = self._predicted_heatmap(name)
         numbered, _ = scipy.ndimage.label(values >= threshold, structure=np.ones((3, 3)))
         regions = []
         for number, (rows, columns) in enumerate(scipy.ndimage.find_objects(numbered), start=1):
@@ -144,7 +158,7 @@ class Feedback:
 
     def summary(self, name: str, threshold: float = MARKED) -> dict[str, Any]:
         """Mean, maximum, share of the area at `threshold` or above, number of regions and the 16 largest."""
-        values = self.network_heatmaps[:, :, HEATMAPS.index(name)]
+        values = self._predicted_heatmap(name)
         regions = self.regions(name, threshold)
         return {
             "mean": _number(values.mean(dtype=np.float64)),
@@ -208,7 +222,7 @@ class Feedback:
 
 
 def make(
-    text: EncodedPrompt, picture: Picture, prediction: Prediction, generated: str | None, model: Provenance
+    text: EncodedPrompt, picture: Picture, prediction: Prediction, generated: Sequence[int] | None, model: Provenance
 ) -> Feedback:
     """The feedback on one image.
 
@@ -216,7 +230,7 @@ def make(
       text: the prompt as the network reads it.
       picture: decoded with `keep`.
       prediction: of this image, NumPy arrays without a batch axis.
-      generated: the generated target sequence as text, which then decides about words; None: probabilities decide.
+      generated: labels of the words in the generated target sequence, which then decide; None: probabilities decide.
       model: provenance of the critic.
     """
     percentiles = model.percentiles(prediction.scores)
@@ -227,7 +241,7 @@ def make(
     decided_by = "nothing" if np.isnan(prediction.word_probabilities).all() else "probability"
     if generated is not None:
         decided_by = "generation"
-        word_labels = np.asarray(align_labels(text.words, parse_target(generated)), int)
+        word_labels = np.asarray(generated, int)
     return Feedback(
         name=picture.name,
         prompt=text.prompt,

@@ -6,22 +6,23 @@ import os
 import pathlib
 from typing import Any
 
-from rahf.core import errors, licenses
+from rahf.core import errors, licenses, process
 from rahf.core.files import read_regular
 from rahf.critic import families, provenance
 from rahf.critic.critic import Critic
 from rahf.critic.networks import build
 from rahf.critic.provenance import Quantiles
-from rahf.training import saved_model
+from rahf.training import label_counts, saved_model
 
 
 def load(path: str | os.PathLike, *, dtype: Any = None, name_from_config: bool = False) -> Critic:
     """Loads a run directory or one checkpoint; see `rahf.critic.load`.
 
     Args:
-      name_from_config: name the critic after the folder that it was trained in instead of the folder that it lies
-        in: a cache calls that after a commit, and reference quantiles belong to a model of the same name.
+      name_from_config: name the critic after the folder that it was trained in instead of the folder that it lies in: a
+        cache calls that after a commit. Its id always has the former name.
     """
+    process.claim()
     saved = saved_model.find(path, dtype)
     config, run = saved.config, saved.run
     if not families.is_critic(config.model):
@@ -29,14 +30,14 @@ def load(path: str | os.PathLike, *, dtype: Any = None, name_from_config: bool =
     params = saved.params(build.build(config.model))
     tokenizer = saved.tokenizer(lambda tokenizer: families.vocabulary_problem(config.model, tokenizer))
     quantiles, weights = _quantiles(run), weight_license(run)
-    name = pathlib.PurePath(config.workdir).name if name_from_config else ""
     return Critic(
         config,
         params,
         tokenizer,
-        name or run.name,
+        provenance.run_name(config) if name_from_config else run.name,
         saved.step,
         describe=lambda critic: provenance.critic_provenance(critic, weights, quantiles),
+        outputs=families.outputs(config.model).learnt(label_counts.read(run)),
     )
 
 

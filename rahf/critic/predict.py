@@ -75,6 +75,8 @@ def predict(
     usable, prompts = run.with_prompts(given_prompts(images, prompt, prompts_file))
     run.out.mkdir(parents=True, exist_ok=True)
     critic = loading.load(model)  # imports JAX, so after all that can be checked without
+    if note := critic.outputs.note():
+        run.note(note)
     if usable:
         results = critic.iterate(
             [images[i] for i in usable],
@@ -128,8 +130,11 @@ class _Run:
         self.results[number] = result | {"files": {kind: str(path) for kind, path in files.items()}}
         _summary(self.console, feedback, result, files["feedback"])
         for note in feedback.notes:
-            line = _line(f"{feedback.name}: {note}")
-            self.errors.print(Text.assemble(("note: ", "yellow"), line), soft_wrap=True)
+            self.note(f"{feedback.name}: {note}")
+
+    def note(self, text: str) -> None:
+        """Prints what a reader of the results must know, as one line."""
+        self.errors.print(Text.assemble(("note: ", "yellow"), _line(text)), soft_wrap=True)
 
     def finish(self, model: Provenance) -> int:
         """Writes the JSON, prints where the files are, and returns the exit code."""

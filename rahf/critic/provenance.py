@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pathlib
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rahf.config import Config
-from rahf.core import renamed
+from rahf.core import labels, renamed
 from rahf.core.batch import SCORES, Prediction
-from rahf.core.names import suggest
+from rahf.core.errors import NotPredicted
 from rahf.core.tree import Params, flatten
 from rahf.images.decode import SQUARE
 from rahf.text import SUFFIX, WORD_RULE, Tokenizer
@@ -27,8 +29,14 @@ if TYPE_CHECKING:  # readers of exported models work without jaxtyping
 
 #: Name of the file of reference quantiles in a run directory and in an exported file.
 QUANTILES_FILE = "quantiles.json"
+#: Decimals of stored quantiles. Scores are rounded to as many before they are compared with them.
+_DIGITS = 7
 #: The license of weights about which nothing is recorded.
 UNSPECIFIED = "not specified"
+#: The end of a model's id; weights stored in 16 bits are others.
+_WEIGHTS_HASH = re.compile(r"[0-9a-f]{12}(-bf16)?$")
+#: Fields of a model's config that say how it is computed, and change neither parameters nor results.
+_HOW_COMPUTED = ("compute_dtype", "attention", "remat", "scan_layers")
 
 
 class ModelMismatch(UserWarning):
@@ -55,14 +63,16 @@ class Quantiles:
     def from_scores(cls, scores: Float[np.ndarray, "n 4"], model: str, reference: str) -> Quantiles:
         """Takes 101 quantiles (0, 1, … 100%) of each score."""
         levels = np.quantile(np.asarray(scores, np.float64), np.linspace(0, 1, 101), axis=0)
-        return cls(model, reference, len(scores), tuple(tuple(round(float(v), 7) for v in row) for row in levels.T))
+        rows = tuple(tuple(round(float(v), _DIGITS) for v in row) for row in levels.T)
+        return cls(model, reference, len(scores), rows)
 
     def percentiles(self, scores: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 4"]:
-        """Share of the reference set below each score, float32 in 0..100; linear between quantiles."""
-        scores = np.asarray(scores, np.float64)
-        steps = np.linspace(0, 100, len(self.values[0]))
-        columns = [np.interp(scores[..., i], row, steps) for i, row in enumerate(self.values)]
-        return np.stack(columns, -1).astype(np.float32)
+        """Share of the reference set below each score, float32 in 0..100; linear between quantiles.
+
+        A score that many examples of the set share is above the examples that are lower, not above its equals.
+        """
+        scores = np.round(np.asarray(scores, np.float64), _DIGITS)
+        return np.stack([_shares_below(scores[..., i], row) for i, row in enumerate(self.values)], -1)
 
     def to_json(self) -> str:
         """The content of `quantiles.json`."""
@@ -83,12 +93,22 @@ class Quantiles:
             raise ValueError(f"reference quantiles are damaged ({error!r}); evaluate the model again") from error
 
 
+def _shares_below(scores: np.ndarray, quantiles: tuple[float, ...]) -> np.ndarray:
+    """Percent of the reference set below each score, from its quantiles in equal steps; NaN of NaN."""
+    values, steps = np.asarray(quantiles), np.linspace(0, 100, len(quantiles))
+    first, after = (np.searchsorted(values, scores, side) for side in ("left", "right"))
+    shares = np.interp(scores, values, steps)
+    # `np.interp` takes the last of equal quantiles. The examples below end one step before the first of them.
+    shares = np.where(after - first > 1, steps[np.maximum(first - 1, 0)], shares)
+    return shares.astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Provenance:
     """Where numbers come from.
 
     Attributes:
-      model_id: name, step, and a hash of parameters, network and vocabulary.
+      model_id: name, step, and a hash of parameters, network and vocabulary. Two ids with one hash are one model.
       preprocessing_hash: hash of `describe_preprocessing`.
       weight_license: license of the weights.
       quantiles: of the scores on a reference set; None if the model was not evaluated.
@@ -103,12 +123,26 @@ class Provenance:
         """Share of the reference set below each score, 0..100; None without reference quantiles."""
         return None if self.quantiles is None else self.quantiles.percentiles(scores)
 
+    @property
+    def scale(self) -> tuple[str, str]:
+        """What decides about the numbers: the hashes of the model and of the preprocessing, without any name."""
+        return weights_hash(self.model_id), self.preprocessing_hash
+
+
+def weights_hash(model_id: str) -> str:
+    """The part of a model's id that its weights decide; the whole id where it has no such part.
+
+    A model is its weights: it stays the same under another name, in another folder, or exported.
+    """
+    found = _WEIGHTS_HASH.search(model_id)
+    return found[0] if found else model_id
+
 
 def warn_if_different(models: Iterable[Provenance | None], stacklevel: int = 3) -> None:
     """Warns with `ModelMismatch` if the models or their preprocessing differ; None stands for an unknown model."""
-    sources = {(m.model_id, m.preprocessing_hash) for m in models if m is not None}
+    sources = {m.scale: m for m in models if m is not None}
     if len(sources) > 1:
-        names = " and ".join(sorted(f"{name} (preprocessing {digest})" for name, digest in sources))
+        names = " and ".join(sorted(f"{m.model_id} (preprocessing {m.preprocessing_hash})" for m in sources.values()))
         warnings.warn(
             f"scores of different models are compared: {names}. They have no common scale; compare percentiles "
             "of one reference set, or score all images with one model.",
@@ -150,7 +184,8 @@ class ScoreArray(np.ndarray):
         result = getattr(ufunc, method)(*map(_plain, inputs), **options)
         # The result of scores of two models belongs to neither.
         floats = isinstance(result, np.ndarray) and np.issubdtype(result.dtype, np.floating)
-        return ScoreArray(result, sources[0]) if floats and len(set(sources)) == 1 else result
+        same = len({source.scale for source in sources}) == 1
+        return ScoreArray(result, sources[0]) if floats and same else result
 
 
 def _plain(value: Any) -> Any:
@@ -181,6 +216,24 @@ class CriticPrediction(Prediction):
     def __reduce__(self):
         return CriticPrediction, (self.heatmaps, _plain(self.scores), self.word_probabilities, self.provenance)
 
+    def score(self, score: str | Mapping[str, float] = "overall") -> np.ndarray:
+        """One score of every image, float32 [N], high = good; as `Prediction.score`.
+
+        Raises:
+          NotPredicted: the model does not predict the score, or one of those with a weight.
+        """
+        _check_predicted("score", score, super().score(score))
+        return super().score(score)
+
+    def heatmap(self, name: str) -> np.ndarray:
+        """One heatmap of every image, float32 [N,H,W], high = bad; as `Prediction.heatmap`.
+
+        Raises:
+          NotPredicted: the model does not predict it.
+        """
+        _check_predicted("heatmap", name, super().heatmap(name))
+        return super().heatmap(name)
+
     @property
     def model_id(self) -> str:
         """Name, step and hash of the model."""
@@ -195,6 +248,12 @@ class CriticPrediction(Prediction):
     def weight_license(self) -> str:
         """License of the model's weights."""
         return self.provenance.weight_license
+
+
+def _check_predicted(kind: str, name: Any, values: np.ndarray) -> None:
+    """A critic's outputs are finite, or NaN because it does not predict them."""
+    if np.isnan(values).any():
+        raise NotPredicted(f"{kind}: the model of this prediction does not predict {name!r}; its values are NaN")
 
 
 def describe_preprocessing(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -231,9 +290,24 @@ def preprocessing_hash(description: Mapping[str, Any]) -> str:
 
 
 def model_id(config: Config, params: Params, tokenizer: Tokenizer, name: str, step: int | None) -> str:
-    """Name, step, and a hash of parameters, network and vocabulary."""
-    # The hash leaves the compute dtype out: in another precision it is the same model.
-    model = dataclasses.replace(config.model, compute_dtype="float32")
+    """Name, step, and a hash of parameters, network and vocabulary.
+
+    Args:
+      name: of the run, as its config says it (`run_name`): that of a folder would change with each copy.
+    """
+    steps = [] if step is None else [str(step)]
+    return "-".join([name, *steps, _hash(config, params, tokenizer, _HOW_COMPUTED)])
+
+
+def run_name(config: Config) -> str:
+    """The name of the folder that a model was trained in, wherever it lies now."""
+    return pathlib.PurePath(config.workdir).name or "model"
+
+
+def _hash(config: Config, params: Params, tokenizer: Tokenizer, left_out: tuple[str, ...]) -> str:
+    """12 hexadecimal digits. The fields `left_out` of the model count as if they had their defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config.model)}
+    model = dataclasses.replace(config.model, **{name: defaults[name] for name in left_out if name in defaults})
     fields = _without_defaults(model)
     if model.family != "critic":  # version 0 hashed this field under this name: its models keep their ids
         fields["kind"] = model.family
@@ -241,8 +315,7 @@ def model_id(config: Config, params: Params, tokenizer: Tokenizer, name: str, st
     for path, leaf in flatten(params).items():
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(leaf))
-    steps = [] if step is None else [str(step)]
-    return "-".join([name, *steps, digest.hexdigest()[:12]])
+    return digest.hexdigest()[:12]
 
 
 def _without_defaults(config: Any) -> Any:
@@ -262,16 +335,30 @@ def critic_provenance(critic: Any, weight_license: str = UNSPECIFIED, quantiles:
       weight_license: license of its weights.
       quantiles: of its scores on a reference set; those of another model are ignored.
     """
-    name = model_id(critic.config, critic.params, critic.tokenizer, critic.name, critic.step)
+    name = model_id(critic.config, critic.params, critic.tokenizer, run_name(critic.config), critic.step)
     digest = preprocessing_hash(describe_preprocessing(critic.config, critic.tokenizer))
-    return Provenance(name, digest, weight_license, quantiles if quantiles and quantiles.model == name else None)
+    own = quantiles is not None and _is_of(quantiles, name, critic)
+    return Provenance(name, digest, weight_license, quantiles if own else None)
+
+
+def _is_of(quantiles: Quantiles, name: str, critic: Any) -> bool:
+    """Whether quantiles were measured with these weights."""
+    stored = weights_hash(quantiles.model)
+    if stored == weights_hash(name):
+        return True
+    defaults = {field.name: field.default for field in dataclasses.fields(critic.config.model)}
+    if all(getattr(critic.config.model, field, None) == defaults.get(field) for field in _HOW_COMPUTED[1:]):
+        return False
+    # Version 0 hashed how a model is computed, too, but for the dtype.
+    return stored == _hash(critic.config, critic.params, critic.tokenizer, _HOW_COMPUTED[:1])
 
 
 class NamedScores(dict):
-    """Scores by name; an unknown name is answered with the nearest."""
+    """Scores by name; an unknown name is answered with the nearest (`UnknownNameError`, which is a `KeyError`)."""
 
     def __missing__(self, name: str) -> float:
-        raise KeyError(f"no score {name!r}.{suggest(str(name), list(SCORES))}")
+        labels.position("score", name, SCORES)
+        raise KeyError(name)  # a name that exists, but not here
 
 
 __getattr__ = renamed.moved(__name__, {"KnownPrediction": f"{__name__}:CriticPrediction"})

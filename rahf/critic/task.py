@@ -11,8 +11,8 @@ from flax import nnx
 from data_pipelines import store
 from data_pipelines.loading.labels import Labels
 from data_pipelines.loading.loader import train_loader
-from rahf.config import Config, CriticConfig
-from rahf.core.batch import Batch
+from rahf.config import ClipBaselineConfig, Config, CriticConfig, FamilyConfig
+from rahf.core.batch import HEATMAPS, SCORES, Batch
 from rahf.core.tree import Params
 from rahf.critic import families, label_prompts, losses, tower_cache
 from rahf.critic import start as start_lib
@@ -46,6 +46,7 @@ class CriticTask(RecordTask):
         self.outputs = families.outputs(config.model)
         self.tags = config.model.t5.vocab_size if getattr(config.model, "tag_head", False) else None
         self.loss_parts = losses.OF_LABELS if self.tags is None else losses.Parts._fields
+        self.unweighted_parts = tuple(n for n in losses.OF_LABELS if not getattr(self.config.loss, f"{n}_weight"))
 
     @classmethod
     def from_config(cls, config: Config) -> CriticTask:
@@ -82,6 +83,23 @@ class CriticTask(RecordTask):
 
     def normalizers(self, batch: Batch) -> losses.Counts:
         return losses.counts(self.config.loss, batch, self.suffix_id, self.tags)
+
+    def label_counts(self, normalizers: losses.Counts) -> dict[str, jax.Array]:
+        if normalizers is None:
+            return {}
+        counts = {f"heatmap/{name}": normalizers.heatmaps[i] for i, name in enumerate(HEATMAPS)}
+        counts |= {f"score/{name}": normalizers.scores[i] for i, name in enumerate(SCORES)}
+        return counts | {"keyword": normalizers.tokens}
+
+    def labels_at_start(self, start: Start) -> Mapping[str, int | None]:
+        model, counts = start.record.get("model", {}), {}
+        for name in self.outputs.label_names:
+            head = part_of(self.config.model, name)
+            if head in model.get("parts", ()):  # None: of a version that did not count
+                counts[name] = model["labels"].get(name)
+            else:  # a cosine of published CLIP means something without any label of ours
+                counts[name] = None if head == "vit" and start.params else 0
+        return counts
 
     def loss(
         self,
@@ -124,6 +142,17 @@ class CriticTask(RecordTask):
         return any(part is not None and part.dropout > 0 for part in parts)
 
 
+def part_of(config: FamilyConfig, label_name: str) -> str:
+    """The part of the parameters that gives the output of a label (`rahf.critic.families.Outputs.label_names`)."""
+    kind, _, name = label_name.partition("/")
+    if kind == "keyword":
+        return "decoder"
+    if isinstance(config, ClipBaselineConfig):  # one head gives all scores, or the towers do; its heatmap is a gradient
+        return "score_out" if kind == "score" and config.clip.scores == "trained" else "vit"
+    shared = getattr(config, "variant", "") == "augmented-prompt"
+    return f"{kind}_head" if shared else f"{kind}_{name}"
+
+
 def is_t5_query(path: str) -> bool:
     """Whether a parameter is a query kernel of a T5 stack."""
     return path.split("/")[0] in ("encoder", "decoder") and path.endswith("query/kernel")
@@ -135,7 +164,7 @@ class RunEvaluator:
     def __init__(self, task: CriticTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
         config = task.config
         self._evaluator = CriticEvaluator(graphdef, config, task.tokenizer, mesh)
-        self._batches = task.eval_loader()
+        self._batches = task.eval_loader(mesh)
         self._labels = Labels(store.open_split(config.data.path, config.data.eval_split))
 
     def evaluate(self, params: Any, *, thorough: bool) -> CriticEvaluation:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rahf.config import Config, PixelDiffusionConfig
-from rahf.core import pixel_range, renamed
+from rahf.core import pixel_range, process, renamed
 from rahf.core.errors import ArgumentError, CheckpointError, ImageError
 from rahf.diffusion import schedules
 from rahf.diffusion.generated import GeneratedImages
@@ -170,6 +170,7 @@ class Generator:
         return generated._replace(energy=None) if unguided else generated
 
     def _generate(self, text, seeds, steps, eta, guidance_scale, energy, options, inpainted=None) -> GeneratedImages:
+        process.claim()
         tokens = self.tokens(text.prompts)
         negative = None if text.negative is None else self.tokens(text.negative)
         seeds = np.atleast_1d(np.asarray(seeds, np.uint32))
@@ -255,6 +256,7 @@ def load(path: str | os.PathLike) -> Generator:
     Raises:
       rahf.core.errors.CheckpointError: no model there, or one that is no diffusion model.
     """
+    process.claim()
     saved = saved_model.find(path)
     config = saved.config
     if not isinstance(config.model, PixelDiffusionConfig):

@@ -96,7 +96,7 @@ class DenoisingEvaluator:
 
     def __init__(self, task: PixelDiffusionTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
         config, self._mesh = task.config, mesh
-        self._batches = task.eval_loader()
+        self._batches = task.eval_loader(mesh)
         self._step = jax.jit(
             lambda params, batch: loss.repeatable(config.model, functional.merge(graphdef, params), batch)
         )

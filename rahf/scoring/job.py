@@ -19,6 +19,7 @@ import pyarrow
 from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
 from rahf.core.files import UNFINISHED
+from rahf.critic.provenance import weights_hash
 from rahf.scoring import files, score_block
 from rahf.scoring.blocks import Block, BlockPlan
 from rahf.scoring.records import ReadOptions
@@ -135,7 +136,7 @@ class Job:
           OSError: something cannot be read or written.
         """
         model = str(getattr(critic, "model_id", "unknown"))
-        if expected is not None and model != expected:
+        if expected is not None and weights_hash(model) != weights_hash(expected):
             raise ScoreError(
                 f"{self.out}: was begun with the model {expected}, but this is {model}; their scores do not compare. "
                 "Give another folder, or --restart to throw its scores away"
@@ -179,20 +180,22 @@ class Job:
         Raises:
           ScoreError: the blocks were scored with different models.
         """
-        models: dict[str, int] = {}
+        models: dict[str, tuple[str, int]] = {}  # id and first part, by the hash of the weights
         rows = cut = 0
         refused: list[bytes] = []
         for number, model, batch in self.rows(count, ("source", "row", "key", "error", "prompt_cut")):
-            models.setdefault(model, number)
+            models.setdefault(weights_hash(model), (model, number))
             rows += batch.num_rows
             cut += sum(batch["prompt_cut"].to_pylist())
             errors = batch.filter(batch["error"].is_valid()).select(["source", "row", "key", "error"])
             refused += [(json.dumps(row) + "\n").encode() for row in errors.to_pylist()]
         if len(models) > 1:
-            names = " and ".join(f"{model} (from part {number} on)" for model, number in models.items())
+            names = " and ".join(f"{model} (from part {number} on)" for model, number in models.values())
             raise ScoreError(f"{self.out}: scored by different models, {names}; start again with --restart")
         scored = rows - len(refused)
-        summary = ScoringSummary(self.out, next(iter(models), "unknown"), count, rows, scored, len(refused), cut)
+        summary = ScoringSummary(
+            self.out, next(iter(models.values()), ("unknown",))[0], count, rows, scored, len(refused), cut
+        )
         files.write(self._path("refused.jsonl"), b"".join(refused))
         counts = {name: value for name, value in dataclasses.asdict(summary).items() if name != "out"}
         files.write(self._path("summary.json"), _json(counts))

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from rahf import images
 from rahf.core.batch import SCORES
+from rahf.core.errors import NotFinite
 from rahf.scoring import files
 from rahf.scoring.blocks import Block
 from rahf.scoring.records import MAX_IMAGE, ReadOptions, ScoringRecord, records
@@ -50,7 +51,7 @@ def score_block(critic: Any, block: Block, options: ReadOptions, batch_size: int
 def _scored(critic: Any, batch: list, batch_size: int) -> list[ScoredRecord]:
     """Scores one batch and empties it: its pictures must be freed before the next ones are decoded."""
     decoded = [number for number, (_, square, _) in enumerate(batch) if square is not None]
-    scores: dict[int, np.ndarray] = {}
+    scores: dict[int, np.ndarray | str] = {}
     cut: set[str] = set()
     if decoded:
         squares, prompts = [batch[n][1] for n in decoded], [batch[n][0].prompt for n in decoded]
@@ -60,9 +61,16 @@ def _scored(critic: Any, batch: list, batch_size: int) -> list[ScoredRecord]:
     records_and_errors = [(record, error) for record, _, error in batch]
     batch.clear()
     return [
-        ScoredRecord(record, scores.get(number), record.prompt in cut, error)
+        _scored_record(record, scores.get(number), record.prompt in cut, error)
         for number, (record, error) in enumerate(records_and_errors)
     ]
+
+
+def _scored_record(record: ScoringRecord, scores: np.ndarray | str | None, cut: bool, error: str | None):
+    """`scores` may be the reason why there are none."""
+    if isinstance(scores, str):
+        return ScoredRecord(record, None, False, f"{record.key}: {scores}")
+    return ScoredRecord(record, scores, cut, error)
 
 
 def image_size(critic: Any) -> int:
@@ -71,11 +79,22 @@ def image_size(critic: Any) -> int:
     return int(side if side is not None else critic.config.model.image_size)
 
 
-def _ask(critic: Any, squares: list, prompts: list[str], batch_size: int) -> tuple[np.ndarray, set[str]]:
+def _ask(critic: Any, squares: list, prompts: list[str], batch_size: int) -> tuple[list[np.ndarray | str], set[str]]:
     """The scores, and the prompts of which the network does not read the end."""
     with collected_notes() as notes:
-        scores = np.asarray(critic(squares, prompts, batch_size=batch_size).scores)
+        scores = _predict(critic, squares, prompts, batch_size)
     return scores, set(notes)
+
+
+def _predict(critic: Any, squares: list, prompts: list[str], batch_size: int) -> list[np.ndarray | str]:
+    """The scores of each picture; a text where they are not finite. One such picture does not cost the others."""
+    try:
+        return list(np.asarray(critic(squares, prompts, batch_size=batch_size).scores))
+    except NotFinite:
+        if len(squares) == 1:
+            return ["its scores are not finite (NaN or infinite)"]
+        pairs = zip(squares, prompts)
+        return [one for pair in pairs for one in _predict(critic, [pair[0]], [pair[1]], batch_size)]
 
 
 def _decoded(
@@ -128,8 +147,8 @@ def decode(record: ScoringRecord, side: int) -> tuple[np.ndarray | None, str | N
 def table(scored: Sequence[ScoredRecord], source: str) -> pa.Table:
     """The table that is written for a block: one row per record, scored or not.
 
-    Columns: source, row, key, prompt, group, the four scores (float32, null if not scored), prompt_cut, error (null
-    if scored).
+    Columns: source, row, key, prompt, group, the four scores (float32, null if not scored or not predicted),
+    prompt_cut, error (null if scored).
     """
     columns = {
         "source": pa.array([source] * len(scored), pa.string()),
@@ -139,11 +158,16 @@ def table(scored: Sequence[ScoredRecord], source: str) -> pa.Table:
         "group": pa.array([_text(row.record.group) for row in scored], pa.string()),
     }
     for column, name in enumerate(SCORES):
-        values = [None if row.scores is None else float(row.scores[column]) for row in scored]
+        values = [_value(row.scores, column) for row in scored]
         columns[name] = pa.array(values, pa.float32())
     columns["prompt_cut"] = pa.array([row.prompt_cut for row in scored], pa.bool_())
     columns["error"] = pa.array([_text(row.error) for row in scored], pa.string())
     return pa.table(columns)
+
+
+def _value(scores: np.ndarray | None, column: int) -> float | None:
+    """A score; None where the record has none or the model does not predict it."""
+    return None if scores is None or np.isnan(scores[column]) else float(scores[column])
 
 
 def _text(text: str | None) -> str | None:

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 
 from rahf.core import labels
 from rahf.core.batch import SCORES
-from rahf.core.errors import ArgumentError
+from rahf.core.errors import ArgumentError, NotPredicted
+from rahf.critic.provenance import CriticPrediction
 
 _OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _REQUIREMENT = re.compile(r"\s*([A-Za-z_]+)\s*(>=|<=|>|<)\s*(\S+)\s*")
@@ -101,7 +102,7 @@ def select(
 
     Args:
       preds: a `Prediction`, or its scores [N,4] in the order `rahf.core.batch.SCORES`; six decimals count. A candidate
-        with NaN is never kept.
+        with NaN among the scores that decide is never kept.
       key: name of the score that decides.
       threshold: in the unit of the score.
       quantile: in [0,1); 0.75 keeps the upper quarter. The threshold is a value that occurs, never one in between.
@@ -112,6 +113,7 @@ def select(
       name: gives the words by which a reason refers to another candidate, from its position.
 
     Raises:
+      NotPredicted: the model of a critic's prediction does not give the deciding score, or one that is required.
       ValueError: unknown score, both threshold and quantile, groups that are missing or of another number, or an
         option out of its range.
     """
@@ -123,6 +125,8 @@ def select(
     column = labels.position("score", key, SCORES)
     _check(len(scores), threshold, quantile, best_of, min_gap, groups)
     require = [one if isinstance(one, Requirement) else requirement(one) for one in require]
+    if isinstance(preds, CriticPrediction):
+        check_predicted(scores, [key, *(one.score for one in require)])
     contest = _Contest(scores[:, column], key, name)
     contest.constrain(scores, require)
     if best_of:
@@ -149,6 +153,21 @@ def _check(count, threshold, quantile, best_of, min_gap, groups) -> None:
         raise ArgumentError(f"groups: expected one per candidate ({count}), found {len(groups)}")
 
 
+def check_predicted(scores: Float[np.ndarray, "n 4"], names: Sequence[str]) -> None:
+    """Refuses scores that a model does not predict: no candidate has them, though it has others. Raises NotPredicted.
+
+    Args:
+      scores: of all candidates, NaN where not predicted.
+      names: those that are to decide.
+    """
+    there = [name for column, name in enumerate(SCORES) if np.isfinite(scores[:, column]).any()]
+    for name in names:
+        if there and name not in there:
+            raise NotPredicted(
+                f"score: no candidate has {name!r}, which the model does not predict; choose by {' or '.join(there)}"
+            )
+
+
 class _Contest:
     """Candidates that are still kept, and the reasons why the others are not."""
 
@@ -162,7 +181,9 @@ class _Contest:
 
     def constrain(self, scores: np.ndarray, require: Sequence[Requirement]) -> None:
         """Drops candidates that are not scored or miss a constraint; names every constraint that they miss."""
-        self.kept = np.isfinite(scores).all(1)
+        self.kept = np.isfinite(self.values)
+        for one in require:
+            self.kept &= np.isfinite(scores[:, SCORES.index(one.score)])
         for index in np.flatnonzero(~self.kept):
             self.reasons[index] = "not scored"
         failed: dict[int, list[str]] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ from rahf.core import renamed
 from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
 from rahf.core.files import open_atomically
+from rahf.critic import loading
 from rahf.scoring import blocks, files, records
 from rahf.scoring import run as scoring
 from rahf.scoring.job import Job, ScoringSummary
@@ -38,6 +40,11 @@ class SelectionOptions:
     best_of: bool = True
     min_gap: float | None = None
     require: tuple[str, ...] = ()
+
+    @property
+    def deciding(self) -> list[str]:
+        """Names of the scores that decide."""
+        return [self.key, *(best_of_n.requirement(text).score for text in self.require)]
 
     def check(self) -> None:
         """Raises ValueError for a wrong option, before anything is scored."""
@@ -101,11 +108,13 @@ def select_files(
       Paths and counts. Equal input gives equal bytes, interrupted or not.
 
     Raises:
+      NotPredicted: the model does not predict the deciding score, or one that is required.
       ValueError: a wrong option, a file that would be overwritten, or no candidate that can be scored.
       OSError: something cannot be read or written.
     """
     options.check()
     paths = _paths(candidates, out, chosen)
+    load = functools.partial(_load_checked, load or loading.load, options)
     scores_folder = paths["manifest"].with_suffix(".scores")
     summary = scoring.score(
         model,
@@ -122,6 +131,7 @@ def select_files(
         raise ScoreError(f"{candidates}: none of {summary.rows} candidates can be scored; see {why}")
     job = Job(os.path.abspath(scores_folder), ReadOptions(), batch_size)
     lines, groups, scores = _read(job, summary)
+    best_of_n.check_predicted(scores, options.deciding)
     selection = options.select(scores, groups, lambda index: f"line {lines[index]}")
     _write(paths, candidates, job, summary, scores, selection)
     _write_refused(paths["refused"], scores_folder)
@@ -138,6 +148,15 @@ def select_files(
     )
     files.write(str(paths["summary"]), _summary(selected, options))
     return selected
+
+
+def _load_checked(load: Callable[[str], Any], options: SelectionOptions, model: str) -> Any:
+    """The critic, if it predicts the scores that decide: nothing is scored in vain. Raises NotPredicted."""
+    critic = load(model)
+    if (outputs := getattr(critic, "outputs", None)) is not None:
+        for name in options.deciding:
+            outputs.check_score(name)
+    return critic
 
 
 def _paths(candidates, out, chosen) -> dict[str, pathlib.Path]:
@@ -183,7 +202,7 @@ def _write(paths, candidates, job: Job, summary: ScoringSummary, scores: np.ndar
             gap = selection.gap[index]
             entry = records.parse(line) | {
                 "line": row,
-                "scores": dict(zip(SCORES, scores[index].tolist())),
+                "scores": {n: None if np.isnan(v) else v for n, v in zip(SCORES, scores[index].tolist())},
                 "selected": index in kept,
                 "rank": int(selection.rank[index]) or None,
                 "gap": None if np.isnan(gap) else round(float(gap), 6),

@@ -71,6 +71,7 @@ def mask_files(
       The masks that were written, and one line for each picture that could not be used.
 
     Raises:
+      NotPredicted: the model does not predict this heatmap.
       ValueError: wrong options, missing prompts, or a file that would be overwritten.
       OSError: something cannot be written.
     """
@@ -82,6 +83,8 @@ def mask_files(
     written, errors = [], [str(one) for one in prompts if isinstance(one, ImageError)]
     prompted = [(path, one, to) for path, one, to in zip(images, prompts, paths) if isinstance(one, str)]
     critic = model if callable(model) else loading.load(model)
+    if (outputs := getattr(critic, "outputs", None)) is not None:
+        outputs.check_heatmap(which)
     for start in range(0, len(prompted), _BATCH):
         for path, to, data, size, heatmap in _heatmaps(critic, prompted[start : start + _BATCH], column, errors):
             mask = masks.noted_from_heatmap(heatmap, size, options)

@@ -82,6 +82,7 @@ def repair(
       is NaN is never taken. If the mask is empty, `generate` is not called.
 
     Raises:
+      NotPredicted: the critic does not predict the heatmap or the score.
       ValueError: an unknown name, n below 1, a path where the prompt belongs, or (with `blend`) a repainted picture
         of another size.
       rahf.images.ImageError: an image that cannot be used.
@@ -91,6 +92,9 @@ def repair(
     if n < 1:
         raise ArgumentError(f"n: expected at least 1 candidate, found {n}")
     inputs.check_order([image], prompt, "rahf.steer.repair(generate, image, prompt, critic=critic)")
+    if (outputs := getattr(critic, "outputs", None)) is not None:
+        outputs.check_heatmap(which)
+        outputs.check_score(score)
     original = _rgb(image, "image")
     prediction = critic([original], prompt)
     mask = masks.from_heatmap(np.asarray(prediction.heatmaps)[0, :, :, heatmap_column], original.shape[:2], options)

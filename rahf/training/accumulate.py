@@ -13,12 +13,17 @@ from rahf.core.errors import ConfigError
 
 
 def check(config: Config, devices: int) -> None:
-    """Raises ConfigError if a batch cannot be cut into `train.accumulate` parts, each shared by all devices."""
+    """Raises ConfigError if devices cannot share a batch, or it cannot be cut into `train.accumulate` such parts."""
     parts, size = config.train.accumulate, config.data.batch_size
+    sharing = examples_axes(config.mesh, devices)
     if parts < 1 or size % parts:
         raise ConfigError(f"train.accumulate {parts}: expected a divisor of data.batch_size, {size}")
-    sharing = examples_axes(config.mesh, devices)
-    if parts > 1 and (size // parts) % sharing:
+    if size % sharing:
+        raise ConfigError(
+            f"data.batch_size {size}: cannot be shared by the {sharing} devices along mesh.data and mesh.fsdp; give a "
+            f"multiple of {sharing}, such as {max(1, round(size / sharing)) * sharing}"
+        )
+    if (size // parts) % sharing:
         raise ConfigError(
             f"train.accumulate {parts}: parts of {size // parts} examples cannot be shared by the {sharing} "
             "devices along mesh.data and mesh.fsdp; accumulate less or enlarge data.batch_size"

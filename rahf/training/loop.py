@@ -15,7 +15,7 @@ import numpy as np
 from rahf.config import Config
 from rahf.core.errors import NotFinite, TrainError, WorkerFailure
 from rahf.core.names import suggest
-from rahf.training import distributed, sharding
+from rahf.training import distributed, label_counts, sharding
 from rahf.training import optimizer as optimizer_lib
 from rahf.training import state as state_lib
 from rahf.training.checkpoint import Checkpointer
@@ -95,13 +95,16 @@ def train(task: Task) -> Finished:
         checkpoints = Checkpointer(workdir, config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
         loader = stack.enter_context(task.train_loader())
-        begin = None
+        begin, labels = None, {}
         if checkpoints.latest_step is None:
             begin = task.start(setup.shapes.params)
             state = state_lib.create(task, setup, begin and begin.params)
+            labels = dict(task.labels_at_start(begin)) if begin else {}
         else:
             state, data_state = checkpoints.restore(setup.shapes)
             loader.set_state(data_state)
+            # A run of a version that did not count goes on without: nobody knows what its outputs have learned from.
+            labels = label_counts.read(workdir) or None
         first_step = int(state.step)
         reporter = Reporter(workdir, config.train.steps, first_step, process == 0)
         stack.callback(reporter.close)
@@ -115,7 +118,7 @@ def train(task: Task) -> Finished:
         if begin is not None:
             begin.note(workdir, reporter.say if process == 0 else None)
         task.before_steps(setup.graphdef, state.params, reporter.say)
-        run = _Run(task, setup, checkpoints, loader, reporter)
+        run = _Run(task, setup, checkpoints, loader, reporter, labels)
         stack.callback(run.batches.close)
         if processes > 1:
             stack.push(lambda kind, error, trace: _fail(checkpoints, error))  # before anything is closed
@@ -133,8 +136,16 @@ def _fail(checkpoints: Checkpointer, error: BaseException | None) -> None:
 class _Run:
     """What stays the same from step to step."""
 
+    labels: label_counts.Counts | None = None  # None: they are not counted
+
     def __init__(
-        self, task: Task, setup: state_lib.Setup, checkpoints: Checkpointer, loader: Loader, reporter: Reporter
+        self,
+        task: Task,
+        setup: state_lib.Setup,
+        checkpoints: Checkpointer,
+        loader: Loader,
+        reporter: Reporter,
+        labels: label_counts.Counts | None,
     ):
         self.task, self.config, self.checkpoints = task, task.config, checkpoints
         self.batches = Prefetch(loader, lambda batch: sharding.to_devices(batch, setup.mesh))
@@ -143,6 +154,7 @@ class _Run:
         self.learning_rate = optimizer_lib.schedule(self.config.optimizer, self.config.train.steps)
         self.evaluator = task.evaluator(setup.graphdef, setup.mesh)
         self.pending: list[StepMetrics] = []
+        self.workdir, self.labels = pathlib.Path(task.config.workdir), labels
         self.best = _value(self.config, checkpoints.best_metrics() or {})
 
     def steps(self, state: state_lib.TrainState, interrupt: Interrupt) -> Finished:
@@ -192,11 +204,24 @@ class _Run:
         self.pending = []
         for number, metrics in enumerate(fetched, first):
             self.check(number, metrics)
-        mean = jax.tree.map(lambda *values: float(np.mean(values)), *fetched)
-        values = {"loss/total": mean.total, **{f"loss/{name}": mean.parts[name] for name in self.task.loss_parts}}
-        values |= {"gradient_norm": mean.gradient_norm, "parameter_norm": fetched[-1].parameter_norm.item()}
+        if self.labels is not None:
+            self.labels = label_counts.added(self.labels, [self._learned_from(metrics) for metrics in fetched])
+        values = {"loss/total": float(np.mean([metrics.total for metrics in fetched]))}
+        values |= {f"loss/{name}": _mean_of_part(name, fetched) for name in self.task.loss_parts}
+        values["gradient_norm"] = float(np.mean([metrics.gradient_norm for metrics in fetched]))
+        values["parameter_norm"] = fetched[-1].parameter_norm.item()
         values["learning_rate"] = float(self.learning_rate(step))
         self.reporter.train(step, values, len(fetched) * self.config.data.batch_size)
+
+    def _learned_from(self, metrics: StepMetrics) -> dict[str, int]:
+        """Numbers of labels of a step; 0 where the loss does not weigh them."""
+        unweighted = self.task.unweighted_parts
+        return {n: 0 if _part(n) in unweighted else int(count) for n, count in metrics.labels.items()}
+
+    def _write_labels(self) -> None:
+        """Notes beside the parameters which outputs have learned from labels."""
+        if self.labels and jax.process_index() == 0:
+            label_counts.write(self.workdir, self.labels)
 
     def check(self, step: int, metrics: StepMetrics) -> None:
         """Stops the run at a loss, gradient or update that is not finite."""
@@ -238,6 +263,7 @@ class _Run:
         )
         if better:
             self.best = value
+            self._write_labels()
             self.checkpoints.save_best(step, state.best_params, evaluation.metrics)
         self.reporter.pause()
         return evaluation.metrics
@@ -245,6 +271,7 @@ class _Run:
     def save(self, step: int, state: state_lib.TrainState) -> None:
         """Saves for resuming; whatever was not checked yet is checked first, so no bad state is kept."""
         self.log(step)
+        self._write_labels()
         self.checkpoints.save(state, self.batches.get_state())
         self.reporter.pause()
 
@@ -252,6 +279,18 @@ class _Run:
 def _value(config: Config, metrics: dict[str, float]) -> float:
     """The metric that decides; NaN if there is none yet, or nothing to measure it by."""
     return float(metrics.get(config.train.best_metric, float("nan")))
+
+
+def _mean_of_part(part: str, steps: list[StepMetrics]) -> float:
+    """Mean loss of a part over the steps whose batch has labels of it; NaN if none has."""
+    names = [name for name in steps[0].labels if _part(name) == part]
+    values = [m.parts[part] for m in steps if not names or any(m.labels[name] > 0 for name in names)]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _part(label_name: str) -> str:
+    """The part of the loss that compares a label of `Task.label_counts`."""
+    return label_name.split("/")[0]
 
 
 def _check_metric(task: Task) -> None:

@@ -45,7 +45,11 @@ class Reporter:
         self._begin, self._since = start, start
 
     def train(self, step: int, values: dict[str, float], examples: int) -> None:
-        """A log point: losses of the last steps and speed. Pass the number of examples since the last point."""
+        """A log point: losses of the last steps and speed. A loss without labels is NaN and shown as a dash.
+
+        Args:
+          examples: their number since the last point.
+        """
         if not self.active:
             return
         now = time.perf_counter()
@@ -53,13 +57,17 @@ class Reporter:
         per_step = (now - self._clock) / max(step - self._since, 1)
         self._clock, self._since = now, step
         self.write(step, values | {"images_per_second": rate})
-        losses = "  ".join(f"{n.removeprefix('loss/')} {v:.4f}" for n, v in values.items() if n.startswith("loss/"))
+        losses = "  ".join(
+            f"{name.removeprefix('loss/')} {'–' if value != value else format(value, '.4f')}"
+            for name, value in values.items()
+            if name.startswith("loss/")
+        )
         left = _duration((self.steps - step) * per_step)
         if self._progress:
             self._progress.update(self._task, completed=step, description=f"{losses}  {rate:.0f} images/s")
         else:
             line = f"step {step}/{self.steps}  {losses}  {rate:.0f} images/s  {left} left"
-            self.console.print(line, soft_wrap=True)
+            self.console.print(line, markup=False, soft_wrap=True)
 
     def pause(self) -> None:
         """Call after an evaluation or a checkpoint: its time does not count as training time."""

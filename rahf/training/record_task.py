@@ -10,6 +10,7 @@ from data_pipelines.loading.loader import EvalLoader, eval_loader, train_loader
 from rahf.config import Config
 from rahf.core.batch import Batch
 from rahf.text import Tokenizer
+from rahf.training import sharding
 from rahf.training.task import Loader, SavedFile, Task
 
 
@@ -39,14 +40,14 @@ class RecordTask(Task[Batch]):
             jax.process_count(),
         )
 
-    def eval_loader(self) -> EvalLoader:
-        """The evaluation split, at most `train.eval_examples` of it."""
+    def eval_loader(self, mesh: jax.sharding.Mesh) -> EvalLoader:
+        """The evaluation split, at most `train.eval_examples` of it, in batches that a mesh's devices can share."""
         return eval_loader(
             self.config.data,
             self.config.data.eval_split,
             self.config.model.image_size,
             self.tokenizer,
-            self.config.data.eval_batch_size,
+            sharding.rounded_up(self.config.data.eval_batch_size, mesh),
             jax.process_index(),
             jax.process_count(),
             limit=self.config.train.eval_examples,

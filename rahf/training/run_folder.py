@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -48,19 +49,25 @@ def stored_checksums(folder: pathlib.Path) -> dict[str, int]:
 
 
 def verify(restored: dict[str, Any], recorded: dict[str, int]) -> None:
-    """Raises ValueError if arrays are not what was saved; without checksums, if they are not finite."""
+    """Raises ValueError if arrays are not what was saved, or are not finite: a model of NaN answers with NaN."""
+    bad, what = [], "another checksum than when it was saved"
     if recorded:
-        bad, what = (
-            checksum.differing(checksum.of_arrays(restored), recorded),
-            "another checksum than when it was saved",
-        )
-    else:
+        bad = checksum.differing(checksum.of_arrays(restored), recorded)
+    if not bad:
         flat = functional.flatten(restored)
-        local = {p: [np.asarray(s.data) for s in leaf.addressable_shards] for p, leaf in flat.items()}
-        bad = [path for path, parts in local.items() if not all(np.isfinite(x).all() for x in parts)]
-        what = "values not finite"
+        bad, what = [path for path, leaf in flat.items() if not _is_finite(leaf)], "values not finite (NaN or infinite)"
     if bad:
         raise ValueError(f"{bad[0]}{f' and {len(bad) - 1} more arrays' if len(bad) > 1 else ''}: {what}")
+
+
+def _is_finite(leaf: jax.Array) -> bool:
+    """Whether what this process holds of an array is finite. On a CPU NumPy sees its memory; nothing is compiled."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return True
+    parts = [shard.data for shard in leaf.addressable_shards]
+    if jax.default_backend() == "cpu":
+        return all(np.isfinite(np.asarray(part)).all() for part in parts)
+    return all(bool(jnp.isfinite(part).all()) for part in parts)
 
 
 def check_fits(stored: functional.Params, expected: functional.Params, where: str) -> None:
@@ -149,6 +156,38 @@ def load_params(state_folder: pathlib.Path, expected: functional.Params, skip: S
     if not partial:
         return restored[which]
     return trainable.merged_params(restored["params"], restored.get("ema"), restored.get("lora"))
+
+
+def signs_of_no_training(run: pathlib.Path, state_folder: pathlib.Path) -> list[str]:
+    """Why the weights of a checkpoint cannot be other than those that training began with, one line each.
+
+    Args:
+      run: directory with `config.json`.
+      state_folder: of `find`.
+
+    Returns:
+      Empty for a model that was trained, and for one that was imported.
+    """
+    signs = []
+    config = json.loads((run / "config.json").read_text())
+    rate = config.get("optimizer", {}).get("learning_rate")
+    if rate == 0 and not (run / licenses.MODEL_FILE).exists():
+        signs.append("dead: optimizer.learning_rate is 0, so the weights are those that the run began with")
+    with reading(state_folder):
+        lora = (stored_shapes(state_folder).get("lora") or {}).get("adapters")
+        if lora and not _any_nonzero(state_folder, lora):
+            signs.append("dead: the low-rank adapters are zero, so the model is the one that the run began with")
+    return signs
+
+
+def _any_nonzero(state_folder: pathlib.Path, adapters: dict[str, Any]) -> bool:
+    """Whether any adapter changes its kernel: A is random, and B starts at 0."""
+    item = {"lora": {"adapters": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), adapters)}}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
+        flat = functional.flatten(checkpointer.restore(state_folder, args=args)["lora"]["adapters"])
+    return any(np.any(flat[p]) and np.any(flat[p.removesuffix("b") + "a"]) for p in flat if p.endswith("/b"))
 
 
 def _shapes_of_trained(stored: dict[str, Any], expected: functional.Params, skipped: Sequence[str]) -> dict[str, Any]:

@@ -38,6 +38,11 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
         raise ConfigError(f"mesh {dict(zip(AXES, sizes))}: positive numbers, at most one -1")
     product = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes and len(devices) % product:
+        raise ConfigError(
+            f"mesh {dict(zip(AXES, sizes))} needs a multiple of {product} devices, there are {len(devices)}; give "
+            "mesh.data, mesh.fsdp and mesh.tensor whose product divides that"
+        )
     sizes = [len(devices) // product if s == -1 else s for s in sizes]
     if math.prod(sizes) != len(devices):
         raise ConfigError(
@@ -97,6 +102,19 @@ def placed(shapes: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples are spread over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def sharing(mesh: Mesh) -> int:
+    """Number of shares into which the examples of a batch are cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def rounded_up(batch_size: int, mesh: Mesh) -> int:
+    """The smallest batch size of at least `batch_size` that the devices share evenly.
+
+    For evaluations: what no example fills is padding, which counts nowhere, so a larger batch changes nothing.
+    """
+    return -(-batch_size // sharing(mesh)) * sharing(mesh)
 
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:

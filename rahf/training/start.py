@@ -15,7 +15,7 @@ from rahf.core.errors import TrainError
 from rahf.nn import functional
 from rahf.pretrained import source
 from rahf.text import Tokenizer, load_tokenizer
-from rahf.training import checkpoint
+from rahf.training import checkpoint, label_counts
 from rahf.training.task import Start
 
 _VOCABULARIES = ("spiece.model", "tokenizer.model")  # beside a T5; in a run directory
@@ -79,6 +79,7 @@ def from_model(config: Config, shapes: functional.Params, read: Read = _read_pla
         "license": "; ".join(sorted(set(model_licenses.values()))) or "trained here",
         "licenses": model_licenses,
         "parts": sorted(params),
+        "labels": label_counts.read(run),
         "parameters": functional.count(params),
         **notes,
     }

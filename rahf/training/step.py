@@ -25,6 +25,7 @@ class StepMetrics(NamedTuple):
     parts: dict[str, jax.Array]
     gradient_norm: jax.Array
     parameter_norm: jax.Array  # after the update; the only sign of a last update that went wrong
+    labels: dict[str, jax.Array] = {}  # numbers of labels in the batch, `Task.label_counts`
 
 
 def loss_and_gradients(
@@ -85,7 +86,9 @@ def make_train_step(task: Task, setup: Setup) -> Callable[[TrainState, Any], tup
             # optax.incremental_update rounds the decay once more: saved averages would not go on to the bit.
             decay = jnp.minimum(optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = jax.tree.map(lambda a, p: a * decay + p * (1.0 - decay), ema, trained)
-        metrics = StepMetrics(loss.total, loss.parts, optax.tree.norm(gradients), optax.tree.norm(trained))
+        counts = task.label_counts(task.normalizers(task.prepare_batch(batch)))  # computed once, with those of the loss
+        norms = optax.tree.norm(gradients), optax.tree.norm(trained)
+        metrics = StepMetrics(loss.total, loss.parts, *norms, counts)
         params, lora = trainable.replaced(state.params, state.lora, trained)
         return TrainState(state.step + 1, params, opt_state, ema, lora), metrics
 

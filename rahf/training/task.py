@@ -97,10 +97,12 @@ class Task(abc.ABC, Generic[Batch]):
     Attributes:
       config: of the run, complete; saved as `config.json`.
       loss_parts: names of `Loss.parts`, in the order of the log.
+      unweighted_parts: those whose weight is 0: nothing is learned from their labels.
     """
 
     config: Config
     loss_parts: tuple[str, ...] = ()
+    unweighted_parts: tuple[str, ...] = ()
 
     def __init__(self, config: Config):
         """Subclasses read what the network depends on (a vocabulary) and complete `config` here; nothing is written.
@@ -150,6 +152,21 @@ class Task(abc.ABC, Generic[Batch]):
     def normalizers(self, batch: Batch) -> Any:
         """What the losses of all parts of the batch are divided by; a pytree, None if there is nothing."""
         return None
+
+    def label_counts(self, normalizers: Any) -> dict[str, jax.Array]:
+        """How many labels of each kind the whole batch has, by name; int32 or float32 scalars.
+
+        Names are ``part`` or ``part/label``, with the part of the loss that compares them. A part without any label in
+        a batch is left out of the log, and an output without any in a run counts as not learnt. Empty: nothing counts.
+        """
+        return {}
+
+    def labels_at_start(self, start: Start) -> Mapping[str, int | None]:
+        """What the parameters of a start have learned from already, by the names of `label_counts`.
+
+        None: an unknown number. Names that are missing begin at 0.
+        """
+        return {}
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """The batch as normalizers and loss see it; called once per step, traced."""

@@ -1,13 +1,16 @@
 """Memory that stays with the program from step to step, and the thread that computes."""
 
 import os
+import pickle
 import resource
 import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 
+import rahf
 from rahf.core import process
 from tests.helpers import train_maker
 
@@ -103,3 +106,40 @@ def test_jax_has_the_function_that_is_asked():
     from jax._src import xla_bridge
 
     assert xla_bridge.backends_are_initialized() in (True, False)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_is_refused_instead_of_hanging(tiny_critic, tiny_run):
+    """JAX's threads do not exist in it: every computation would wait for ever."""
+    tokens = tiny_critic.tokens("a cat")
+    calls = (
+        lambda: tiny_critic([np.zeros((8, 8, 3), np.uint8)], "a cat"),
+        lambda: tiny_critic.scores(np.zeros((8, 8, 3), np.float32), tokens),
+        lambda: tiny_critic.reward()(np.zeros((8, 8, 3), np.float32), tokens),
+        lambda: rahf.load(tiny_run),
+    )
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        answers = []
+        for call in calls:
+            try:
+                call()
+                answers.append("it computed")
+            except BaseException as error:
+                answers.append(f"{type(error).__name__}: {error}")
+        os.write(write, "\n".join(answers).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answers:
+        lines = answers.read().splitlines()
+    assert os.waitpid(child, 0)[1] == 0 and len(lines) == len(calls)
+    for line in lines:
+        assert line.startswith("ForkedProcess: a model was loaded before this process was forked")
+        assert "load the model inside the worker" in line and "spawn" in line
+    process.claim()  # this process goes on
+
+
+def test_a_critic_is_not_pickled_but_says_what_to_do(tiny_critic):
+    with pytest.raises(TypeError, match="a critic cannot be pickled.*call rahf.load there"):
+        pickle.dumps(tiny_critic)

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from rahf.core.batch import HEATMAPS, SCORES, Prediction
-from rahf.core.errors import ImageError
+from rahf.core.errors import ImageError, NotFinite, NotPredicted
+from rahf.critic import energy
 from rahf.critic.critic import Critic
 from rahf.critic.provenance import ModelMismatch, Provenance, ScoreArray
+from rahf.steer.best_of_n import select
 from rahf.text import Tokens
 from rahf.text.prompts import PromptWarning
 from tests.helpers.critic_maker import PROMPTS
@@ -52,7 +54,7 @@ def test_scores_of_weight_zero_are_left_out():
 def test_wrong_names_fail_before_anything_is_predicted(critic, pictures, monkeypatch):
     monkeypatch.setattr(Critic, "_run", None)
     for call in (critic.score, lambda *a: critic.rank(PROMPTS[0], pictures, a[2])):
-        with pytest.raises(ValueError, match="no score 'overal'. Did you mean 'overall'"):
+        with pytest.raises(ValueError, match="no score is called 'overal'. Did you mean 'overall'"):
             call(pictures, PROMPTS, "overal")
 
 
@@ -72,11 +74,60 @@ def test_rank_orders_best_first(critic, pictures):
     assert order is ranking.order and scores is ranking.scores
 
 
-def test_rank_refuses_scores_that_are_not_predicted(critic, pictures, monkeypatch):
-    monkeypatch.setattr(critic, "_scores", lambda params, squares, *text: np.full((len(squares), 4), np.nan))
-    with pytest.raises(ValueError, match="this model does not predict 'overall'"):
-        critic.rank(PROMPTS[0], pictures)
-    assert np.isnan(critic.score(pictures, PROMPTS)).all()
+def test_scores_that_are_not_finite_are_an_error_that_names_the_picture(critic, pictures, monkeypatch):
+    def bad(params, squares, *text):
+        return np.where(np.arange(len(squares))[:, None] == 1, np.nan, np.full((len(squares), 4), 0.5))
+
+    monkeypatch.setattr(critic, "_scores", bad)
+    for call in (lambda: critic.rank(PROMPTS[0], pictures), lambda: critic.score(pictures, PROMPTS)):
+        with pytest.raises(NotFinite, match=r"image 1: the network's scores are not finite"):
+            call()
+
+
+def test_what_is_not_predicted_is_refused(critic, pictures, monkeypatch):
+    """A head that no label was ever compared with: NaN in predictions, an error wherever it would decide."""
+    learnt = dict.fromkeys(critic.outputs.label_names, 5) | {
+        "score/overall": 0,
+        "heatmap/misalignment": 0,
+        "keyword": 0,
+    }
+    partial = Critic(critic.config, critic.params, critic.tokenizer, network=critic.network,
+                     outputs=critic.outputs.learnt(learnt))  # fmt: skip
+    prediction, whole = partial(pictures[:2], PROMPTS[:2]), critic(pictures[:2], PROMPTS[:2])
+    assert np.isnan(prediction.scores[:, 3]).all() and np.isnan(prediction.word_probabilities).all()
+    np.testing.assert_array_equal(np.asarray(prediction.scores)[:, :3], np.asarray(whole.scores)[:, :3])
+    np.testing.assert_array_equal(prediction.heatmaps[..., 0], whole.heatmaps[..., 0])
+    assert np.isnan(prediction.heatmaps[..., 1]).all()
+    never = "does not predict 'overall': no example that it was trained on had such a label; it predicts plausibility"
+    for call in (
+        lambda: partial.score(pictures, PROMPTS),
+        lambda: partial.rank(PROMPTS[0], pictures),
+        lambda: partial.reward({"overall": 1, "alignment": 1}),
+        lambda: energy.score(partial, PROMPTS[0], "overall"),
+    ):
+        with pytest.raises(NotPredicted, match=never):
+            call()
+    for call in (
+        lambda: energy.heatmap(partial, PROMPTS[0], "misalignment"),
+        lambda: prediction.heatmap("misalignment"),
+        lambda: prediction.score(),
+        lambda: select(prediction, "overall", best_of=False),
+        lambda: partial.feedback(pictures, PROMPTS, generate=True),
+    ):
+        with pytest.raises(NotPredicted):
+            call()
+    weighted = {"alignment": 2.0, "plausibility": -1.0, "overall": 0.0}  # NaN does not reach the sum
+    expected = 2 * np.asarray(whole.scores)[:, 1] - np.asarray(whole.scores)[:, 0]
+    np.testing.assert_allclose(partial.score(pictures[:2], PROMPTS[:2], weighted), expected, atol=1e-5)
+    tokens = partial.tokens(PROMPTS[0])
+    pixels = np.full((1, 32, 32, 3), 0.5, np.float32)
+    total = float(energy.score(partial, PROMPTS[0], weighted)(pixels)[0])
+    assert np.isclose(total, 1 - float(partial.reward(weighted)(pixels, tokens)[0]), atol=1e-5)
+    feedback = partial.feedback(pictures[0], PROMPTS[0])[0]
+    assert feedback.to_json()["scores"]["overall"] is None and feedback.decided_by == "nothing"
+    with pytest.raises(NotPredicted):
+        feedback.score("overall")
+    assert "not learnt, and so not predicted: misalignment heatmap, overall score, misaligned words" in repr(partial)
 
 
 def test_long_prompts_warn_on_the_calling_line(critic, pictures):
@@ -119,7 +170,7 @@ def test_reward_is_pure_and_named(critic, pictures):
     np.testing.assert_allclose(critic.reward(WEIGHTED)(pixels, tokens), 2 * scores[1] - 0.5 * scores[0], rtol=1e-5)
     gradient = jax.grad(lambda x: reward(x, tokens))(pixels)
     np.testing.assert_allclose(gradient, jax.grad(lambda x: critic.scores(x, tokens)[2])(pixels), atol=1e-7)
-    with pytest.raises(ValueError, match="no score 'overal'"):
+    with pytest.raises(ValueError, match="no score is called 'overal'"):
         critic.reward("overal")
 
 

@@ -171,7 +171,7 @@ def test_other_weights_prompts_and_masks_compile_nothing():
 
 def test_unknown_names_and_bad_masks():
     critic = Colours()
-    with pytest.raises(ValueError, match="no score 'plausability'. Did you mean 'plausibility'?"):
+    with pytest.raises(ValueError, match="no score is called 'plausability'. Did you mean 'plausibility'?"):
         energy.score(critic, "a", "plausability")
     with pytest.raises(ValueError, match="no heatmap is called 'implausable'. Did you mean 'implausibility'?"):
         energy.heatmap(critic, "a", "implausable")

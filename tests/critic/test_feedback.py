@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from rahf.core.batch import HEATMAPS, SCORES
+from rahf.core.errors import UnknownNameError
 from rahf.critic.critic import Critic
 from rahf.critic.feedback import Feedback
 from rahf.nn import functional
@@ -39,7 +40,7 @@ def test_feedback_by_name(critic, pictures):
         probability = arrays.word_probabilities[row, : len(one.words)]
         assert one.misaligned_words == [w for w, p in zip(one.words, probability) if p > 0.5]
     assert any(one.misaligned_words for one in feedback)
-    with pytest.raises(KeyError, match="no heatmap 'artifact'; known: implausibility, misalignment"):
+    with pytest.raises(UnknownNameError, match="no heatmap is called 'artifact'. Known: implausibility, misalignment"):
         feedback[0].heatmap("artifact")
 
 

@@ -79,15 +79,17 @@ def test_predictions_know_their_model():
 def test_unknown_scores_are_answered_with_the_nearest():
     np.testing.assert_array_equal(labels.weights("overall"), [0, 0, 0, 1])
     np.testing.assert_array_equal(labels.weights({"alignment": 2, "plausibility": -0.5}), [-0.5, 2, 0, 0])
-    with pytest.raises(ValueError, match="no score 'plausability'. Did you mean 'plausibility'?"):
+    with pytest.raises(ValueError, match="no score is called 'plausability'. Did you mean 'plausibility'?"):
         labels.weights("plausability")
-    with pytest.raises(ValueError, match="no score 'x'. Known: aesthetics, alignment, overall, plausibility."):
+    with pytest.raises(
+        ValueError, match="no score is called 'x'. Known: aesthetics, alignment, overall, plausibility."
+    ):
         labels.weights({"x": 1.0})
     with pytest.raises(ValueError, match="expected a name or finite weights"):
         labels.weights({"overall": np.nan})
     with pytest.raises(ValueError, match="expected a name or finite weights"):
         labels.weights({})
-    with pytest.raises(KeyError, match="no score 'overal'. Did you mean 'overall'?"):
+    with pytest.raises(KeyError, match="no score is called 'overal'. Did you mean 'overall'?"):
         NamedScores(overall=0.5)["overal"]
     assert NamedScores(overall=0.5) == {"overall": 0.5} and json.dumps(NamedScores(overall=0.5)) == '{"overall": 0.5}'
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from rahf.config import MeshConfig
-from rahf.training import sharding
+from rahf.config import Config, DataConfig, MeshConfig
+from rahf.core.errors import ConfigError
+from rahf.training import accumulate, sharding
 
 
 def on(**sizes):
@@ -65,6 +66,7 @@ def test_axes_of_size_one_are_not_named():
     ("config", "message"),
     [
         (MeshConfig(data=2), r"'data': 2, 'fsdp': 1, 'tensor': 1\} needs 2 devices, there are 1; set one of"),
+        (MeshConfig(fsdp=4), r"'data': -1, 'fsdp': 4, 'tensor': 1\} needs a multiple of 4 devices, there are 1; give"),
         (MeshConfig(data=-1, fsdp=-1), "at most one -1"),
         (MeshConfig(tensor=0), "positive numbers"),
         (MeshConfig(fsdp=-2), "positive numbers"),
@@ -73,6 +75,18 @@ def test_axes_of_size_one_are_not_named():
 def test_impossible_meshes(config, message):
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(config, jax.devices()[:1])
+
+
+def test_batches_that_devices_cannot_share():
+    """Three devices and a batch of 8: refused by name before anything starts; evaluations fill up their batches."""
+    mesh = types.SimpleNamespace(shape={"data": 3, "fsdp": 1, "tensor": 1})
+    assert [sharding.rounded_up(size, mesh) for size in (1, 3, 8)] == [3, 3, 9]
+    config = Config(data=DataConfig(batch_size=8), mesh=MeshConfig())
+    with pytest.raises(
+        ConfigError, match=r"data.batch_size 8: cannot be shared by the 3 devices.*multiple of 3, such as 9"
+    ):
+        accumulate.check(config, 3)
+    accumulate.check(Config(data=DataConfig(batch_size=9)), 3)
 
 
 def test_fitting_keeps_what_fits():

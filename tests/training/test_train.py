@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rahf
 from data_pipelines import store
 from data_pipelines.loading.loader import TrainLoader
 from rahf import config as config_lib
-from rahf.core.errors import NotFinite, TrainError
+from rahf.core.batch import HEATMAPS, SCORES
+from rahf.core.errors import NotFinite, NotPredicted, TrainError
 from rahf.critic.evaluation.evaluator import CriticEvaluation, metric_names
 from rahf.critic.losses import OF_LABELS
-from rahf.training import loop, progress
+from rahf.training import label_counts, loop, progress
 from rahf.training import state as state_lib
 from rahf.training.checkpoint import Checkpointer
 from rahf.training.step import StepMetrics
@@ -38,7 +40,7 @@ def test_a_run_directory_holds_everything(finished_run, tiny_config, tiny_data):
     assert steps(finished_run / "checkpoints/latest") == ["8", "12"]  # keep_checkpoints is 2
     assert steps(finished_run / "checkpoints/best") == ["12"]
     assert len(list((finished_run / "tensorboard").glob("events.out.tfevents.*"))) == 1
-    names = ["checkpoints", "config.json", "metrics.jsonl", "tensorboard", "tokenizer.model"]
+    names = ["checkpoints", "config.json", "label_counts.json", "metrics.jsonl", "tensorboard", "tokenizer.model"]
     assert steps(finished_run) == sorted(names, key=lambda name: (len(name), name))
 
 
@@ -269,7 +271,7 @@ def test_an_evaluation_that_is_not_finite_keeps_nothing():
 # Labels that are missing
 
 
-def test_missing_labels_weigh_nothing(tiny_config, tiny_data, tmp_path):
+def test_missing_labels_weigh_nothing(tiny_config, tiny_data, tmp_path, capsys):
     """No score at all, every second map of one kind, words of the first half: losses are of what is there."""
     source = store.open_split(tiny_data, "train")
     records = []
@@ -285,10 +287,19 @@ def test_missing_labels_weigh_nothing(tiny_config, tiny_data, tmp_path):
     run = tmp_path / "run"
     assert train(tiny_config, run, "--data.path", str(tmp_path / "data"), "--train.steps", "2") == 0
     rows = train_maker.rows(run)
-    assert rows[0]["loss/score"] == 0.0
+    assert rows[0]["loss/score"] is None  # not 0: nothing was compared
+    assert "score –  " in capsys.readouterr().out
     assert rows[0]["loss/heatmap"] > 0 and rows[0]["loss/keyword"] > 5
     assert rows[1]["eval/scores/mean/plcc"] is None and rows[1]["eval/scores/overall/count"] == 0
-    assert rows[1]["eval/loss/score"] == 0.0
+    assert rows[1]["eval/loss/score"] is None
     assert np.isfinite(rows[1]["eval/loss/total"])
     counts = [rows[1][f"eval/heatmaps/{name}/count"] for name in ("implausibility", "misalignment")]
     assert counts == [8, 4]
+    # What loads the run knows which heads have seen no label.
+    learned = label_counts.read(run)
+    assert [learned[f"score/{name}"] for name in SCORES] == [0] * 4
+    assert learned["heatmap/implausibility"] == 16 and learned["heatmap/misalignment"] == 8 and learned["keyword"] > 8
+    critic = rahf.load(run)
+    assert critic.outputs.scores == () and critic.outputs.heatmaps == HEATMAPS and critic.outputs.keywords
+    with pytest.raises(NotPredicted, match="does not predict 'overall'.*no score at all"):
+        critic.reward("overall")

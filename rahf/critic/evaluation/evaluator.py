@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -11,15 +12,17 @@ import jax
 import numpy as np
 
 from rahf.config import Config
-from rahf.core.batch import HEATMAPS, Batch
+from rahf.core.batch import HEATMAPS, SCORES, Batch
 from rahf.core.errors import NotFinite
 from rahf.critic import families
+from rahf.critic.evaluation.constant import Constants
 from rahf.critic.evaluation.eval_step import Evaluated, make_eval_step
+from rahf.critic.evaluation.kept import KeptExamples
 from rahf.critic.evaluation.report.page import ReportExample
 from rahf.critic.losses import OF_LABELS
 from rahf.metrics.evaluation import EvaluationMetrics, MeanBaseline, TrainingMean
 from rahf.nn import functional
-from rahf.text import Tokenizer, align_labels, parse_target
+from rahf.text import Tokenizer
 from rahf.training import multihost, sharding
 
 _LOSSES = tuple(f"loss/{name}" for name in (*OF_LABELS, "total"))
@@ -43,17 +46,28 @@ class CriticEvaluation:
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     baselines: dict[str, float]
-    examples: list[ReportExample]
+    examples: list[ReportExample]  # those that a gallery may show
     count: int  # examples evaluated
     seconds: float
+    #: float32 [N,4], predicted for the examples of this process; NaN: not predicted
+    scores: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, len(SCORES)), np.float32))
+    constant: tuple[str, ...] = ()  # outputs that are the same for all examples, in words
 
 
 class CriticEvaluator:
     """Evaluates parameters on batches; compiled once, then usable during a whole training run."""
 
-    def __init__(self, graphdef: Any, config: Config, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
+    def __init__(
+        self,
+        graphdef: Any,
+        config: Config,
+        tokenizer: Tokenizer,
+        mesh: jax.sharding.Mesh,
+        outputs: families.Outputs | None = None,
+    ):
+        """`outputs`: what the network predicts; the rest is not measured. None: all that its family predicts."""
         self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
-        self.outputs = families.outputs(config.model)
+        self.outputs = families.outputs(config.model) if outputs is None else outputs
         self._steps = {
             generate: make_eval_step(graphdef, config, tokenizer.suffix_ids[0], generate) for generate in (True, False)
         }
@@ -67,7 +81,7 @@ class CriticEvaluator:
         generate: bool = True,
         intervals: bool = True,
         mean: TrainingMean | None = None,
-        gallery: bool = False,
+        gallery: int = 0,
         progress: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda x: x,
     ) -> CriticEvaluation:
         """Runs over all batches.
@@ -80,7 +94,7 @@ class CriticEvaluator:
           generate: decode the target sequence too (``keywords/…``); constrained scoring always runs.
           intervals: compute bootstrap 95% intervals.
           mean: of the training split; gives the always-predict-the-mean baseline.
-          gallery: keep every example, for a report.
+          gallery: keep examples for a report that shows this many; pictures of a whole split would fill the memory.
           progress: wraps the batches, to show how far it is.
 
         Raises:
@@ -90,7 +104,7 @@ class CriticEvaluator:
         metrics = EvaluationMetrics()
         baseline = None if mean is None else MeanBaseline(mean.heatmaps(), mean.scores())
         losses: list[tuple[np.ndarray, np.ndarray]] = []
-        examples: list[ReportExample] = []
+        kept, scores, constants = KeptExamples(gallery), [], Constants(self.outputs)
         for batch in progress(batches):
             batch = self.outputs.narrow(batch)
             evaluated = multihost.local_rows(
@@ -98,22 +112,26 @@ class CriticEvaluator:
             )
             rows = np.flatnonzero(batch.example_mask)
             _check_finite(self.outputs, batch, evaluated, rows)
+            evaluated = evaluated._replace(prediction=self.outputs.hide(evaluated.prediction))
+            scores.append(np.asarray(evaluated.prediction.scores, np.float32)[rows])
+            constants.update(evaluated.prediction, rows)
             truths = [labels[i] for i in batch.index[rows]]
             words = _words(self.tokenizer, self.outputs, batch, evaluated, rows, truths)
             _update(metrics, baseline, batch, evaluated, rows, truths, words)
             losses.append(_loss_rows(self.config, batch, evaluated, rows))
-            if gallery:
-                total = losses[-1][0][:, -1]
-                examples += [_example(evaluated, r, t, w, x) for r, t, w, x in zip(rows, truths, words, total)]
+            for row, truth, decoded, loss in zip(rows, truths, words, losses[-1][0][:, -1]):
+                kept.offer(loss, functools.partial(_example, evaluated, row, truth, decoded, loss))
         metrics = gather(metrics)
         values = metrics.compute() | _mean_losses(losses)
         return CriticEvaluation(
             self._measured(values),
             self._measured(metrics.intervals()) if intervals else {},
             self._measured(gather(baseline.metrics).compute()) if baseline else {},
-            examples,
+            kept.examples,
             int(multihost.total(sum(len(v) for v, _ in losses))),
             time.perf_counter() - started,
+            np.concatenate(scores),
+            constants.found() if jax.process_count() == 1 else (),
         )
 
     def _measured(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -154,8 +172,7 @@ def _words(
         probability = evaluated.prediction.word_probabilities[row]
         generated = None
         if evaluated.generated is not None:
-            decoded = parse_target(tokenizer.decode(evaluated.generated[row]))
-            aligned = align_labels(truth.record.words, decoded)[:slots]
+            aligned = tokenizer.target_labels(truth.record.words, evaluated.generated[row])[:slots]
             generated = np.ones(slots, np.int32)
             generated[: len(aligned)] = aligned
         result.append(_Words(generated, (probability <= 0.5).astype(np.int32), probability))
@@ -191,11 +208,11 @@ def _loss_rows(config: Config, batch: Batch, evaluated: Evaluated, rows: np.ndar
 
 
 def _mean_losses(losses: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """Mean per example of each part, over the examples of all processes that have its labels."""
+    """Mean per example of each part, over the examples of all processes that have its labels; NaN without any."""
     values, labelled = (np.concatenate(part) for part in zip(*losses))
     sums, counts = np.where(labelled, values, 0.0).sum(0), labelled.sum(0).astype(np.float64)
     sums, counts = multihost.total((sums, counts))
-    return {name: float(s / max(c, 1)) for name, s, c in zip(_LOSSES, sums, counts)}
+    return {name: float(s / c) if c else float("nan") for name, s, c in zip(_LOSSES, sums, counts)}
 
 
 def gather(metrics: EvaluationMetrics) -> EvaluationMetrics:

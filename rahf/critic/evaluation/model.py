@@ -22,7 +22,7 @@ from rahf.critic.losses import Parts
 from rahf.critic.networks import build
 from rahf.nn import functional
 from rahf.text import Tokenizer, load_tokenizer
-from rahf.training import checkpoint, sharding
+from rahf.training import checkpoint, label_counts, run_folder, sharding
 
 
 class Opened(NamedTuple):
@@ -37,6 +37,7 @@ class Opened(NamedTuple):
     about: str  # which model it is, in words
     reports: pathlib.Path  # where reports of its splits go by default
     run: pathlib.Path | None  # None: an exported file
+    signs: tuple[str, ...] = ()  # that training cannot have changed the weights, in words
 
 
 def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
@@ -70,10 +71,12 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
     mesh = sharding.make_mesh(config.mesh)
     graphdef, shapes = functional.abstract(build.build(config.model))
     params = checkpoint.load_params(state, sharding.placed(shapes, mesh))
-    evaluator = CriticEvaluator(graphdef, config, tokenizer, mesh)
+    outputs = families.outputs(config.model).learnt(label_counts.read(run))
+    evaluator = CriticEvaluator(graphdef, config, tokenizer, mesh, outputs)
     step = int(state.parent.name) if state.parent.name.isdigit() else None
     about = f"{state.parent.parent.name} checkpoint of step {state.parent.name}"
-    return Opened(config, tokenizer, evaluator, params, run.name, step, about, run / "report", run)
+    signs = tuple(run_folder.signs_of_no_training(run, state))
+    return Opened(config, tokenizer, evaluator, params, run.name, step, about, run / "report", run, signs)
 
 
 def _exported(file: pathlib.Path, data: str | None, batch_size: int | None) -> Opened:
@@ -101,7 +104,7 @@ class ExportedEvaluator(CriticEvaluator):
 
     def __init__(self, critic: Critic, config: Config):
         self.config, self.tokenizer = config, critic.tokenizer
-        self.outputs = families.outputs(config.model)
+        self.outputs = critic.outputs
         self.mesh = sharding.make_mesh(config.mesh, jax.local_devices()[:1])
         self._steps = {False: jax.jit(lambda params, batch: _step(critic, params, batch))}
 

@@ -11,19 +11,23 @@ import sys
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from data_pipelines import store
 from data_pipelines.loading.labels import Labels
 from data_pipelines.loading.loader import eval_loader
 from rahf.config import Config
-from rahf.core.files import write_atomically
+from rahf.core.files import check_writable, write_atomically
+from rahf.core.names import printable
 from rahf.core.version import __version__
 from rahf.critic import provenance
+from rahf.critic.evaluation import constant
 from rahf.critic.evaluation.evaluator import CriticEvaluation
 from rahf.critic.evaluation.model import Opened, open_model
 from rahf.critic.evaluation.report.page import metrics_json, metrics_table, write_report
 from rahf.critic.evaluation.training_mean import training_mean
+from rahf.training import sharding
 from rahf.training.progress import read_rows
 
 
@@ -58,34 +62,58 @@ def run(
 
     Raises:
       CheckpointError, ExportError, DatasetError: no model, another architecture, no data.
+      ArgumentError: the report or `json_file` cannot be written; found before the evaluation.
     """
     console = console or Console(highlight=False)
+    first = jax.process_index() == 0
+    if json_file and first:
+        check_writable(pathlib.Path(json_file).absolute().parent, "give another file with --json FILE")
+    if report and first:
+        check_writable(report, "give another folder with --report DIR")
     opened = open_model(model, data, batch_size)
     config = opened.config
+    folder = pathlib.Path(report) if report else opened.reports / split
+    if first:
+        check_writable(folder, "give another folder with --report DIR")
     labels = Labels(store.open_split(config.data.path, split))
     batches = eval_loader(
-        config.data, split, config.model.image_size, opened.tokenizer, config.data.eval_batch_size,
-        jax.process_index(), jax.process_count(), limit=limit,
-    )  # fmt: skip
+        config.data,
+        split,
+        config.model.image_size,
+        opened.tokenizer,
+        sharding.rounded_up(config.data.eval_batch_size, opened.evaluator.mesh),
+        jax.process_index(),
+        jax.process_count(),
+        limit=limit,
+    )
     evaluation = opened.evaluator.run(
         opened.params,
         batches,
         labels,
         generate=generate,
         mean=_mean(config),
-        gallery=True,
-        progress=lambda b: track(b, f"evaluating {split}", console=Console(stderr=True), transient=True),
+        gallery=examples,
+        progress=lambda b: track(b, escape(f"evaluating {split}"), console=Console(stderr=True), transient=True),
     )
-    if jax.process_index() == 0:
-        folder = pathlib.Path(report) if report else opened.reports / split
+    if first:
+        notes = _notes(opened, evaluation)
         meta = _meta(opened, split, evaluation, len(labels))
+        meta |= {"notes": "; ".join(notes)} if notes else {}
         _write(evaluation, folder, json_file, meta, opened, examples)
         if limit is None and split != config.data.train_split and opened.run is not None:
-            _write_quantiles(evaluation, opened, split)
+            notes += _write_quantiles(evaluation, opened, split)
         title = f"{opened.name} on {split}: {evaluation.count} of {len(labels)} examples"
         console.print(metrics_table(evaluation.metrics, evaluation.intervals, evaluation.baselines, title))
-        console.print(f"report: {folder / 'index.html'}", soft_wrap=True)
+        for note in notes:
+            console.print(f"note: {printable(note)}", markup=False, soft_wrap=True)
+        console.print(f"report: {printable(str(folder / 'index.html'))}", markup=False, soft_wrap=True)
     return evaluation
+
+
+def _notes(opened: Opened, evaluation: CriticEvaluation) -> list[str]:
+    """What a reader must know besides the numbers, one line each."""
+    lines = [opened.evaluator.outputs.note(), constant.note(evaluation.constant, f"all {evaluation.count} examples")]
+    return [line for line in lines if line] + list(opened.signs)
 
 
 def _mean(config: Config):
@@ -107,16 +135,26 @@ def _meta(opened: Opened, split: str, evaluation: CriticEvaluation, total: int) 
     }
 
 
-def _write_quantiles(evaluation: CriticEvaluation, opened: Opened, split: str) -> None:
-    """The scores' distribution on all of a split, to which the percentiles of predictions refer from now on."""
-    scores = np.stack([example.scores for example in evaluation.examples])
+def _write_quantiles(evaluation: CriticEvaluation, opened: Opened, split: str) -> list[str]:
+    """The scores' distribution on all of a split, to which the percentiles of predictions refer from now on.
+
+    Returns:
+      Why there are none, one line; empty if they are written, or cannot be computed.
+    """
+    scores = evaluation.scores
     # With more processes none has all of the parameters, whose hash names the model; a baseline may lack a score.
     if jax.process_count() > 1 or not np.isfinite(scores).all():
-        return
-    model = provenance.model_id(opened.config, opened.params, opened.tokenizer, opened.name, opened.step)
+        return []
+    name = provenance.run_name(opened.config)
+    model = provenance.model_id(opened.config, opened.params, opened.tokenizer, name, opened.step)
     reference = f"{pathlib.PurePath(opened.config.data.path).name}, split {split}"
     quantiles = provenance.Quantiles.from_scores(scores, model, reference)
-    write_atomically(opened.run / provenance.QUANTILES_FILE, quantiles.to_json().encode())
+    file = opened.run / provenance.QUANTILES_FILE
+    try:
+        write_atomically(file, quantiles.to_json().encode())
+    except OSError as error:  # a run on a read-only disk is evaluated all the same
+        return [f"no quantiles were stored, so predictions get no new percentiles: {file}: {error.strerror or error}"]
+    return []
 
 
 def _write(
@@ -133,6 +171,7 @@ def _write(
         meta,
         curves,
         max_examples=examples,
+        total=evaluation.count if jax.process_count() == 1 else len(evaluation.scores),
     )
     tree = metrics_json(evaluation.metrics, evaluation.intervals, evaluation.baselines) | {"meta": meta}
     text = json.dumps(tree, indent=2) + "\n"

@@ -8,6 +8,7 @@ from typing import Any
 from rahf.config import ClipBaselineConfig, Config, ResNetBaselineConfig
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.critic import families
+from rahf.critic.critic import Critic
 from rahf.critic.provenance import Provenance
 
 _METRICS = (
@@ -19,7 +20,7 @@ _METRICS = (
 
 
 def model_card(
-    config: Config,
+    critic: Critic,
     manifest: dict[str, Any],
     origin: Provenance,
     metrics: dict[str, Any] | None,
@@ -28,14 +29,14 @@ def model_card(
     """The model card, Markdown.
 
     Args:
-      config: of the run.
+      critic: the model.
       manifest: entries of the manifest.
       origin: of the model.
       metrics: `metrics.json` of an evaluation: `metrics`, `intervals` and `meta`; None: not evaluated.
       about: what its author says of it, Markdown; None: nothing.
     """
     full = "predict" in manifest["functions"]
-    outputs = families.outputs(config.model)
+    config, outputs = critic.config, critic.outputs
     maps = outputs.heatmaps if full else ()
     side = config.model.image_size
     lines = [
@@ -44,7 +45,8 @@ def model_card(
         f"Given a picture and the prompt it was made from, this model gives {_gives(outputs, maps, full)}. Scores "
         f"({', '.join(outputs.scores)}) are in [0, 1], high = good"
         + (f"; heatmaps ({', '.join(maps)}) are in [0, 1], high = bad." if maps else ".")
-        + _baseline(config, outputs),
+        + _baseline(config, outputs)
+        + (f" {outputs.note()[0].upper()}{outputs.note()[1:]}." if outputs.note() else ""),
         "",
         "```python",
         "import rahf",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import export as jax_export
 from jax.custom_batching import custom_vmap
 
-from rahf.core.errors import ExportError
+from rahf.core.errors import ExportError, NotDifferentiable
 from rahf.core.tree import Params
 
 
@@ -44,15 +44,24 @@ def differentiable(exported: jax_export.Exported) -> Callable[..., Any]:
 
     Returns:
       The function of the same arguments. Reverse mode differentiates it once, in the pixels. `vmap` merges the new axis
-      into the batch axis. It raises TypeError where it is differentiated with respect to its parameters.
+      into the batch axis. It raises NotDifferentiable where it is differentiated twice, or with respect to its
+      parameters.
     """
     forward = _vmappable(exported.call)
     vjp = exported.vjp()  # takes the leaves of all arguments, then the cotangents of the results
 
+    @jax.custom_jvp
     @_vmappable
     def backward(params: Params, pixels: Any, others: Any, cotangents: Any) -> Any:
         leaves = [*jax.tree.leaves(params), pixels, *others]
         return vjp.call(*leaves, *jax.tree.leaves(cotangents))[len(leaves) - 1 - len(others)]
+
+    @backward.defjvp
+    def second_derivative(*_: Any) -> Any:
+        raise NotDifferentiable(
+            "an exported model is differentiable once: its file holds first derivatives only. For second ones (a "
+            "Hessian, a gradient of a gradient) load the run directory that it was exported from"
+        )
 
     @jax.custom_vjp
     def function(params, pixels, *others):
@@ -60,7 +69,7 @@ def differentiable(exported: jax_export.Exported) -> Callable[..., Any]:
 
     def function_fwd(params, pixels, *others):
         if any(leaf.perturbed for leaf in jax.tree.leaves(params, is_leaf=_is_primal)):
-            raise TypeError(
+            raise NotDifferentiable(
                 "an exported model is differentiable in its pixels, not in its parameters; train the run directory"
             )
         values = jax.tree.map(lambda x: x.value, (params, pixels, *others), is_leaf=_is_primal)

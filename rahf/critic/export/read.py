@@ -15,10 +15,10 @@ import safetensors
 
 from rahf import config as config_lib
 from rahf.config import Config
-from rahf.core import licenses, names, tree
+from rahf.core import licenses, names, process, tree
 from rahf.core.batch import Prediction
 from rahf.core.errors import ArgumentError, ExportError
-from rahf.critic import provenance
+from rahf.critic import families, provenance
 from rahf.critic.critic import Critic
 from rahf.critic.export import archive, program
 from rahf.critic.network import Network
@@ -46,10 +46,11 @@ def read_export(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
       dtype: as in `rahf.load`; an exported model computes only in the dtype that it was exported with.
 
     Raises:
-      ExportError: the file is not an exported model, is newer than this reader, was changed, is unsafe, or was made for
-        other devices.
+      ExportError: the file is not an exported model, is newer than this reader, was changed, is unsafe, was made for
+        other devices, or holds weights that are not finite.
       ValueError: another dtype.
     """
+    process.claim()
     critic = critic_of_archive(str(path), *archive.read_archive(path), dtype)
     weight_license = critic.provenance.weight_license
     known_license = "" if weight_license == provenance.UNSPECIFIED else weight_license
@@ -111,8 +112,23 @@ def _critic(path: str, manifest: dict[str, Any], parts: dict[str, bytes], dtype:
     params = jax.device_put(weights)
     network = _network(functions, config.model.image_size)
     return Critic(
-        config, params, tokenizer, manifest["name"], manifest["step"], network=network, describe=lambda _: origin
+        config,
+        params,
+        tokenizer,
+        manifest["name"],
+        manifest["step"],
+        network=network,
+        describe=lambda _: origin,
+        outputs=_outputs(path, manifest, config),
     )
+
+
+def _outputs(path: str, manifest: dict[str, Any], config: Config) -> families.Outputs:
+    """What the model predicts; files of version 0 do not say which heads have learned nothing."""
+    names = manifest.get("not_learnt", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ExportError(f"{path}: its {archive.MANIFEST} is damaged; copy or export it again")
+    return families.outputs(config.model).without(names)
 
 
 def _provenance(
@@ -161,9 +177,14 @@ def _weights(path: str, data: bytes) -> tree.Params:
     try:
         tensors = safetensors.deserialize(data)
         flat = {name: np.frombuffer(t["data"], _DTYPES[t["dtype"]]).reshape(t["shape"]) for name, t in tensors}
-        return tree.unflatten(flat)
+        params = tree.unflatten(flat)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ExportError(f"{path}: {WEIGHTS} cannot be read ({error})") from error
+    bad = [name for name, array in flat.items() if not np.isfinite(array.astype(np.float32, copy=False)).all()]
+    if bad:
+        more = f" and {len(bad) - 1} more weights" if len(bad) > 1 else ""
+        raise ExportError(f"{path}: {bad[0]}{more}: not finite (NaN or infinite); export a model that has not diverged")
+    return params
 
 
 def _network(functions: dict[str, Any], side: int) -> Network:

@@ -24,12 +24,15 @@ from rahf.core import tree
 from rahf.core.batch import Prediction
 from rahf.core.errors import ArgumentError, ExportError
 from rahf.core.files import replacing
+from rahf.core.names import printable
 from rahf.core.version import __version__
-from rahf.critic import families, loading, provenance
+from rahf.critic import loading, provenance
 from rahf.critic.critic import Critic
+from rahf.critic.evaluation import constant
 from rahf.critic.export import archive, card, functions, read
 from rahf.text import vocabulary
 from rahf.text.prompts import collected_notes
+from rahf.training import run_folder
 
 #: Platforms that a file is exported for by default.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -49,6 +52,7 @@ class WrittenExport(NamedTuple):
     size: int
     provenance: provenance.Provenance
     difference: float
+    notes: tuple[str, ...] = ()  # outputs that are the same for all pictures, in words
 
 
 def export_run(
@@ -72,12 +76,16 @@ def export_run(
     check = f"largest difference to the checkpoint {written.difference:.1e}"
     if np.isnan(written.difference):
         check = "not run here, since it was not made for the devices of this machine"
-    console.print(f"{written.file}: {written.size / 1e6:.1f} MB, model {origin.model_id}; {check}", soft_wrap=True)
-    console.print(f"weights: {origin.weight_license}", soft_wrap=True)
+    lines = [f"{written.file}: {written.size / 1e6:.1f} MB, model {origin.model_id}; {check}"]
+    lines += [f"weights: {origin.weight_license}"]
     if origin.quantiles is None:
-        all_scores = all(families.outputs(critic.config.model).score_mask)
-        why = "run rahf evaluate before the export" if all_scores else "this baseline does not predict all four scores"
-        console.print(f"no reference quantiles, so no percentiles: {why}", soft_wrap=True)
+        all_scores = all(critic.outputs.score_mask)
+        why = "run rahf evaluate before the export" if all_scores else "this model does not predict all four scores"
+        lines += [f"no reference quantiles, so no percentiles: {why}"]
+    signs = run_folder.signs_of_no_training(*run_folder.find(model))
+    lines += [f"note: {note}" for note in (critic.outputs.note(), *signs, *written.notes) if note]
+    for line in lines:
+        console.print(printable(line), markup=False, soft_wrap=True)
     return written
 
 
@@ -150,11 +158,11 @@ def write_export(
         manifest, parts = _manifest_and_parts(critic, programs, weights, origin, platforms, metrics, about)
         archive.write_archive(unfinished, parts, manifest)
         platform = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
-        difference = float("nan")
+        difference, notes = float("nan"), ()
         if platform in platforms:
             exported = read.critic_of_archive(file.name, *archive.read_archive(unfinished))
-            difference = _check_outputs(critic, exported, file.name, np.inf if bf16 else None)
-    return WrittenExport(file, file.stat().st_size, origin, difference)
+            difference, notes = _check_outputs(critic, exported, file.name, np.inf if bf16 else None)
+    return WrittenExport(file, file.stat().st_size, origin, difference, notes)
 
 
 def _provenance(critic: Critic, bf16: bool, weight_license: str | None) -> provenance.Provenance:
@@ -186,6 +194,7 @@ def _manifest_and_parts(
         "preprocessing_hash": origin.preprocessing_hash,
         "weight_license": origin.weight_license,
         "platforms": list(platforms),
+        "not_learnt": list(critic.outputs.not_learnt),
         "weights": {"dtype": next(iter(weights.values())).dtype.name, "count": sum(w.size for w in weights.values())},
         "functions": {name: f"functions/{name}.jax_export" for name in programs},
         "vjp_order": 1,
@@ -197,7 +206,7 @@ def _manifest_and_parts(
     parts[read.PREPROCESSING] = (json.dumps(preprocessing, indent=1) + "\n").encode()
     if origin.quantiles is not None:
         parts[provenance.QUANTILES_FILE] = origin.quantiles.to_json().encode()
-    parts["README.md"] = card.model_card(critic.config, manifest, origin, metrics, about).encode()
+    parts["README.md"] = card.model_card(critic, manifest, origin, metrics, about).encode()
     parts["LICENSES.md"] = card.license_text(origin.weight_license).encode()
     return manifest, parts
 
@@ -210,7 +219,9 @@ def _without_paths(config: config_lib.Config) -> config_lib.Config:
     return dataclasses.replace(config, workdir=pathlib.PurePath(config.workdir).name, data=data, **changes)
 
 
-def _check_outputs(critic: Critic, exported: Critic, name: str, tolerance: float | None) -> float:
+def _check_outputs(
+    critic: Critic, exported: Critic, name: str, tolerance: float | None
+) -> tuple[float, tuple[str, ...]]:
     """Compares the outputs of a model and of its export on images of noise.
 
     Args:
@@ -220,7 +231,8 @@ def _check_outputs(critic: Critic, exported: Critic, name: str, tolerance: float
       tolerance: largest difference that is allowed; None: that of the model's compute dtype.
 
     Returns:
-      The largest absolute difference of all scores, heatmap pixels and word probabilities that both of them predict.
+      The largest absolute difference of all scores, heatmap pixels and word probabilities that both of them predict,
+      and what is the same for all of these images.
 
     Raises:
       ExportError: a difference above the tolerance, or outputs that are not finite.
@@ -233,7 +245,7 @@ def _check_outputs(critic: Critic, exported: Critic, name: str, tolerance: float
         outputs, expected = exported(images, prompts), critic(images, prompts)
     # An export of scores only lacks fields; a baseline does not predict all scores and heatmaps.
     filled = Prediction(*(b if a is None else a for a, b in zip(tuple(outputs), tuple(expected))))
-    predicted = families.outputs(critic.config.model).predicted
+    predicted = critic.outputs.predicted
     pairs = {field: (a, predicted(expected)[field]) for field, a in predicted(filled).items()}
     for field, (_, b) in pairs.items():
         if not np.isfinite(b).all():
@@ -246,4 +258,7 @@ def _check_outputs(critic: Critic, exported: Critic, name: str, tolerance: float
             f"{name}: gives other numbers than the model (difference {difference:.2g}, at most {tolerance:.2g}); "
             "nothing was written. This is an error of rahf or of this version of jax; please report it"
         )
-    return difference
+    constants = constant.Constants(critic.outputs)
+    constants.update(Prediction(*map(np.asarray, expected)), np.arange(len(images)))
+    note = constant.note(constants.found(), f"{len(images)} different pictures")
+    return difference, (note,) if note else ()

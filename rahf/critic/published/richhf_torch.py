@@ -87,7 +87,11 @@ def _infer_vit(taker: strict.Taker, heads: int | None) -> tuple[ViTConfig, int]:
     tokens = taker.shape(vit.NAMES.position, 3)[1]
     grid = math.isqrt(max(tokens - 1, 0))
     if heads is None and width % _HEAD_WIDTH:
-        raise PretrainedError(f"vit: {width} channels are not heads of {_HEAD_WIDTH}; say how many heads it has")
+        raise PretrainedError(
+            f"vit: {width} channels are not heads of {_HEAD_WIDTH}; say how many heads it has with --vit-heads"
+        )
+    if heads is not None and (heads < 1 or width % heads):
+        raise PretrainedError(f"--vit-heads {heads}: expected a divisor of the ViT's {width} channels")
     config = ViTConfig(
         patch_size=patch,
         width=width,

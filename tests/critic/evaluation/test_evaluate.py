@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -215,6 +216,54 @@ def test_the_command(finished_run, tmp_path, capsys):
     assert stored["metrics"]["scores/overall/count"] == 3
     assert "keywords_constrained/f1" in stored["metrics"] and "keywords/f1" not in stored["metrics"]
     assert (run / "report/test/index.html").read_text().count("<article") == 2
+
+
+def test_brackets_in_names_are_printed(finished_run, tmp_path, capsys):
+    """Rich's markup: "[final]" would vanish, "[/" would end in a traceback after the work."""
+    run = tmp_path / "p[" / "q] [final]"
+    shutil.copytree(finished_run, run)
+    assert cli.main(["evaluate", str(run), "--limit", "3", "--no-generate"]) == 0
+    out = capsys.readouterr().out
+    assert f"report: {run}/report/test/index.html" in out.splitlines() and "q] [final] on test: 3 of 10" in out
+
+
+def test_a_run_on_a_read_only_disk_is_evaluated(finished_run, tmp_path, capsys, monkeypatch):
+    """Its quantiles cannot be stored, which is said; what cannot be written at all is said before the work."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "quantiles.json").unlink()
+    write = evaluation_report.write_atomically
+
+    def read_only(path, data):
+        if run in pathlib.Path(path).parents:
+            raise OSError(30, "Read-only file system", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(evaluation_report, "write_atomically", read_only)
+    assert cli.main(["evaluate", str(run), "--no-generate", "--report", str(tmp_path / "report")]) == 0
+    out = capsys.readouterr().out
+    assert "mean baseline" in out and "note: no quantiles were stored" in out and "Read-only file system" in out
+    assert (tmp_path / "report/index.html").is_file() and not (run / "quantiles.json").exists()
+    monkeypatch.setattr(evaluation_report, "open_model", lambda *_: pytest.fail("it began to work"))
+    (tmp_path / "file").write_text("")
+    for option in ("--report", "--json"):
+        error = refused(capsys, run, option, tmp_path / "file" / "inside")
+        assert f"{tmp_path / 'file'}" in error and "cannot be written to" in error and "give another" in error
+
+
+def test_heads_that_never_saw_a_label_are_not_measured(finished_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    counts = json.loads((run / "label_counts.json").read_text())
+    assert counts.keys() == {*families.Outputs().label_names} and min(counts.values()) > 0
+    (run / "label_counts.json").write_text(json.dumps(counts | {"score/overall": 0, "keyword": 0}))
+    evaluation = evaluation_report.run(str(run), limit=3, generate=False)
+    assert "note: not learnt, and so not predicted: overall score, misaligned words" in capsys.readouterr().out
+    assert np.isnan(evaluation.scores[:, 3]).all() and np.isfinite(evaluation.scores[:, :3]).all()
+    assert not [n for n in evaluation.metrics if n.startswith(("scores/overall", "scores/mean", "keywords"))]
+    assert "scores/alignment/plcc" in evaluation.metrics
+    page = (run / "report/test/index.html").read_text()
+    assert "not learnt, and so not predicted" in page
 
 
 def refused(capsys, *arguments) -> str:

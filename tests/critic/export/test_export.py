@@ -1,6 +1,7 @@
 """`rahf export`: the file gives the checkpoint's numbers and gradients, in environments that have almost nothing."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -19,8 +20,9 @@ from rahf import config as config_lib
 from rahf.cli import main as cli
 from rahf.core import tree
 from rahf.core.batch import Prediction
-from rahf.core.errors import ExportError, ImageError
+from rahf.core.errors import CheckpointError, ExportError, ImageError, NotPredicted
 from rahf.critic import energy as energy_lib
+from rahf.critic import provenance
 from rahf.critic.export import archive, read, write
 from rahf.critic.networks import build
 from rahf.critic.provenance import ModelMismatch, Quantiles
@@ -28,6 +30,7 @@ from rahf.diffusion import schedules
 from rahf.diffusion.sample import universal_guidance
 from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.nn import functional
+from rahf.training import label_counts
 from rahf.training.checkpoint import Checkpointer
 from tests.helpers import bare_reader
 from tests.helpers.image_maker import encode, smooth
@@ -171,7 +174,7 @@ def test_rewards(critic, pictures):
     reward = jax.jit(critic.reward({"overall": 0.5, "alignment": 0.5}))(pictures[1], ids, mask)
     np.testing.assert_allclose(reward, 0.5 * (scores[3] + scores[1]), atol=1e-6)
     assert critic.reward()(pictures[1][None], ids, mask).shape == (1,)
-    with pytest.raises(ValueError, match="no score 'overal'. Did you mean 'overall'?"):
+    with pytest.raises(ValueError, match="no score is called 'overal'. Did you mean 'overall'?"):
         critic.reward("overal")
 
 
@@ -384,6 +387,12 @@ def test_malformed_files_with_right_checksums_are_refused(small, tmp_path):
     refused("weights.safetensors cannot be read", part="weights.safetensors", data=safetensors.numpy.save(nested))
     refused("reference quantiles are damaged", part="quantiles.json", data=b"[]")
     refused("tokenizer.model", part="tokenizer.model", data=b"no vocabulary")
+    refused("its manifest.json is damaged", {"not_learnt": "score/overall"})
+    weights = safetensors.numpy.load(parts["weights.safetensors"])
+    name = next(iter(weights))
+    weights[name] = np.full_like(weights[name], np.nan)
+    message = f"{name}: not finite .NaN or infinite.; export a model that has not diverged"
+    refused(message, part="weights.safetensors", data=safetensors.numpy.save(weights))
     for data in (b"\xff\xfe", b"[]", b"{", b'{"model": 3}'):
         archive.write_archive(altered, parts | {"config.json": data}, manifest)
         with pytest.raises(config_lib.ConfigError, match="altered.rahf: config.json"):
@@ -400,7 +409,7 @@ def test_both_spellings_of_the_license_are_read(small, tmp_path):
 
 
 def test_quantiles_travel_with_the_model(run, checkpoint, tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr(write, "_check_outputs", lambda *_: 0.0)  # tested elsewhere
+    monkeypatch.setattr(write, "_check_outputs", lambda *_: (0.0, ()))  # tested elsewhere
     copied = shutil.copytree(run, tmp_path / "small")
     scores = np.random.default_rng(0).random((50, 4))
     quantiles = Quantiles.from_scores(scores, checkpoint.model_id, "fifty pictures")
@@ -417,3 +426,67 @@ def test_quantiles_travel_with_the_model(run, checkpoint, tmp_path, pictures, mo
     assert "fifty pictures" in zipfile.ZipFile(written.file).read("README.md").decode()
     (copied / "quantiles.json").write_text(quantiles.to_json().replace(checkpoint.model_id, "another"))
     assert rahf.load(copied).provenance.quantiles is None
+
+
+def test_a_model_is_its_weights(run, checkpoint, full, tmp_path):
+    """Under another name or exported it is the same model: one id, its percentiles, no warning of a mismatch."""
+    scores = np.random.default_rng(0).random((20, 4))
+    renamed = shutil.copytree(run, tmp_path / "another name")
+    (renamed / "quantiles.json").write_text(Quantiles.from_scores(scores, checkpoint.model_id, "twenty").to_json())
+    critic = rahf.load(renamed)
+    assert critic.name == "another name" and critic.model_id == checkpoint.model_id == rahf.load(full).model_id
+    assert critic.provenance.quantiles is not None
+    config = json.loads((renamed / "config.json").read_text())  # as a run that goes on under its new name
+    config["workdir"], config["model"]["remat"] = str(renamed), "block"
+    (renamed / "config.json").write_text(json.dumps(config))
+    moved = rahf.load(renamed)
+    assert moved.model_id.startswith("another name-7-") and moved.provenance.quantiles is not None
+    same = provenance.ScoreArray(scores, moved.provenance) - provenance.ScoreArray(scores, checkpoint.provenance)
+    assert same.provenance.scale == checkpoint.provenance.scale  # no ModelMismatch, which would be an error here
+    other = dataclasses.replace(checkpoint.provenance, model_id=f"{checkpoint.model_id}-bf16")
+    with pytest.warns(ModelMismatch):
+        provenance.ScoreArray(scores, other) - provenance.ScoreArray(scores, checkpoint.provenance)
+
+
+def test_what_has_not_been_learnt_is_exported_as_such(run, tmp_path, capsys, monkeypatch):
+    """A run that only saw plausibility: the file says so, and answers nothing else."""
+    copied = shutil.copytree(run, tmp_path / "thumbs")
+    names = ("heatmap/implausibility", "heatmap/misalignment", "score/alignment", "score/aesthetics", "score/overall")
+    counts = dict.fromkeys([*names, "keyword"], 0) | {"score/plausibility": 40}
+    label_counts.write(copied, counts)
+    options = functools.partial(write.write_export, platforms=("cpu",))
+    monkeypatch.setattr(write, "write_export", lambda critic, file, **_: options(critic, file, scores_only=True))
+    assert cli.main(["export", str(copied), str(tmp_path / "thumbs.rahf")]) == 0
+    assert "note: not learnt, and so not predicted: implausibility heatmap" in capsys.readouterr().out
+    critic = rahf.load(tmp_path / "thumbs.rahf")
+    assert critic.outputs == rahf.load(copied).outputs and critic.outputs.scores == ("plausibility",)
+    scores = critic(smooth(32, 32), "a cat").scores[0]
+    assert np.isfinite(scores[0]) and np.isnan(scores[1:]).all()
+    with pytest.raises(NotPredicted, match="no example that it was trained on had such a label"):
+        critic.score(smooth(32, 32), "a cat", "overall")
+    card = zipfile.ZipFile(tmp_path / "thumbs.rahf").read("README.md").decode()
+    assert "Not learnt, and so not predicted" in card
+    (copied / "label_counts.json").write_text('{"score/overall": -1}')
+    with pytest.raises(CheckpointError, match="label_counts.json: damaged"):
+        rahf.load(copied)
+
+
+def test_dead_models_are_said_at_the_export(run, tmp_path, capsys, monkeypatch):
+    copied = shutil.copytree(run, tmp_path / "dead", ignore=shutil.ignore_patterns("checkpoints"))
+    params = jax.tree.map(np.asarray, rahf.load(run).params)
+    for name, part in params.items():
+        if name.startswith("score_overall"):
+            part["out"]["kernel"] = np.zeros_like(part["out"]["kernel"])
+    saver = Checkpointer(copied, keep=1)
+    saver.save_best(3, params, {})
+    saver.close()
+    config = json.loads((copied / "config.json").read_text())
+    config["optimizer"]["learning_rate"] = 0.0
+    (copied / "config.json").write_text(json.dumps(config))
+    options = functools.partial(write.write_export, platforms=("cpu",))
+    monkeypatch.setattr(write, "write_export", lambda critic, file, **_: options(critic, file, scores_only=True))
+    assert cli.main(["export", str(copied), str(tmp_path / "dead.rahf")]) == 0
+    out = capsys.readouterr().out
+    assert "note: dead: optimizer.learning_rate is 0, so the weights are those that the run began with" in out
+    assert "note: dead: overall score (0.5000): the same for 3 different pictures" in out
+    assert "plausibility score (" not in out

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export as jax_export
 
-from rahf.core.errors import ExportError
+from rahf.core.errors import ExportError, NotDifferentiable
 from rahf.critic.export import program
 
 
@@ -37,6 +37,11 @@ def test_numbers_and_derivatives(serialized):
     np.testing.assert_allclose(scales, [[5, -100], [15, -300]])
     with pytest.raises(TypeError, match="differentiable in its pixels, not in its parameters"):
         jax.grad(lambda p: function(p, pixels, weights).sum())(params)
+    total = lambda x: function(params, x, weights).sum()
+    for second in (jax.hessian(total), jax.grad(lambda x: jax.grad(total)(x).sum()), jax.jacrev(jax.grad(total)),
+                   jax.jit(jax.vmap(jax.hessian(lambda x: function(params, x[None], weights[:1]).sum())))):  # fmt: skip
+        with pytest.raises(NotDifferentiable, match="differentiable once.*load the run directory"):
+            second(pixels)
 
 
 def test_truncated_and_changed_programs(serialized):

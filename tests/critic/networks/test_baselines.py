@@ -202,7 +202,7 @@ def test_text_is_read_at_its_end_whatever_follows():
 def test_clip_needs_a_class_token_and_known_scores():
     with pytest.raises(ValueError, match="class_token"):
         functional.abstract(build(dataclasses.replace(CLIP, vit=dataclasses.replace(CLIP.vit, class_token=False))))
-    with pytest.raises(ValueError, match="no score 'beauty'"):
+    with pytest.raises(ValueError, match="no score is called 'beauty'"):
         functional.abstract(build(clip(cosine_scores=("beauty",))))
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from rahf.core.batch import HEATMAPS, SCORES
 
@@ -137,7 +138,7 @@ def metrics_table(
       baselines: name → value of always predicting the training mean.
       title: over the table.
     """
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold")
     table.add_column("metric")
     for heading in ("value", "95% interval", "mean baseline"):
         table.add_column(heading, justify="right")

@@ -35,6 +35,7 @@ def write_report(
     curves: Sequence[Mapping[str, Any]] | None = None,
     max_examples: int = 60,
     max_bytes: int = 15_000_000,
+    total: int | None = None,
 ) -> pathlib.Path:
     """Writes ``index.html`` into a folder, which is created if it does not exist.
 
@@ -49,6 +50,7 @@ def write_report(
       meta: facts shown at the end (checkpoint, data, command, date), in this order.
       curves: rows of `metrics.jsonl`; None or too few: no curves.
       max_examples: size of the gallery.
+      total: number of examples that `examples` were taken from; None: these are all.
       max_bytes: largest size of the file; pictures get coarser to fit it, then examples are left out.
 
     Returns:
@@ -57,7 +59,7 @@ def write_report(
     Raises:
       OSError: the file cannot be written; an older report then stays as it is.
     """
-    ordered = sorted(examples, key=lambda example: -_rankable(example.loss))
+    ordered = sorted(examples, key=lambda example: -rankable(example.loss))
     values: dict[str, Any] = {
         "title": title,
         "headlines": headlines(metrics, intervals, baselines),
@@ -65,7 +67,7 @@ def write_report(
         "charts": charts(curves or []),
         "meta": meta or {},
         "orders": ORDERS,
-        "total": len(examples),
+        "total": len(examples) if total is None else total,
     }
     room = max_bytes - _size(render("page.html", articles=[], **values)) - _CONTROLS
     articles = _articles_that_fit(_spread(ordered, max_examples), room)
@@ -75,8 +77,9 @@ def write_report(
     return path
 
 
-def _rankable(loss: float) -> float:
-    return math.inf if math.isnan(loss) else loss  # NaN is among the worst
+def rankable(loss: float) -> float:
+    """A loss as the gallery orders by it: NaN is among the worst."""
+    return math.inf if math.isnan(loss) else loss
 
 
 def _spread(ordered: Sequence[ReportExample], most: int) -> list[ReportExample]:
