@@ -447,7 +447,7 @@ class Critic:
     def _check_finite(self, prediction: Prediction, names: Sequence[str]) -> None:
         """Raises NotFinite for the first image of a batch of which an output that is predicted is not finite."""
         for output, values in self.outputs.predicted(prediction).items():
-            finite = np.isfinite(values).reshape(len(values), -1).all(1)
+            finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
             if not finite.all():
                 raise NotFinite(
                     f"{names[int(np.argmin(finite))]}: the network's {output.replace('_', ' ')} are not finite (NaN or "

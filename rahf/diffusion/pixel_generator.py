@@ -47,6 +47,12 @@ class Generator:
         self.alphas_cumprod = pixel_unet.alphas_cumprod(config.model)
         self._sampler = functools.cache(self._compiled)
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a generator cannot be pickled: its functions are compiled for this process. Hand its path to the other "
+            "process, and call rahf.load there"
+        )
+
     def tokens(self, prompts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Prompts → `text_ids` int32 [B,L] and `text_mask` bool [B,L].
 

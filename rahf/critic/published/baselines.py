@@ -128,8 +128,7 @@ def import_resnet(
     params = functional.init(build.build(model), base.train.seed, loaded=params)
     vocabulary = Tokenizer(train_tokenizer(["the network reads no text"]))
     record = _record(weights, params, license, "resnet") | {"untrained": "heatmap and score heads"}
-    untrained = dict.fromkeys(families.outputs(model).label_names, 0)
-    write_model(out, dataclasses.replace(base, workdir=str(out), model=model), params, vocabulary, record, untrained)
+    write_model(out, dataclasses.replace(base, workdir=str(out), model=model), params, vocabulary, record)
     return out
 
 
