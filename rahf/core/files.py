@@ -106,19 +106,18 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def check_writable(folder: str | os.PathLike, remedy: str) -> None:
-    """Creates a folder if need be, and checks that files can be written into it: before long work, not after it.
+    """Checks that files can be written into a folder: before long work, not after it. Nothing is left behind.
 
     Args:
-      folder: that is to hold results.
+      folder: that is to hold results; it need not exist.
       remedy: what to do otherwise, for the end of the message.
 
     Raises:
       ArgumentError: it is no folder, or it cannot be written to.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / temporary_name("probe")
+        probe = next(path for path in (folder, *folder.parents) if path.exists()) / temporary_name("probe")
         probe.touch()
         probe.unlink()
     except OSError as error:

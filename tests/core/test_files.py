@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from rahf.core import files
-from rahf.core.errors import DatasetError, DiskFull, RahfError
+from rahf.core.errors import ArgumentError, DatasetError, DiskFull, RahfError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:12ab\nsize 98765\n"
 
@@ -137,3 +137,18 @@ def test_git_lfs_pointers(tmp_path):
         files.check_not_lfs_pointer(file, "ask Ann")
     with pytest.raises(FileNotFoundError):
         files.is_lfs_pointer(tmp_path / "absent")
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_work(tmp_path, monkeypatch):
+    files.check_writable(tmp_path / "new" / "deep", "remedy")
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArgumentError, match=r"file/inside: cannot be written to \(Not a directory\); give another"):
+        files.check_writable(tmp_path / "file" / "inside", "give another")
+
+    def read_only(self, *_, **__):
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(pathlib.Path, "touch", read_only)
+    with pytest.raises(ArgumentError, match=r"cannot be written to \(Read-only file system\); give another"):
+        files.check_writable(tmp_path, "give another")
