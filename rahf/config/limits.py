@@ -14,13 +14,10 @@ from typing import Any
 
 from rahf.core.errors import ConfigError
 
-#: Whole numbers that may be 0, which switches something off. All others are sizes and counts of at least 1.
-_MAY_BE_0 = {
-    "stem_blocks", "pool", "workers", "keyword_warmup_steps", "tag_steps", "rank", "steps", "warmup_steps",
-    "eval_every", "attention_from", "eos_token_id", "jpeg_quality", "seed",
-}  # fmt: skip
+#: Whole numbers that may be 0, as those may whose default is 0. All others are sizes and counts of at least 1.
+_MAY_BE_0 = {"steps", "warmup_steps", "eval_every", "attention_from", "eos_token_id", "jpeg_quality", "steps_offset"}
 #: Ids, and numbers that may be below 0. A mesh is checked against the devices.
-_FREE = {"task_ids", "image_mean", "mesh"}
+_FREE = {"task_ids", "pad_token_ids", "image_mean", "mesh"}
 _BELOW_1 = {"dropout", "ema_decay", "b1", "b2", "prompt_dropout"}
 _SHARES = {
     "crop_probability", "crop_keep", "crop_keeps_mass", "photometric_probability", "brightness", "hue",
@@ -39,8 +36,8 @@ def check(config: Any, where: str = "") -> None:
     Raises:
       ConfigError: names the field, what is expected and what it is.
     """
-    for path, name, whole, value in _numbers(config, where):
-        expected = _expected(name, whole)
+    for path, name, size, value in _numbers(config, where):
+        expected = _expected(name, size)
         low, below = (1 if expected == _SIZE else 0), 1 if name in _BELOW_1 else math.inf
         high = 1 if name in _SHARES else math.inf
         in_range = math.isfinite(value) and low <= value <= high and value < below and (value or name not in _ABOVE_0)
@@ -51,7 +48,7 @@ def check(config: Any, where: str = "") -> None:
 _SIZE = "at least 1"
 
 
-def _expected(name: str, whole: bool) -> str:
+def _expected(name: str, size: bool) -> str:
     """What a number must be, in words."""
     if name in _BELOW_1:
         return "at least 0 and below 1"
@@ -59,26 +56,27 @@ def _expected(name: str, whole: bool) -> str:
         return "0 to 1"
     if name in _ABOVE_0:
         return "a number above 0"
-    return _SIZE if whole and name not in _MAY_BE_0 else "0 or more"
+    return _SIZE if size and name not in _MAY_BE_0 else "0 or more"
 
 
 def _numbers(group: Any, where: str) -> Iterator[tuple[str, str, bool, float]]:
-    """Path, name, whether only whole numbers are allowed, and value of all numbers below a group."""
-    for name, hint in _hints(type(group)).items():
+    """Path, name, whether it is a whole number that is not 0 by default, and value of all numbers below a group."""
+    for name, (hint, default) in _fields(type(group)).items():
         value, path = getattr(group, name), f"{where}.{name}" if where else name
         if name in _FREE:
             continue
         if dataclasses.is_dataclass(value):
             yield from _numbers(value, path)
             continue
-        whole = hint is int or int in typing.get_args(hint)
+        size = (hint is int or int in typing.get_args(hint)) and default != 0
         numbers = {path: value} if not isinstance(value, tuple) else {f"{path}[{i}]": v for i, v in enumerate(value)}
         for place, number in numbers.items():
             if isinstance(number, int | float) and not isinstance(number, bool):
-                yield place, name, whole, number
+                yield place, name, size, number
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _fields(cls: type) -> dict[str, tuple[Any, Any]]:
+    """Type and default of each field."""
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return {field.name: (hints[field.name], field.default) for field in dataclasses.fields(cls)}

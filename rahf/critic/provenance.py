@@ -337,20 +337,25 @@ def critic_provenance(critic: Any, weight_license: str = UNSPECIFIED, quantiles:
     """
     name = model_id(critic.config, critic.params, critic.tokenizer, run_name(critic.config), critic.step)
     digest = preprocessing_hash(describe_preprocessing(critic.config, critic.tokenizer))
-    own = quantiles is not None and _is_of(quantiles, name, critic)
-    return Provenance(name, digest, weight_license, quantiles if own else None)
+    if quantiles is not None and not is_id_of(quantiles.model, name, critic.config, critic.params, critic.tokenizer):
+        quantiles = None
+    return Provenance(name, digest, weight_license, quantiles)
 
 
-def _is_of(quantiles: Quantiles, name: str, critic: Any) -> bool:
-    """Whether quantiles were measured with these weights."""
-    stored = weights_hash(quantiles.model)
-    if stored == weights_hash(name):
+def is_id_of(stored: str, current: str, config: Config, params: Params, tokenizer: Tokenizer) -> bool:
+    """Whether a stored id names these weights, whatever the model was called.
+
+    Args:
+      stored: an id that was written earlier.
+      current: the id of `model_id` for the other arguments.
+    """
+    if weights_hash(stored) == weights_hash(current):
         return True
-    defaults = {field.name: field.default for field in dataclasses.fields(critic.config.model)}
-    if all(getattr(critic.config.model, field, None) == defaults.get(field) for field in _HOW_COMPUTED[1:]):
+    defaults = {field.name: field.default for field in dataclasses.fields(config.model)}
+    if all(getattr(config.model, field, None) == defaults.get(field) for field in _HOW_COMPUTED[1:]):
         return False
     # Version 0 hashed how a model is computed, too, but for the dtype.
-    return stored == _hash(critic.config, critic.params, critic.tokenizer, _HOW_COMPUTED[:1])
+    return weights_hash(stored) == _hash(config, params, tokenizer, _HOW_COMPUTED[:1])
 
 
 class NamedScores(dict):

@@ -42,7 +42,10 @@ def depthwise(
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=x.shape[-1],
         )
-    return (_taps_of_training if gradients.reordered() else _taps)(x, kernel, stride, rows, columns)
+    taps = _taps_of_training if gradients.reordered() else _taps
+    # In float32, for sums of many terms: over taps, and over all pixels in the gradient of the kernel.
+    wide = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    return taps(*wide, stride, rows, columns).astype(x.dtype)
 
 
 def _edges(size: int, taps: int, stride: int, padding: Padding) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from rahf.config import (
 from rahf.critic import losses
 from rahf.critic.networks import build, heads, word_tags
 from rahf.diffusion.networks import blocks, pixel_unet
-from rahf.nn import functional, gradients, layers, resnet
+from rahf.nn import convnext, efficientnet, functional, gradients, layers, resnet
 from tests.helpers import model_maker
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -56,6 +56,8 @@ KINDS = {
     "group norm": (lambda d: blocks.GroupNorm(4, 2, dtype=d), lambda m, x: m(x), MAP),
     "convolution": (lambda d: layers.Conv3x3(4, 4, dtype=d), lambda m, x: m(x), MAP),
     "transposed convolution": (lambda d: layers.UpConv3x3(4, 4, dtype=d), lambda m, x: m(x), MAP),
+    "depthwise convolution": (lambda d: efficientnet.DepthwiseAffine(4, 3, 1, dtype=d), lambda m, x: m(x), MAP),
+    "patches": (lambda d: convnext.Patches(4, 4, 2, dtype=d), lambda m, x: m(x), MAP),
     "convolution and affine": (lambda d: resnet.ConvAffine(4, 4, 3, dtype=d), lambda m, x: m(x), MAP),
     "tag head": (lambda d: word_tags.TagHead(8, 4, dtype=d), lambda m, x: m(x), ROWS),
     "heatmap head": (lambda d: heads.HeatmapHead(4, 64, HEAD, grid=32, dtype=d), lambda m, x: m(x), (4, 32, 32, 4)),

@@ -165,7 +165,7 @@ def _check_model_id(
     if not whole or any(leaf.dtype != np.float32 for leaf in flat.values()):
         return
     actual = provenance.model_id(config, weights, tokenizer, manifest["name"], manifest["step"])
-    if actual != (model := manifest["model_id"]):
+    if not provenance.is_id_of(model := manifest["model_id"], actual, config, weights, tokenizer):
         raise ExportError(
             f"{path}: its {archive.MANIFEST} says that it is model {names.printable(model)}, but network, "
             f"weights and vocabulary are those of {names.printable(actual)}; parts of two models were put together. "
