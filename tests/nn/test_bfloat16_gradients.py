@@ -17,6 +17,8 @@ from rahf.config import (
     ClipBaselineConfig,
     ClipConfig,
     ClipTextConfig,
+    ConvNextConfig,
+    EfficientNetConfig,
     LossConfig,
     PixelDiffusionConfig,
     ResNetBaselineConfig,
@@ -158,11 +160,18 @@ CLIP = ClipBaselineConfig(
         width=8, scores="trained", dense_widths=(8,), cosine_scores=(),
     ),
 )  # fmt: skip
+CONVOLVING = dataclasses.replace(
+    model_maker.PLAIN, image_size=64, tower="efficientnet", finest_skip=16,
+    efficientnet=EfficientNetConfig(4, (4, 4, 6, 6, 8, 8, 10), (1,) * 7),
+    convnext=ConvNextConfig(4, (4, 6, 8, 12), (1,) * 4), heatmap_head=HEAD,
+)  # fmt: skip
 NETWORKS = {
     "multi-head": model_maker.PLAIN,
     "multi-head, other options": dataclasses.replace(model_maker.OTHER, vit=dataclasses.replace(VIT, patch_size=4)),
     "multi-head, scanned and recomputed": dataclasses.replace(model_maker.PLAIN, scan_layers=True, remat="block"),
     "augmented prompt": model_maker.AUGMENTED,
+    "EfficientNet": CONVOLVING,
+    "ConvNeXt": dataclasses.replace(CONVOLVING, tower="convnext"),
     "ResNet": RESNET,
     "CLIP": CLIP,
 }
