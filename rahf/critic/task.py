@@ -115,7 +115,8 @@ class CriticTask(RecordTask):
             total, parts = losses.sampled(self.config.loss, sampled, batch, step, self.suffix_id, normalizers)
         else:
             logits = model(batch, dropout_key)
-            total, parts = losses.total(self.config.loss, logits, batch, step, self.suffix_id, normalizers)
+            with jax.named_scope("loss"):
+                total, parts = losses.total(self.config.loss, logits, batch, step, self.suffix_id, normalizers)
         return Loss(total, {name: getattr(parts, name) for name in self.loss_parts})
 
     def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> RunEvaluator:

@@ -78,8 +78,9 @@ def make_train_step(task: Task, setup: Setup) -> Callable[[TrainState, Any], tup
         trained = trainable.trained(optimizer, state.params, state.lora)
         merge = lambda tree: trainable.merged(*trainable.replaced(state.params, state.lora, tree))  # noqa: E731
         loss, gradients = loss_and_gradients(task, setup.graphdef, trained, batch, state.step, merge)
-        updates, opt_state = setup.optimizer.update(gradients, state.opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = setup.optimizer.update(gradients, state.opt_state, trained)
+            trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if ema is not None:
             # Early on the average must forget the random start: Adam-like ramp of the decay. By hand, because

@@ -78,7 +78,8 @@ class Rahf(nnx.Module):
         """ViT tokens in the ViT's width."""
         if isinstance(image, TowerMaps):
             return image.maps[0].astype(self.dtype)
-        return self._part(self.vit)(self.pixels(image), key)
+        with jax.named_scope("vit"):  # scopes name the parts of the network in profiles
+            return self._part(self.vit)(self.pixels(image), key)
 
     def tower_maps(self, image: Array) -> tuple[Array, ...]:
         """What the tower makes of an image, all that the rest of the network sees of it; see `TowerMaps`."""
@@ -103,7 +104,8 @@ class Rahf(nnx.Module):
         b, n, _ = image_tokens.shape
         x = jnp.concatenate([image_tokens, self.embed(text_ids)], 1)
         mask = jnp.concatenate([jnp.ones((b, n), bool), text_mask], 1)
-        x = self._part(lambda x, mask, key: self.encoder(x, mask, n, key))(x, mask, key)
+        with jax.named_scope("encoder"):
+            x = self._part(lambda x, mask, key: self.encoder(x, mask, n, key))(x, mask, key)
         first_patch = n - self.grid**2  # a class token belongs to the sequence, not to the grid
         image = x[:, first_patch:n].reshape(b, self.grid, self.grid, -1)
         if self.config.decoder_sees == "text":
@@ -113,12 +115,14 @@ class Rahf(nnx.Module):
     def heatmap_logits(self, fused: Fused, key: layers.Key = None) -> Float[Array, "b s s 2"]:
         """Logits of both heatmaps in order HEATMAPS, float32."""
         heads = [self._part(getattr(self, f"heatmap_{name}")) for name in HEATMAPS]
-        return jnp.stack([head(fused.image, layers.subkey(key, i)) for i, head in enumerate(heads)], -1)
+        with jax.named_scope("heatmap_heads"):
+            return jnp.stack([head(fused.image, layers.subkey(key, i)) for i, head in enumerate(heads)], -1)
 
     def score_logits(self, fused: Fused, key: layers.Key = None) -> Float[Array, "b 4"]:
         """Logits of the four scores in order SCORES, float32."""
         heads = [self._part(getattr(self, f"score_{name}")) for name in SCORES]
-        return jnp.stack([head(fused.image, layers.subkey(key, i)) for i, head in enumerate(heads)], -1)
+        with jax.named_scope("score_heads"):
+            return jnp.stack([head(fused.image, layers.subkey(key, i)) for i, head in enumerate(heads)], -1)
 
     def vocabulary_logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Hidden states of the decoder → float32 logits over the vocabulary."""
@@ -135,7 +139,8 @@ class Rahf(nnx.Module):
         """Teacher forcing: logits at t predict target_ids[:, t] from the targets before it (start id 0)."""
         inputs = jnp.pad(target_ids[:, :-1], ((0, 0), (1, 0)), constant_values=PAD_ID)
         decoder = self._part(self.decoder)
-        return self.vocabulary_logits(decoder(self.embed(inputs), fused.memory, fused.memory_mask, key))
+        with jax.named_scope("decoder"):
+            return self.vocabulary_logits(decoder(self.embed(inputs), fused.memory, fused.memory_mask, key))
 
     def _part(self, function: Callable) -> Callable:
         """A tower or head; with `remat` "full" only its inputs are kept for the gradient."""
