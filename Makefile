@@ -3,19 +3,26 @@
 # make test ROOM=critic  runs the tests of one package: those in tests/critic
 # make lint              checks style, imports and format
 # make versions          tries the lowest and the newest packages that setup.cfg allows, each in a new environment
+# make gpu               fills the GPU rows of docs/benchmarks.md; without a GPU the same way in tiny sizes
 #
 # These need nothing but Python 3.11 or newer (PYTHON=python3.12 names another one) and may be repeated.
 # Tests of the parts for PyTorch, diffusers and Ray are skipped where those are not installed. EXTRAS=test,torch,ray
 # installs them, too, as CI does: with PyPI's build of PyTorch for Linux several gigabytes, with its CPU build less.
+#
+# make gpu takes PYTHON as it is where gpu_pack/ of benchmarks/gpu_pack.py lies here, for a machine without a network;
+# else it sets up .venv: make gpu EXTRAS=gpu,torch. ONLY="train_full limits" measures only these, BUDGET=300 in 300 s.
 
 PYTHON ?= python3
 EXTRAS ?= test
 ROOM ?=
+ONLY ?=
+BUDGET ?= 540
+PACK := $(wildcard gpu_pack)
 VENV := .venv
 COMMA := ,
 READY := $(VENV)/.installed-$(subst $(COMMA),-,$(EXTRAS))
 
-.PHONY: demo test lint versions
+.PHONY: demo test lint versions gpu
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -32,6 +39,9 @@ lint: $(READY)
 
 versions: $(READY)
 	$(VENV)/bin/python .ci/versions.py $(VENV)/bin/uv
+
+gpu: $(if $(PACK),,$(READY))
+	$(if $(PACK),$(PYTHON),$(VENV)/bin/python) benchmarks/gpu.py --budget $(BUDGET) $(if $(ONLY),--only $(ONLY))
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("rahf needs Python 3.11 or newer, $(PYTHON) is " + v + "; name another one: make PYTHON=python3.12")'

@@ -39,9 +39,8 @@ def main() -> None:
         texts += [host.prompt_ids, host.word_end]
     arguments = jax.device_put((functional.init(build, 0), host.image, *texts))
     result = {"benchmark": "inference", "mode": args.mode, "preset": args.preset, **measuring.described(config, size)}
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    result["compile_seconds"] = round(time.perf_counter() - start, 2)
+    compiled, compilation = measuring.compiled(jax.jit(function), *arguments)
+    result |= compilation
     start = time.perf_counter()
     jax.block_until_ready(compiled(*arguments))
     result["first_step_seconds"] = round(time.perf_counter() - start, 3)

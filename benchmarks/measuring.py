@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 
 from rahf import config as config_lib
@@ -21,7 +22,15 @@ from rahf.core import batch as batch_lib
 from rahf.core.batch import Batch
 
 #: Short names of config files of the critic.
-PRESETS = {"vitl": "richhf18k_vitl", "fast": "richhf18k_fast", "paper": "richhf18k_paper"}
+PRESETS = {"vitl": "richhf18k_vitl", "fast": "richhf18k_fast", "paper": "richhf18k_paper", "tiny": "richhf18k_vitl"}
+#: Preset "tiny": the structure of "vitl" in sizes that run in seconds on a CPU.
+TINY = (
+    "--model.image-size 64 --model.vit.width 32 --model.vit.depth 2 --model.vit.heads 2 --model.vit.mlp-width 64 "
+    "--model.t5.vocab-size 4096 --model.t5.width 32 --model.t5.heads 2 --model.t5.head-width 16 "
+    "--model.t5.mlp-width 64 --model.t5.encoder-layers 2 --model.t5.decoder-layers 2 "
+    "--model.heatmap-head.conv-widths 16 16 --model.heatmap-head.up-widths 16 8 8 8 "
+    "--model.score-head.conv-widths 16 8 --model.score-head.dense-widths 16"
+).split()
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -50,6 +59,8 @@ def preset(name: str, batch: int | None, fields: list[str]) -> Config:
     changes += ["--model.heatmap-head.dropout", "0", "--model.score-head.dropout", "0"]
     if batch is not None:
         changes += ["--data.batch-size", str(batch)]
+    if name == "tiny":
+        changes += TINY
     return overrides.parse(file, changes + fields)
 
 
@@ -77,12 +88,41 @@ def per_call(call: Callable[[], Any], seconds: float, rounds: int) -> list[float
     return per_round
 
 
-def matmul_peak(dtype: str) -> float:
-    """TFLOP/s of the fastest of several products of large square matrices in the dtype of the network."""
-    side = 8192 if jax.default_backend() != "cpu" else 2048
-    x = jnp.ones((side, side), dtype)
+def matmul_peak(dtype: str, side: int | None = None) -> float:
+    """TFLOP/s of the fastest of several products of large square matrices in the dtype of the network.
+
+    The values are random: a GPU multiplies constant ones faster, because it uses less power.
+    """
+    side = side or (8192 if jax.default_backend() != "cpu" else 2048)
+    x = jax.random.normal(jax.random.key(0), (side, side), dtype)
     product = jax.jit(lambda x: x @ x)
     return 2 * side**3 / min(per_call(lambda: product(x), 0.5, 5)) / 1e12
+
+
+def copy_bandwidth(gib: float | None = None) -> float:
+    """GB/s of the fastest of several copies of a large array; bytes read and bytes written count."""
+    gib = gib or (2.0 if jax.default_backend() != "cpu" else 0.125)
+    x = jax.random.bits(jax.random.key(0), (int(gib * 2**28),), jnp.uint32)
+    copy = jax.jit(lambda x: x ^ 1)  # the compiler would remove a plain copy
+    return 2 * x.nbytes / min(per_call(lambda: copy(x), 0.5, 5)) / 1e9
+
+
+def compiled(function: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """A jitted function compiled for its arguments; how long that took, and whether it came from the cache on disk."""
+    hits = []
+
+    def listen(event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            hits.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        start = time.perf_counter()
+        program = function.lower(*arguments).compile()
+        seconds = time.perf_counter() - start
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+    return program, {"compile_seconds": round(seconds, 2), "compile_cached": bool(hits)}
 
 
 def peak_memory() -> float:
@@ -110,6 +150,7 @@ def described(config: Config, size: int) -> dict[str, Any]:
     return {
         "device": jax.local_devices()[0].device_kind,
         "cores": cores,
+        "jax": jax.__version__,
         "batch": size,
         "dtype": model.compute_dtype,
         **{name: getattr(model, name) for name in ("attention", "remat", "scan_layers")},

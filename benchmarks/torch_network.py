@@ -184,13 +184,23 @@ class Rahf(nn.Module):
         for name in SCORES:
             self.add_module(f"score_{name}", ScoreHead(width, self.grid, c.score_head))
 
-    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor, target_ids: Tensor):
+    def fuse(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Grid of image tokens, all tokens, their mask, number of image tokens."""
         tokens = self.projection(self.vit(image))
         n = tokens.shape[1]
         x = torch.cat([tokens, F.embedding(text_ids, self.embedding).to(tokens.dtype)], 1)
         mask = torch.cat([torch.ones_like(text_mask[:, :1]).expand(-1, n), text_mask], 1)
         x = self.encoder(x, mask)
         grid = x[:, n - self.grid**2 : n].transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return grid, x, mask, n
+
+    def scores(self, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Logits of the four scores and nothing else."""
+        grid = self.fuse(image, text_ids, text_mask)[0]
+        return torch.stack([getattr(self, f"score_{name}")(grid) for name in SCORES], -1)
+
+    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor, target_ids: Tensor):
+        grid, x, mask, n = self.fuse(image, text_ids, text_mask)
         heatmaps = torch.stack([getattr(self, f"heatmap_{name}")(grid) for name in HEATMAPS], -1)
         scores = torch.stack([getattr(self, f"score_{name}")(grid) for name in SCORES], -1)
         if self.c.decoder_sees == "text":

@@ -3,9 +3,13 @@
     python benchmarks/torch_peer.py --preset demo [--batch 32]           # CPU: interleaved with ours, ratios
     python benchmarks/torch_peer.py --preset vitl --batch 32             # GPU: each variant in a process of its own
 
+    python benchmarks/torch_peer.py --preset vitl --variant tuned --work scores   # inference of one variant alone
+
 Variants: `eager` (float32, PyTorch's defaults), `tuned` (bfloat16 autocast, channels-last, torch.compile, fused
 AdamW). Needs PyTorch beside rahf. On a CPU a busy machine disturbs both, so rounds alternate, and the ratios of
-neighbouring rounds are reported, by the clock and by the processor time used, and that of the fastest steps. As in
+neighbouring rounds are reported, by the clock and by the processor time used, and that of the fastest steps. Beside
+every ratio stand the speed of a large matrix product on the same machine (the faster of JAX's and PyTorch's) and the
+share of it that each step reaches: only machines that agree in these can be compared in the ratio. As in
 `rahf train`, the process keeps freed memory (`rahf.core.process`), for PyTorch, too.
 """
 
@@ -24,6 +28,7 @@ import jax
 import measuring
 import torch
 import torch_network
+import train_step
 
 from rahf.config import Config
 from rahf.core import process
@@ -84,6 +89,43 @@ def torch_step(config: Config, size: int, tuned: bool) -> Callable[[], torch.Ten
     return step
 
 
+def torch_inference(config: Config, size: int, tuned: bool, work: str) -> Callable[[], torch.Tensor]:
+    """One prediction of the PyTorch network: `all` its outputs by teacher forcing, or the `scores` alone."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module, batch = network(config).to(device).eval(), inputs(config, size, device)
+    if tuned:
+        module = module.to(memory_format=torch.channels_last)
+        batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
+    arguments = [batch[name] for name in ("image", "text_ids", "text_mask")]
+    arguments += [batch["target_ids"]] if work == "all" else []
+    function = module if work == "all" else module.scores
+    forward = torch.compile(function) if tuned else function
+
+    @torch.no_grad()
+    def step() -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=tuned):
+            outputs = forward(*arguments)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return outputs
+
+    return step
+
+
+def torch_matmul_peak(dtype: torch.dtype) -> float:
+    """TFLOP/s of the fastest of several products of large square matrices of random values in PyTorch."""
+    on_gpu = torch.cuda.is_available()
+    side = 8192 if on_gpu else 2048
+    x = torch.randn(side, side, device="cuda" if on_gpu else "cpu", dtype=dtype)
+
+    def product() -> None:
+        x @ x
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    return 2 * side**3 / min(clock for clock, _ in timed(product, 10)) / 1e12
+
+
 def our_step(config: Config, size: int) -> Callable[[], jax.Array]:
     """One training step of our network, as a function that waits for its end."""
     setup = state_lib.setup(CriticTask(config, None))
@@ -118,6 +160,8 @@ def interleaved(config: Config, size: int, rounds: int, seconds: float) -> dict:
     for name, step in steps.items():
         step()
         counts[name] = max(1, round(seconds / timed(step, 1)[0][0]))
+    peaks = {"jax": measuring.matmul_peak(config.model.compute_dtype), "torch": torch_matmul_peak(torch.float32)}
+    tflop = train_step.flops(config, measuring.fake(config, size)) / 1e12
     rounds_of = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name in sorted(steps, reverse=number % 2 == 1):
@@ -134,13 +178,17 @@ def interleaved(config: Config, size: int, rounds: int, seconds: float) -> dict:
         spread = {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
         spread["fastest"] = least["eager"] / least["ours"]
         result[f"{kind}ratio"] = {name: round(value, 3) for name, value in spread.items()}
+    result["matmul_peak_tflop_per_second"] = {name: round(peak, 4) for name, peak in peaks.items()}
+    result["tflop_per_step"] = round(tflop, 9)
+    for name in steps:
+        result[f"{name}_share_of_matmul_peak"] = round(1e3 * tflop / result[f"{name}_ms"] / max(peaks.values()), 6)
     return result
 
 
-def alone(config: Config, size: int, tuned: bool, rounds: int, seconds: float) -> dict:
-    """One PyTorch variant on a GPU, in this process."""
+def alone(config: Config, size: int, tuned: bool, work: str, rounds: int, seconds: float) -> dict:
+    """One PyTorch variant in this process: a training step, or a prediction."""
     try:
-        step = torch_step(config, size, tuned)
+        step = torch_step(config, size, tuned) if work == "train" else torch_inference(config, size, tuned, work)
         began = time.perf_counter()
         step()
         first = time.perf_counter() - began
@@ -148,9 +196,15 @@ def alone(config: Config, size: int, tuned: bool, rounds: int, seconds: float) -
         middle = statistics.median(clock for _ in range(rounds) for clock, _ in timed(step, count))
     except torch.OutOfMemoryError:
         return {"error": "out of memory", "batch": size}
-    peak = torch.cuda.max_memory_allocated() / 2**30
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else measuring.peak_memory()
     speed = {"images_per_second": round(size / middle, 2), "ms": round(1e3 * middle, 2)}
-    return speed | {"batch": size, "first_step_seconds": round(first, 2), "peak_gib": round(peak, 2)}
+    speed["matmul_peak_tflop_per_second"] = round(torch_matmul_peak(torch.bfloat16 if tuned else torch.float32), 4)
+    if work == "train":
+        achieved = train_step.flops(config, measuring.fake(config, size)) / middle / 1e12
+        speed["share_of_matmul_peak"] = round(achieved / speed["matmul_peak_tflop_per_second"], 4)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    speed |= {"batch": size, "first_step_seconds": round(first, 2), "peak_gib": round(peak, 2)}
+    return speed | {"device": device, "dtype": "bfloat16 autocast" if tuned else "float32"}
 
 
 def apart(args, fields: list[str]) -> dict:
@@ -174,16 +228,19 @@ def apart(args, fields: list[str]) -> dict:
 def main() -> None:
     """Parses, measures, prints."""
     parser = measuring.arguments(__doc__.split("\n")[0])
-    parser.add_argument("--variant", choices=VARIANTS[1:], help="only this one, in this process; for GPUs")
+    parser.add_argument("--variant", choices=VARIANTS[1:], help="only this one, alone, in this process")
+    parser.add_argument("--work", choices=("train", "all", "scores"), default="train", help="of a variant alone")
     args, fields = parser.parse_known_args()
     process.dispatch_in_line()
+    if args.variant:  # JAX only counts operations then; on a GPU it would take most of the memory
+        jax.config.update("jax_platforms", "cpu")
     config = measuring.preset(args.preset, args.batch, fields)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, tag_head=False))  # not in PyTorch
     size = config.data.batch_size
     result = {"benchmark": "torch peer", "preset": args.preset, "batch": size, "torch": torch.__version__}
     if args.variant:
-        result |= {"variant": args.variant}
-        result |= alone(config, size, args.variant == "tuned", args.rounds, args.seconds)
+        result |= {"variant": args.variant, "work": args.work}
+        result |= alone(config, size, args.variant == "tuned", args.work, args.rounds, args.seconds)
     elif torch.cuda.is_available():
         result |= apart(args, fields)
     else:

@@ -1,6 +1,7 @@
 """Measures a training step: forward, backward and optimizer. Prints one JSON line.
 
     python benchmarks/train_step.py --preset demo|vitl|fast|paper [--batch 32] [--compile-only] [config fields]
+    python benchmarks/train_step.py --preset vitl --trace FILE        # also a profile: FILE.json.gz, and its summary
 
 `tflop_per_second` counts the products and convolutions that a step must do, not those that are recomputed to save
 memory. `share_of_matmul_peak` divides it by the speed of a large matrix product in the same run. `--compile-only`
@@ -14,6 +15,7 @@ import time
 
 import jax
 import measuring
+import profiling
 
 from rahf.core import process
 from rahf.critic.task import CriticTask
@@ -42,6 +44,9 @@ def main() -> None:
     """Parses, measures, prints."""
     parser = measuring.arguments(__doc__.split("\n")[0])
     parser.add_argument("--compile-only", action="store_true", help="only the compiler's plan of the memory")
+    parser.add_argument(
+        "--trace", metavar="FILE", help="profile three more steps: FILE.json.gz for Perfetto, and a table"
+    )
     args, fields = parser.parse_known_args()
     process.dispatch_in_line()
     config = measuring.preset(args.preset, args.batch, fields)
@@ -58,16 +63,13 @@ def main() -> None:
         placed = sharding.batch_sharding(setup.mesh)
         dtype = lambda x: jax.dtypes.canonicalize_dtype(x.dtype)  # noqa: E731
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype(x), sharding=placed), host)
-        start = time.perf_counter()
-        compiled = step.lower(setup.shapes, batch).compile()
-        result["compile_seconds"] = round(time.perf_counter() - start, 2)
-        print(json.dumps(result | {"gib": measuring.memory_of(compiled)}))
+        compiled, compilation = measuring.compiled(step, setup.shapes, batch)
+        print(json.dumps(result | compilation | {"gib": measuring.memory_of(compiled)}))
         return
     batch = sharding.to_devices(host, setup.mesh)
     state = state_lib.create(CriticTask(config, None), setup)
-    start = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
-    result["compile_seconds"] = round(time.perf_counter() - start, 2)
+    compiled, compilation = measuring.compiled(step, state, batch)
+    result |= compilation
     start = time.perf_counter()
     state, metrics = jax.block_until_ready(compiled(state, batch))
     result["first_step_seconds"] = round(time.perf_counter() - start, 3)
@@ -81,6 +83,8 @@ def main() -> None:
     seconds = measuring.per_call(call, args.seconds, args.rounds)
     result |= measuring.speed(seconds, size, flops(config, batch), peak)
     result |= {"peak_gib": round(measuring.peak_memory(), 2), "planned_gib": measuring.memory_of(compiled)}
+    if args.trace:
+        result["trace"] = profiling.traced(call, 3, args.trace, compiled.as_text())
     print(json.dumps(result))
 
 

@@ -55,6 +55,25 @@ def test_inference(benchmark):
     assert found["images_per_second"] == pytest.approx(3e3 / found["ms"], rel=0.02)
 
 
+def test_torch_peer_shows_the_peak_beside_the_ratio(benchmark, monkeypatch):
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install rahf[torch]")
+    peak = benchmark("train_step")["matmul_peak_tflop_per_second"]
+    import torch_peer
+
+    monkeypatch.setattr(torch_peer, "torch_matmul_peak", lambda dtype: 2 * peak)
+    compared = benchmark("torch_peer")
+    assert compared["matmul_peak_tflop_per_second"] == {"jax": peak, "torch": 2 * peak}
+    for name in ("ours", "eager"):
+        share = compared["tflop_per_step"] / (1e-3 * compared[f"{name}_ms"]) / (2 * peak)
+        assert compared[f"{name}_share_of_matmul_peak"] == pytest.approx(share, abs=2e-6)
+    assert compared["ratio"]["min"] <= compared["ratio"]["median"]
+    for work in ("train", "all", "scores"):
+        alone = benchmark("torch_peer", "--variant", "eager", "--work", work)
+        assert alone["images_per_second"] > 0 and alone["device"] == "cpu" and alone["batch"] == 3
+        assert ("share_of_matmul_peak" in alone) == (work == "train")
+    assert torch.is_grad_enabled()
+
+
 def test_presets_are_configs(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import measuring
@@ -85,6 +104,9 @@ def test_the_pytorch_peer_is_the_same_network(name, monkeypatch):
     wanted = jax.jit(lambda p, b: functional.merge(graphdef, p)(b))(params, batch)
     for a, b in zip(found, (wanted.heatmaps, wanted.scores, wanted.sequence), strict=True):
         np.testing.assert_allclose(a.detach().numpy(), b, rtol=1e-4, atol=2e-4)
+    np.testing.assert_allclose(
+        network.scores(image, ids[0], torch.from_numpy(batch.text_mask)).detach(), found[1].detach()
+    )
     from rahf.critic import losses
 
     given = {"heatmaps": torch.from_numpy(batch.heatmaps).float() / 255, "scores": torch.from_numpy(batch.scores),

@@ -1,0 +1,327 @@
+"""Fills every GPU row of docs/benchmarks.md in one go of a few minutes, without anybody looking.
+
+    make gpu                                     # on a machine with a GPU; without one the same path, in tiny sizes
+    python benchmarks/gpu.py --device-check      # only: what is this machine, does everything import
+    python benchmarks/gpu.py --only train_full train_quarter --budget 300
+
+Runs the measurements in the order of their worth, each in a process of its own with a time limit. As soon as one has
+ended, its line is in OUT/gpu.jsonl and the tables in OUT/gpu.md: a run that is cut off keeps what it has. A failure is
+a line, too, and the run goes on. Called again, it measures what is still missing. This program does not import JAX: it
+would take the GPU's memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gpu_table
+
+BENCHMARKS = pathlib.Path(__file__).resolve().parent
+ROOT = BENCHMARKS.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How large the measurements are: for a GPU of 80 GB, or to try the whole path on a CPU."""
+
+    preset: str
+    batch: int
+    eager_batch: int  # PyTorch in float32 takes 52.6 GiB at 8
+    check_batch: int
+    rounds: int
+    seconds: float  # of a round
+    decoder: str
+    tokens: int
+    overlap_preset: str
+    overlap_seconds: int
+    overlap: tuple[str, ...] = ()  # fields of the config
+    precision: tuple[str, ...] = ()
+    rehearsal: tuple[str, ...] = ()
+
+
+ON_GPU = Sizes(
+    "vitl", 32, 8, 4, 3, 2.0, "base", 64, "fast", 60,
+    # A heatmap head's sums run over as many positions as ever; fewer layers compile in a third of the time.
+    precision=("--model.vit.depth", "4", "--model.t5.encoder-layers", "2", "--model.t5.decoder-layers", "2"),
+)  # fmt: skip
+ON_CPU = Sizes(
+    "tiny", 4, 2, 2, 2, 0.2, "small", 8, "tiny", 3, overlap=("--train.log-every", "2"),
+    rehearsal=("--steps", "2", "--limit", "8"),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One line of the results: a program of this folder with its arguments, and how long it may take."""
+
+    name: str
+    command: tuple[str, ...]
+    limit: int  # seconds
+    least: int = 15  # with less time left it is not begun
+    torch: bool = False  # needs PyTorch
+    data: bool = False  # needs a prepared dataset
+    gib: float | None = None  # of device memory that JAX may use
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def measurements(sizes: Sizes, data: str, out: pathlib.Path) -> list[Measurement]:
+    """All of them, the most valuable first."""
+    clock = ("--rounds", str(sizes.rounds), "--seconds", str(sizes.seconds))
+    network = ("--preset", sizes.preset, *clock)
+    large, check = ("--batch", str(sizes.batch)), ("--preset", sizes.preset, "--batch", str(sizes.check_batch))
+    peer = ("torch_peer.py", *network, "--variant")
+    small_card = (
+        *("train_step.py", *network, "--batch", "4", "--train.accumulate", "4", "--model.remat", "full"),
+        "--model.scan-layers",
+    )
+    lora = ("--optimizer.lora.rank", "16", "--optimizer.trainable", "heatmap_*", "score_*")
+    quarter = ("--model.heatmap-head.kind", "quarter")
+    overlap = ("--preset", sizes.overlap_preset, *large, "--seconds", str(sizes.overlap_seconds), *sizes.overlap)
+    return [
+        Measurement("device", ("gpu_limits.py", "--device"), 90),
+        Measurement("check_attention", ("gpu_checks.py", "attention", *check), 90),
+        Measurement("check_precision", ("gpu_checks.py", "precision", *check, *sizes.precision), 150, 40),
+        Measurement("check_upsampling", ("gpu_checks.py", "upsampling", *check), 90),
+        Measurement("check_export", ("gpu_checks.py", "export"), 120, 30),
+        Measurement("limits", ("gpu_limits.py",), 60),
+        Measurement("train_full", ("train_step.py", *network, *large, "--trace", str(out / "trace_full")), 200, 60),
+        Measurement(
+            "train_quarter",
+            ("train_step.py", *network, *large, *quarter, "--trace", str(out / "trace_quarter")),
+            160,
+            60,
+        ),
+        Measurement("torch_eager", (*peer, "eager", "--batch", str(sizes.eager_batch)), 90, 30, torch=True),
+        Measurement("torch_tuned", (*peer, "tuned", *large), 200, 60, torch=True),
+        Measurement("inference_all", ("inference.py", *network, *large), 120, 40),
+        Measurement("inference_scores", ("inference.py", *network, *large, "--mode", "scores"), 90, 30),
+        Measurement("torch_inference_all", (*peer, "tuned", *large, "--work", "all"), 120, 40, torch=True),
+        Measurement("torch_inference_scores", (*peer, "tuned", *large, "--work", "scores"), 90, 40, torch=True),
+        Measurement("memory16_lora", (*small_card, *lora), 150, 50, gib=16),
+        Measurement("memory16_adafactor", (*small_card, "--optimizer.kind", "adafactor"), 150, 50, gib=16),
+        Measurement(
+            "decode", ("decode.py", "--size", sizes.decoder, "--tokens", str(sizes.tokens), "--repeats", "3"), 90, 30
+        ),
+        Measurement("overlap", ("gpu_training.py", "overlap", "--data", data, *overlap), 200, 60, data=True),
+        Measurement(
+            "rehearsal",
+            ("gpu_training.py", "rehearsal", "--data", data, "--workdir", str(out / "rehearsal"), *sizes.rehearsal),
+            600, 60, data=True,
+        ),
+    ]  # fmt: skip
+
+
+def nvidia() -> dict[str, Any] | None:
+    """Name, memory in MiB and driver of the first NVIDIA GPU; None without one."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    fields = [field.strip() for field in answer.stdout.partition("\n")[0].split(",")]
+    if answer.returncode or len(fields) != 3:
+        return None
+    return {"gpu": fields[0], "memory_mib": int(fields[1]), "driver": fields[2]}
+
+
+def install(pack: pathlib.Path, site: pathlib.Path) -> None:
+    """Unpacks the wheels of benchmarks/gpu_pack.py into `site`, without a network and without touching the machine."""
+    wheels = sorted(str(wheel) for wheel in (pack / "wheels").glob("*.whl"))
+    if wheels:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        subprocess.run([*command, "--upgrade", "--target", str(site), *wheels], check=True)
+
+
+class Run:
+    """Measures one after the other; writes lines and tables."""
+
+    def __init__(self, out: pathlib.Path, budget: float, gpu: dict[str, Any] | None, site: pathlib.Path):
+        self.out, self.gpu, self.site = out, gpu, site
+        self.end = time.monotonic() + budget
+        self.file = out / "gpu.jsonl"
+        out.mkdir(parents=True, exist_ok=True)
+
+    def measure(self, measurement: Measurement, program: Sequence[str] | None = None) -> str:
+        """Runs one measurement and writes its line; returns its status: ok, error, timeout or skipped."""
+        left = self.end - time.monotonic()
+        line: dict[str, Any] = {"measurement": measurement.name, "time": _now()}
+        if left < measurement.least:
+            line |= {
+                "status": "skipped",
+                "error": f"{max(left, 0):.0f} s of the budget left, it takes {measurement.least}",
+            }
+        elif measurement.torch and importlib.util.find_spec("torch") is None:
+            line |= {"status": "skipped", "error": "PyTorch is not installed"}
+        else:
+            line |= self._run(measurement, program, min(measurement.limit, left))
+        self.write(line)
+        return line["status"]
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends a line, on disk before this returns, and makes the tables anew."""
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        (self.out / "gpu.md").write_text(gpu_table.tables(gpu_table.read(self.file)))
+
+    def _run(self, measurement: Measurement, program: Sequence[str] | None, limit: float) -> dict[str, Any]:
+        script, *arguments = measurement.command
+        begins = [*program, script] if program else [sys.executable, str(BENCHMARKS / script)]
+        if measurement.name == "rehearsal":  # its training is to end in time for its evaluation
+            arguments += ["--seconds", str(int(limit * 0.6))]
+        command = [*begins, *arguments]
+        begin = time.monotonic()
+        with tempfile.TemporaryFile("w+") as stdout, (self.out / "log.txt").open("a") as stderr:
+            stderr.write(f"\n== {measurement.name}: {' '.join(command)}\n")
+            stderr.flush()
+            start = stderr.tell()
+            status, code = self._wait(command, self._environment(measurement), stdout, stderr, limit)
+            stdout.seek(0)
+            result = _last_json(stdout.read())
+        line: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - begin, 1)}
+        if measurement.gib and self.gpu:
+            line["memory_limit_gib"] = measurement.gib
+        if result is not None:
+            line["result"] = result
+        if status == "ok" and code:
+            line |= {"status": "error", "error": f"exit code {code}: {_tail(self.out / 'log.txt', start)}"}
+        elif status == "ok" and (result is None or "error" in result):
+            reason = "it printed no result" if result is None else str(result["error"])
+            line |= {"status": "error", "error": reason}
+        elif status == "timeout":
+            line["error"] = f"stopped after {limit:.0f} s: {_tail(self.out / 'log.txt', start)}"
+        return line
+
+    def _environment(self, measurement: Measurement) -> dict[str, str]:
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        paths = [str(self.site), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "rahf_gpu_cache"))
+        if not self.gpu:
+            environment["JAX_PLATFORMS"] = "cpu"
+        if measurement.gib and self.gpu:
+            fraction = measurement.gib * 1024 / self.gpu["memory_mib"]
+            environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{min(fraction, 1.0):.4f}"
+        return environment | dict(measurement.environment)
+
+    def _wait(self, command, environment, stdout, stderr, limit) -> tuple[str, int]:
+        """Waits for a process and whatever it starts; ends all of them after `limit` seconds."""
+        process = subprocess.Popen(
+            command, env=environment, stdout=stdout, stderr=stderr, cwd=ROOT, start_new_session=True
+        )
+        try:
+            return "ok", process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return "timeout", -1
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _last_json(text: str) -> dict[str, Any] | None:
+    """The last line that is a JSON object."""
+    for line in reversed(text.splitlines()):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def _tail(file: pathlib.Path, start: int) -> str:
+    """The end of what a process wrote to stderr."""
+    with file.open("rb") as log:
+        log.seek(start)
+        return log.read().decode(errors="replace").strip()[-1500:]
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/gpu", metavar="DIR", help="where lines, tables, traces and the log go")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="only these measurements")
+    parser.add_argument(
+        "--budget", type=float, default=540, metavar="SECONDS", help="time for everything (default: 540)"
+    )
+    parser.add_argument("--device-check", action="store_true", help="only look at the machine")
+    parser.add_argument("--again", action="store_true", help="measure also what OUT/gpu.jsonl has already")
+    parser.add_argument(
+        "--data", default="", metavar="DIR", help="prepared dataset (default: the pack's, else drawn scenes)"
+    )
+    parser.add_argument(
+        "--pack", default="gpu_pack", metavar="DIR", help="made by benchmarks/gpu_pack.py; may be missing"
+    )
+    return parser
+
+
+def prepare_data(run: Run, data: pathlib.Path) -> str:
+    """Draws scenes for the measurements that need data, where there is none."""
+    counts = ("--train", "2000", "--dev", "64", "--test", "64", "--size", "336") if run.gpu else (
+        *("--train", "24", "--dev", "4", "--test", "8", "--size", "64"),
+    )  # fmt: skip
+    drawing = Measurement("data", ("prepare", "synthetic", "--out", str(data), *counts), 120, 20)
+    code = "import sys; from rahf.cli.main import main; print('{}'); sys.exit(main(sys.argv[1:]))"
+    return run.measure(drawing, [sys.executable, "-c", code])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures; returns 0 if nothing that was begun failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running measurement is ended, too
+    args = arguments().parse_args(argv)
+    gpu, out, pack = nvidia(), pathlib.Path(args.out).resolve(), pathlib.Path(args.pack).resolve()
+    site = pathlib.Path(tempfile.gettempdir()) / f"rahf_gpu_site_{os.getuid()}"
+    data = pathlib.Path(args.data or (pack / "data" if (pack / "data").is_dir() else out / "data")).resolve()
+    run = Run(out, args.budget, gpu, site)
+    if (pack / "wheels").is_dir():
+        install(pack, site)
+    every = measurements(ON_GPU if gpu else ON_CPU, str(data), out)
+    names = [measurement.name for measurement in every]
+    if unknown := sorted(set(args.only) - set(names)):
+        print(f"--only {' '.join(unknown)}: no such measurement; there are {', '.join(names)}", file=sys.stderr)
+        return 2
+    wanted = ["device"] if args.device_check else args.only or names
+    done = set() if args.again else gpu_table.succeeded(gpu_table.read(run.file))
+    about = {**(gpu or {"gpu": None}), "python": platform.python_version(), "budget": args.budget, "only": wanted}
+    run.write({"measurement": "run", "time": _now(), "status": "ok", "result": about})
+    failed = []
+    for measurement in (m for m in every if m.name in wanted and m.name not in done):
+        if measurement.data and not data.is_dir() and prepare_data(run, data) != "ok":
+            failed.append("data")
+        begin = time.monotonic()
+        status = run.measure(measurement)
+        print(f"{measurement.name}: {status}, {time.monotonic() - begin:.0f} s", flush=True)
+        failed += [measurement.name] if status in ("error", "timeout") else []
+    if args.device_check:
+        print(json.dumps(gpu_table.read(run.file).get("device"), indent=1))
+    else:
+        print((out / "gpu.md").read_text())
+    print(f"{out}: {'all went well' if not failed else 'failed: ' + ', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""Where the programs of benchmarks/ are."""
+
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
