@@ -11,6 +11,7 @@ stopped after some seconds if need be, and `rahf evaluate` on the test split. Ea
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ import jax
 import measuring
 
 from data_pipelines import store
+from rahf import config as config_lib
 from rahf.cli.main import main as rahf_command
 from rahf.config import Config, overrides
 from rahf.critic.task import CriticTask
@@ -138,8 +140,12 @@ def loader_rate(task: CriticTask, seconds: float) -> float:
 
 
 def rehearsal_config() -> pathlib.Path:
-    """The first config file of REHEARSALS that exists."""
-    return next(ROOT / name for name in REHEARSALS if (ROOT / name).is_file())
+    """The first config file of REHEARSALS that is there, with the package of the tower that it starts from."""
+    for file in (ROOT / name for name in REHEARSALS if (ROOT / name).is_file()):
+        tower = config_lib.load(str(file)).start.vision
+        if not tower or "/" in tower or pathlib.Path(tower).exists() or importlib.util.find_spec(tower):
+            return file
+    raise RuntimeError(f"none of {', '.join(REHEARSALS)} is there with what it starts from")
 
 
 def rehearsal(
