@@ -25,6 +25,7 @@ from rahf.core.batch import SCORES
 
 #: Smallest side of a picture in pixels: damage of a smaller one would be a few pixels large.
 SMALLEST_SIDE = 64
+_MOST_BYTES = 1 << 29  # of an encoded file; a picture within the limit of pixels needs fewer
 _QUALITIES = (80, 97)  # of JPEG; clean and damaged pictures get the same
 _CROP = (0.55, 1.0)  # side of a crop as a share of the shorter side
 
@@ -110,6 +111,8 @@ def make(folder: str, picture: Picture, copy: int, options: Options, prompts: wo
 def _pixels(file: pathlib.Path, picture: Picture, options: Options, rng: np.random.Generator) -> np.ndarray:
     """The undamaged picture, uint8 [h,w,3], at most `options.size` pixels long."""
     try:
+        if (size := file.stat().st_size) > _MOST_BYTES:
+            raise Refused("undecodable", f"{picture.name} has {size} bytes, expected at most {_MOST_BYTES}")
         pixels = images.load_rgb(file.read_bytes(), what=picture.name)
     except (images.ImageError, OSError) as error:
         raise Refused("undecodable", str(error)) from error

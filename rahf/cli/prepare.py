@@ -108,7 +108,7 @@ def planted(args: argparse.Namespace) -> int:
     from data_pipelines.planted import prepare
     from data_pipelines.planted.example import Options
 
-    prepare.prepare(
+    counts = prepare.prepare(
         args.images,
         args.out,
         captions=args.captions,
@@ -119,7 +119,7 @@ def planted(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
         workers=args.workers if args.workers > 1 else 0,
     )
-    return 0
+    return exit_codes.of_counts(counts.total("joined"), counts.refused)
 
 
 def synthetic(args: argparse.Namespace) -> int:

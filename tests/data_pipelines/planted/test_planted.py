@@ -169,7 +169,7 @@ def test_a_folder_becomes_a_dataset(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_ON_SHEET", 2)
     out = tmp_path / "planted"
     arguments = ["prepare", "planted", "--images", str(folder), "--out", str(out), "--copies", "2", "--workers", "1"]
-    assert main([*arguments, "--dev", "0.3", "--test", "0"]) == 0
+    assert main([*arguments, "--dev", "0.3", "--test", "0"]) == 3  # some were refused
     counts = json.loads((out / "prepare.json").read_text())["summary"]["splits"]
     total = {row: sum(split[row] for split in counts.values()) for row in counts["train"]}
     assert (total["records"], total["joined"], total["undecodable"], total["too small"]) == (14, 10, 2, 2)
