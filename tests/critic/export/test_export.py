@@ -325,7 +325,13 @@ def test_commands_take_the_file(run, checkpoint, full, tmp_path, capsys, monkeyp
     used_options: dict = {}
     (tmp_path / "picture.png").write_bytes(encode(smooth(40, 60)))
     assert cli.main(["export", str(run), str(full), "--bf16", "--license", "CC0-1.0"]) == 0
-    assert used_options == {"metrics": None, "scores_only": False, "bf16": True, "weight_license": "CC0-1.0"}
+    assert used_options == {
+        "metrics": None,
+        "scores_only": False,
+        "bf16": True,
+        "weight_license": "CC0-1.0",
+        "about": None,
+    }
     assert "no reference quantiles" in capsys.readouterr().out
     arguments = ["predict", str(full), str(tmp_path / "picture.png"), "--prompt", "a red cat"]
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
