@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.feedback.folder import Folder
 from data_pipelines.feedback.opinions import Opinions
-from data_pipelines.prepare.consolidate import majority, mean_score, vote_heatmap
+from data_pipelines.prepare.consolidate import draw_discs, majority, mean_score, vote_heatmap
 from data_pipelines.prepare.counts import Refused
 from data_pipelines.prepare.stored_images import encode_map, is_grey_png
 from rahf import images
@@ -62,6 +62,22 @@ def points_outside(opinions: Opinions, shown: Size) -> bool:
     """Whether a point lies outside the picture."""
     lists = [points for clicks in opinions.clicks.values() for points in clicks]
     return any(not (0 <= x <= shown[0] and 0 <= y <= shown[1]) for points in lists for x, y in points)
+
+
+def annotator_maps(opinions: Opinions, shown: Size, map_size: int | None) -> dict[str, tuple[bytes, ...]]:
+    """The map of each annotator, by field of a record; (): fewer than two clicked, or the maps came from files.
+
+    With them an evaluation can compare each person with the others.
+
+    Args:
+      opinions, shown, map_size: as of `heatmaps`.
+    """
+    maps = {}
+    for name in HEATMAPS:
+        clicks = opinions.clicks.get(name, [])
+        each = [255 * draw_discs(points, *shown, map_size).astype(np.uint8) for points in clicks]
+        maps[f"annotator_{name}"] = tuple(map(encode_map, each)) if len(each) > 1 else ()
+    return maps
 
 
 def heatmaps(opinions: Opinions, shown: Size, folder: Folder, map_size: int | None) -> dict[str, bytes | None]:

@@ -18,15 +18,17 @@ from data_pipelines.feedback.index import Index, IndexedLine
 from data_pipelines.feedback.opinions import Opinions, read_opinions
 from data_pipelines.feedback.summary import LABELS, NO_SPLIT, FeedbackSummary
 from data_pipelines.prepare.counts import Refused, print_report, stored_counts, summary_files
+from data_pipelines.prepare.datasheet import DataSheet
 from data_pipelines.prepare.progress import Advance, progress_bars
 from data_pipelines.prepare.stored_images import storable
 from data_pipelines.prepare.vocabulary import read_vocabulary
 from data_pipelines.store.records import Record, missing_labels
 from rahf import images as images_lib
 from rahf import text
+from rahf.core.batch import HEATMAPS
 from rahf.core.errors import DatasetError
 
-_PLAN_VERSION = 1  # raise it when a change lets the same inputs give other bytes
+_PLAN_VERSION = 2  # raise it when a change lets the same inputs give other bytes
 _MOST_MAP_SIZE = 4096  # pixels
 _DESCRIPTION = (
     "Feedback on generated images, consolidated by the rules of RichHF-18K. "
@@ -118,11 +120,13 @@ class _Assembly:
         for number, kind, reason in index.refused:
             self.summary.count(NO_SPLIT, "records")
             self._refuse(NO_SPLIT, number, None, kind, reason)
-        extra = summary_files(plan, self.summary, self.refused)
+        sheet = DataSheet(f"Feedback in {self.file.name}", source=os.fspath(self.file), license="yours")
+        extra = {**summary_files(plan, self.summary, self.refused), **sheet.files(self.summary)}
         # The vocabulary is learnt from the prompts of the training examples that were written.
         extra[store.TOKENIZER_FILE] = lambda: vocabulary or text.train_tokenizer(list(self.prompts))
         records = {split: self._records(split) for split in ("train", *(s for s in index.entries if s != "train"))}
-        store.write_dataset(target, records, _DESCRIPTION, extra=extra)
+        annotators = tuple(f"annotator_{name}" for name in HEATMAPS)
+        store.write_dataset(target, sheet.watch(records), _DESCRIPTION, extra=extra, optional=annotators)
         return self.summary
 
     def _records(self, split: str) -> Iterator[Record]:
@@ -166,6 +170,7 @@ class _Assembly:
             image=image,
             scores=labels.scores(opinions),
             **maps,
+            **labels.annotator_maps(opinions, shown, self.map_size),
         )
         self._note(split, record, opinions, shown)
         return record

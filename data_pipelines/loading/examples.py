@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -101,9 +102,11 @@ def _text(record: Record, config: DataConfig, tokenizer: Tokenizer) -> dict[str,
     labelled = record.word_labels is not None
     text = tokenizer.encode_prompt(record.prompt, config.max_prompt_tokens)
     plain, ends = tokenizer.encode_target(record.words, None, config.max_target_tokens)
-    target = plain
+    target, target_ends = plain, ends
     if labelled:
-        target, _ = tokenizer.encode_target(record.words, record.word_labels, config.max_target_tokens)
+        target, target_ends = tokenizer.encode_target(record.words, record.word_labels, config.max_target_tokens)
+    soft = labelled and config.soft_words and record.word_shares is not None
+    others = _other_labels(target.ids, target_ends, record, tokenizer.suffix_ids if soft else ())
     count = min(len(record.words), config.max_words)
     word_labels = np.zeros(config.max_words, np.int32)
     if labelled:
@@ -117,7 +120,27 @@ def _text(record: Record, config: DataConfig, tokenizer: Tokenizer) -> dict[str,
         "word_end": word_ends(ends, config.max_words),
         "word_labels": word_labels,
         "word_mask": (np.arange(config.max_words) < count) & labelled,
+        "other_ids": others[0],
+        "other_shares": others[1],
     }
+
+
+def _other_labels(
+    target: np.ndarray, ends: Sequence[int], record: Record, suffix: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The fields `other_ids` and `other_shares`; an empty suffix: labels are not soft.
+
+    Behind a word the decoder either begins the suffix or goes on. The majority's choice is in the target.
+    """
+    ids, shares = np.zeros(len(target), np.int32), np.zeros(len(target), np.float32)
+    if not suffix:
+        return ids, shares
+    for end, label, share in zip(ends, record.word_labels, record.word_shares, strict=True):
+        if end < 0:  # the word did not fit
+            continue
+        ids[end + 1] = suffix[0] if label else target[end + 1 + len(suffix)]
+        shares[end + 1] = 1 - share if label else share
+    return ids, shares
 
 
 def filling(config: DataConfig, image_size: int) -> Batch:
@@ -143,6 +166,18 @@ class Numbered:
 
     def __getitem__(self, index: int) -> tuple[int, Record]:
         return int(index), self.source[int(index)]
+
+
+class Joined:
+    """Several sources as one, for messages: position counted through all of them → record."""
+
+    def __init__(self, sources: Sequence[RecordSequence]):
+        self.sources = sources
+        self.starts = [sum(map(len, sources[:number])) for number in range(len(sources))]
+
+    def __getitem__(self, index: int) -> Record:
+        number = bisect.bisect_right(self.starts, index) - 1
+        return self.sources[number][index - self.starts[number]]
 
 
 class ExampleMaker:

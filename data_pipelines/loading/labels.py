@@ -18,6 +18,8 @@ class Truth(NamedTuple):
     record: Record
     heatmaps: np.ndarray  # uint8 [h,w,2] at native resolution, order HEATMAPS, 0 where missing
     heatmap_mask: np.ndarray  # bool [2]
+    # For each heatmap bool [n,h,w], the maps of its annotators; None where they were not kept.
+    annotators: tuple[np.ndarray | None, ...] = (None,) * len(HEATMAPS)
 
     def image(self) -> np.ndarray:
         """The picture, uint8 [h,w,3]."""
@@ -46,4 +48,11 @@ class Labels:
                 raise images.ImageError(f"{record.uid}: its two maps differ in size, {shape} and {values.shape}")
         empty = np.zeros(shape, np.uint8)
         stacked = np.stack([empty if m is None else m for m in maps], -1)
-        return Truth(record, stacked, np.array([m is not None for m in maps]))
+        kept = tuple(_annotators(getattr(record, f"annotator_{name}"), record.uid, name) for name in HEATMAPS)
+        return Truth(record, stacked, np.array([m is not None for m in maps]), kept)
+
+
+def _annotators(encoded: tuple[bytes, ...], uid: str, name: str) -> np.ndarray | None:
+    if not encoded:
+        return None
+    return np.stack([images.load_grey(one, what=f"{uid}: {name} map of an annotator") > 127 for one in encoded])

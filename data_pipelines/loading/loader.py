@@ -1,5 +1,7 @@
 """Prepared data → batches, through Grain: shuffled forever for training, in order for evaluation.
 
+Several sets are shuffled each for itself and interleaved in fixed proportions.
+
 The training stream is a function of the seed alone: example number n of the stream is record
 ``shuffle(seed, epoch)[n mod N]``, augmented with randomness from (seed, epoch, record). Worker processes, threads and
 the number of JAX processes decide only where it is computed. A checkpoint therefore needs only a position in the stream
@@ -16,8 +18,8 @@ import hashlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -26,6 +28,7 @@ from data_pipelines import store
 from data_pipelines.loading import transforms, version_0, worker, worker_failures
 from data_pipelines.loading.examples import (
     ExampleMaker,
+    Joined,
     Numbered,
     RecordSequence,
     decode_square,
@@ -55,8 +58,9 @@ def train_loader(
     """An endless iterator of training batches, shuffled anew each epoch.
 
     Args:
-      config: path, sizes, augmentations. `workers` processes decode ahead of the training step; with 0 threads of
-        this process do.
+      config: paths, sizes, augmentations. Examples of several sets are mixed: `config.mix` says in which proportion,
+        the seed in which order; `Batch.index` is the position in the example's own set. `workers` processes decode
+        ahead of the training step; with 0 threads of this process do.
       image_size: side of image and heatmaps in pixels.
       tokenizer: the vocabulary.
       seed: decides order and augmentations.
@@ -70,8 +74,24 @@ def train_loader(
       DataError: no records.
       ConfigError: a batch size or range of the config that cannot work.
     """
-    source = store.open_split(config.path, config.train_split) if source is None else source
-    return TrainLoader(config, image_size, tokenizer, seed, process_index, process_count, source, pixels)
+    if source is not None:
+        sources = [source]
+    else:
+        sources = [store.open_split(path, config.train_split) for path in config.paths]
+    return TrainLoader(config, image_size, tokenizer, seed, process_index, process_count, *sources, pixels=pixels)
+
+
+class _Set(NamedTuple):
+    """One data set of a stream."""
+
+    source: worker.LoggedSource
+    maker: ExampleMaker
+    shuffle_seed: int
+
+    def stream(self) -> grain.MapDataset:
+        """Its examples, shuffled anew each epoch, for ever."""
+        shuffled = grain.MapDataset.source(self.source).shuffle(self.shuffle_seed).repeat()
+        return shuffled.map_with_index(self.maker)
 
 
 class TrainLoader:
@@ -85,7 +105,7 @@ class TrainLoader:
         seed: int,
         process_index: int,
         process_count: int,
-        source: RecordSequence,
+        *sources: RecordSequence,
         pixels: bool = True,
     ):
         if config.workers < 0:
@@ -94,14 +114,26 @@ class TrainLoader:
             transforms.check(config.augment)
         self._local = _local_batch(config.batch_size, process_index, process_count)
         self._config, self._process = config, (process_index, process_count)
-        where = f"dataset {config.path}, split {config.train_split!r}"
-        if not len(source):
-            raise DataError(f"{where}: no records")
-        self._identity = {"seed": int(seed), "records": len(source), "fingerprint": _fingerprint(source)}
-        self._maker = ExampleMaker(config, image_size, tokenizer, where, seed, len(source), pixels=pixels)
+        names = config.paths if len(config.paths) == len(sources) else (config.path,)
+        places = [f"dataset {name}, split {config.train_split!r}" for name in names]
+        for place, source in zip(places, sources):
+            if not len(source):
+                raise DataError(f"{place}: no records")
+        self._weights = mixing_weights(config.mix, [len(source) for source in sources])
+        self._identity = {
+            "seed": int(seed),
+            "records": sum(map(len, sources)),
+            "fingerprint": _fingerprint(sources[0]) if len(sources) == 1 else _fingerprint_of(sources, self._weights),
+        }
         self._version = _STATE_VERSION
-        self._shuffle_seed = int(np.random.SeedSequence([seed % 2**32]).generate_state(1)[0])
-        self._source, self._where = worker.LoggedSource(Numbered(source)), where
+        self._joined = Joined(sources)
+        self._where = places[0] if len(places) == 1 else f"{'; '.join(places)}, counted through all of them"
+        self._sets: list[_Set] = []
+        for number, (source, first, place) in enumerate(zip(sources, self._joined.starts, places)):
+            maker = ExampleMaker(config, image_size, tokenizer, place, seed, len(source), pixels=pixels)
+            entropy = [seed % 2**32, *([number] if number else [])]
+            shuffle_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+            self._sets.append(_Set(worker.LoggedSource(Numbered(source), first), maker, shuffle_seed))
         self._log: worker_failures.ReadLog | None = None
         self.report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
         self._batch_bytes = self._local * sum(field.nbytes for field in filling(config, image_size))
@@ -130,19 +162,19 @@ class TrainLoader:
             except RuntimeError as error:
                 self._report_failure(error, times)
         self._examples += self._config.batch_size
-        return Batch(*(np.asarray(field) for field in batch))  # plain arrays: Grain's refer to shared memory
+        return Batch(*map(np.asarray, batch))  # plain arrays: Grain's refer to shared memory
 
     def _report_failure(self, error: RuntimeError, times: int) -> None:
         """Reports a failure and ends all workers; the next attempt starts them again at the same position."""
         try:
-            self.report(worker_failures.explain(error, times, self._log, self._source.source.source, self._where))
+            self.report(worker_failures.explain(error, times, self._log, self._joined, self._where))
         finally:
             self.close()
 
     def _start(self) -> Iterator[Batch]:
         index, count = self._process
-        shuffled = grain.MapDataset.source(self._source).shuffle(self._shuffle_seed).repeat()
-        stream = shuffled.map_with_index(self._maker)
+        streams = [one.stream() for one in self._sets]
+        stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, self._weights)
         batches = stream[self._examples :].batch(self._local, drop_remainder=True, batch_fn=stack)
         batches = batches[index::count]
         workers = self._config.workers
@@ -151,7 +183,8 @@ class TrainLoader:
         worker.check_shared_memory(self._batch_bytes * workers * (_WORKER_BUFFER + 1), workers)
         worker.install()
         self._log = worker_failures.ReadLog(workers)
-        self._source.log = self._log.path
+        for one in self._sets:
+            one.source.log = self._log.path
         alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_WORKER_BUFFER)
         return iter(batches.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=worker.start))
@@ -178,8 +211,8 @@ class TrainLoader:
         if (saved["records"], saved["fingerprint"]) != (own["records"], own["fingerprint"]):
             raise DataError(
                 f"the saved position belongs to other data: {saved['records']} records with fingerprint "
-                f"{saved['fingerprint']}, but {self._config.path}, split {self._config.train_split!r} holds "
-                f"{own['records']} records with fingerprint {own['fingerprint']}; name the original data, "
+                f"{saved['fingerprint']}, but {', '.join(self._config.paths)}, split {self._config.train_split!r} "
+                f"holds {own['records']} records with fingerprint {own['fingerprint']}; name the original data, "
                 f"{remedy}"
             )
         if saved["seed"] != own["seed"]:
@@ -189,7 +222,8 @@ class TrainLoader:
             )
         self.close()
         self._examples, self._version = examples, version
-        self._maker.decode_square = version_0.square if version < _STATE_VERSION else decode_square
+        for one in self._sets:
+            one.maker.decode_square = version_0.square if version < _STATE_VERSION else decode_square
 
     def close(self) -> None:
         """Ends worker processes and threads. The next batch starts them again."""
@@ -224,7 +258,7 @@ def eval_loader(
     every process gets the same number of batches and nothing is compiled twice.
 
     Args:
-      config: path, sequence lengths.
+      config: path (of several the first), sequence lengths.
       split: name of the split.
       image_size: side of image and heatmaps in pixels.
       tokenizer: the vocabulary.
@@ -241,9 +275,9 @@ def eval_loader(
       DataError: no examples; while iterating, a record that cannot be decoded.
       ConfigError: the batch size is not a multiple of the number of processes.
     """
-    source = store.open_split(config.path, split) if source is None else source
+    source = store.open_split(config.paths[0], split) if source is None else source
     local = _local_batch(batch_size, process_index, process_count)
-    where = f"dataset {config.path}, split {split!r}"
+    where = f"dataset {config.paths[0]}, split {split!r}"
     count = len(source) if limit is None else min(limit, len(source))
     if count < 1:
         raise DataError(f"{where}: " + (f"limit {limit} leaves no examples" if len(source) else "no records"))
@@ -310,6 +344,26 @@ def _threads() -> grain.ReadOptions:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, min(4, cores))
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+
+
+def mixing_weights(mix: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    """Share of the examples that each data set gives, as `data.mix` says, or in proportion to their sizes.
+
+    Raises:
+      ConfigError: another number of weights than of sets, or a weight that is not a number above 0.
+    """
+    weights = [float(weight) for weight in (mix or sizes)]
+    if len(weights) != len(sizes) or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ConfigError(
+            f"data.mix: expected {len(sizes)} numbers above 0, one for each folder of data.path, found {list(mix)}"
+        )
+    return [weight / sum(weights) for weight in weights]
+
+
+def _fingerprint_of(sources: Sequence[RecordSequence], weights: Sequence[float]) -> str:
+    """As `_fingerprint`, of several splits in their order and with their weights."""
+    parts = [[len(source), _fingerprint(source), round(weight, 9)] for source, weight in zip(sources, weights)]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _fingerprint(source: RecordSequence) -> str:

@@ -97,10 +97,13 @@ def check_shared_memory(needed: int, workers: int) -> None:
 
 
 class LoggedSource:
-    """A source that in worker processes writes to the log, before it reads a record, which one it is."""
+    """A source that in worker processes writes to the log, before it reads a record, which one it is.
 
-    def __init__(self, source: Any):
-        self.source, self.log = source, ""
+    Records are numbered from `first` on, so that several sources have different numbers.
+    """
+
+    def __init__(self, source: Any, first: int = 0):
+        self.source, self.first, self.log = source, first, ""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -110,7 +113,7 @@ class LoggedSource:
             global _log_handle
             if _log_handle is None:
                 _log_handle = os.open(self.log, os.O_WRONLY)
-            os.pwrite(_log_handle, ENTRY.pack(os.getpid(), index), _number * ENTRY.size)
+            os.pwrite(_log_handle, ENTRY.pack(os.getpid(), self.first + index), _number * ENTRY.size)
         return self.source[index]
 
 

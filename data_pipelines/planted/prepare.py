@@ -20,6 +20,7 @@ from data_pipelines.planted import damage, example, pictures, sheet, wording
 from data_pipelines.planted.example import Example, Options
 from data_pipelines.prepare import processes
 from data_pipelines.prepare.counts import PreparationCounts, Refused, print_report, summary_files
+from data_pipelines.prepare.datasheet import DataSheet
 from data_pipelines.prepare.progress import progress_bars
 from data_pipelines.prepare.splits import SPLITS
 from data_pipelines.prepare.vocabulary import read_vocabulary
@@ -153,7 +154,14 @@ class _Assembly:
         extra[store.TOKENIZER_FILE] = lambda: vocabulary or text.train_tokenizer(list(self.training_prompts))
         extra[SHEET_FILE] = self._sheet
         extra |= {f"truth-{split}.jsonl": functools.partial(_all_of, file) for split, file in self.truths.items()}
-        store.write_dataset(target, {split: self._records(split) for split in self.jobs}, _DESCRIPTION, extra=extra)
+        described = DataSheet(
+            "Planted damage",
+            source="the user's pictures, damaged by `rahf prepare planted` and rated by simulated annotators",
+            license="that of the pictures",
+        )
+        extra |= described.files(self.summary)
+        records = described.watch({split: self._records(split) for split in self.jobs})
+        store.write_dataset(target, records, _DESCRIPTION, extra=extra)
         return self.summary
 
     def _records(self, split: str) -> Iterator[Record]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipelines import store
 from data_pipelines.prepare.counts import Refused, summary_files
+from data_pipelines.prepare.datasheet import DataSheet
 from data_pipelines.prepare.progress import Advance
 from data_pipelines.richhf18k import tfrecord
 from data_pipelines.richhf18k.gather import Pictures
@@ -23,6 +24,7 @@ _DESCRIPTION = (
     "Rich human feedback on generated images (RichHF-18K, Liang et al. 2024), joined with pictures and "
     "prompts. Scores 0..1, high = good; heatmaps 0..255, high = bad; word labels 1 = aligned, 0 = misaligned."
 )
+_SOURCE = "labels of google-research-datasets/richhf-18k, joined with pictures and captions of Pick-a-Pic v1"
 #: For every uid the one record (split, number in the file) that may use it.
 Owners = Mapping[str, tuple[str, int]]
 
@@ -55,8 +57,9 @@ class Assembly:
         """
         if not any(self.pictures.captions.values()):
             raise DatasetError(self._nothing_found())
-        extra = summary_files(plan, self.summary, self.refused)
-        splits = {split: self._records(split, advance) for split in self.files}
+        sheet = DataSheet("RichHF-18K", source=_SOURCE, license="none stated by google-research-datasets/richhf-18k")
+        extra = {**summary_files(plan, self.summary, self.refused), **sheet.files(self.summary)}
+        splits = sheet.watch({split: self._records(split, advance) for split in self.files})
         try:
             store.write_dataset(target, splits, _DESCRIPTION, vocabulary or self._vocabulary(), extra)
         except DatasetError as error:

@@ -63,11 +63,14 @@ def uid_of(features: Mapping[str, tf_example.Values]) -> str:
     return uid
 
 
-def read_labels(features: Mapping[str, tf_example.Values]) -> ReleasedLabels:
+def read_labels(
+    features: Mapping[str, tf_example.Values], decoded: Mapping[str, np.ndarray] | None = None
+) -> ReleasedLabels:
     """Takes the seven labels from a parsed example; any of them may be missing.
 
     Args:
       features: values by feature name, as `tf_example.parse` gives them.
+      decoded: maps by feature name that are there as numbers, uint8 [h,w], 255 = every annotator.
 
     Raises:
       Refused: a score outside [0, 1], word labels other than 0 and 1, or a map that does not decode.
@@ -75,6 +78,11 @@ def read_labels(features: Mapping[str, tf_example.Values]) -> ReleasedLabels:
     maps: dict[str, bytes | None] = {}
     pixels = moved = 0
     for name, feature in MAP_FEATURES.items():
+        if decoded and feature in decoded:
+            snapped, far = snap(decoded[feature])
+            pixels, moved = pixels + snapped.size, moved + far
+            maps[name] = encode_map(snapped)
+            continue
         encoded = _single(features, feature, bytes)
         if not encoded:  # some writers store an empty string for a missing map
             maps[name] = None

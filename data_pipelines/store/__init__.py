@@ -12,6 +12,7 @@ from data_pipelines.store.layout import (
     TOKENIZER_FILE,
     VERSION,
     check_replaceable,
+    has_field,
     splits,
     tokenizer_path,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Record",
     "RecordSource",
     "check_replaceable",
+    "has_field",
     "load_writer",
     "missing_labels",
     "open_split",

@@ -14,6 +14,7 @@ from data_pipelines.store import array_record_library
 from rahf.core.errors import DatasetError
 
 NAME, VERSION = "rich_feedback", "1.0.0"
+FEATURES_FILE = "features.json"
 INFO_FILE, METADATA_FILE, TOKENIZER_FILE = "dataset_info.json", "metadata.json", "tokenizer.model"
 
 
@@ -31,10 +32,19 @@ def tokenizer_path(path: str | os.PathLike) -> pathlib.Path:
     return file
 
 
+def has_field(path: str | os.PathLike, name: str) -> bool:
+    """Whether a prepared dataset stores a field; False if there is no dataset."""
+    try:
+        tree = json.loads((pathlib.Path(path) / FEATURES_FILE).read_text())
+        return name in tree["featuresDict"]["features"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def split_infos(folder: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
     """Files of each split with their numbers of records, from ``dataset_info.json``."""
     file = folder / INFO_FILE
-    remedy = "make one with `rahf prepare synthetic|richhf18k|feedback … --out DIR`"
+    remedy = "make one with `rahf prepare synthetic|richhf18k|rapidata|regions|feedback … --out DIR`"
     if not folder.is_dir():
         raise DatasetError(f"{folder} is {'a file' if folder.exists() else 'not there'}; "
                            f"expected a prepared dataset directory: {remedy}")  # fmt: skip

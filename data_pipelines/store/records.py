@@ -21,6 +21,12 @@ class Record(NamedTuple):
     implausibility: bytes | None  # PNG, 8 bit grey, any size, 255 = every annotator; may be smaller than the image
     misalignment: bytes | None
     scores: np.ndarray  # float32 [4] in order rahf.core.batch.SCORES, NaN = missing
+    # Stored only in datasets that were written with them (`write_dataset(optional=…)`):
+    word_shares: tuple[float, ...] | None = (
+        None  # share of people who called each word aligned; None: only the majority
+    )
+    annotator_implausibility: tuple[bytes, ...] = ()  # map of each annotator, PNG, 8 bit grey, 0 or 255; (): not kept
+    annotator_misalignment: tuple[bytes, ...] = ()
 
 
 def missing_labels(labels: Any) -> list[str]:

@@ -1,14 +1,15 @@
 """Fields of a stored record: `Record` ↔ the features that TFDS describes and stores.
 
 A missing label has no place in these features. ``has_word_labels``, ``has_implausibility`` and ``has_misalignment`` say
-whether the label is there; a missing score is NaN.
+whether the label is there; a missing score is NaN. The fields of `OPTIONAL` are stored only where a dataset has them:
+every other dataset has the same bytes as before there were such fields.
 """
 
 from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,28 @@ from data_pipelines.store.records import Record
 from data_pipelines.store.tf_example import Values
 from rahf.core.batch import HEATMAPS, SCORES
 
-_FIELDS = (*Record._fields, "has_word_labels", *(f"has_{name}" for name in HEATMAPS))
+#: Fields of a record that a dataset may lack.
+OPTIONAL = ("word_shares", *(f"annotator_{name}" for name in HEATMAPS))
+_REQUIRED = tuple(name for name in Record._fields if name not in OPTIONAL)
+_FIELDS = (*_REQUIRED, "has_word_labels", *(f"has_{name}" for name in HEATMAPS))
 
 
-def features() -> Any:
-    """The `tfds.features.FeaturesDict` of a record."""
+def features(optional: Collection[str] = ()) -> Any:
+    """The `tfds.features.FeaturesDict` of a record.
+
+    Args:
+      optional: names of `OPTIONAL` that are stored, too.
+    """
     import tensorflow_datasets as tfds  # heavy, and only needed to write
 
     grey = {"shape": (None, None, 1), "encoding_format": "png"}
+    more: dict[str, Any] = {
+        "word_shares": tfds.features.Sequence(tfds.features.Scalar(np.float32)),
+        **{f"annotator_{name}": tfds.features.Sequence(tfds.features.Image(**grey)) for name in HEATMAPS},
+    }
     return tfds.features.FeaturesDict(
         {
+            **{name: more[name] for name in OPTIONAL if name in optional},
             "uid": tfds.features.Text(),
             "prompt": tfds.features.Text(),
             "words": tfds.features.Sequence(tfds.features.Text()),
@@ -44,7 +57,7 @@ def features() -> Any:
 
 
 def to_example(record: Record) -> dict[str, Any]:
-    """Values for `features().encode_example`."""
+    """Values for `encode_example` of `features`; a dataset without a field of `OPTIONAL` leaves that out."""
     example = record._asdict()
     for name in HEATMAPS:
         example[f"has_{name}"] = example[name] is not None
@@ -52,6 +65,9 @@ def to_example(record: Record) -> dict[str, Any]:
     example["has_word_labels"] = record.word_labels is not None
     example["word_labels"] = list(record.word_labels or ())
     example["words"] = list(record.words)
+    example["word_shares"] = np.asarray(record.word_shares or (), np.float32)
+    for name in (f"annotator_{name}" for name in HEATMAPS):
+        example[name] = [io.BytesIO(encoded) for encoded in example[name]]
     example["image"] = io.BytesIO(record.image)
     example["scores"] = np.asarray(record.scores, np.float32)
     return example
@@ -79,7 +95,30 @@ def from_example(example: Mapping[str, Values]) -> Record:
         implausibility=example["implausibility"][0] if example["has_implausibility"][0] else None,
         misalignment=example["misalignment"][0] if example["has_misalignment"][0] else None,
         scores=scores,
+        word_shares=tuple(example.get("word_shares") or ()) or None,
+        annotator_implausibility=tuple(example.get("annotator_implausibility") or ()),
+        annotator_misalignment=tuple(example.get("annotator_misalignment") or ()),
     )
+
+
+def to_features(record: Record) -> dict[str, Values]:
+    """The inverse of `from_example`, without TFDS; for records on their way from one pass to the next."""
+    values: dict[str, Values] = {
+        "uid": [record.uid.encode()],
+        "prompt": [record.prompt.encode()],
+        "words": [word.encode() for word in record.words],
+        "word_labels": list(record.word_labels or ()),
+        "image": [record.image],
+        "scores": [float(score) for score in record.scores],
+        "has_word_labels": [int(record.word_labels is not None)],
+        "word_shares": [float(share) for share in record.word_shares or ()],
+    }
+    for name in HEATMAPS:
+        encoded = getattr(record, name)
+        values[name] = [encoded or b""]
+        values[f"has_{name}"] = [int(encoded is not None)]
+        values[f"annotator_{name}"] = list(getattr(record, f"annotator_{name}"))
+    return values
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ def write_dataset(
     description: str,
     tokenizer: bytes | None = None,
     extra: Mapping[str, bytes | str | Callable[[], bytes | str]] | None = None,
+    optional: Collection[str] = (),
 ) -> dict[str, int]:
     """Writes records as a TFDS dataset in ArrayRecord files. Order is kept; nothing is held in memory.
 
@@ -41,6 +42,7 @@ def write_dataset(
       description: a sentence for ``dataset_info.json``.
       tokenizer: serialized SentencePiece model to put beside the data.
       extra: further files, content by file name; a function is called when every record has been written.
+      optional: fields of a record that the dataset is to have beside the usual ones, of `schema.OPTIONAL`.
 
     Returns:
       Number of records per split.
@@ -52,7 +54,7 @@ def write_dataset(
     target = pathlib.Path(os.path.abspath(out))
     layout.check_replaceable(target)
     with replacing_folder(target) as folder:
-        counts = _write_records(folder, splits, description)
+        counts = _write_records(folder, splits, description, optional)
         if not any(counts.values()):
             raise DatasetError(f"{target}: nothing to write: {layout.listing(counts)}")
         if tokenizer:
@@ -75,7 +77,9 @@ def load_writer() -> None:
     _ = tfds.features.FeaturesDict, tfds.core.SequentialWriter  # loads what is loaded lazily
 
 
-def _write_records(folder: pathlib.Path, splits: Mapping[str, Iterable[Record]], description: str) -> dict[str, int]:
+def _write_records(
+    folder: pathlib.Path, splits: Mapping[str, Iterable[Record]], description: str, optional: Collection[str]
+) -> dict[str, int]:
     """Writes shards and metadata; returns the number of records per split."""
     import tensorflow_datasets as tfds
 
@@ -88,7 +92,7 @@ def _write_records(folder: pathlib.Path, splits: Mapping[str, Iterable[Record]],
             module_name="data_pipelines.store",
         ),
         description=description,
-        features=schema.features(),
+        features=schema.features(optional),
         metadata=digests,
         disable_shuffling=True,
     )
@@ -132,6 +136,7 @@ class _SerializedSplit:
         import tensorflow_datasets as tfds
 
         self.records, self.split, self.features, self.uids = iter(records), split, features, uids
+        self.fields = set(features.keys())
         self.serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
         self.count = self.bytes = 0
         self.digest = hashlib.sha256()
@@ -145,7 +150,8 @@ class _SerializedSplit:
         size = 0
         while self.following is not None and size < _SHARD_BYTES:
             _check(self.following, f"split {self.split!r}, record {self.count}", self.uids)
-            encoded = self.features.encode_example(schema.to_example(self.following))
+            fields = schema.to_example(self.following)
+            encoded = self.features.encode_example({name: fields[name] for name in fields if name in self.fields})
             # Deterministic: the order of a map's entries would otherwise be left to chance.
             example = self.serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
             self.digest.update(example)
@@ -164,6 +170,8 @@ def _check(record: Record, where: str, uids: set[str]) -> None:
     uids.add(record.uid)
     if record.word_labels is not None and len(record.word_labels) != len(record.words):
         raise DatasetError(f"{where}: {len(record.words)} words but {len(record.word_labels)} word labels")
+    if record.word_shares is not None and len(record.word_shares) != len(record.words):
+        raise DatasetError(f"{where}: {len(record.words)} words but shares for {len(record.word_shares)}")
     if np.shape(record.scores) != (len(SCORES),):
         raise DatasetError(f"{where}: scores have shape {np.shape(record.scores)}, expected ({len(SCORES)},)")
     if not record.image:

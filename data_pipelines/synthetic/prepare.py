@@ -14,6 +14,7 @@ from typing import BinaryIO
 import rich.console
 
 from data_pipelines import store
+from data_pipelines.prepare.datasheet import DataSheet
 from data_pipelines.prepare.processes import mapper
 from data_pipelines.prepare.progress import progress_bars
 from data_pipelines.store.records import Record
@@ -81,12 +82,18 @@ def prepare(
         truths = {name: stack.enter_context(tempfile.TemporaryFile()) for name in counts}
         make = stack.enter_context(mapper(_make_chunk, workers))
         jobs = {name: _jobs(seed, name, count, size) for name, count in counts.items()}
+        sheet = DataSheet(
+            "Synthetic scenes",
+            source=f"drawn by `rahf prepare synthetic` with seed {seed}, rated by simulated annotators",
+            license="none needed: drawn by a program",
+        )
         return store.write_dataset(
             out,
-            {name: _records(make(jobs[name]), truths[name], advance) for name in counts},
+            sheet.watch({name: _records(make(jobs[name]), truths[name], advance) for name in counts}),
             description=_DESCRIPTION,
             tokenizer=_tokenizer(seed, train),
             extra={
+                **sheet.files(),
                 ARGUMENTS_FILE: json.dumps(arguments, indent=2) + "\n",
                 **{f"truth-{name}.jsonl": _reader(file) for name, file in truths.items()},
             },

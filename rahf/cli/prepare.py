@@ -26,24 +26,107 @@ def add(commands) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all randomness")
     parser.add_argument("--size", type=int, default=96, help="side of the pictures in pixels")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
+    _add_richhf18k(kinds)
+    _add_rapidata(kinds)
+    _add_regions(kinds)
+    _add_feedback(kinds)
+    _add_planted(kinds)
+
+
+def _add_richhf18k(kinds) -> None:
     parser = command(
         kinds,
         "richhf18k",
         richhf18k,
-        "join RichHF-18K's labels with the Pick-a-Pic pictures",
-        "Labels: the folder of train.tfrecord, dev.tfrecord, test.tfrecord (google-research/richhf_18k).\n"
-        "Pictures: Pick-a-Pic parquet shards, folders of shards, or folders of <uid>.jpg/png/webp with\n"
-        "captions.jsonl, .csv or .tsv. An interrupted call goes on where it was.",
+        "RichHF-18K: a copy with its pictures inside, or its labels joined with the Pick-a-Pic pictures",
+        "With pictures inside, from the hub or a folder of the same parquet files:\n"
+        "  rahf prepare richhf18k --hub --out data/richhf18k\n"
+        "Joined: labels are the folder of train.tfrecord, dev.tfrecord, test.tfrecord (google-research/richhf_18k),\n"
+        "pictures are Pick-a-Pic parquet shards, folders of shards, or folders of <uid>.jpg/png/webp with\n"
+        "captions.jsonl, .csv or .tsv:\n"
+        "  rahf prepare richhf18k --labels richhf_18k --images pickapic --out data/richhf18k\n"
+        "An interrupted call goes on where it was.",
     )
-    parser.add_argument("--labels", required=True, help="folder of the TFRecord files")
-    parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="parquet shards or folders")
-    parser.add_argument("--out", required=True, help="directory to create")
-    parser.add_argument("--captions", default=None, help="file of prompts by uid, for folders of images")
+    _add_source(parser, "Exploration/richhf_18k_with_images")
+    parser.add_argument("--labels", default=None, metavar="DIR", help="folder of the TFRecord files")
+    parser.add_argument("--images", default=None, nargs="+", metavar="PATH", help="parquet shards or folders")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
+    parser.add_argument("--captions", default=None, metavar="FILE", help="prompts by uid, for folders of images")
+    _add_tokenizer(parser)
+
+
+def _add_rapidata(kinds) -> None:
+    parser = command(
+        kinds,
+        "rapidata",
+        rapidata,
+        "Rapidata's rich human feedback (Apache-2.0): pictures of current generators, scores, words, heatmaps",
+        "From the hub (17.9 GB), or from a folder of the same parquet files. Coherence is called plausibility and\n"
+        "style aesthetics; overall was not asked. An interrupted call goes on where it was.\n"
+        "  rahf prepare rapidata --hub --out data/rapidata",
+    )
+    _add_source(parser, "Rapidata/text-2-image-Rich-Human-Feedback")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
+    _add_tokenizer(parser)
+    _add_shares(parser, 0.05)
     parser.add_argument(
-        "--tokenizer", default=None, help="SentencePiece model to put beside the data (default: learn one)"
+        "--people",
+        type=float,
+        default=None,
+        metavar="N",
+        help="what a word's score is divided by to be a share of people (default: found in the scores)",
     )
-    _add_feedback(kinds)
-    _add_planted(kinds)
+
+
+def _add_regions(kinds) -> None:
+    parser = command(
+        kinds,
+        "regions",
+        regions,
+        "boxes, polygons or masks of artifacts as partial labels: a COCO JSON file and a folder of pictures",
+        "Each picture gets an implausibility map; scores and words are missing. docs/data.md says how other sets\n"
+        "become COCO files.\n"
+        "  rahf prepare regions --annotations instances.json --images pictures --out data/regions",
+    )
+    parser.add_argument("--annotations", required=True, metavar="FILE", help="COCO JSON")
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder that `file_name` starts from")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
+    parser.add_argument(
+        "--severity", default="severity", metavar="FIELD", help="field of an annotation that weights it, if it is there"
+    )
+    parser.add_argument("--license", default=None, metavar="TEXT", help="for the data sheet (default: the file's own)")
+    _add_tokenizer(parser)
+    _add_shares(parser, 0.1)
+
+
+def _add_source(parser, usual: str) -> None:
+    """Adds the options for published parquet shards."""
+    parser.add_argument(
+        "--hub",
+        nargs="?",
+        const=usual,
+        default=None,
+        metavar="OWNER/NAME",
+        help=f"dataset on the Hugging Face hub; without a name {usual}",
+    )
+    parser.add_argument("--revision", default=None, help="branch, tag or commit of --hub (default: its main branch)")
+    parser.add_argument("--folder", default=None, metavar="DIR", help="folder of the same parquet files")
+
+
+def _add_tokenizer(parser) -> None:
+    parser.add_argument(
+        "--tokenizer",
+        default=None,
+        metavar="FILE",
+        help="SentencePiece model to put beside the data (default: learn one)",
+    )
+
+
+def _add_shares(parser, share: float) -> None:
+    for split in ("dev", "test"):
+        parser.add_argument(
+            f"--{split}", type=float, default=share, metavar="SHARE", help=f"share of the prompts that go to {split}"
+        )
 
 
 def _add_feedback(kinds) -> None:
@@ -64,16 +147,11 @@ def _add_feedback(kinds) -> None:
         "--images", required=True, metavar="DIR", help="folder that the paths start from; nothing outside it is read"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
-    parser.add_argument(
-        "--tokenizer", default=None, help="SentencePiece model to put beside the data (default: learn one)"
-    )
+    _add_tokenizer(parser)
     parser.add_argument(
         "--map-size", type=int, default=None, metavar="N", help="side of all heatmaps (default: the picture's size)"
     )
-    for split in ("dev", "test"):
-        parser.add_argument(
-            f"--{split}", type=float, default=0.1, metavar="SHARE", help=f"share of the prompts that go to {split}"
-        )
+    _add_shares(parser, 0.1)
 
 
 def _add_planted(kinds) -> None:
@@ -135,9 +213,57 @@ def synthetic(args: argparse.Namespace) -> int:
 
 def richhf18k(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from data_pipelines.richhf18k import prepare
+    from rahf.core.errors import ArgumentError
 
-    counts = prepare.prepare(args.labels, args.images, args.out, captions=args.captions, tokenizer=args.tokenizer)
+    with_pictures, joined = (args.hub, args.folder), (args.labels, args.images)
+    if any(with_pictures) == any(joined) or (any(joined) and not all(joined)):
+        raise ArgumentError(
+            "give --hub or --folder for a copy with its pictures inside, or --labels and --images to join them; found "
+            + (
+                ", ".join(f"--{name}" for name in ("hub", "folder", "labels", "images") if getattr(args, name))
+                or "none"
+            )
+        )
+    if any(joined):
+        if args.revision is not None:
+            raise ArgumentError(f"--revision {args.revision} belongs to --hub")
+        from data_pipelines.richhf18k import prepare
+
+        counts = prepare.prepare(args.labels, args.images, args.out, captions=args.captions, tokenizer=args.tokenizer)
+        return exit_codes.of_counts(counts.total("joined"), counts.refused)
+    if args.captions is not None:
+        raise ArgumentError(f"--captions {args.captions} belongs to --images; a copy with pictures has its captions")
+    from data_pipelines.prepare.dataset_source import open_source
+    from data_pipelines.richhf18k import with_pictures as mirror
+
+    counts = mirror.prepare(open_source(args.hub, args.folder, args.revision), args.out, args.tokenizer)
+    return exit_codes.of_counts(counts.total("joined"), counts.refused)
+
+
+def rapidata(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from data_pipelines.prepare.dataset_source import open_source
+    from data_pipelines.rapidata import prepare
+
+    source = open_source(args.hub, args.folder, args.revision)
+    counts = prepare.prepare(source, args.out, args.tokenizer, dev=args.dev, test=args.test, people=args.people)
+    return exit_codes.of_counts(counts.total("joined"), counts.refused)
+
+
+def regions(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from data_pipelines.regions import prepare
+
+    counts = prepare.prepare(
+        args.annotations,
+        args.images,
+        args.out,
+        tokenizer=args.tokenizer,
+        severity=args.severity,
+        license=args.license,
+        dev=args.dev,
+        test=args.test,
+    )
     return exit_codes.of_counts(counts.total("joined"), counts.refused)
 
 

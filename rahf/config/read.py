@@ -66,7 +66,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(value, next(a for a in args if a is not type(None)), where)
+        several = isinstance(value, (list, tuple))
+        kinds = [a for a in args if a is not type(None)]
+        fitting = [a for a in kinds if (typing.get_origin(a) is tuple) == several]
+        return _convert(value, (fitting or kinds)[0], where)
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
@@ -125,6 +128,8 @@ def find(path: str) -> pathlib.Path:
         if name != former != file_path.as_posix():  # "demo.py" alone names a config of today, too
             renamed.warn(path, f"configs/{name}")
         return files[name]
+    if "/" not in name and len(alone := [file for known, file in files.items() if known.endswith(f"/{name}")]) == 1:
+        return alone[0]
     names = [f"configs/{file}" for file in files]
     nearest = difflib.get_close_matches(file_path.name, [file.rsplit("/", 1)[-1] for file in files], n=1)
     if not nearest:

@@ -30,7 +30,10 @@ class AugmentConfig:
 class DataConfig:
     """What is read, and how it becomes batches."""
 
-    path: str = "data/demo"  # folder written by `rahf prepare`
+    path: str | tuple[str, ...] = "data/demo"  # folder written by `rahf prepare`, or several
+    mix: tuple[float, ...] = ()  # of several: how often an example of each is drawn, relative to the others;
+    # (): as often as it has examples
+    soft_words: bool = True  # learn shares of people where a set has them; False: the majority
     train_split: str = "train"
     eval_split: str = "dev"
     batch_size: int = 64  # global, over all processes
@@ -41,6 +44,15 @@ class DataConfig:
     tokenizer: str = "dataset"  # "dataset": beside the data; "start": of start.text or start.model; or a file or folder
     workers: int = 0  # data worker processes; 0 decodes in threads of this process
     augment: AugmentConfig | None = AugmentConfig()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The folders of `path`, one or several."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    def only(self, path: str) -> DataConfig:
+        """The same for one of the folders."""
+        return dataclasses.replace(self, path=path, mix=())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,10 @@ class Batch(NamedTuple):
     score_mask: Array  # bool [B,4]
     example_mask: Array  # bool [B] False for padding examples, which fill up the last batch
     index: Array  # int64 [B] position of the example in its split, -1 for padding
+    # Soft word labels: at the token where the suffix of a word stands or could stand, the token of the other label, and
+    # its share of people. Elsewhere 0 and 0. None: labels are the majority's only.
+    other_ids: Array = None  # int32 [B,T]
+    other_shares: Array = None  # float32 [B,T] in [0,1]
 
 
 class Prediction(NamedTuple):
@@ -103,6 +107,8 @@ def spec(
         "score_mask": ((b, 4), np.bool_),
         "example_mask": ((b,), np.bool_),
         "index": ((b,), np.int64),
+        "other_ids": ((b, t), np.int32),
+        "other_shares": ((b, t), np.float32),
     }
     return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
 
