@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import rich.console
+from rich.text import Text
 
 from data_pipelines import store
 from data_pipelines.feedback import labels, lines, splits
@@ -25,6 +25,7 @@ from data_pipelines.prepare.vocabulary import read_vocabulary
 from data_pipelines.store.records import Record, missing_labels
 from rahf import images as images_lib
 from rahf import text
+from rahf.core import names, terminal
 from rahf.core.batch import HEATMAPS
 from rahf.core.errors import DatasetError
 
@@ -73,7 +74,7 @@ def prepare(
     splits.check_shares(dev, test)
     if map_size is not None and not 1 <= map_size <= _MOST_MAP_SIZE:
         raise DatasetError(f"--map-size {map_size}: expected 1..{_MOST_MAP_SIZE} pixels")
-    console = rich.console.Console(quiet=not progress)
+    console = terminal.console(quiet=not progress)
     vocabulary = read_vocabulary(tokenizer)
     folder, file = Folder(images), pathlib.Path(annotations)
     index = Index(file, folder, dev, test)
@@ -82,7 +83,7 @@ def prepare(
     plan = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
     summary = stored_counts(FeedbackSummary, target, plan)
     if summary is not None:
-        console.print(f"{target} is complete and its inputs have not changed", markup=False, soft_wrap=True)
+        console.print(Text(names.one_line(f"{target} is complete and its inputs have not changed")), soft_wrap=True)
     else:
         with progress_bars(console) as advance:
             summary = _Assembly(file, folder, index, map_size, advance).write(target, vocabulary, plan, dev, test)

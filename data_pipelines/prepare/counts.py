@@ -10,8 +10,9 @@ from typing import Any, ClassVar, TypeVar
 
 import rich.console
 import rich.table
-import rich.text
+from rich.text import Text
 
+from rahf.core import names
 from rahf.core.errors import RahfError
 
 #: Beside a prepared dataset: the plan with the counts, and every record that was refused.
@@ -77,14 +78,14 @@ class PreparationCounts:
 
     def table(self) -> rich.table.Table:
         """The counts as a table for the terminal."""
-        table = rich.table.Table(title=rich.text.Text(self.title))
+        table = rich.table.Table(title=Text(self.title))
         table.add_column("")
         for name in (*self.splits, "all"):
-            table.add_column(rich.text.Text(name), justify="right")
+            table.add_column(Text(name), justify="right")
         for row in self.rows():
             cells = [str(counts[row]) for counts in self.splits.values()]
             last = row in ("joined", self.refusals[-1])
-            table.add_row(rich.text.Text(row), *cells, str(self.total(row)), end_section=last)
+            table.add_row(Text(row), *cells, str(self.total(row)), end_section=last)
         return table
 
     def remarks(self) -> list[str]:
@@ -124,5 +125,5 @@ def print_report(console: rich.console.Console, summary: PreparationCounts, targ
     """Prints table, remarks, and the paths of the dataset and of the list of refused records."""
     console.print(summary.table())
     for line in summary.remarks():
-        console.print(line, style="yellow" if line.startswith("warning") else None, markup=False, soft_wrap=True)
-    console.print(f"dataset {target}, refused records {target / REFUSED_FILE}", markup=False, soft_wrap=True)
+        console.print(Text(names.one_line(line), "yellow" if line.startswith("warning") else ""), soft_wrap=True)
+    console.print(Text(names.one_line(f"dataset {target}, refused records {target / REFUSED_FILE}")), soft_wrap=True)

@@ -8,7 +8,7 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import rich.console
+from rich.text import Text
 
 from data_pipelines.prepare.counts import Refused, print_report, stored_counts
 from data_pipelines.prepare.progress import progress_bars
@@ -20,6 +20,7 @@ from data_pipelines.richhf18k.labels import uid_of
 from data_pipelines.richhf18k.staging import Staging
 from data_pipelines.richhf18k.summary import RichHFSummary
 from data_pipelines.store import layout
+from rahf.core import names, terminal
 from rahf.core.errors import DatasetError
 from rahf.core.files import LFS_REMEDY, check_not_lfs_pointer
 
@@ -60,7 +61,7 @@ def prepare(
     target = pathlib.Path(os.path.abspath(out))
     layout.check_replaceable(target)
     images = [images] if isinstance(images, (str, os.PathLike)) else list(images)
-    console = rich.console.Console(quiet=not progress)
+    console = terminal.console(quiet=not progress)
     files = label_files(labels)
     vocabulary = read_vocabulary(tokenizer)
     owners = _owners(files)
@@ -70,13 +71,13 @@ def prepare(
     working = target.with_name(target.name + ".partial")
     summary = stored_counts(RichHFSummary, target, plan)
     if summary is not None:
-        console.print(f"{target} is complete and its inputs have not changed", markup=False, soft_wrap=True)
+        console.print(Text(names.one_line(f"{target} is complete and its inputs have not changed")), soft_wrap=True)
         if working.exists():  # the run was ended before it removed its working directory
             Staging(working, plan).remove()
     else:
         staging = Staging(working, plan)
         if staging.continues:
-            console.print(f"going on with the interrupted run in {working}", markup=False, soft_wrap=True)
+            console.print(Text(names.one_line(f"going on with the interrupted run in {working}")), soft_wrap=True)
         with progress_bars(console) as advance:
             pictures = gather.Pictures(staging, units, owners, caption_files, advance)
             summary = Assembly(files, owners, pictures).write(target, vocabulary, plan, advance)

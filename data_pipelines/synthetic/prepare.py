@@ -11,8 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
-import rich.console
-
 from data_pipelines import store
 from data_pipelines.prepare.datasheet import DataSheet
 from data_pipelines.prepare.processes import mapper
@@ -20,6 +18,7 @@ from data_pipelines.prepare.progress import progress_bars
 from data_pipelines.store.records import Record
 from data_pipelines.synthetic.language import SPLITS
 from data_pipelines.synthetic.scene import SIDE, prompt, record, scene
+from rahf.core import terminal
 from rahf.core.errors import ArgumentError
 from rahf.text import train_tokenizer
 
@@ -76,7 +75,7 @@ def prepare(
     if _is_prepared(target, arguments):
         return counts
     with contextlib.ExitStack() as stack:
-        bars = stack.enter_context(progress_bars(rich.console.Console(quiet=not progress)))
+        bars = stack.enter_context(progress_bars(terminal.console(quiet=not progress)))
         total, drawn = sum(counts.values()), itertools.count(1)
         advance = lambda: bars("drawing scenes", next(drawn), total)  # noqa: E731
         truths = {name: stack.enter_context(tempfile.TemporaryFile()) for name in counts}

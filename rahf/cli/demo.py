@@ -9,7 +9,7 @@ import pathlib
 import time
 
 from rahf.cli.parsing import command
-from rahf.core import process
+from rahf.core import process, terminal
 
 TRAIN_SCENES = 32_000
 _PREDICTED_IMAGES = 4
@@ -41,24 +41,24 @@ def run(args: argparse.Namespace) -> int:
     Returns:
       Exit code: that of `rahf predict`, or 128 + n if signal n stopped the training.
     """
-    from rich.console import Console
+    from rich.text import Text
 
     from data_pipelines.synthetic import prepare
     from rahf import config as config_lib
 
-    console = Console(highlight=False)
+    console = terminal.console()
     config = config_lib.load(args.config)
     config = dataclasses.replace(config, workdir=args.workdir, data=dataclasses.replace(config.data, path=args.data))
     if args.steps is not None:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=args.steps))
-    console.rule("[bold]1  prepare")
+    console.rule(Text("1  prepare", style="bold"))
     cores = os.cpu_count() or 1
     workers = cores if cores > 1 and args.train_scenes >= _SCENES_WORTH_WORKERS else 0
     counts = prepare.prepare(args.data, train=args.train_scenes, workers=workers)
     splits = ", ".join(f"{split} {count}" for split, count in counts.items())
     console.print(f"{args.data}: {splits}", markup=False, soft_wrap=True)
 
-    console.rule("[bold]2  train")
+    console.rule(Text("2  train", style="bold"))
     process.dispatch_in_line()
     from rahf import registry  # JAX only now: preparing forks worker processes
 
@@ -68,15 +68,15 @@ def run(args: argparse.Namespace) -> int:
     if finished.interrupted_by is not None:
         return 128 + finished.interrupted_by
 
-    console.rule("[bold]3  evaluate")
+    console.rule(Text("3  evaluate", style="bold"))
     from rahf.critic.evaluation import run as evaluation_report
 
     evaluation_report.run(args.workdir, split="test", console=console)
 
-    console.rule("[bold]4  predict")
+    console.rule(Text("4  predict", style="bold"))
     exit_code = _predict(args.workdir, args.data, console)
     run_folder = pathlib.Path(args.workdir).resolve()
-    console.rule("[bold]done")
+    console.rule(Text("done", style="bold"))
     report = run_folder / "report" / "test" / "index.html"
     for name, path in (("run directory", run_folder), ("report", report), ("predictions", run_folder / "predictions")):
         console.print(f"{name:13}  {path}", markup=False, soft_wrap=True)

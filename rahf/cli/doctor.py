@@ -8,11 +8,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rahf.cli.parsing import command
+from rahf.core import names, terminal
 
 if TYPE_CHECKING:
     from rahf.cli.machine_checks import Check
 
-_MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "broken": "[red]✗[/]", "absent": "[bright_black]–[/]"}
+#: Verdict → sign and colour.
+_MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "broken": ("✗", "red"), "absent": ("–", "bright_black")}
 
 
 def add(commands) -> None:
@@ -47,20 +49,19 @@ def print_table(checks: list[Check], console: Any = None) -> None:
     Args:
       console: a `rich.console.Console`; None: stdout.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = console or Console(highlight=False)
+    console = console or terminal.console()
     table = Table(box=None, pad_edge=False, show_header=False)
     section = ""
     for check in checks:
         if check.section != section:
             section = check.section
             table.add_row("", Text(section, style="bold"), "")
-        table.add_row(_MARKS[check.verdict], Text(f"  {check.name}"), Text(check.found))
+        table.add_row(Text(*_MARKS[check.verdict]), Text(f"  {check.name}"), Text(names.one_line(check.found)))
     console.print(table)
     broken = [check.name for check in checks if check.verdict == "broken"]
     warnings = sum(check.verdict == "warning" for check in checks)
     summary = f"{len(broken)} broken: {', '.join(broken)}" if broken else "everything essential works"
-    console.print(f"\n{summary}{f', {warnings} to look at' if warnings else ''}")
+    console.print(Text(f"\n{summary}{f', {warnings} to look at' if warnings else ''}"))

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from rahf.cli.parsing import Formatter, command
+from rahf.core import terminal
 
 
 def add(commands) -> None:
@@ -93,7 +94,7 @@ def resnet50(args: argparse.Namespace) -> int:
     from rahf.critic.published import baselines
 
     folder = baselines.import_resnet(args.source, args.out, **_options(args))
-    print(
+    terminal.say(
         f"model directory {folder}; its heads are random, so its predictions mean nothing before training: "
         f"rahf train configs/critic/baseline_resnet50.py --start.vision {args.source}"
     )
@@ -116,7 +117,7 @@ def _options(args: argparse.Namespace, *names: str) -> dict[str, str | None]:
 
 
 def _print_folder(folder) -> None:
-    print(f"model directory {folder}: try rahf predict {folder} IMAGE --prompt TEXT")
+    terminal.say(f"model directory {folder}: try rahf predict {folder} IMAGE --prompt TEXT")
 
 
 def richhf_torch(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rahf.cli import COMMANDS, interrupt
 from rahf.cli.parsing import Formatter
-from rahf.core import compile_cache, exit_codes, former_names, process
+from rahf.core import compile_cache, exit_codes, files, former_names, names, process, terminal
 from rahf.core.errors import RahfError
 from rahf.core.version import __version__
 
@@ -49,14 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         process.restart()  # with the allocator settings that long computations need
     if arguments is None:
         interrupt.watch()
-    try:
-        try:
-            return _run(arguments)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # as in `rahf … | head`: the reader of the output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
-        return 128 + signal.SIGPIPE
+    with terminal.lasting_streams() as (stdout, stderr):
+        code = _run(arguments)
+        stdout.flush()
+        if stdout.error is None:
+            return code
+        if isinstance(stdout.error, BrokenPipeError):  # as in `rahf … | head`: the reader of the output has ended
+            return code or 128 + signal.SIGPIPE
+        print(f"rahf: the output cannot be written: {stdout.error}", file=stderr)
+        return code or exit_codes.FAILED
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -68,13 +69,18 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        raise
     except Exception as error:
         if os.environ.get("RAHF_TRACEBACK") or not isinstance(error, (RahfError, OSError)):
             raise
-        print(f"rahf: {error}", file=sys.stderr)
+        print(f"rahf: {names.printable(_message(error))}", file=sys.stderr)
         return exit_codes.FAILED
+
+
+def _message(error: Exception) -> str:
+    """The message of an expected error. That of a full disk says what to do, whoever met it."""
+    if isinstance(error, OSError) and not isinstance(error, RahfError) and error.errno in files.FULL:
+        return files.disk_full_message(error.filename or "a file", error)
+    return str(error)
 
 
 sys.modules[__name__].__class__ = former_names.CallableModule  # rahf.cli.main(arguments) in version 0.1

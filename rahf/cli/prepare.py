@@ -6,7 +6,7 @@ import argparse
 import os
 
 from rahf.cli.parsing import Formatter, command
-from rahf.core import exit_codes
+from rahf.core import exit_codes, terminal
 
 
 def add(commands) -> None:
@@ -207,7 +207,7 @@ def synthetic(args: argparse.Namespace) -> int:
     counts = prepare.prepare(
         args.out, args.train, args.dev, args.test, args.seed, args.size, args.workers if args.workers > 1 else 0
     )
-    print(f"{args.out}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
+    terminal.say(f"{args.out}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
     return 0
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from rahf.cli.parsing import command
-from rahf.core import exit_codes
+from rahf.core import exit_codes, terminal
 
 _DESCRIPTION = """\
 Input: JSONL files (image, prompt, group), parquet files, webdataset shards (.tar), folders of shards, or folders
@@ -71,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
     )
     if summary.refused:
         reasons = f"{args.out}/refused.jsonl"
-        print(f"{summary.refused} of {summary.rows} could not be scored; why: {reasons}", file=sys.stderr)
+        terminal.say(f"{summary.refused} of {summary.rows} could not be scored; why: {reasons}", stderr=True)
     if summary.prompts_cut:
-        print(f"of {summary.prompts_cut} the model did not read the whole prompt (column prompt_cut)", file=sys.stderr)
-    print(f"{summary.scored} scored by {summary.model} in {summary.blocks} blocks: {args.out}/part-*.parquet")
+        terminal.say(
+            f"of {summary.prompts_cut} the model did not read the whole prompt (column prompt_cut)", stderr=True
+        )
+    terminal.say(f"{summary.scored} scored by {summary.model} in {summary.blocks} blocks: {args.out}/part-*.parquet")
     return exit_codes.of_counts(summary.scored, summary.refused)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from rahf.cli.parsing import command
-from rahf.core import exit_codes
+from rahf.core import exit_codes, terminal
 
 _DESCRIPTION = """\
 CANDIDATES.jsonl has one JSON object per line: {"image": "a.png", "prompt": "a red cat", "group": 17}. Paths are
@@ -66,9 +65,11 @@ def run(args: argparse.Namespace) -> int:
     )
     scoring = kept.scoring
     if scoring.refused:
-        print(f"{scoring.refused} of {scoring.rows} candidates refused; why: {kept.refused}", file=sys.stderr)
+        terminal.say(f"{scoring.refused} of {scoring.rows} candidates refused; why: {kept.refused}", stderr=True)
     if scoring.prompts_cut:
-        print(f"of {scoring.prompts_cut} the model did not read the whole prompt (prompt_cut)", file=sys.stderr)
+        terminal.say(f"of {scoring.prompts_cut} the model did not read the whole prompt (prompt_cut)", stderr=True)
     limit = "" if kept.threshold is None else f", {args.by} at least {kept.threshold:.4f}"
-    print(f"{kept.selected} of {kept.candidates} candidates chosen from {kept.groups} groups{limit}: {kept.manifest}")
+    terminal.say(
+        f"{kept.selected} of {kept.candidates} candidates chosen from {kept.groups} groups{limit}: {kept.manifest}"
+    )
     return exit_codes.of_counts(kept.candidates, scoring.refused)

@@ -24,7 +24,8 @@ from rahf.core.errors import ArgumentError, DatasetError, DiskFull, NotRegularFi
 #: End of the names of files and folders that are being written.
 UNFINISHED = ".unfinished"
 _NAME_LENGTH = 40  # characters of a file's name in its temporary name: file systems limit names to 255 bytes
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Numbers of the errors of a full disk.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: str | os.PathLike, data: bytes | str, sync: bool = False) -> None:
@@ -63,7 +64,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     unfinished = path.with_name(temporary_name(path.name))
-    with _disk_full_named(path):
+    with disk_full_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield unfinished
@@ -86,7 +87,7 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     unfinished, old = path.with_name(f".{path.name}{UNFINISHED}"), path.with_name(f".{path.name}.old")
-    with _disk_full_named(path):
+    with disk_full_named(path):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         try:
@@ -137,15 +138,19 @@ def remove_unfinished(path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def _disk_full_named(path: pathlib.Path) -> Iterator[None]:
+def disk_full_named(path: pathlib.Path) -> Iterator[None]:
     """Turns the error of a full disk into one that names the file and the remedy."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL or isinstance(error, DiskFull):
+        if error.errno not in FULL or isinstance(error, DiskFull):
             raise
-        message = f"{path}: the disk is full ({error.strerror}); free some space, or write to another place"
-        raise DiskFull(error.errno, message) from error
+        raise DiskFull(error.errno, disk_full_message(path, error)) from error
+
+
+def disk_full_message(path: str | os.PathLike, error: OSError) -> str:
+    """What to say of the error of a full disk: the file and the remedy."""
+    return f"{os.fspath(path)}: the disk is full ({error.strerror}); free some space, or write to another place"
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

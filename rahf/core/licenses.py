@@ -14,6 +14,7 @@ from typing import Any
 
 from rahf.core import tree
 from rahf.core.files import read_regular_text, write_atomically
+from rahf.core.names import one_line
 
 MODEL_FILE, START_FILE = "model.json", "start.json"
 UNKNOWN = "unknown"
@@ -75,7 +76,7 @@ def license_notice(run: pathlib.Path) -> str | None:
     if not restricted:
         return None
     sources = "; ".join(f"{name}: license {license}" for name, license in sorted(restricted.items()))
-    return f"weights of {run.name} come from {sources}"
+    return one_line(f"weights of {run.name} come from {sources}")
 
 
 def log_licenses(run: pathlib.Path) -> None:
@@ -94,7 +95,7 @@ def log_export_licenses(name: str, weight_license: str) -> None:
     """
     restricted = [license for license in weight_license.split("; ") if license and not is_permissive(license)]
     if restricted:
-        _log.warning("weights of %s: license %s", name, "; ".join(restricted))
+        _log.warning("weights of %s: license %s", one_line(name), one_line("; ".join(restricted)))
 
 
 def write_start_record(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from rahf.core import exit_codes
-from rahf.core import names as names_lib
+from rahf.core import exit_codes, terminal
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import ArgumentError, ImageError
 from rahf.core.files import open_regular, write_atomically
+from rahf.core.names import one_line
 from rahf.critic import drawing, loading
 from rahf.critic.feedback import Feedback, png
 from rahf.critic.provenance import Provenance
@@ -67,7 +67,7 @@ def predict(
       OSError: a file cannot be written.
       rahf.core.errors.CheckpointError, rahf.config.ConfigError: the model cannot be loaded.
     """
-    console, errors = console or Console(), errors or Console(stderr=True)
+    console, errors = console or terminal.console(), errors or terminal.console(stderr=True)
     if not images:
         raise ArgumentError("no images given")
     images = [os.fsdecode(path) for path in images]
@@ -114,7 +114,7 @@ class _Run:
 
     def failed(self, number: int, error: ImageError) -> None:
         """Records a failure and prints it as one line."""
-        message = _line(str(error))
+        message = one_line(str(error))
         self.failures[number] = message
         self.errors.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
 
@@ -134,7 +134,7 @@ class _Run:
 
     def note(self, text: str) -> None:
         """Prints what a reader of the results must know, as one line."""
-        self.errors.print(Text.assemble(("note: ", "yellow"), _line(text)), soft_wrap=True)
+        self.errors.print(Text.assemble(("note: ", "yellow"), one_line(text)), soft_wrap=True)
 
     def finish(self, model: Provenance) -> int:
         """Writes the JSON, prints where the files are, and returns the exit code."""
@@ -156,7 +156,7 @@ class _Run:
         counts = f"{done} done" + (f", {failed} failed" if failed else "")
         pictures = f"pictures in {self.out}, " if done else ""
         where = f"{pictures}{'numbers' if done else 'errors'} in {self.json_file}"
-        self.console.print(Text(_line(f"{counts}; {where}")), soft_wrap=True)
+        self.console.print(Text(one_line(f"{counts}; {where}")), soft_wrap=True)
         return exit_codes.of_counts(done, failed)
 
 
@@ -255,7 +255,7 @@ def _keys(path: pathlib.Path) -> set[str]:
 
 
 def _summary(console: Console, feedback: Feedback, result: dict[str, Any], panel: pathlib.Path) -> None:
-    console.print(Text(_line(feedback.name), style="bold"), soft_wrap=True)
+    console.print(Text(one_line(feedback.name), style="bold"), soft_wrap=True)
     console.print(drawing.prompt_text(feedback.prompt, feedback.words, feedback.word_labels.tolist()))
     console.print(drawing.score_bars([feedback.scores[name] for name in SCORES]))
     for name in HEATMAPS:
@@ -266,9 +266,4 @@ def _summary(console: Console, feedback: Feedback, result: dict[str, Any], panel
         regions = "1 region" if count == 1 else f"{count} regions"
         marked = f"{share:.1%} of the picture in {regions}" if count else "nothing marked"
         console.print(Text(f"{name}: {marked}, highest value {summary['max']:.2f}"))
-    console.print(Text(_line(f"→ {panel}") + "\n", style="bright_black"), soft_wrap=True)
-
-
-def _line(text: str) -> str:
-    """Text as one line without control characters."""
-    return names_lib.printable(" ".join(text.split()))
+    console.print(Text(one_line(f"→ {panel}") + "\n", style="bright_black"), soft_wrap=True)

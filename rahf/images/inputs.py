@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from rahf.core import terminal
 from rahf.core.errors import ArgumentError, ImageError
 from rahf.images.pictures import Picture, as_array, looks_like_image, picture
 
@@ -118,13 +119,12 @@ def decoded(
 
 def _bar(shown: bool):
     try:
-        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
     except ImportError:  # not installed where only exported models are read
         return _Counter(shown and sys.stderr.isatty())
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
 
 

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from rahf.core import terminal
 from rahf.core.errors import ScoreError
 from rahf.critic import loading
 from rahf.scoring import blocks as blocks_lib
@@ -89,7 +89,7 @@ class _Bar:
     """A progress bar of finished blocks on stderr; invisible where stderr is not a terminal."""
 
     def __init__(self, total: int, done: int, shown: bool):
-        console = Console(stderr=True)
+        console = terminal.console(stderr=True)
         columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
         extra = "{task.fields[rows]} pictures, {task.fields[refused]} refused"
         hidden = not (shown and console.is_terminal)

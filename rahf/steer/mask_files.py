@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rahf import images as image_lib
-from rahf.core import exit_codes, labels, names
+from rahf.core import exit_codes, labels, terminal
 from rahf.core.batch import HEATMAPS
 from rahf.core.errors import ArgumentError, ImageError
 from rahf.core.files import write_atomically
@@ -214,10 +213,10 @@ def report(written: Sequence[MaskFile], errors: Sequence[str]) -> int:
         mask = one.mask
         if mask.note:
             kind = "nothing to repair: " if mask.empty else ""
-            print(names.printable(f"{one.image}: {kind}{mask.note}"), file=sys.stderr)
+            terminal.say(f"{one.image}: {kind}{mask.note}", stderr=True)
         regions = "1 region" if mask.components == 1 else f"{mask.components} regions"
         extent = "empty, leave the picture as it is" if mask.empty else f"{mask.coverage:.1%} of the picture, {regions}"
-        print(names.printable(f"{one.image} → {one.path}: {extent}"))
+        terminal.say(f"{one.image} → {one.path}: {extent}")
     for line in errors:
-        print(names.printable(f"error: {line}"), file=sys.stderr)
+        terminal.say(f"error: {line}", stderr=True)
     return exit_codes.of_counts(len(written), len(errors))

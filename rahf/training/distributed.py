@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from rahf.core import process
+from rahf.core import names, process
 from rahf.core.errors import TrainError
 
 _EXPLICIT = ("RAHF_COORDINATOR", "RAHF_PROCESSES", "RAHF_PROCESS_ID")
@@ -237,8 +237,8 @@ class _Watch:
 
     def _explain(self, why: str) -> None:
         print(
-            f"rahf: {why}; process {self._process} ends too. Start all processes again: the run goes on from its "
-            "last checkpoint.",
+            f"rahf: {names.one_line(why)}; process {self._process} ends too. Start all processes again: the run goes "
+            "on from its last checkpoint.",
             file=sys.stderr,
             flush=True,
         )

@@ -8,9 +8,9 @@ import sys
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rahf.core import names, terminal
 from rahf.core.files import write_atomically
 
 
@@ -20,7 +20,7 @@ class Reporter:
     def __init__(self, workdir: pathlib.Path, steps: int, start: int, active: bool = True):
         """Opens the files of a run, dropping rows that a resumed run is going to write again."""
         self.active, self.steps = active, steps
-        self.console = Console(stderr=False, quiet=not active, highlight=False)
+        self.console = terminal.console(quiet=not active)
         self._progress = None
         if not active:
             return
@@ -75,7 +75,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(names.printable(text), soft_wrap=True)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """A row of `metrics.jsonl`, and one TensorBoard scalar for each value. NaN becomes null."""

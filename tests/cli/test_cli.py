@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -46,26 +47,45 @@ def test_help_shows_every_command_and_the_version(capsys):
     assert "invalid choice: 'frobnicate'" in capsys.readouterr().err
 
 
+_PRINT = "print('x' * 100_000)"
+
+
 @pytest.mark.parametrize(
-    "statement, code",
+    "out, statement, code, error",
     [
-        ("print('x' * 100_000)", 141),  # 128 + SIGPIPE
-        ("print('x')", 141),  # stays in Python's buffer until the end
-        ("__import__('rich.console').console.Console().print('x')", 1),  # Rich ends the program itself
+        ("pipe", _PRINT, 141, ""),  # 128 + SIGPIPE
+        ("pipe", "print('x')", 141, ""),  # stays in Python's buffer until the end
+        ("pipe", "__import__('rich.console').console.Console().print('x')", 141, ""),
+        ("closed", _PRINT, 0, ""),
+        ("full", _PRINT, 1, "rahf: the output cannot be written: [Errno 28] No space left on device\n"),
+        ("latin-1", _PRINT, 0, ""),
     ],
 )
-def test_a_command_whose_output_nobody_reads_ends_silently(statement, code):
-    """As in `rahf … | head`: the pipe is closed before anything is written."""
+def test_output_that_cannot_be_written_does_not_end_the_work(out, statement, code, error, tmp_path):
+    """As in `rahf … | head`, `rahf … >&-`, `rahf … > log` on a full disk, and on a terminal of another encoding."""
     program = (
-        "import sys; from rahf.cli import main as cli; from rahf.cli import train\n"
-        f"train.run = lambda _: {statement}\n"
+        "import os, sys; from rahf.cli import main as cli; from rahf.cli import train\n"
+        f"train.run = lambda _: [{statement}, print('\u2717'), open('done', 'w').close()] and 0\n"
+        f"{'os.close(1); sys.stdout = None' if out == 'closed' else ''}\n"
         "sys.exit(cli.main(['train', '_']))"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    error = process.stderr.read().decode()
-    process.stderr.close()
-    assert (process.wait(), error) == (code, "")
+    environment = os.environ | ({"PYTHONIOENCODING": out} if out == "latin-1" else {})
+    read, write = os.pipe()
+    os.close(read)  # nobody reads
+    target = open("/dev/full" if out == "full" else tmp_path / "out", "wb")
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=write if out == "pipe" else target,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=environment,
+    )
+    os.close(write)
+    target.close()
+    assert (process.returncode, process.stderr.decode()) == (code, error)
+    assert (tmp_path / "done").read_bytes() == b""
+    if out == "latin-1":
+        assert (tmp_path / "out").read_bytes().endswith(b"x\n?\n")
 
 
 # Errors

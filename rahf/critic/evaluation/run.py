@@ -13,13 +13,14 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
+from rich.text import Text
 
 from data_pipelines import store
 from data_pipelines.loading.labels import Labels
 from data_pipelines.loading.loader import eval_loader
 from rahf.config import Config
+from rahf.core import names, terminal
 from rahf.core.files import check_writable, write_atomically
-from rahf.core.names import printable
 from rahf.core.version import __version__
 from rahf.critic import provenance
 from rahf.critic.evaluation import constant
@@ -64,7 +65,7 @@ def run(
       CheckpointError, ExportError, DatasetError: no model, another architecture, no data.
       ArgumentError: the report or `json_file` cannot be written; found before the evaluation.
     """
-    console = console or Console(highlight=False)
+    console = console or terminal.console()
     first = jax.process_index() == 0
     if json_file and first:
         check_writable(pathlib.Path(json_file).absolute().parent, "give another file with --json FILE")
@@ -93,7 +94,9 @@ def run(
         generate=generate,
         mean=_mean(config),
         gallery=examples,
-        progress=lambda b: track(b, escape(f"evaluating {split}"), console=Console(stderr=True), transient=True),
+        progress=lambda b: track(
+            b, escape(f"evaluating {split}"), console=terminal.console(stderr=True), transient=True
+        ),
     )
     if first:
         notes = _notes(opened, evaluation)
@@ -104,9 +107,8 @@ def run(
             notes += _write_quantiles(evaluation, opened, split)
         title = f"{opened.name} on {split}: {evaluation.count} of {len(labels)} examples"
         console.print(metrics_table(evaluation.metrics, evaluation.intervals, evaluation.baselines, title))
-        for note in notes:
-            console.print(f"note: {printable(note)}", markup=False, soft_wrap=True)
-        console.print(f"report: {printable(str(folder / 'index.html'))}", markup=False, soft_wrap=True)
+        for line in (*(f"note: {note}" for note in notes), f"report: {folder / 'index.html'}"):
+            console.print(Text(names.one_line(line)), soft_wrap=True)
     return evaluation
 
 

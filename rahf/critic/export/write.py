@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from rich.console import Console
+from rich.text import Text
 
 from rahf import config as config_lib
-from rahf.core import tree
+from rahf.core import names, terminal, tree
 from rahf.core.batch import Prediction
 from rahf.core.errors import ArgumentError, ExportError
 from rahf.core.files import replacing
-from rahf.core.names import printable
 from rahf.core.version import __version__
 from rahf.critic import loading, provenance
 from rahf.critic.critic import Critic
@@ -69,7 +69,7 @@ def export_run(
     Raises:
       As `rahf.load` and `write_export`.
     """
-    console = console or Console(highlight=False)
+    console = console or terminal.console()
     critic = loading.load(model)
     written = write_export(critic, file, metrics=_newest_metrics(pathlib.Path(model), critic), **options)
     origin = written.provenance
@@ -85,7 +85,7 @@ def export_run(
     signs = run_folder.signs_of_no_training(*run_folder.find(model))
     lines += [f"note: {note}" for note in (critic.outputs.note(), *signs, *written.notes) if note]
     for line in lines:
-        console.print(printable(line), markup=False, soft_wrap=True)
+        console.print(Text(names.one_line(line)), soft_wrap=True)
     return written
 
 

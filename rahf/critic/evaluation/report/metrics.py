@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from rahf.core import names as names_lib
 from rahf.core.batch import HEATMAPS, SCORES
 
 Values = Mapping[str, float]
@@ -138,19 +138,19 @@ def metrics_table(
       baselines: name → value of always predicting the training mean.
       title: over the table.
     """
-    table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold")
+    table = Table(title=Text(names_lib.one_line(title)) if title else None, title_justify="left", header_style="bold")
     table.add_column("metric")
     for heading in ("value", "95% interval", "mean baseline"):
         table.add_column(heading, justify="right")
     for group in metric_groups(metrics, intervals, baselines):
         table.add_section()
-        table.add_row(f"[bold]{escape(group.title)}[/bold]", "", "", "")
+        table.add_row(Text(group.title, style="bold"), "", "", "")
         if group.count:
-            table.add_row(f"[dim]{group.count}[/dim]", "", "", "")
+            table.add_row(Text(group.count, style="dim"), "", "", "")
         for row in group.rows:
             arrow = {1: " ↑", -1: " ↓", 0: ""}[row.direction]
             table.add_row(
-                f"  {escape(row.label)}{arrow}",
+                Text(f"  {names_lib.one_line(row.label)}{arrow}"),
                 number(row.value, row.digits),
                 interval_text(row),
                 "" if row.baseline is None else number(row.baseline, row.digits),
