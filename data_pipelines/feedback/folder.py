@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import stat
+import unicodedata
 
 from data_pipelines.prepare.counts import Refused
 from data_pipelines.prepare.stored_images import SUFFIXES
@@ -27,9 +28,20 @@ class Folder:
     def resolve(self, name: str) -> str:
         """The real path that a relative path leads to, symbolic links followed. It need not exist.
 
+        If it does not, but a file does whose name is the same text in another Unicode form, its path is returned.
+
         Raises:
           Refused: the path is absolute, or leads out of the folder by ``..`` or a link.
         """
+        path = self._resolve(name)
+        if not os.path.exists(path):
+            for form in ("NFC", "NFD"):
+                other = self._resolve(unicodedata.normalize(form, name))
+                if os.path.exists(other):
+                    return other
+        return path
+
+    def _resolve(self, name: str) -> str:
         if os.path.isabs(name):
             raise Refused("outside the folder", f"{name!r:.200} is absolute; expected a path relative to --images")
         real = os.path.realpath(os.path.join(self.root, name))

@@ -85,8 +85,16 @@ class Index:
                     continue
                 digest.update(json.dumps(_stamps(line, folder)).encode())
                 entry = IndexedLine(number, offset, line.uid)
-                usable.append(_UsableLine(entry, splits.key(line.prompt), line.image or line.uid, line.split))
+                usable.append(_UsableLine(entry, splits.key(line.prompt), _picture(line, folder), line.split))
         return usable, digest.hexdigest()
+
+
+def _picture(line: FeedbackLine, folder: Folder) -> str:
+    """The file of a line's picture, links followed: however it is named, one picture is one."""
+    try:
+        return folder.resolve(line.image or folder.picture_of(line.uid))
+    except (Refused, OSError, ValueError):
+        return line.image or line.uid
 
 
 def _stamps(line: FeedbackLine, folder: Folder) -> list[Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
+import posixpath
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from data_pipelines.prepare.counts import Refused
 from data_pipelines.prepare.splits import SPLITS
+from rahf.core import json_text
 from rahf.core.errors import DatasetError
 from rahf.core.files import check_not_lfs_pointer
 
@@ -73,15 +76,17 @@ def parse(raw: bytes) -> FeedbackLine:
         raise Refused("missing field", f"neither 'image' nor 'uid', so no picture can be found; it has {_names(tree)}")
     if split is not None and split not in SPLITS:
         raise Refused("malformed", f"split {split!r:.80}, expected {', '.join(SPLITS)}, or no such field")
-    return FeedbackLine(uid or image, image or None, prompt, split, tree)
+    image = posixpath.normpath(image) if image else None  # "./a.png" and "a.png" are one picture
+    # A file that was copied from macOS has its name in another Unicode form than most texts.
+    return FeedbackLine(unicodedata.normalize("NFC", uid or image), image, prompt, split, tree)
 
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        tree = json.loads(raw.removeprefix(_BYTE_ORDER_MARK).decode().rstrip())
+        tree = json_text.parse(raw.removeprefix(_BYTE_ORDER_MARK).decode().rstrip())
     except json.JSONDecodeError as error:
         raise Refused("malformed", f"not JSON: {error.msg} at character {error.pos + 1}: {error.doc!r:.60}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, deeply nested
+    except ValueError as error:  # not UTF-8, a number of thousands of digits, deeply nested
         raise Refused("malformed", f"not JSON: {error}") from error
     if not isinstance(tree, dict):
         raise Refused("malformed", f"expected an object in braces, found a {type(tree).__name__}")

@@ -205,8 +205,10 @@ class TrainLoader:
         try:
             examples, saved = int(state["examples"]), {name: state[name] for name in self._identity}
             version = int(state.get("version", 1))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"not the state of a data loader: {state!r}") from error
+            if not 0 <= examples < 1 << 63:
+                raise ValueError("no number of examples")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"not the state of a data loader: {state!r:.200}") from error
         own, remedy = self._identity, "or start in a new run directory"
         if (saved["records"], saved["fingerprint"]) != (own["records"], own["fingerprint"]):
             raise DataError(

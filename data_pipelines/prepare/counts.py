@@ -12,7 +12,7 @@ import rich.console
 import rich.table
 from rich.text import Text
 
-from rahf.core import names
+from rahf.core import json_text, names
 from rahf.core.errors import RahfError
 
 #: Beside a prepared dataset: the plan with the counts, and every record that was refused.
@@ -115,9 +115,13 @@ def summary_files(
 def stored_counts(kind: type[AnyCounts], target: pathlib.Path, plan: str) -> AnyCounts | None:
     """The counts of a finished run with the same plan; None if there is none in `target`."""
     try:
-        stored = json.loads((target / SUMMARY_FILE).read_text())
-        return kind(**stored["summary"]) if stored["plan"] == plan else None
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        stored = json_text.parse((target / SUMMARY_FILE).read_bytes())
+        if stored["plan"] != plan:
+            return None
+        summary = kind(**stored["summary"])
+        summary.table(), summary.remarks()  # a file that an editor has damaged counts as: not finished
+        return summary
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

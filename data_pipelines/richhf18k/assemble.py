@@ -135,13 +135,13 @@ class Assembly:
 
     def _nothing_found(self) -> str:
         wanted = next(iter(self.owners))
+        reasons = "".join(f"\n  {reason}" for reason in self.pictures.unreadable[:5])
         if self.pictures.captions:
             example = next(iter(self.pictures.captions))
             return (
                 f"{len(self.pictures.captions)} pictures were found (one is {example}) but no caption of any; "
-                'name a captions file with --captions (lines like {"uid": …, "caption": …})'
+                f'name a captions file with --captions (lines like {{"uid": …, "caption": …}}){reasons}'
             )
-        reasons = "".join(f"\n  {reason}" for reason in self.pictures.unreadable[:5])
         return (
             f"nothing could be joined: the labels name {len(self.owners)} pictures (one is {wanted}), and "
             "none of them is under --images. Check that --images names Pick-a-Pic v1 (shards with "

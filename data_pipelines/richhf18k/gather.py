@@ -20,7 +20,8 @@ class Pictures:
     Attributes:
       captions: by uid of every picture; None where no caption is known.
       again: number of repeated occurrences of a picture.
-      unreadable: shards that could not be read to their end, with reasons.
+      unreadable: shards that could not be read to their end, and rows of captions files that cannot be used, with
+        reasons.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class Pictures:
             self._merge(result)
             advance("reading pictures", number + 1, len(units))
         for file in caption_files:
-            for uid, caption in captions_lib.load(file, self.captions).items():
+            captions = captions_lib.load(file, self.captions)
+            self.unreadable += captions.problems
+            for uid, caption in captions.by_uid.items():
                 self.captions[uid] = self.captions[uid] or caption
 
     def _merge(self, result: join.UnitResult) -> None:

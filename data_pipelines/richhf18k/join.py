@@ -124,6 +124,8 @@ def extract(unit: Unit, wanted: Collection[str], have: Collection[str], keep: Ke
                 result.again[uid] = result.again.get(uid, 0) + 1
                 continue
             try:
+                if isinstance(data, _NotBytes):
+                    raise ImageError(f"picture {uid} of {unit.path}: {data}")
                 keep(uid, storable(data or b"", f"picture {uid} of {unit.path}"))
             except ImageError as error:
                 result.undecodable.setdefault(uid, str(error))
@@ -137,6 +139,10 @@ def extract(unit: Unit, wanted: Collection[str], have: Collection[str], keep: Ke
 
 class _Unreadable(Exception):
     pass
+
+
+class _NotBytes(str):
+    """Says that a cell of a column of pictures holds something else, which must not be opened as a path."""
 
 
 def _from_folder(unit: Unit) -> Iterator[tuple[str, bytes, str | None]]:
@@ -186,7 +192,7 @@ def _hits(file, group: int, pairs, caption_column: str | None, wanted) -> Iterat
     columns = [uid for uid, _ in pairs] + ([caption_column] if caption_column else [])
     start = 0
     for batch in file.iter_batches(_UID_ROWS, row_groups=[group], columns=columns, use_threads=False):
-        texts = {name: batch.column(name).to_pylist() for name in columns}
+        texts = {name: _texts(batch.column(name)) for name in columns}
         for row in range(batch.num_rows):
             for side, (column, _) in enumerate(pairs):
                 uid = captions_lib.uid_from(column, texts[column][row])
@@ -195,7 +201,34 @@ def _hits(file, group: int, pairs, caption_column: str | None, wanted) -> Iterat
         start += batch.num_rows
 
 
-def _pictures(file, group: int, pairs, needed: set[tuple[int, int]]) -> Iterator[bytes | None]:
+def _texts(column: pa.Array) -> list[str | None]:
+    """The texts of a column; None for one that is not UTF-8."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_text_or_none(cell) for cell in column]
+
+
+def _text_or_none(cell: pa.Scalar) -> str | None:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return None
+
+
+def _picture(cell: pa.Scalar, column: str) -> bytes | _NotBytes | None:
+    """The encoded picture in a cell: bytes, or a struct of bytes."""
+    try:
+        value = cell.as_py()
+    except ValueError:  # text that is not UTF-8
+        return _NotBytes(f"column {column} holds {cell.type}, expected bytes")
+    value = value.get("bytes") if isinstance(value, dict) else value
+    if value is None or isinstance(value, bytes):
+        return value
+    return _NotBytes(f"column {column} holds {type(value).__name__}, expected bytes; a path is not followed")
+
+
+def _pictures(file, group: int, pairs, needed: set[tuple[int, int]]) -> Iterator[bytes | _NotBytes | None]:
     """Encoded pictures of the needed places of a row group, in order of row and side."""
     sides = sorted({side for _, side in needed})
     if not sides:
@@ -206,6 +239,5 @@ def _pictures(file, group: int, pairs, needed: set[tuple[int, int]]) -> Iterator
         for row in range(batch.num_rows):
             for side in sides:
                 if (start + row, side) in needed:
-                    value = batch.column(pairs[side][1])[row].as_py()
-                    yield value.get("bytes") if isinstance(value, dict) else value
+                    yield _picture(batch.column(pairs[side][1])[row], pairs[side][1])
         start += batch.num_rows

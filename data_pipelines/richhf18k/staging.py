@@ -14,8 +14,9 @@ import shutil
 
 from data_pipelines.richhf18k.join import UnitResult
 from data_pipelines.store.layout import contents
+from rahf.core import json_text
 from rahf.core.errors import DatasetError
-from rahf.core.files import UNFINISHED, write_atomically
+from rahf.core.files import UNFINISHED, disk_full_named, write_atomically
 
 _PLAN = "plan.json"
 
@@ -45,8 +46,8 @@ class Staging:
 
     def _read_plan(self) -> str | None:
         try:
-            return json.loads((self.folder / _PLAN).read_text())["plan"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+            return json_text.parse((self.folder / _PLAN).read_bytes())["plan"]
+        except (ValueError, KeyError, TypeError):
             return None
         except OSError as error:
             if self.folder.is_dir() and all(map(_is_ours, os.listdir(self.folder))):
@@ -59,8 +60,8 @@ class Staging:
     def finished(self, number: int) -> UnitResult | None:
         """The result of unit `number`; None if it was not read to its end."""
         try:
-            return UnitResult(**json.loads(self._unit(number).read_text()))
-        except FileNotFoundError:
+            return UnitResult(**json_text.parse(self._unit(number).read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):  # not there, or damaged: the unit is read again
             return None
 
     def finish(self, number: int, result: UnitResult) -> None:
@@ -70,8 +71,9 @@ class Staging:
     def put(self, uid: str, data: bytes) -> None:
         """Stores a picture."""
         file = self._image(uid)
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(data)
+        with disk_full_named(self.folder):
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(data)
 
     def get(self, uid: str) -> bytes:
         """The stored picture of a uid."""

@@ -15,7 +15,8 @@ class RichHFSummary(PreparationCounts):
     Attributes:
       map_pixels: pixels of all joined maps.
       map_pixels_moved: pixels that snapping to the annotators' levels moved by more than 20 grey levels.
-      unreadable: shards that could not be read to their end, with reasons.
+      unreadable: shards that could not be read to their end, and rows of captions files that cannot be used, with
+        reasons.
       cut_short: label files that could not be read to their end, with reasons; the unread records are not
         in the counts.
     """

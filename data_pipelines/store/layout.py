@@ -5,12 +5,12 @@ Imports neither JAX nor TFDS: data workers start fast.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
 
 from data_pipelines.store import array_record_library
+from rahf.core import json_text
 from rahf.core.errors import DatasetError
 
 NAME, VERSION = "rich_feedback", "1.0.0"
@@ -51,11 +51,13 @@ def split_infos(folder: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
     if not file.is_file():
         raise DatasetError(f"{folder} is not a prepared dataset: no {INFO_FILE}, {contents(folder)}; {remedy}")
     try:
-        info = json.loads(file.read_text())
+        info = json_text.parse_object(file.read_bytes())
         if info["fileFormat"] != "array_record":
             raise DatasetError(f"{file}: the records are {info['fileFormat']!r}, expected 'array_record'; {remedy}")
         return {split["name"]: _files(folder, info, split) for split in info["splits"]}
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except DatasetError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DatasetError(f"{file} is not the description of a TFDS dataset ({error!r}); {remedy}") from error
 
 
@@ -73,6 +75,8 @@ def _files(folder: pathlib.Path, info: dict, split: dict) -> list[tuple[str, int
             NUM_SHARDS=f"{len(lengths):05d}",
             SHARD_X_OF_Y=f"{number:05d}-of-{len(lengths):05d}",
         )
+        if pathlib.PurePath(name).name != name or not 0 <= length < 1 << 63:
+            raise ValueError(f"shard {name!r:.80} of {length} records")
         files.append((str(folder / name), length))
     return files
 

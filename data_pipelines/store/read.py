@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pathlib
 from typing import SupportsIndex
@@ -11,6 +10,7 @@ from typing import SupportsIndex
 from data_pipelines.store import array_record_library, schema, tf_example
 from data_pipelines.store.layout import INFO_FILE, METADATA_FILE, check_file, listing, split_infos, splits
 from data_pipelines.store.records import Record
+from rahf.core import json_text
 from rahf.core.errors import DatasetError, ExampleError
 
 
@@ -102,6 +102,6 @@ def open_split(path: str | os.PathLike, split: str) -> RecordSource:
 def _fingerprint(folder: pathlib.Path, split: str) -> str:
     """Start of the digest of the split's records, or of the description if another program wrote it."""
     try:
-        return json.loads((folder / METADATA_FILE).read_text())[split][:12]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        return str(json_text.parse((folder / METADATA_FILE).read_bytes())[split])[:12]
+    except (OSError, ValueError, KeyError, TypeError):
         return hashlib.sha256((folder / INFO_FILE).read_bytes()).hexdigest()[:12]

@@ -18,7 +18,7 @@ from data_pipelines.prepare.progress import progress_bars
 from data_pipelines.store.records import Record
 from data_pipelines.synthetic.language import SPLITS
 from data_pipelines.synthetic.scene import SIDE, prompt, record, scene
-from rahf.core import terminal
+from rahf.core import json_text, terminal
 from rahf.core.errors import ArgumentError
 from rahf.text import train_tokenizer
 
@@ -114,7 +114,7 @@ def _is_prepared(target: pathlib.Path, arguments: Mapping[str, object]) -> bool:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     try:
-        stored = json.loads((target / ARGUMENTS_FILE).read_text())
+        stored = json_text.parse((target / ARGUMENTS_FILE).read_bytes())
         ours = stored["generator"] == arguments["generator"]
     except (OSError, ValueError, KeyError, TypeError):
         ours = False

@@ -79,7 +79,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _message(error: Exception) -> str:
     """The message of an expected error. That of a full disk says what to do, whoever met it."""
     if isinstance(error, OSError) and not isinstance(error, RahfError) and error.errno in files.FULL:
-        return files.disk_full_message(error.filename or "a file", error)
+        return files.disk_full_message(error.filename or "a file", error.strerror)
     return str(error)
 
 

@@ -43,3 +43,15 @@ def command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def add_images_from(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that lets lines of data name pictures outside the folder of their file."""
+    parser.add_argument(
+        "--images-from",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="also take pictures below this folder or URL that the input names; may be repeated (default: only below "
+        "the input's own folder, or on its own protocol and host)",
+    )

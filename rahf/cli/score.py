@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rahf.cli.parsing import command
+from rahf.cli.parsing import add_images_from, command
 from rahf.core import exit_codes, terminal
 
 _DESCRIPTION = """\
@@ -32,6 +32,7 @@ def add(commands) -> None:
     parser.add_argument("--image-column", default=None, metavar="NAME", help="default: image, jpg, png, bytes, path, …")
     parser.add_argument("--prompt-column", default=None, metavar="NAME", help="default: prompt, caption or text")
     parser.add_argument("--group-column", default=None, metavar="NAME", help="default: group, else the prompt")
+    add_images_from(parser)
     parser.add_argument("--batch-size", type=int, default=16, help="pictures per step of the network")
     parser.add_argument(
         "--block-size",
@@ -56,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         args.inputs,
         args.out,
         runner=args.runner,
-        options=ReadOptions(args.prompt, args.image_column, args.prompt_column, args.group_column),
+        options=ReadOptions(
+            args.prompt, args.image_column, args.prompt_column, args.group_column, tuple(args.images_from)
+        ),
         batch_size=args.batch_size,
         block_size=args.block_size,
         restart=args.restart,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from rahf.cli.parsing import command
+from rahf.cli.parsing import add_images_from, command
 from rahf.core import exit_codes, terminal
 
 _DESCRIPTION = """\
 CANDIDATES.jsonl has one JSON object per line: {"image": "a.png", "prompt": "a red cat", "group": 17}. Paths are
-relative to the file's folder. Candidates without a group are grouped by their prompt. Other fields are kept.
+relative to the file's folder. Candidates without a group are grouped by their prompt. Other fields are kept; if they
+have names that the manifest adds (scores, model, rank, …), the added ones begin with rahf_.
 
 Candidates are chosen in this order: constraints (--require), best of each group, --min-gap, then --threshold or
 --quantile. Of equal scores the earlier line wins. For a generator that the model was not trained on, scores may be
@@ -42,6 +43,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--require", action="append", default=[], metavar="CONSTRAINT", help='such as "alignment>=0.6"; may be repeated'
     )
+    add_images_from(parser)
     parser.add_argument("--batch-size", type=int, default=16, help="pictures per step of the network")
     parser.add_argument("--restart", action="store_true", help="score again, for instance after pictures changed")
 
@@ -62,8 +64,14 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         restart=args.restart,
         progress=True,
+        images_from=args.images_from,
     )
     scoring = kept.scoring
+    if kept.prefix:
+        note = (
+            f"candidates have fields of these names already, so ours begin with {kept.prefix}: {kept.prefix}scores, …"
+        )
+        terminal.say(note, stderr=True)
     if scoring.refused:
         terminal.say(f"{scoring.refused} of {scoring.rows} candidates refused; why: {kept.refused}", stderr=True)
     if scoring.prompts_cut:

@@ -19,7 +19,7 @@ from rahf.config.critic import (
 )
 from rahf.config.diffusion import PixelDiffusionConfig
 from rahf.config.model import FamilyConfig, ImageModelConfig
-from rahf.config.read import find, from_dict, from_json, load, to_json
+from rahf.config.read import find, from_dict, from_json, load, read_saved, to_json
 from rahf.config.schema import (
     AugmentConfig,
     Config,
@@ -78,6 +78,7 @@ __all__ = [
     "from_dict",
     "from_json",
     "load",
+    "read_saved",
     "to_json",
 ]
 

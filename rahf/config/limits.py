@@ -38,6 +38,8 @@ def check(config: Any, where: str = "") -> None:
     """
     for path, name, size, value in _numbers(config, where):
         expected = _expected(name, size)
+        if abs(value) > _LARGEST:  # an integer may even be too large for a float
+            raise ConfigError(f"{path}: expected a number of reasonable size, found {value!r:.40}")
         low, below = (1 if expected == _SIZE else 0), 1 if name in _BELOW_1 else math.inf
         high = 1 if name in _SHARES else math.inf
         in_range = math.isfinite(value) and low <= value <= high and value < below and (value or name not in _ABOVE_0)
@@ -46,6 +48,7 @@ def check(config: Any, where: str = "") -> None:
 
 
 _SIZE = "at least 1"
+_LARGEST = 1 << 63
 
 
 def _expected(name: str, size: bool) -> str:

@@ -66,12 +66,15 @@ def model_from_v0(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name not in _V0_FIELDS:
             raise ConfigError(f"{where}: unknown field {name!r}.{suggest(name, sorted(_V0_FIELDS))}")
     kind = tree.get("kind", "rahf")
-    if kind not in FAMILIES_OF_KINDS:
-        raise ConfigError(f"{where}.kind: {kind!r} is not one of {', '.join(map(repr, FAMILIES_OF_KINDS))}")
+    if not isinstance(kind, str) or kind not in FAMILIES_OF_KINDS:
+        raise ConfigError(f"{where}.kind: {kind!r:.80} is not one of {', '.join(map(repr, FAMILIES_OF_KINDS))}")
     cls = FAMILIES_OF_KINDS[kind]
     fields = {name: value for name, value in tree.items() if name in {f.name for f in dataclasses.fields(cls)}}
     if cls is PixelDiffusionConfig:
-        for name, value in dict(tree.get("diffusion") or {}).items():
+        former = tree.get("diffusion") or {}
+        if not isinstance(former, Mapping):
+            raise ConfigError(f"{where}.diffusion: expected fields, found {former!r:.80}")
+        for name, value in former.items():
             if name not in DIFFUSION_FIELDS:
                 raise ConfigError(f"{where}.diffusion: unknown field {name!r}.{suggest(name, list(DIFFUSION_FIELDS))}")
             renamed = _DIFFUSION_VALUES.get(name, {})

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from rahf.config import critic, diffusion, limits, migrate, schema, stable_diffusion
 from rahf.config.model import FamilyConfig
 from rahf.config.schema import Config
-from rahf.core import renamed
+from rahf.core import json_text, renamed
 from rahf.core.errors import ConfigError
 from rahf.core.names import suggest
 
@@ -31,15 +31,24 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str, cls: type = Config, where: str = "config") -> Any:
-    """The inverse of `to_json`. Raises ConfigError for unknown fields and wrong kinds."""
+    """The inverse of `to_json`. Raises ConfigError for unknown fields, wrong kinds and numbers out of range."""
     try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
+        tree = json_text.parse(text)
+    except ValueError as error:
         raise ConfigError(f"{where}: not JSON ({error})") from error
     config = from_dict(tree, cls, where)
     with _named(where):
         limits.check(config)
     return config
+
+
+def read_saved(file: pathlib.Path) -> Config:
+    """The config that a run has saved. Raises ConfigError: it cannot be read, or as `from_json`."""
+    try:
+        text = file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error})") from error
+    return from_json(text, where=str(file))
 
 
 def from_dict(tree: Any, cls: type, where: str) -> Any:
@@ -49,7 +58,7 @@ def from_dict(tree: Any, cls: type, where: str) -> Any:
       ConfigError: unknown field (with the nearest name) or a value of the wrong kind.
     """
     if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: expected fields of {cls.__name__}, found {tree!r}")
+        raise ConfigError(f"{where}: expected fields of {cls.__name__}, found {tree!r:.80}")
     hints = typing.get_type_hints(cls)
     for name in tree:
         if name not in hints:
@@ -72,18 +81,21 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return _convert(value, (fitting or kinds)[0], where)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
+            raise ConfigError(f"{where}: {value!r:.80} is not one of {', '.join(map(repr, args))}")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
         inner = args[0]
         if args[-1] is not Ellipsis and len(value) != len(args):
-            raise ConfigError(f"{where}: expected {len(args)} values, found {value!r}")
+            raise ConfigError(f"{where}: expected {len(args)} values, found {value!r:.80}")
         return tuple(_convert(v, inner, f"{where}[{i}]") for i, v in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where}: expected a number of reasonable size, found {value!r:.40}") from error
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")
+    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r:.80}")
 
 
 #: Where the configs of version 0 are now, by their name then.
@@ -99,13 +111,13 @@ _FORMER_NAMES = {
 def _family(tree: Any, where: str) -> FamilyConfig:
     """The config of a model family, by its field `family`; that of version 0 by `kind`."""
     if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: expected the fields of a model, found {tree!r}")
+        raise ConfigError(f"{where}: expected the fields of a model, found {tree!r:.80}")
     if migrate.is_v0_model(tree):
         tree = migrate.model_from_v0(tree, where)
     name, classes = tree.get("family", "critic"), FamilyConfig.classes
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         raise ConfigError(
-            f"{where}.family: {name!r} is not one of {', '.join(map(repr, sorted(classes)))}; a family of another "
+            f"{where}.family: {name!r:.80} is not one of {', '.join(map(repr, sorted(classes)))}; a family of another "
             "package is known once that package has been imported"
         )
     return from_dict(tree, classes[name], where)

@@ -104,6 +104,10 @@ class ArgumentTypeError(RahfError, TypeError):
     """A function was given a thing of a kind that it does not take; the message says which kinds it takes."""
 
 
+class FolderInUse(RahfError, RuntimeError):
+    """Another process works in a folder; the message names the folder and the process."""
+
+
 class DiskFull(RahfError, OSError):
     """A file cannot be written because no space is left; the message names the file."""
 

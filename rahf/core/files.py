@@ -19,7 +19,7 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from rahf.core.errors import ArgumentError, DatasetError, DiskFull, NotRegularFile
+from rahf.core.errors import ArgumentError, DatasetError, DiskFull, NotRegularFile, RahfError
 
 #: End of the names of files and folders that are being written.
 UNFINISHED = ".unfinished"
@@ -139,18 +139,28 @@ def remove_unfinished(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def disk_full_named(path: pathlib.Path) -> Iterator[None]:
-    """Turns the error of a full disk into one that names the file and the remedy."""
+    """Turns the error of a full disk into one that names the file and the remedy, whichever library raised it."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL or isinstance(error, DiskFull):
+    except Exception as error:
+        number = _full_number(error)
+        if number is None or isinstance(error, RahfError):
             raise
-        raise DiskFull(error.errno, disk_full_message(path, error)) from error
+        text = getattr(error, "strerror", None) or os.strerror(number)
+        raise DiskFull(number, disk_full_message(path, text)) from error
 
 
-def disk_full_message(path: str | os.PathLike, error: OSError) -> str:
-    """What to say of the error of a full disk: the file and the remedy."""
-    return f"{os.fspath(path)}: the disk is full ({error.strerror}); free some space, or write to another place"
+def _full_number(error: Exception) -> int | None:
+    """The number of the error of a full disk; None for any other error."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in FULL else None
+    # Libraries in C++ (array_record) raise other classes, with the system's text in the message.
+    return next((number for number in FULL if os.strerror(number) in str(error)), None)
+
+
+def disk_full_message(path: str | os.PathLike, text: str) -> str:
+    """What to say of a full disk: the file, the system's text and the remedy."""
+    return f"{os.fspath(path)}: the disk is full ({text}); free some space, or write to another place"
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rahf.core import tree
-from rahf.core.files import read_regular_text, write_atomically
+from rahf.core import json_text, tree
+from rahf.core.files import read_regular, read_regular_text, write_atomically
 from rahf.core.names import one_line
 
 MODEL_FILE, START_FILE = "model.json", "start.json"
@@ -61,6 +61,7 @@ def model_licenses(run: pathlib.Path) -> dict[str, str]:
             own = {part.get("name", UNKNOWN): part.get("license", UNKNOWN)}
             # A model has a list of all weights that it was itself made from; a tower has only its own license.
             inherited = part.get("licenses", own)
+            inherited = inherited if isinstance(inherited, Mapping) else {**own, "damaged": UNKNOWN}
             licenses.update({str(name): str(license) for name, license in inherited.items()})
     return licenses
 
@@ -138,7 +139,7 @@ def _row(kind: str, part: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _read_record(file: pathlib.Path) -> dict[str, Any]:
     try:
-        record = json.loads(read_regular_text(file))
+        record = json_text.parse(read_regular(file))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):

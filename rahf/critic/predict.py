@@ -21,7 +21,8 @@ from rahf.core.names import one_line
 from rahf.critic import drawing, loading
 from rahf.critic.feedback import Feedback, png
 from rahf.critic.provenance import Provenance
-from rahf.text.prompts import prompt_list
+from rahf.images.inputs import check_order
+from rahf.text.prompts import names_file, prompt_list
 
 #: Suffixes of the pictures that are written for each image, after its own name.
 SUFFIXES = ("feedback", *HEATMAPS)
@@ -189,7 +190,12 @@ def given_prompts(
                 f"or a text file beside each image ({_sidecar(images[0]) or 'IMAGE.txt'})"
             )
         return from_files
-    return list(prompt_list(prompt if isinstance(prompt, str) else list(prompt), len(images)))
+    check_order(images, prompt, "IMAGE --prompt TEXT")
+    if isinstance(prompt, str) and names_file(prompt):
+        raise ArgumentError(
+            f"--prompt: {prompt[:200]!r} is a file, not a text; to read prompts from it, give --prompts FILE"
+        )
+    return list(prompt_list(prompt, len(images)))
 
 
 class _NoPrompt(ImageError):

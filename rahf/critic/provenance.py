@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rahf.config import Config
-from rahf.core import labels, renamed
+from rahf.core import json_text, labels, names, renamed
 from rahf.core.batch import SCORES, Prediction
 from rahf.core.errors import NotPredicted
 from rahf.core.tree import Params, flatten
@@ -84,13 +84,18 @@ class Quantiles:
     def from_json(cls, text: str | bytes) -> Quantiles:
         """The inverse of `to_json`. Raises ValueError: damaged."""
         try:
-            tree = json.loads(text)
+            tree = json_text.parse_object(text)
             rows = tuple(tuple(map(float, tree["scores"][name])) for name in SCORES)
             if len({len(row) for row in rows}) != 1 or len(rows[0]) < 2 or any(list(r) != sorted(r) for r in rows):
                 raise ValueError("expected ascending rows of one length")
-            return cls(str(tree["model"]), str(tree["reference"]), int(tree["count"]), rows)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"reference quantiles are damaged ({error!r}); evaluate the model again") from error
+            if not np.isfinite(rows).all():
+                raise ValueError("expected finite numbers")
+            count = tree["count"]
+            if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < 1 << 63:
+                raise ValueError(f"expected a count of examples, found {count!r:.40}")
+            return cls(names.one_line(tree["model"]), names.one_line(tree["reference"]), count, rows)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"reference quantiles are damaged ({error!r:.200}); evaluate the model again") from error
 
 
 def _shares_below(scores: np.ndarray, quantiles: tuple[float, ...]) -> np.ndarray:
@@ -142,9 +147,9 @@ def warn_if_different(models: Iterable[Provenance | None], stacklevel: int = 3) 
     """Warns with `ModelMismatch` if the models or their preprocessing differ; None stands for an unknown model."""
     sources = {m.scale: m for m in models if m is not None}
     if len(sources) > 1:
-        names = " and ".join(sorted(f"{m.model_id} (preprocessing {m.preprocessing_hash})" for m in sources.values()))
+        listed = " and ".join(sorted(f"{m.model_id} (preprocessing {m.preprocessing_hash})" for m in sources.values()))
         warnings.warn(
-            f"scores of different models are compared: {names}. They have no common scale; compare percentiles "
+            f"scores of different models are compared: {listed}. They have no common scale; compare percentiles "
             "of one reference set, or score all images with one model.",
             ModelMismatch,
             stacklevel=stacklevel,

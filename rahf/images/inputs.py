@@ -33,6 +33,9 @@ def image_list(images: Any) -> list[Any]:
         return [images]
     if hasattr(images, "__array__") and hasattr(images, "ndim"):
         listed = list(as_array(images, "images")) if images.ndim == 4 else [images]
+    elif hasattr(images, "read"):
+        kind = type(images).__name__
+        raise TypeError(f"images: found an open file ({kind}); give its path, or its bytes: file.read()")
     elif isinstance(images, Iterable):
         listed = list(images)
     else:

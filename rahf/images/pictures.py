@@ -93,7 +93,9 @@ def as_array(source: Any, name: str) -> np.ndarray:
       ImageError: something else, or the placeholder of an array inside of `jax.jit` or `jax.grad`.
     """
     if not hasattr(source, "__array__"):
-        raise ImageError(f"{name}: expected a path, bytes, a Pillow image or an array, found {type(source).__name__}")
+        hint = "; give its path, or its bytes: file.read()" if hasattr(source, "read") else ""
+        kind = type(source).__name__
+        raise ImageError(f"{name}: expected a path, bytes, a Pillow image or an array, found {kind}{hint}")
     if hasattr(source, "detach") and hasattr(source, "cpu"):  # PyTorch
         source = source.detach().cpu()
         if "bfloat16" in str(source.dtype):  # NumPy has no such type

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
+from rahf.core import json_text
 from rahf.core.errors import PretrainedError
 from rahf.core.files import is_lfs_pointer
 
@@ -95,7 +95,7 @@ def _download(repo: str, revision: str | None, patterns: Iterable[str]) -> pathl
 def read_json(file: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object from a checkpoint folder. Raises PretrainedError naming the file."""
     try:
-        tree = json.loads(file.read_text())
+        tree = json_text.parse(file.read_bytes())
     except OSError as error:
         raise PretrainedError(f"{file}: cannot be read ({error}); it belongs beside the weights") from error
     except ValueError as error:

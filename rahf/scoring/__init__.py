@@ -5,7 +5,7 @@ from rahf.core.lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "ReadOptions": "rahf.scoring.records",
+        "ReadOptions": "rahf.scoring.fields",
         "ScoringSummary": "rahf.scoring.job",
         "score": "rahf.scoring.run",
     },

@@ -1,21 +1,21 @@
-"""Inputs of any kind → blocks: the units that are scored, written, retried and skipped.
+"""Blocks: the units that are scored, written, retried and skipped.
 
 A block describes where its records are, in plain values that any machine can read; `rahf.scoring.records` reads them.
+`rahf.scoring.plan` cuts inputs into blocks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import posixpath
+from collections.abc import Iterator
 from typing import Any, BinaryIO
-
-from rahf.core.errors import ScoreError
-from rahf.scoring import files
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TARS = (".tar", ".tar.gz", ".tgz")
+#: Largest encoded picture in bytes.
+MAX_IMAGE = 100_000_000
 #: Longest line of a JSONL file, and longest text file of a prompt, in bytes.
 MAX_TEXT = 1_000_000
 
@@ -32,6 +32,7 @@ class Block:
       first: number of the first record in the source: lines count from 1, all else from 0.
       count: number of lines, files or rows; None: not known before reading (tar).
       names: folder: paths of the pictures, relative to it.
+      refused: folder: further files, relative to it, each with the reason why it is not scored.
       error: why the block cannot be read; "" otherwise.
     """
 
@@ -42,6 +43,7 @@ class Block:
     first: int = 0
     count: int | None = None
     names: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
     error: str = ""
 
     def to_json(self) -> str:
@@ -52,91 +54,8 @@ class Block:
     def from_json(text: str) -> Block:
         """The block that `to_json` wrote."""
         fields = json.loads(text)
-        return Block(**fields | {"names": tuple(fields["names"])})
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockPlan:
-    """All blocks of some inputs, and a hash that changes when the inputs do."""
-
-    blocks: list[Block]
-    digest: str
-
-
-def plan(inputs: Sequence[str], size: int) -> BlockPlan:
-    """Cuts inputs into blocks, in their order; decodes no picture.
-
-    Args:
-      inputs: JSONL files, parquet files, webdataset shards (.tar, .tar.gz, .tgz), folders of such shards, folders of
-        pictures, or patterns of these; local paths or URLs.
-      size: most records of a block of lines or of pictures. In parquet a row group is a block, in tar a shard.
-
-    Raises:
-      ScoreError: an input that does not exist, is of another kind, or holds nothing.
-    """
-    if size < 1:
-        raise ScoreError(f"block size: expected at least 1, found {size}")
-    digest = hashlib.sha256(str(size).encode())
-    blocks: list[Block] = []
-    for pattern in inputs:
-        paths = files.expand(pattern)
-        if not paths:
-            raise ScoreError(f"{pattern}: nothing fits this pattern")
-        for path in paths:
-            for block in _blocks(files.absolute(path), size, digest):
-                blocks.append(dataclasses.replace(block, number=len(blocks)))
-    if not blocks:
-        raise ScoreError(f"no records in {', '.join(inputs) or 'no inputs'}")
-    # job.json stores the hash instead of a long plan. The hash leaves out the folder of the input, which may be moved.
-    for block in blocks:
-        digest.update(repr((block.kind, block.start, block.first, block.count, block.names)).encode())
-    return BlockPlan(blocks, digest.hexdigest())
-
-
-def _blocks(path: str, size: int, digest) -> Iterator[Block]:
-    lower = path.lower()
-    if files.is_folder(path):
-        yield from _folder(path, size, digest)
-    elif lower.endswith(".jsonl"):
-        yield from _jsonl(path, size, digest)
-    elif lower.endswith(".parquet"):
-        yield from _parquet(path, digest)
-    elif lower.endswith(TARS):
-        digest.update(f"{files.size(path)}".encode())
-        yield Block(0, "tar", path)
-    else:
-        files.size(path)  # raises if the file is missing, which says more than a message about its name
-        raise ScoreError(f"{path}: expected .jsonl, .parquet, {', '.join(TARS)} or a folder")
-
-
-def _folder(path: str, size: int, digest) -> Iterator[Block]:
-    names = files.walk(path)
-    shards = [name for name in names if name.lower().endswith((".parquet", *TARS))]
-    pictures = tuple(name for name in names if name.lower().endswith(IMAGES))
-    if shards and pictures:
-        raise ScoreError(f"{path}: holds shards and pictures; give the shards by name, or a folder of pictures only")
-    for shard in shards:
-        yield from _blocks(files.join(path, shard), size, digest)
-    for start in range(0, len(pictures), size):
-        part = pictures[start : start + size]
-        yield Block(0, "folder", path, first=start, count=len(part), names=part)
-    if not shards and not pictures:
-        raise ScoreError(f"{path}: a folder without pictures ({', '.join(IMAGES)}) and without shards")
-
-
-def _jsonl(path: str, size: int, digest) -> Iterator[Block]:
-    start, first, count = 0, 1, 0
-    with files.open_binary(path) as file:
-        for number, offset, line in lines(file):
-            digest.update(b"" if line is None else line)
-            if count == 0:
-                start, first = offset, number
-            count += 1
-            if count == size:
-                yield Block(0, "jsonl", path, start, first, count)
-                count = 0
-    if count:
-        yield Block(0, "jsonl", path, start, first, count)
+        refused = tuple((name, reason) for name, reason in fields["refused"])
+        return Block(**fields | {"names": tuple(fields["names"]), "refused": refused})
 
 
 def lines(file: BinaryIO, number: int = 1, offset: int = 0) -> Iterator[tuple[int, int, bytes | None]]:
@@ -156,22 +75,9 @@ def lines(file: BinaryIO, number: int = 1, offset: int = 0) -> Iterator[tuple[in
         number, offset = number + 1, offset + length
 
 
-def _parquet(path: str, digest) -> Iterator[Block]:
-    import pyarrow  # heavy, and only parquet needs it
-
-    digest.update(f"{files.size(path)}".encode())
-    try:
-        with files.parquet_file(path) as file:
-            rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # missing, no permission, no network
-            raise
-        yield Block(0, "parquet", path, error=f"not a readable parquet file ({one_line(error)})")
-        return
-    first = 0
-    for group, count in enumerate(rows):
-        yield Block(0, "parquet", path, start=group, first=first, count=count)
-        first += count
+def prompt_file(picture: str) -> str:
+    """Name of the text file that holds the prompt of a picture in a folder."""
+    return posixpath.splitext(picture)[0] + ".txt"
 
 
 def one_line(error: Any) -> str:

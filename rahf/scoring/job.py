@@ -16,15 +16,18 @@ from typing import Any
 
 import pyarrow
 
+from rahf.core import json_text
 from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
 from rahf.core.files import UNFINISHED
 from rahf.critic.provenance import weights_hash
 from rahf.scoring import files, score_block
-from rahf.scoring.blocks import Block, BlockPlan
-from rahf.scoring.records import ReadOptions
+from rahf.scoring.blocks import Block
+from rahf.scoring.fields import ReadOptions
+from rahf.scoring.plan import BlockPlan
 
-_FORMAT = 1
+#: Version of the folder's layout. 2 stores sizes and times of change in the plan; by 1 changed inputs went unnoticed.
+_FORMAT = 2
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 _MODEL_KEY = b"rahf.model"
 _JOB_FILES = ("job.json", "refused.jsonl", "summary.json")
@@ -58,12 +61,13 @@ class Job:
     options: ReadOptions
     batch_size: int
 
-    def begin(self, plan: BlockPlan, restart: bool = False) -> list[Block]:
+    def begin(self, plan: BlockPlan, restart: bool = False, alone: bool = True) -> list[Block]:
         """Creates the folder, or finds the finished blocks in it. Leaves files of other names alone.
 
         Args:
           plan: all blocks of the job.
           restart: first remove what an earlier job wrote.
+          alone: whether no other process can be writing there. Else unfinished parts are left alone, for they may grow.
 
         Returns:
           The blocks that are still to be scored.
@@ -88,7 +92,7 @@ class Job:
             raise ScoreError(f"{self.out}: has parts of a job but no job.json; give another folder")
         else:
             files.write(self._path("job.json"), _json(description))
-        for name in names:
+        for name in names if alone else ():
             if name.endswith(UNFINISHED):
                 files.remove(self._path(name))
         finished = {int(part[1]) for name in names if (part := _PART.fullmatch(name))}
@@ -109,15 +113,22 @@ class Job:
 
     def _compare(self, description: dict[str, Any]) -> None:
         try:
-            stored = dict(json.loads(files.read(self._path("job.json"), 1_000_000)))
-        except (ValueError, TypeError) as error:
+            stored = json_text.parse_object(files.read(self._path("job.json"), 1_000_000))
+        except ValueError as error:
             raise ScoreError(f"{self._path('job.json')}: damaged; start again with --restart") from error
+        if stored.get("format") == 1:
+            raise ScoreError(
+                f"{self.out}: was begun by an earlier version, which did not notice changed inputs; give another "
+                "folder, or --restart to score again"
+            )
+        description = json.loads(_json(description))
         differing = [name for name, value in description.items() if value != stored.get(name)]
         if differing:
             what = ", ".join({"plan": "the inputs or the block size"}.get(name, name) for name in differing)
+            hint = " (a file counts as changed if its size or time of change is another)" if "plan" in differing else ""
             raise ScoreError(
                 f"{self.out}: holds scores of another job ({what} differ); give another folder, or --restart to "
-                "throw them away"
+                f"throw them away{hint}"
             )
 
     def score(self, critic: Any, block: Block, expected: str | None = None) -> tuple[str, int, int]:
@@ -220,7 +231,7 @@ def run_local(
 
 
 def _model(part: Any) -> str:
-    return (part.schema_arrow.metadata or {}).get(_MODEL_KEY, b"unknown").decode()
+    return (part.schema_arrow.metadata or {}).get(_MODEL_KEY, b"unknown").decode(errors="replace")
 
 
 def _json(tree: dict[str, Any]) -> bytes:

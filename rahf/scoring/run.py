@@ -12,10 +12,11 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rahf.core import terminal
 from rahf.core.errors import ScoreError
 from rahf.critic import loading
-from rahf.scoring import blocks as blocks_lib
 from rahf.scoring import files
+from rahf.scoring import plan as planning
+from rahf.scoring.fields import ReadOptions
 from rahf.scoring.job import Job, ScoringSummary, run_local
-from rahf.scoring.records import ReadOptions
+from rahf.text import prompts
 
 RUNNERS = ("local", "ray")
 
@@ -47,7 +48,7 @@ def score(
         shards, folders of shards, folders of pictures with a .txt beside each; paths, URLs or patterns.
       out: folder for part-*.parquet, refused.jsonl and summary.json; a path or URL that every node can write to.
       runner: "local", or "ray".
-      options: prompt of all pictures, names of columns.
+      options: prompt of all pictures, names of columns, and where the pictures may lie that data name.
       batch_size: pictures per step of the network.
       block_size: records per block, for lines and folders. A row group and a tar shard are one block each.
       restart: first remove what an earlier job wrote to `out`.
@@ -59,7 +60,9 @@ def score(
       Counts. A record that cannot be scored is counted as refused and does not stop the job.
 
     Raises:
-      ScoreError: an input does not exist, or `out` belongs to another job or another model.
+      ScoreError: an input does not exist, `out` lies in an input, or belongs to another job or another model.
+      FolderInUse: another process writes to `out`.
+      ArgumentError: the prompt is empty, or the path of a file.
       OSError: something cannot be read or written.
     """
     if runner not in RUNNERS:
@@ -68,21 +71,27 @@ def score(
         raise ScoreError(f"batch size: expected at least 1, found {batch_size}")
     if not inputs:
         raise ScoreError("no inputs: give JSONL or parquet files, webdataset shards, or folders")
-    plan = blocks_lib.plan([os.fspath(path) for path in inputs], block_size)
-    job = Job(files.absolute(out), options, batch_size)
-    todo = job.begin(plan, restart)
-    expected = job.model(len(plan.blocks))
+    if options.prompt is not None:
+        prompts.check_prompt(options.prompt, "--prompt", "leave it out to read the prompt of each picture")
+    inputs = [os.fspath(path) for path in inputs]
+    out = files.absolute(out)
+    planning.check_out(inputs, out)
+    plan = planning.plan(inputs, block_size, options)
+    job = Job(out, options, batch_size)
     # A name that is no path here is left to `load`, as `rahf.load` takes more than paths.
     path = os.path.abspath(model) if os.path.exists(model) else os.fspath(model)
     load = load or loading.load  # loads JAX only in the process that scores
-    with _Bar(len(plan.blocks), len(plan.blocks) - len(todo), progress) as bar:
-        if runner == "ray":
-            from rahf.scoring import ray_runner  # Ray is optional
+    with files.locked(out) as alone:
+        todo = job.begin(plan, restart, alone)
+        expected = job.model(len(plan.blocks))
+        with _Bar(len(plan.blocks), len(plan.blocks) - len(todo), progress) as bar:
+            if runner == "ray":
+                from rahf.scoring import ray_runner  # Ray is optional
 
-            ray_runner.run(job, todo, path, load, expected, bar.advance, **(cluster or {}))
-        else:
-            run_local(job, todo, functools.partial(load, path), expected, bar.advance)
-    return job.finish(len(plan.blocks))
+                ray_runner.run(job, todo, path, load, expected, bar.advance, **(cluster or {}))
+            else:
+                run_local(job, todo, functools.partial(load, path), expected, bar.advance)
+        return job.finish(len(plan.blocks))
 
 
 class _Bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,9 +16,12 @@ from rahf import images
 from rahf.core.batch import SCORES
 from rahf.core.errors import NotFinite
 from rahf.scoring import files
-from rahf.scoring.blocks import Block
-from rahf.scoring.records import MAX_IMAGE, ReadOptions, ScoringRecord, records
+from rahf.scoring.blocks import MAX_IMAGE, Block, one_line
+from rahf.scoring.records import ReadOptions, ScoringRecord, records
 from rahf.text.prompts import collected_notes
+
+_ATTEMPTS = 3  # to fetch a picture
+_PAUSE = 0.25  # seconds; doubles with each attempt
 
 
 class ScoredRecord(NamedTuple):
@@ -120,35 +124,48 @@ def _decoded(
 
 
 def decode(record: ScoringRecord, side: int) -> tuple[np.ndarray | None, str | None]:
-    """The picture of a record as uint8 [side,side,3], or the reason why there is none.
-
-    Raises:
-      OSError: a picture by URL cannot be fetched now.
-    """
+    """The picture of a record as uint8 [side,side,3], or the reason why there is none."""
     if record.error:
         return None, record.error
     data = record.image
     if isinstance(data, str):
         try:
-            data = files.read(data, MAX_IMAGE)
+            data = _fetched(data)
         except ValueError as error:
             return None, f"{record.key}: {error}"
         except OSError as error:
-            # A local file stays missing or unreadable. A network may answer at the next attempt.
-            if files.is_url(record.image) and not isinstance(error, FileNotFoundError):
-                raise
-            return None, f"{record.key}: {error.strerror or 'cannot be read'}"
+            return None, f"{record.key}: {error.strerror or one_line(error)}"
     try:
         return images.decode_resized(data, side, what=record.key), None
     except images.ImageError as error:
         return None, str(error)
 
 
+def _fetched(path: str) -> bytes:
+    """The content of a picture's file. By URL in several attempts: a network may answer at the next one.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is too large, or its URL cannot be fetched.
+    """
+    if not files.is_url(path):
+        return files.read(path, MAX_IMAGE)
+    for attempt in itertools.count(1):
+        try:
+            return files.read(path, MAX_IMAGE)
+        except (FileNotFoundError, ValueError):
+            raise
+        except Exception as error:  # each file system of fsspec raises its own
+            if attempt == _ATTEMPTS:
+                raise ValueError(f"cannot be fetched in {_ATTEMPTS} attempts ({one_line(error)})") from error
+        time.sleep(_PAUSE * 2**attempt)
+
+
 def table(scored: Sequence[ScoredRecord], source: str) -> pa.Table:
     """The table that is written for a block: one row per record, scored or not.
 
-    Columns: source, row, key, prompt, group, the four scores (float32, null if not scored or not predicted),
-    prompt_cut, error (null if scored).
+    Columns: source, row, key, prompt, group, own_group (whether the group is the record's own and not its prompt), the
+    four scores (float32, null if not scored or not predicted), prompt_cut, error (null if scored).
     """
     columns = {
         "source": pa.array([source] * len(scored), pa.string()),
@@ -156,6 +173,7 @@ def table(scored: Sequence[ScoredRecord], source: str) -> pa.Table:
         "key": pa.array([_text(row.record.key) for row in scored], pa.string()),
         "prompt": pa.array([row.record.prompt for row in scored], pa.string()),
         "group": pa.array([_text(row.record.group) for row in scored], pa.string()),
+        "own_group": pa.array([row.record.own_group for row in scored], pa.bool_()),
     }
     for column, name in enumerate(SCORES):
         values = [_value(row.scores, column) for row in scored]

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,12 +24,16 @@ from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
 from rahf.core.files import open_atomically
 from rahf.critic import loading
-from rahf.scoring import blocks, files, records
+from rahf.scoring import blocks, files
 from rahf.scoring import run as scoring
+from rahf.scoring.fields import ReadOptions, parse
 from rahf.scoring.job import Job, ScoringSummary
-from rahf.scoring.records import ReadOptions
 from rahf.steer import best_of_n
 from rahf.steer.best_of_n import Selection
+from rahf.text.words import same_prompt
+
+#: What the manifest adds to the fields of a candidate.
+FIELDS = ("line", "scores", "selected", "rank", "gap", "reason", "prompt_cut", "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +71,7 @@ class SelectedFiles:
       candidates, selected, groups: counts of those that were scored.
       threshold: lowest value of the key that was kept; None: neither a threshold nor a quantile was requested.
       scoring: counts of the scoring, refused ones among them.
+      prefix: of the fields that the manifest adds; "" unless a candidate has a field of such a name.
     """
 
     manifest: pathlib.Path
@@ -76,6 +83,7 @@ class SelectedFiles:
     groups: int
     threshold: float | None
     scoring: ScoringSummary
+    prefix: str = ""
 
 
 @renamed.arguments(choice="options")
@@ -91,6 +99,7 @@ def select_files(
     restart: bool = False,
     progress: bool = False,
     load: Callable[[str], Any] | None = None,
+    images_from: Sequence[str] = (),
 ) -> SelectedFiles:
     """Scores the candidates of a JSONL file, selects among them, and writes the manifest.
 
@@ -99,10 +108,12 @@ def select_files(
       candidates: one JSON object per line with `image` (path, relative to the file's folder), `prompt`, and
         optionally `group` (text or whole number; the prompt, if there is none). Other fields are kept.
       out: the manifest: each scored candidate with its own fields and `line`, `scores`, `selected`, `rank` in its
-        group, `gap` to the second of it, `reason`, `prompt_cut` and `model`. In the order of the candidates.
+        group, `gap` to the second of it, `reason`, `prompt_cut` and `model`. In the order of the candidates. If a
+        candidate has a field of one of these names, its own is kept, and all of ours get the prefix ``rahf_``.
       options: of the selection.
       chosen: also write the selected lines alone, unchanged; for training.
       batch_size, block_size, restart, progress, load: as in `rahf.scoring.score`.
+      images_from: as in `rahf.scoring.ReadOptions`.
 
     Returns:
       Paths and counts. Equal input gives equal bytes, interrupted or not.
@@ -116,10 +127,12 @@ def select_files(
     paths = _paths(candidates, out, chosen)
     load = functools.partial(_load_checked, load or loading.load, options)
     scores_folder = paths["manifest"].with_suffix(".scores")
+    read_options = ReadOptions(images_from=tuple(images_from))
     summary = scoring.score(
         model,
         [os.fspath(candidates)],
         scores_folder,
+        options=read_options,
         batch_size=batch_size,
         block_size=block_size,
         restart=restart,
@@ -129,11 +142,12 @@ def select_files(
     if not summary.scored:
         why = f"{scores_folder}/refused.jsonl"
         raise ScoreError(f"{candidates}: none of {summary.rows} candidates can be scored; see {why}")
-    job = Job(os.path.abspath(scores_folder), ReadOptions(), batch_size)
+    job = Job(os.path.abspath(scores_folder), read_options, batch_size)
     lines, groups, scores = _read(job, summary)
     best_of_n.check_predicted(scores, options.deciding)
     selection = options.select(scores, groups, lambda index: f"line {lines[index]}")
-    _write(paths, candidates, job, summary, scores, selection)
+    prefix = _prefix(candidates, job, summary)
+    _write(paths, candidates, job, summary, scores, selection, prefix)
     _write_refused(paths["refused"], scores_folder)
     selected = SelectedFiles(
         paths["manifest"],
@@ -145,6 +159,7 @@ def select_files(
         len(set(groups)),
         selection.threshold,
         summary,
+        prefix,
     )
     files.write(str(paths["summary"]), _summary(selected, options))
     return selected
@@ -180,19 +195,32 @@ def _read(job: Job, summary: ScoringSummary) -> tuple[np.ndarray, list[int], np.
     """Line numbers, groups (as numbers) and scores [N,4] of scored candidates; only these are held in memory."""
     lines: list[int] = []
     groups: list[int] = []
-    numbers: dict[str, int] = {}
+    numbers: dict[tuple[bool, str], int] = {}
     scores = np.full((summary.scored, len(SCORES)), np.nan)
-    for _, _, batch in job.rows(summary.blocks, ("row", "group", *SCORES, "error")):
+    for _, _, batch in job.rows(summary.blocks, ("row", "group", "own_group", *SCORES, "error")):
         batch = batch.filter(batch["error"].is_null())
         start = len(lines)
         lines += batch["row"].to_pylist()
-        groups += [numbers.setdefault(group, len(numbers)) for group in batch["group"].to_pylist()]
+        for name, own in zip(batch["group"].to_pylist(), batch["own_group"].to_pylist()):
+            key = own, unicodedata.normalize("NFC", name) if own else same_prompt(name)
+            groups.append(numbers.setdefault(key, len(numbers)))
         for at, name in enumerate(SCORES):
             scores[start : len(lines), at] = batch[name].to_numpy(zero_copy_only=False)
     return np.array(lines), groups, np.round(scores, 6)
 
 
-def _write(paths, candidates, job: Job, summary: ScoringSummary, scores: np.ndarray, selection: Selection) -> None:
+def _prefix(candidates, job: Job, summary: ScoringSummary) -> str:
+    """A prefix with which none of our fields has the name of a candidate's own field."""
+    taken: set[str] = set()
+    for line, _, _, _ in _scored_lines(candidates, job, summary):
+        taken |= {name for name in parse(line) if name.endswith(FIELDS)}
+    prefixes = itertools.chain(("", "rahf_"), (f"rahf{number}_" for number in itertools.count(2)))
+    return next(prefix for prefix in prefixes if not taken & {prefix + name for name in FIELDS})
+
+
+def _write(
+    paths, candidates, job: Job, summary: ScoringSummary, scores: np.ndarray, selection: Selection, prefix: str
+) -> None:
     """The manifest, line by line, and the selected lines alone."""
     kept = set(selection.indices.tolist())
     with contextlib.ExitStack() as stack:
@@ -200,16 +228,17 @@ def _write(paths, candidates, job: Job, summary: ScoringSummary, scores: np.ndar
         chosen = stack.enter_context(open_atomically(paths["chosen"])) if "chosen" in paths else None
         for index, (line, row, cut, model) in enumerate(_scored_lines(candidates, job, summary)):
             gap = selection.gap[index]
-            entry = records.parse(line) | {
-                "line": row,
-                "scores": {n: None if np.isnan(v) else v for n, v in zip(SCORES, scores[index].tolist())},
-                "selected": index in kept,
-                "rank": int(selection.rank[index]) or None,
-                "gap": None if np.isnan(gap) else round(float(gap), 6),
-                "reason": selection.reasons[index],
-                "prompt_cut": cut,
-                "model": model,
-            }
+            values = (
+                row,
+                {name: None if np.isnan(score) else float(score) for name, score in zip(SCORES, scores[index])},
+                index in kept,
+                int(selection.rank[index]) or None,
+                None if np.isnan(gap) else round(float(gap), 6),
+                selection.reasons[index],
+                cut,
+                model,
+            )
+            entry = parse(line) | {prefix + name: value for name, value in zip(FIELDS, values, strict=True)}
             manifest.write((json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
             if chosen is not None and index in kept:
                 chosen.write(line.rstrip(b"\r\n") + b"\n")
@@ -227,7 +256,7 @@ def _scored_lines(candidates, job: Job, summary: ScoringSummary) -> Iterator[tup
 
 
 def _write_refused(path: pathlib.Path, scores_folder: pathlib.Path) -> None:
-    refused = [json.loads(line) for line in (scores_folder / "refused.jsonl").read_text().splitlines()]
+    refused = [json.loads(line) for line in (scores_folder / "refused.jsonl").read_bytes().splitlines()]
     lines = [json.dumps({"line": one["row"], "image": one["key"], "reason": one["error"]}) for one in refused]
     files.write(str(path), "".join(line + "\n" for line in lines).encode())
 
@@ -235,6 +264,7 @@ def _write_refused(path: pathlib.Path, scores_folder: pathlib.Path) -> None:
 def _summary(selected: SelectedFiles, options: SelectionOptions) -> bytes:
     document = {
         "model": selected.scoring.model,
+        "prefix": selected.prefix,
         "choice": dataclasses.asdict(options),
         "ties": "the earlier line; scores are compared at six decimals",
         "threshold": selected.threshold,

@@ -20,7 +20,7 @@ from rahf.critic.feedback import png
 from rahf.critic.predict import given_prompts
 from rahf.images import overlay as overlay_lib
 from rahf.scoring import files
-from rahf.scoring.records import MAX_IMAGE
+from rahf.scoring.blocks import MAX_IMAGE
 from rahf.steer import masks
 from rahf.steer.masks import Mask, MaskOptions
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rahf.core import json_text
 from rahf.core.errors import TokenizerError
 
 #: Ends the last piece of every word in the vocabulary.
@@ -46,12 +46,14 @@ class BytePairs:
           TokenizerError: no JSON, or a tokenizer that cuts texts otherwise than CLIP; the message names the difference.
         """
         try:
-            tree = json.loads(model)
+            tree = json_text.parse(model)
             self._ids = dict(tree["model"]["vocab"])
             merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in tree["model"]["merges"]]
             self._literals = _PATTERNS.get(_check(tree), ())
             added = [(str(t["content"]), int(t["id"]), bool(t["normalized"])) for t in tree["added_tokens"]]
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except TokenizerError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise TokenizerError(f"not the JSON of a byte-pair tokenizer ({error!r})") from error
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._bytes = _alphabet()

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rahf.config.schema import DataConfig
 from rahf.core.errors import ArgumentError
+from rahf.core.names import one_line
 from rahf.text.tokenizer import Tokenizer
 from rahf.text.words import split_words, word_ends
 
 if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
     from jaxtyping import Bool, Int
+
+
+#: Endings of files of prompts.
+_LIST_ENDINGS = (".txt", ".json", ".jsonl", ".csv", ".tsv")
+_ENDING = re.compile(r"\.\w{1,8}")
+_SEPARATORS = os.sep + (os.altsep or "")
 
 
 class PromptWarning(UserWarning):
@@ -55,8 +64,15 @@ def prompt_list(prompts: str | Sequence[str], count: int | None = None) -> list[
       ValueError: another number of prompts than images, an empty prompt, or one that is not valid Unicode.
       TypeError: a prompt is not a string.
     """
-    if not isinstance(prompts, Iterable):
-        raise TypeError(f"prompts: expected one text or one per image, found {type(prompts).__name__}")
+    if isinstance(prompts, (bytes, bytearray, Mapping, Set)) or not isinstance(prompts, Iterable):
+        hint = ""
+        if isinstance(prompts, Mapping):
+            hint = "; give the texts alone, in the order of the images: list(prompts.values())"
+        elif isinstance(prompts, Set):
+            hint = ", which has no order; give a list"
+        elif not isinstance(prompts, Iterable):
+            hint = "; to read prompts from a file, give its lines" if isinstance(prompts, os.PathLike) else ""
+        raise TypeError(f"prompts: expected one text or one per image, found {type(prompts).__name__}{hint}")
     listed = [prompts] * (1 if count is None else count) if isinstance(prompts, str) else list(prompts)
     if not listed:
         raise ArgumentError("prompts: there are none")
@@ -64,15 +80,43 @@ def prompt_list(prompts: str | Sequence[str], count: int | None = None) -> list[
         raise ArgumentError(f"{count} images but {len(listed)} prompts; give one for all, or one per image")
     for number, prompt in enumerate(listed):
         which = "the prompt" if isinstance(prompts, str) else f"prompt {number}"
-        if not isinstance(prompt, str):
-            raise TypeError(f"{which}: expected text, found {type(prompt).__name__}")
-        if not prompt.strip():
-            raise ArgumentError(f"{which} is empty; give the text that the image was made from")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise ArgumentError(f"{which} is not valid Unicode ({error.reason}): {prompt[:60]!r}") from error
+        check_prompt(prompt, which)
     return listed
+
+
+def check_prompt(prompt: Any, which: str, remedy: str = "give the text in it") -> None:
+    """Checks that a value is a text that an image may have been made from.
+
+    Args:
+      prompt: the value.
+      which: its name in messages: "prompt 3", "--prompt".
+      remedy: what to do about the path of a file.
+
+    Raises:
+      ArgumentError: empty, not valid Unicode, or the path of a file.
+      TypeError: not a string.
+    """
+    if not isinstance(prompt, str):
+        raise TypeError(f"{which}: expected text, found {type(prompt).__name__}")
+    if not prompt.strip():
+        raise ArgumentError(f"{which} is empty; give the text that the image was made from")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"{which} is not valid Unicode ({error.reason}): {prompt[:60]!r}") from error
+    if names_file(prompt):
+        raise ArgumentError(f"{which}: {prompt[:200]!r} is a file, not a text; {remedy}")
+
+
+def names_file(prompt: str) -> bool:
+    """Whether a text is the path of a file: one that exists, or one that only a file would be called by.
+
+    A single word without an ending ("cat") is a prompt, even where a file has that name.
+    """
+    stem, ending = os.path.splitext(prompt.strip())
+    if not _ENDING.fullmatch(ending) and not set(prompt) & set(_SEPARATORS):
+        return False
+    return os.path.isfile(prompt) or (ending.lower() in _LIST_ENDINGS and not any(map(str.isspace, stem)))
 
 
 def encode(prompt: str, config: DataConfig, tokenizer: Tokenizer) -> EncodedPrompt:
@@ -119,7 +163,7 @@ def warn(texts: Sequence[EncodedPrompt]) -> None:
     if collected is not None:
         collected.update(notes)
     elif notes:
-        lines = [f"prompt {_start(prompt)}: {'; '.join(lost)}" for prompt, lost in list(notes.items())[:5]]
+        lines = [one_line(f"prompt {_start(prompt)}: {'; '.join(lost)}") for prompt, lost in list(notes.items())[:5]]
         more = [f"… and {len(notes) - 5} more prompts"] if len(notes) > 5 else []
         warnings.warn("\n".join([*lines, *more]), PromptWarning, stacklevel=3)
 

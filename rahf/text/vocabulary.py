@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from rahf.core.errors import TokenizerError, VocabularyMissing
 from rahf.core.files import read_regular
+from rahf.core.names import one_line
 from rahf.text.byte_pairs import END, PIECES, START, WORD_END, BytePairs
 from rahf.text.clip import ClipTokenizer
 from rahf.text.tokenizer import EOS_ID, PAD_ID, UNK_ID, Tokenizer
@@ -18,8 +22,9 @@ from rahf.text.words import split_words
 def train_tokenizer(prompts: Sequence[str], vocab_size: int = 1024) -> bytes:
     """Trains a small byte-pair SentencePiece model for data that bring no vocabulary of their own.
 
-    The same prompts give the same model. Characters that the prompts lack are encoded as bytes. ``_`` and the digits
-    are pieces of their own, so that the suffix can always be written.
+    The same prompts give the same model. Characters that the prompts lack, and the rarest ones where there are more
+    than pieces, are encoded as bytes. ``_`` and the digits are pieces of their own, so that the suffix can always be
+    written.
 
     Args:
       prompts: texts to learn from; at least one.
@@ -29,33 +34,79 @@ def train_tokenizer(prompts: Sequence[str], vocab_size: int = 1024) -> bytes:
       The serialized model, for `Tokenizer`.
 
     Raises:
-      TokenizerError: no prompt has any text.
+      TokenizerError: no prompt has any text, or SentencePiece cannot learn from it.
     """
     import sentencepiece
 
+    vocab_size = max(vocab_size, _BYTES + 64)
     words = [" ".join(split_words(prompt)) for prompt in prompts]
     lines = [line for line in {*prompts, *words} if line.strip()]
     if not lines:
         raise TokenizerError("cannot train a vocabulary: no prompt has any text")
     writer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sorted(lines)),
-        model_writer=writer,
-        vocab_size=max(vocab_size, 256 + 64),
-        hard_vocab_limit=False,
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        user_defined_symbols=["_"],
-        character_coverage=1.0,
-        pad_id=PAD_ID,
-        eos_id=EOS_ID,
-        unk_id=UNK_ID,
-        bos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(_sentences(sorted(lines), vocab_size - _BYTES - _RESERVED)),
+            model_writer=writer,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            model_type="bpe",
+            byte_fallback=True,
+            split_digits=True,
+            user_defined_symbols=["_"],
+            character_coverage=1.0,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            bos_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise TokenizerError(
+            f"cannot train a vocabulary of {vocab_size} pieces on {len(prompts)} prompts ({one_line(error, 300)}); "
+            "name one with --tokenizer, such as T5's spiece.model"
+        ) from error
     return writer.getvalue()
+
+
+_BYTES = 256  # pieces of the bytes
+_RESERVED = 8  # padding, end, unknown, "_", the blank's piece, and some room
+_LONGEST = 4000  # bytes of a line; SentencePiece leaves lines of more than 4,192 out
+
+
+def _parts(line: str) -> list[str]:
+    """A line, cut at blanks into parts that SentencePiece takes; a word that is too long is cut anywhere."""
+    if len(line.encode()) <= _LONGEST:
+        return [line]
+    parts, part, size = [], "", 0
+    for word in re.findall(r"\s*\S+", line):
+        for piece in [word] if len(word.encode()) <= _LONGEST else _chunks(word, _LONGEST // 4):
+            length = len(piece.encode())
+            if size + length > _LONGEST:
+                parts.append(part)
+                part, size = "", 0
+            part, size = part + piece, size + length
+    return [*parts, part]
+
+
+def _chunks(text: str, size: int) -> Iterator[str]:
+    for start in range(0, len(text), size):
+        yield text[start : start + size]
+
+
+def _sentences(lines: Sequence[str], room: int) -> list[str]:
+    """What a vocabulary with room for so many different characters is trained on.
+
+    SentencePiece refuses texts with more of them (and to leave out more than 2% of all characters). The rarest are
+    replaced by blanks, so that the vocabulary writes them as bytes.
+    """
+    counts = Counter(char for line in lines for char in unicodedata.normalize("NFKC", line) if not char.isspace())
+    if len(counts) > room:
+        kept = {char for char, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:room]}
+        normalized = (unicodedata.normalize("NFKC", line) for line in lines)
+        lines = ["".join(char if char in kept else " " for char in line) for line in normalized]
+    return [part for line in lines for part in _parts(line) if part.strip()]
 
 
 #: Texts with digits, contractions, punctuation, letters of other scripts, and everything that CLIP normalises.

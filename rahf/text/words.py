@@ -8,6 +8,7 @@ defines the words, so the target has no punctuation.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +29,11 @@ WORD = re.compile(WORD_RULE)
 def split_words(prompt: str) -> list[str]:
     """Splits a prompt by the dataset's rule: at any of ``, . ? ! " : ;`` and blank, empties dropped."""
     return WORD.findall(prompt)
+
+
+def same_prompt(prompt: str) -> str:
+    """A form that is equal for prompts that are the same to a vocabulary: NFKC, and one blank for any white space."""
+    return " ".join(unicodedata.normalize("NFKC", prompt).split())
 
 
 class Piece(NamedTuple):

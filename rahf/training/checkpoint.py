@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from rahf.core import errors
+from rahf.core import errors, json_text
 from rahf.core.errors import CheckpointError
 from rahf.core.files import write_atomically
 from rahf.nn import functional
@@ -93,12 +93,16 @@ class Checkpointer:
         return self._latest.latest_step()
 
     def best_metrics(self) -> dict[str, float] | None:
-        """Metrics stored with the best checkpoint, None if there is none."""
+        """Metrics stored with the best checkpoint, None if there is none. Raises CheckpointError: damaged."""
         self._finish(self._best)
         if self._best_step is None:
             return None
         args = ocp.args.Composite(metrics=ocp.args.JsonRestore())
-        return self._best.restore(self._best_step, args=args)["metrics"]
+        folder = self.folder / "best" / str(self._best_step)
+        with run_folder.reading(folder, ": remove that folder, and the next evaluation is the best again"):
+            stored = self._best.restore(self._best_step, args=args)["metrics"]
+            metrics = {name: json_text.finite(value) for name, value in stored.items()}
+        return {name: value for name, value in metrics.items() if value is not None}
 
     def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
         """Begins to save for resuming; the state may be donated as soon as this returns.

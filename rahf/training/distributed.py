@@ -274,6 +274,19 @@ def first_then_others(what: str, act: Callable[[], T]) -> T:
     return result
 
 
+def of_first(what: str, text: str) -> str:
+    """The text that process 0 gives; the others wait for it."""
+    import jax
+
+    if jax.process_count() == 1:
+        return text
+    client, key = _client(), f"rahf/{what}/{next(_COUNTER)}"
+    if jax.process_index() != 0:
+        return client.blocking_key_value_get(key, _PATIENCE_MS)
+    client.key_value_set(key, text)
+    return text
+
+
 def reached_stop(step: int, signal_seen: bool) -> bool:
     """Whether the run is to be saved and stopped after `step`, at which all processes agree.
 

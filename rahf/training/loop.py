@@ -7,23 +7,24 @@ import dataclasses
 import pathlib
 import signal
 import threading
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
+from rahf import config as config_lib
 from rahf.config import Config
 from rahf.core.errors import NotFinite, TrainError, WorkerFailure
 from rahf.core.names import suggest
-from rahf.training import distributed, label_counts, sharding
+from rahf.training import distributed, label_counts, run_lock, sharding
 from rahf.training import optimizer as optimizer_lib
 from rahf.training import state as state_lib
 from rahf.training.checkpoint import Checkpointer
 from rahf.training.prefetch import Prefetch
 from rahf.training.progress import Reporter
-from rahf.training.run_lock import acquire
 from rahf.training.step import StepMetrics, make_train_step
-from rahf.training.task import Loader, Task
+from rahf.training.task import Loader, SavedFile, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +76,12 @@ def train(task: Task) -> Finished:
     """Trains to `train.steps` of the task's config, resuming if its `workdir` holds an interrupted run.
 
     Writes `config.json`, the task's files (`tokenizer.model`), `checkpoints/`, `metrics.jsonl` and TensorBoard events
-    there, and `start.json` if it starts from other parameters.
+    there, and `start.json` if it starts from other parameters. Only this process writes there until it ends. What is
+    there stays as it is if the run is refused.
 
     Raises:
+      FolderInUse: another process trains in the run directory.
+      DiskFull: no space left for the metrics.
       TrainError: a non-finite loss (names the step, the part and the last good checkpoint), a run directory
         that belongs to another configuration, an unknown `train.best_metric`, or a vocabulary or start that
         does not fit.
@@ -89,11 +93,15 @@ def train(task: Task) -> Finished:
     workdir = pathlib.Path(config.workdir)
     _check_metric(task)
     setup = state_lib.setup(task)
-    changes = distributed.first_then_others("run lock", lambda: acquire(workdir, config, task.saved_files()))
+    files = task.saved_files()
     process, processes = jax.process_index(), jax.process_count()
     with contextlib.ExitStack() as stack:
+        changes = distributed.first_then_others("run lock", lambda: _enter(stack, task, files))
+        run_lock.check_same(config, distributed.of_first("config", config_lib.to_json(config)))
         checkpoints = Checkpointer(workdir, config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
+        report_failure = lambda kind, error, trace: _fail(checkpoints, error) if processes > 1 else None  # noqa: E731
+        stack.push(report_failure)
         loader = stack.enter_context(task.train_loader())
         begin, labels = None, {}
         if checkpoints.latest_step is None:
@@ -106,7 +114,11 @@ def train(task: Task) -> Finished:
             # A run of a version that did not count goes on without: nobody knows what its outputs have learned from.
             labels = label_counts.read(workdir) or None
         first_step = int(state.step)
-        reporter = Reporter(workdir, config.train.steps, first_step, process == 0)
+        run = _Run(task, setup, checkpoints, loader, labels)
+        stack.callback(run.batches.close)
+        # Nothing is left that could refuse the run: only now it changes what the directory says.
+        distributed.first_then_others("run files", lambda: run_lock.write(workdir, config, files))
+        run.reporter = reporter = Reporter(workdir, config.train.steps, first_step, process == 0)
         stack.callback(reporter.close)
         loader.report = reporter.say
         reporter.say(sharding.describe(setup.shapes.params, setup.mesh))
@@ -118,12 +130,18 @@ def train(task: Task) -> Finished:
         if begin is not None:
             begin.note(workdir, reporter.say if process == 0 else None)
         task.before_steps(setup.graphdef, state.params, reporter.say)
-        run = _Run(task, setup, checkpoints, loader, reporter, labels)
-        stack.callback(run.batches.close)
-        if processes > 1:
-            stack.push(lambda kind, error, trace: _fail(checkpoints, error))  # before anything is closed
+        stack.push(report_failure)  # before anything is closed
         with Interrupt() as interrupt:
             return run.steps(state, interrupt)
+
+
+def _enter(stack: contextlib.ExitStack, task: Task, files: Mapping[str, SavedFile]) -> list[str]:
+    """Locks the run directory until the stack unwinds; returns what has changed of what may be tuned."""
+    if jax.process_index() != 0:
+        return []
+    workdir = pathlib.Path(task.config.workdir)
+    stack.enter_context(run_lock.held(workdir))
+    return run_lock.check(workdir, task.config, files)
 
 
 def _fail(checkpoints: Checkpointer, error: BaseException | None) -> None:
@@ -136,6 +154,7 @@ def _fail(checkpoints: Checkpointer, error: BaseException | None) -> None:
 class _Run:
     """What stays the same from step to step."""
 
+    reporter: Reporter
     labels: label_counts.Counts | None = None  # None: they are not counted
 
     def __init__(
@@ -144,12 +163,10 @@ class _Run:
         setup: state_lib.Setup,
         checkpoints: Checkpointer,
         loader: Loader,
-        reporter: Reporter,
         labels: label_counts.Counts | None,
     ):
         self.task, self.config, self.checkpoints = task, task.config, checkpoints
         self.batches = Prefetch(loader, lambda batch: sharding.to_devices(batch, setup.mesh))
-        self.reporter = reporter
         self.step_function = make_train_step(task, setup)
         self.learning_rate = optimizer_lib.schedule(self.config.optimizer, self.config.train.steps)
         self.evaluator = task.evaluator(setup.graphdef, setup.mesh)

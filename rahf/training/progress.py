@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rahf.core import names, terminal
-from rahf.core.files import write_atomically
+from rahf.core import json_text, names, terminal
+from rahf.core.files import disk_full_named, write_atomically
+from rahf.training.events import EventFile
+
+_MOST_STEPS = 1 << 53  # what a float counts exactly
+_LARGEST = 1e100  # far above what float32 holds; larger numbers cannot be drawn
 
 
 class Reporter:
@@ -24,12 +30,10 @@ class Reporter:
         self._progress = None
         if not active:
             return
-        from tensorboardX import SummaryWriter
-
         self._file = workdir / "metrics.jsonl"
         _drop_after(self._file, start)
         self._rows = open(self._file, "a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+        self._events = EventFile(workdir / "tensorboard", start)
         if sys.stdout.isatty():
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -78,16 +82,15 @@ class Reporter:
         self.console.print(names.printable(text), soft_wrap=True)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """A row of `metrics.jsonl`, and one TensorBoard scalar for each value. NaN becomes null."""
+        """A row of `metrics.jsonl`, and one TensorBoard scalar for each value. NaN becomes null. Raises DiskFull."""
         if not self.active:
             return
         row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
         row |= {n: v if v == v and abs(v) != float("inf") else None for n, v in values.items()}
-        self._rows.write(json.dumps(row) + "\n")
-        self._rows.flush()
-        for name, value in values.items():
-            if value == value:
-                self._events.add_scalar(name, value, step)
+        with disk_full_named(self._file):
+            self._rows.write(json.dumps(row) + "\n")
+            self._rows.flush()
+        self._events.scalars({name: value for name, value in values.items() if value == value}, step)
 
     def close(self) -> None:
         """Ends the live line and closes the files."""
@@ -95,7 +98,8 @@ class Reporter:
             return
         if self._progress:
             self._progress.stop()
-        self._rows.close()
+        with contextlib.suppress(OSError):  # what could not be written was an error before
+            self._rows.close()
         self._events.close()
 
 
@@ -106,20 +110,36 @@ def _duration(seconds: float) -> str:
 
 
 def read_rows(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; a last line that was cut off by a crash is left out."""
-    rows = []
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return rows
+    """Rows of a `metrics.jsonl`. A line that a crash has cut off, or an editor has damaged, is left out.
+
+    Returns:
+      Each row has its ``step``, an integer; its other values are floats, or None.
+    """
+    return [row for _, row in _read_lines(file)]
+
+
+def _read_lines(file: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The usable lines of a `metrics.jsonl`, as they are and parsed."""
+    if not file.exists():
+        return
+    for line in file.read_bytes().splitlines():
+        try:
+            row = json_text.parse_object(line)
+        except ValueError:
+            continue
+        step = row.get("step")
+        if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < _MOST_STEPS:
+            yield line, {"step": step} | {name: _value(value) for name, value in row.items() if name != "step"}
+
+
+def _value(value: Any) -> float | None:
+    number = json_text.finite(value)
+    return None if number is None or abs(number) > _LARGEST else number
 
 
 def _drop_after(file: pathlib.Path, step: int) -> None:
     """Removes rows beyond the step that a run resumes from, so that no step appears twice."""
     if not file.exists():
         return
-    kept = [row for row in read_rows(file) if row["step"] <= step]
-    write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
+    kept = [line for line, row in _read_lines(file) if row["step"] <= step]
+    write_atomically(file, b"".join(line + b"\n" for line in kept))

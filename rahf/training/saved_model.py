@@ -23,7 +23,6 @@ from flax import nnx
 from rahf import config as config_lib
 from rahf.config import Config
 from rahf.core.errors import ArgumentError, CheckpointError
-from rahf.core.files import read_regular_text
 from rahf.nn import functional
 from rahf.text import Tokenizer, load_tokenizer
 from rahf.training import run_folder
@@ -97,10 +96,7 @@ def find(path: str | os.PathLike, dtype: Any = None) -> SavedModel:
 
 
 def _config(file: pathlib.Path, dtype: Any) -> Config:
-    try:
-        config = config_lib.from_json(read_regular_text(file), where=str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise config_lib.ConfigError(f"{file}: cannot be read ({error})") from error
+    config = config_lib.read_saved(file)
     if dtype is None:
         return config
     name = jnp.dtype(dtype).name

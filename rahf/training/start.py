@@ -66,7 +66,7 @@ def from_model(config: Config, shapes: functional.Params, read: Read = _read_pla
     for pattern in config.start.fresh:
         if not tree.matching_names(shapes, [pattern]):
             raise TrainError(f"start.fresh: no part {pattern!r}; the network has {', '.join(sorted(shapes))}")
-    there = config_lib.from_json((run / "config.json").read_text(), where=str(run / "config.json"))
+    there = config_lib.read_saved(run / "config.json")
     wanted = {name: part for name, part in shapes.items() if name not in fresh}
     _check_network(run, there.model, config.model, list(wanted))
     params, notes = read(

@@ -145,6 +145,27 @@ def test_a_traceback_on_request(tmp_path, monkeypatch):
         cli.main(["train", str(tmp_path / "absent.py")])
 
 
+def test_a_full_disk_says_what_to_do_whoever_met_it(monkeypatch, capsys):
+    def full(args):
+        with open("/dev/full", "w") as file:
+            file.write("x")
+
+    monkeypatch.setattr("rahf.cli.train.run", full)
+    assert cli.main(["train", "demo.py"]) == 1
+    assert capsys.readouterr().err.endswith(
+        ": the disk is full (No space left on device); free some space, or write to another place\n"
+    )
+
+
+def test_text_of_files_reaches_the_terminal_printable(monkeypatch, capsys):
+    def fails(args):
+        raise RahfError("licence \x1b]0;OWNED\x07\x1b[2J\nsecond line")
+
+    monkeypatch.setattr("rahf.cli.train.run", fails)
+    assert cli.main(["train", "demo.py"]) == 1
+    assert capsys.readouterr().err == "rahf: licence \ufffd]0;OWNED\ufffd\ufffd[2J\nsecond line\n"
+
+
 def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt

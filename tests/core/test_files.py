@@ -71,6 +71,16 @@ def test_a_full_disk_is_named_with_file_and_remedy(tmp_path, number, text):
     assert names(tmp_path) == []
 
 
+def test_a_full_disk_met_by_another_library(tmp_path):
+    """array_record, in C++, raises a RuntimeError with the system's text."""
+    text = "write() failed: No space left on device; writing a.array_record; at byte 45056"
+    with pytest.raises(DiskFull, match="folder: the disk is full .No space left on device.; free some space"):
+        with files.replacing_folder(tmp_path / "folder"):
+            raise RuntimeError(text)
+    with pytest.raises(DatasetError, match="No space left"), files.replacing_folder(tmp_path / "folder"):
+        raise DatasetError(text)  # says what to do already
+
+
 def test_the_name_is_taken_only_when_all_is_written(tmp_path):
     with files.replacing(tmp_path / "a") as unfinished:
         unfinished.write_bytes(b"x")

@@ -88,6 +88,13 @@ def test_a_damaged_record_is_no_permission(tmp_path):
     (tmp_path / "model.json").write_text("{")
     assert licenses.model_licenses(tmp_path) == {tmp_path.name: "unknown"}
     (tmp_path / "model.json").unlink()
+    for damaged in ("[" * 100_000, "\udcff", "1" * 5000):
+        (tmp_path / "start.json").write_text(damaged, errors="surrogateescape")
+        assert licenses.model_licenses(tmp_path) == {"start.json": "unknown"}
+    (tmp_path / "start.json").write_text('{"vision": {"name": "a", "license": "MIT", "licenses": 5}}')
+    assert licenses.model_licenses(tmp_path) == {"a": "MIT", "damaged": "unknown"}
+    (tmp_path / "start.json").write_text('{"vision": {"name": "a", "license": "\\u001b[2J\\nfree"}}')
+    assert licenses.license_notice(tmp_path).isprintable()
     (tmp_path / "start.json").write_text("[]")
     assert licenses.license_notice(tmp_path) == f"weights of {tmp_path.name} come from start.json: license unknown"
 

@@ -124,6 +124,22 @@ def test_bad_lists_and_prompts(critic):
         critic(3, "a cat")
     with pytest.raises(ValueError, match="prompts: there are none"):
         critic.tokens([])
+    with pytest.raises(TypeError, match="found dict; give the texts alone, in the order of the images: list"):
+        critic(image, {"prompt": "a cat"})
+    with pytest.raises(TypeError, match="found set, which has no order; give a list"):
+        critic(image, {"a cat"})
+
+
+def test_open_files_and_floats_of_another_byte_order(critic, pictures):
+    import io
+
+    with pytest.raises(TypeError, match=r"found an open file .BytesIO.; give its path, or its bytes: file.read"):
+        critic(io.BytesIO(encode(smooth(8, 8))), "a cat")
+    with pytest.raises(ImageError, match=r"image 0: expected a path.*found BytesIO; give its path, or its bytes"):
+        critic([io.BytesIO(b"")], "a cat")
+    grey = picture(np.full((8, 8, 3), 0.5, ">f4"), 8, 0).square
+    np.testing.assert_array_equal(grey, np.full((8, 8, 3), 0.5, np.float32))
+    assert grey.dtype == np.float32 and picture(np.zeros((8, 8), ">f8"), 4, 0).square.dtype == np.float32
 
 
 def test_inputs_need_no_jax():

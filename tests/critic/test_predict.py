@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 import rahf
+from rahf.cli import main as cli
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import CheckpointError
 from rahf.critic import loading
@@ -327,6 +328,34 @@ def test_no_model_no_files(cat, folder):
     with pytest.raises(CheckpointError, match="no such file or directory"):
         Result(folder / "nowhere", [cat])
     assert not list(folder.rglob("*_feedback.png"))
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ("cat.png", "'cat.png' is an image file, not a text; write IMAGE --prompt TEXT"),
+        ("p.txt", "--prompt: 'p.txt' is a file, not a text; to read prompts from it, give --prompts FILE"),
+        ("./p.txt", "--prompt: './p.txt' is a file, not a text; "),
+        ("typo.jsonl", "--prompt: 'typo.jsonl' is a file, not a text; "),
+        (["a cat", "p.txt"], "prompt 1: 'p.txt' is a file, not a text; give the text in it"),
+    ],
+)
+def test_a_file_where_a_prompt_belongs(cat, folder, prompt, message):
+    (folder / "p.txt").write_text("a cat\n")
+    with pytest.raises(ValueError, match=message):
+        predict_lib.given_prompts([str(cat)] * (2 if isinstance(prompt, list) else 1), prompt, None)
+
+
+@pytest.mark.parametrize("prompt", ["cat", "a red cat.", "Mr. Fox", "a p.txt file", "v2.0", "and/or", "…"])
+def test_a_prompt_is_no_file(cat, folder, prompt):
+    (folder / "cat").write_text("a file that happens to have a name of one word")
+    assert predict_lib.given_prompts([str(cat)], prompt, None) == [prompt]
+
+
+def test_images_and_prompt_swapped_on_the_command_line(capsys, folder):
+    assert cli.main(["predict", "model", "a red cat", "--prompt", "b.png"]) == 1
+    error = capsys.readouterr().err
+    assert error == "rahf: images and prompts seem to be swapped: 'b.png' is no text; write IMAGE --prompt TEXT\n"
 
 
 @pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x85", "\u2028"])

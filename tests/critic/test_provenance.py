@@ -30,7 +30,11 @@ def test_quantiles_by_hand():
     assert percentiles.dtype == np.float32
     again = Quantiles.from_json(quantiles.to_json())
     assert again == quantiles and again.reference == "a test set"
-    for broken in ("{}", "[", '{"scores": 3}', quantiles.to_json().replace("0.5", '"x"', 1)):
+    text = quantiles.to_json()
+    huge = text.replace("1.0]", "1" + "0" * 400 + "]", 1)
+    counts = [text.replace('"count": 101', f'"count": {value}') for value in ("0", "-1", "1e400", "true", '"7"')]
+    odd = (text.replace("0.5", '"x"', 1), text.replace("1.0]", "NaN]", 1), huge, "[" * 100_000, *counts)
+    for broken in ("{}", "[", '{"scores": 3}', *odd):
         with pytest.raises(ValueError, match="reference quantiles are damaged.*evaluate the model again"):
             Quantiles.from_json(broken)
     falling = json.loads(quantiles.to_json())

@@ -58,7 +58,6 @@ def pictures(folder):
         path = here / ("more" if number > 2 else "") / f"{number}.png"
         path.write_bytes(picture(red))
         path.with_suffix(".txt").write_text(f"number\n{number} ")
-    (here / ".hidden.png").write_bytes(b"")
     return here
 
 

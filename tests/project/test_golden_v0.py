@@ -117,10 +117,11 @@ def test_commands(kind, golden, expected, pictures, tmp_path, capsys, monkeypatc
     np.testing.assert_allclose(scores, expected[f"{kind}/scores"], rtol=0, atol=2e-6)  # rounded to six digits
     run("mask", *with_prompts, "--out", str(tmp_path / "masks"))
     assert len(list((tmp_path / "masks").glob("*_mask.png"))) == len(paths)
-    run("select", str(tmp_path / "candidates.jsonl"), "--out", str(tmp_path / "manifest.jsonl"), "--batch-size", "8")
+    elsewhere = ["--images-from", str(golden / "pictures"), "--batch-size", "8"]
+    run("select", str(tmp_path / "candidates.jsonl"), "--out", str(tmp_path / "manifest.jsonl"), *elsewhere)
     manifest = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert len(manifest) == len(paths) and all(line["selected"] for line in manifest)  # every prompt is a group
-    run("score", str(tmp_path / "candidates.jsonl"), "--out", str(tmp_path / "scores"), "--batch-size", "8")
+    run("score", str(tmp_path / "candidates.jsonl"), "--out", str(tmp_path / "scores"), *elsewhere)
     assert json.loads((tmp_path / "scores" / "summary.json").read_text())["scored"] == len(paths)
     places = ["--json", str(tmp_path / "metrics.json"), "--report", str(tmp_path / "report"), "--examples", "2"]
     run("evaluate", "--data", str(golden / "data"), "--split", "test", "--batch-size", "8", "--no-generate", *places)

@@ -9,7 +9,7 @@ import pytest
 
 from rahf.core.errors import ScoreError
 from rahf.scoring import files
-from rahf.scoring.records import ReadOptions
+from rahf.scoring.fields import ReadOptions
 from tests.helpers.critic_maker import ColourCritic
 from tests.helpers.score_maker import (
     EXPECTED,

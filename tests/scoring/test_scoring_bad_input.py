@@ -9,9 +9,10 @@ import pytest
 
 from rahf.cli import main as cli
 from rahf.core.errors import ScoreError
-from rahf.scoring.blocks import Block, lines, plan
+from rahf.scoring.blocks import Block, lines
+from rahf.scoring.fields import ReadOptions
 from rahf.scoring.job import Job
-from rahf.scoring.records import ReadOptions
+from rahf.scoring.plan import plan
 from tests.helpers.critic_maker import ColourCritic
 from tests.helpers.score_maker import (
     EXPECTED,

@@ -11,9 +11,9 @@ import warnings
 import pytest
 
 from rahf.core.errors import ScoreError
-from rahf.scoring.blocks import plan
+from rahf.scoring.fields import ReadOptions
 from rahf.scoring.job import Job
-from rahf.scoring.records import ReadOptions
+from rahf.scoring.plan import plan
 from rahf.scoring.run import score
 from tests.helpers import critic_maker
 from tests.helpers.critic_maker import ColourCritic

@@ -82,6 +82,50 @@ def test_options_reach_the_choice(folder):
     assert (folder / "best.jsonl").read_text() == candidates[4] + "\n"
 
 
+@pytest.mark.parametrize(
+    "own, prefix",
+    [
+        ({"model": "sdxl-1.0"}, "rahf_"),
+        ({"scores": {"human": 3}, "rank": 7, "reason": "mine"}, "rahf_"),
+        ({"gap": 1, "rahf_gap": 2}, "rahf2_"),
+        ({"rahf_gap": 2}, ""),
+    ],
+)
+def test_a_candidates_own_fields_are_kept(folder, own, prefix):
+    lines = [json.loads(line) for line in (folder / "candidates.jsonl").read_text().splitlines()]
+    write(folder, [*lines[:-1], lines[-1] | own])
+    done = run(folder, chosen=folder / "best.jsonl")
+    assert done.prefix == prefix and json.loads(done.summary.read_text())["prefix"] == prefix
+    entries = manifest(folder)
+    assert {name: entries[-1][name] for name in own} == own
+    assert [one[f"{prefix}rank"] for one in entries] == [3, 2, 1, 2, 1, 3]
+    assert entries[0][f"{prefix}model"] == "colours-1"
+    (folder / "candidates.jsonl").write_bytes((folder / "manifest.jsonl").read_bytes())  # candidates once more
+    again = run(folder, out="again.jsonl")
+    assert again.prefix not in ("", prefix) and entries[0].items() <= manifest(folder, "again.jsonl")[0].items()
+
+
+def test_groups_that_look_alike(folder):
+    """A group 17 is not the prompt "17"; prompts that are the same to the network are one group."""
+    same = {"prompt": "caf\u00e9 one"}, {"prompt": "cafe\u0301  one"}, {"prompt": "17"}
+    other = {"prompt": "x", "group": 17}, {"prompt": "y", "group": "17"}, {"prompt": "z", "group": "e\u0301"}
+    more = {"prompt": "z", "group": "\u00e9"}
+    write(folder, [{"image": "pictures/0.png"} | one for one in (*same, *other, more)])
+    done = run(folder)
+    assert done.groups == 4  # café one, the prompt 17, the group 17, the group é
+    assert [one["rank"] for one in manifest(folder)] == [1, 2, 1, 1, 2, 1, 2]
+
+
+def test_pictures_elsewhere_only_if_that_is_allowed(folder):
+    write(folder, [{"image": str(folder / "pictures" / "0.png"), "prompt": "x"}])
+    (folder / "sub").mkdir()
+    (folder / "candidates.jsonl").rename(folder / "sub" / "candidates.jsonl")
+    with pytest.raises(ScoreError, match="none of 1 candidates"):
+        run(folder / "sub")
+    done = run(folder / "sub", restart=True, images_from=[str(folder / "pictures")])
+    assert done.candidates == 1
+
+
 def test_groups_of_ones_own(folder):
     lines = [{"image": f"pictures/{n}.png", "prompt": "a leaf", "group": n // 2} for n in range(6)]
     write(folder, lines)

@@ -3,11 +3,12 @@
 import functools
 import itertools
 import pickle
+import random
 
 import numpy as np
 import pytest
 
-from rahf.core.errors import VocabularyMissing
+from rahf.core.errors import TokenizerError, VocabularyMissing
 from rahf.text import (
     EOS_ID,
     PAD_ID,
@@ -199,6 +200,29 @@ def test_training_stays_below_the_limit(own):
     assert Tokenizer(train_tokenizer(["cat"], 1)).vocab_size <= 320  # bytes and a few pieces
     with pytest.raises(ValueError, match="no prompt has any text"):
         train_tokenizer(["", " "])
+
+
+def test_more_characters_than_pieces():
+    """Prompts in Chinese: the rarest characters are written as bytes, and every text comes back."""
+    stream = random.Random(0)
+    prompts = ["".join(chr(0x4E00 + stream.randrange(900)) for _ in range(12)) for _ in range(400)]
+    tokenizer = Tokenizer(train_tokenizer(prompts))
+    assert tokenizer.vocab_size <= 1024
+    assert tokenizer.decode(tokenizer.encode(prompts[0] + "\u732b a")) == prompts[0] + "\u732b a"
+    pieces = [len(tokenizer.encode(prompt)) for prompt in prompts]
+    assert 12 <= sum(pieces) / 400 < 20  # most characters have a piece of their own; as bytes alone it would be 36
+    assert tokenizer.suffix_ids
+
+
+@pytest.mark.parametrize("prompt", ["a red cat " * 500, "\u732b\u3068\u72ac" * 2000, "x" * 9000])
+def test_prompts_that_sentencepiece_would_leave_out(prompt):
+    tokenizer = Tokenizer(train_tokenizer([prompt]))
+    assert len(tokenizer.encode(prompt[:9])) <= 6  # learnt: no bytes
+
+
+def test_what_sentencepiece_cannot_learn_from_is_said_in_one_line():
+    with pytest.raises(TokenizerError, match=r"cannot train a vocabulary of 1024 pieces on 1 prompts \(.*--tokenizer"):
+        train_tokenizer(["\u2581"])
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,10 @@ def test_the_first_process_goes_first(watched, monkeypatch):
     assert distributed.first_then_others("claim", lambda: 5) == 5 and store["rahf/claim/0"] == "done"
     with pytest.raises(ZeroDivisionError):
         distributed.first_then_others("claim", lambda: 1 // 0)
+    assert distributed.of_first("config", "mine") == "mine"
     monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(distributed, "_COUNTER", itertools.count(2))
+    assert distributed.of_first("config", "other") == "mine"
     monkeypatch.setattr(distributed, "_COUNTER", itertools.count())
     assert distributed.first_then_others("claim", lambda: 6) == 6
     with pytest.raises(TrainError, match="process 0: integer division or modulo by zero"):
@@ -217,12 +220,14 @@ def test_others_must_see_and_run_the_same(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     config = Config(workdir=str(tmp_path))
     with pytest.raises(TrainError, match="process 1 of 2 does not see .*config.json, .* file system that all"):
-        run_lock.acquire(tmp_path, config, None)
-    (tmp_path / "config.json").write_text(config_lib.to_json(config))
-    assert run_lock.acquire(tmp_path, config, None) == []
+        run_lock.write(tmp_path, config, {})
+    (tmp_path / "config.json").write_text("{}")
+    run_lock.write(tmp_path, config, {})
+    assert (tmp_path / "config.json").read_text() == "{}"  # process 0 has written it
+    run_lock.check_same(config, config_lib.to_json(config))
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=3))
-    with pytest.raises(TrainError, match="another configuration than process 0, .*\n  train.seed: 0 there, 3 given"):
-        run_lock.acquire(tmp_path, other, None)
+    with pytest.raises(TrainError, match="another configuration than process 0:\n  train.seed: 0 there, 3 given"):
+        run_lock.check_same(other, config_lib.to_json(config))
 
 
 def test_the_tensor_axis_stays_within_a_process(monkeypatch):

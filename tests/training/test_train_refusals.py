@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 
 import jax
 import pytest
 
+from data_pipelines.synthetic.prepare import prepare
 from rahf import config as config_lib
 from rahf.core.errors import TrainError
 from rahf.training import run_lock
@@ -34,6 +36,27 @@ def test_another_configuration_in_the_same_place(tiny_config, finished_run, caps
         "Choose another --workdir, or give the same configuration to resume.",
     ]
     assert (finished_run / "config.json").read_bytes() == before
+
+
+def test_another_process_trains_there(tiny_config, finished_run, tmp_path, capsys):
+    files = {file: file.stat().st_mtime_ns for file in finished_run.rglob("*") if file.is_file()}
+    with run_lock.held(finished_run):
+        error = refused(capsys, tiny_config, finished_run, "--train.steps", "13")
+    assert f"{finished_run}: another process ({os.getpid()}) trains there; wait until it has ended" in error
+    assert {file: file.stat().st_mtime_ns for file in finished_run.rglob("*") if file.is_file()} == files
+    with run_lock.held(tmp_path / "new"):
+        assert "trains there" in refused(capsys, tiny_config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_refused_resumption_leaves_everything_as_it_was(tiny_config, finished_run, tmp_path, capsys):
+    """The data have changed: this is noticed when the loader goes on, after configuration and checkpoint fit."""
+    other = tmp_path / "other"
+    prepare(other, train=48, dev=12, test=0, size=64, seed=1, progress=False)
+    files = {file: file.stat().st_mtime_ns for file in finished_run.rglob("*") if file.is_file()}
+    error = refused(capsys, tiny_config, finished_run, "--data.path", str(other), "--train.steps", "13")
+    assert "another dataset" in error or "records" in error
+    assert {file: file.stat().st_mtime_ns for file in finished_run.rglob("*") if file.is_file()} == files
 
 
 def test_a_place_that_is_no_run(tiny_config, tmp_path, capsys):
@@ -89,6 +112,12 @@ def words(content=b"words"):
     return {"tokenizer.model": SavedFile(content, "the data's vocabulary data/tokenizer.model")}
 
 
+def acquire(run, config, files) -> list[str]:
+    changes = run_lock.check(run, config, files)
+    run_lock.write(run, config, files)
+    return changes
+
+
 def begin(run) -> None:
     (run / "checkpoints/latest/4").mkdir(parents=True)
 
@@ -96,35 +125,41 @@ def begin(run) -> None:
 def test_until_the_first_checkpoint_anyone_may_begin_again(tmp_path):
     run = tmp_path / "run"
     first, second = config_lib.Config(), config_lib.Config(data=config_lib.DataConfig(eval_split="test"))
-    assert run_lock.acquire(run, first, words()) == []
+    assert acquire(run, first, words()) == []
     (run / "checkpoints/latest/4.orbax-checkpoint-tmp").mkdir(parents=True)  # died while saving its first
-    assert run_lock.acquire(run, second, words(b"others")) == []
+    assert acquire(run, second, words(b"others")) == []
     assert config_lib.from_json((run / "config.json").read_text()) == second
     assert (run / "tokenizer.model").read_bytes() == b"others"
     begin(run)
     with pytest.raises(TrainError, match="data.eval_split: 'test' there, 'dev' given"):
-        run_lock.acquire(run, first, words(b"others"))
+        acquire(run, first, words(b"others"))
     with pytest.raises(TrainError, match="differs from the data's vocabulary data/tokenizer.model"):
-        run_lock.acquire(run, second, words())
+        acquire(run, second, words())
 
 
 def test_what_may_change_is_written_down(tmp_path):
     config = config_lib.Config()
-    run_lock.acquire(tmp_path, config, words())
+    acquire(tmp_path, config, words())
     begin(tmp_path)
     train_config = dataclasses.replace(config.train, checkpoint_every=7, steps=30_000)
     optimizer = dataclasses.replace(config.optimizer, learning_rate=1e-5)
     mesh = config_lib.MeshConfig(fsdp=4)
     changed = dataclasses.replace(config, workdir="elsewhere", train=train_config, optimizer=optimizer, mesh=mesh)
-    assert run_lock.acquire(tmp_path, changed, words()) == [
+    assert acquire(tmp_path, changed, words()) == [
         "optimizer.learning_rate: 0.0001 there, 1e-05 given",
         "train.steps: 20000 there, 30000 given",
     ]
     assert config_lib.from_json((tmp_path / "config.json").read_text()) == changed
-    assert run_lock.acquire(tmp_path, changed, words()) == []
+    assert acquire(tmp_path, changed, words()) == []
 
 
 def test_a_run_that_died_before_its_config_was_whole(tmp_path):
     (tmp_path / ".config.json.1a2b3c4d.unfinished").write_text('{"workdir"')
-    assert run_lock.acquire(tmp_path, config_lib.Config(), words()) == []
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "tokenizer.model"]
+    (tmp_path / "checkpoints" / "latest" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "best").mkdir()
+    assert acquire(tmp_path, config_lib.Config(), words()) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "config.json", "tokenizer.model"]
+    (tmp_path / "config.json").unlink()
+    begin(tmp_path)
+    with pytest.raises(TrainError, match="is not empty and not a run directory"):
+        run_lock.check(tmp_path, config_lib.Config(), words())

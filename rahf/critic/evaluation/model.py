@@ -13,7 +13,6 @@ from rahf import config as config_lib
 from rahf.config import Config
 from rahf.core import errors, hub, shipped
 from rahf.core.batch import Batch
-from rahf.core.files import read_regular_text
 from rahf.critic import families, loading
 from rahf.critic.critic import Critic
 from rahf.critic.evaluation.eval_step import Evaluated
@@ -63,7 +62,7 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
     if loading.is_exported(model):
         return _exported(pathlib.Path(model), data, batch_size)
     run, state = checkpoint.find(model)
-    config = config_lib.from_json(read_regular_text(run / "config.json"), where=str(run / "config.json"))
+    config = config_lib.read_saved(run / "config.json")
     if not families.is_critic(config.model):
         raise errors.CheckpointError(f"{run}: a {config.model.family} model, no critic; rahf evaluate measures critics")
     config = _placed(config, data, batch_size, len(jax.devices()))

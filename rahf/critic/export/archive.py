@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
+from rahf.core import json_text, names
 from rahf.core.errors import ExportError
 from rahf.core.files import replacing
 
@@ -107,6 +108,15 @@ def read_archive(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, byt
         raise ExportError(f"{path}: cannot be read ({error}); copy or export it again") from error
 
 
+def is_archive(path: str | os.PathLike) -> bool:
+    """Whether a file is an export, complete or not: a zip that begins with a manifest, or ends with a seal."""
+    start = b"PK\x03\x04" + bytes(26)
+    with open(path, "rb") as file:
+        head = file.read(len(start) + len(MANIFEST))
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(_SEAL) - _DIGITS))
+        return head[:4] == start[:4] and head.endswith(MANIFEST.encode()) or file.read().startswith(_SEAL)
+
+
 def _read_checked(
     path: pathlib.Path, file: BinaryIO, archive: zipfile.ZipFile
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -157,15 +167,18 @@ def _check_members(path: pathlib.Path, infos: list[zipfile.ZipInfo]) -> None:
 
 def _read_manifest(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, Any]:
     try:
-        manifest = json.loads(archive.read(MANIFEST))
+        manifest = json_text.parse_object(archive.read(MANIFEST))
         version, parts = manifest["format"], manifest["parts"]
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{path}: no exported model: it has no readable {MANIFEST}") from error
-    if not isinstance(version, int) or not isinstance(parts, dict):
+    if not isinstance(version, int) or isinstance(version, bool) or not 0 < version < 1 << 31:
+        raise ExportError(f"{path}: its {MANIFEST} names no format; copy or export it again")
+    if not isinstance(parts, dict):
         raise ExportError(f"{path}: its {MANIFEST} is damaged; copy or export it again")
     if version > FORMAT:
+        writer = names.one_line(manifest.get("rahf", "unknown"), 40)
         raise ExportError(
-            f"{path}: format {version}, written by rahf {manifest.get('rahf', 'unknown')}; this reader knows formats "
+            f"{path}: format {version}, written by rahf {writer}; this reader knows formats "
             f"up to {FORMAT}. Install a newer rahf"
         )
     if not all(isinstance(entry, dict) for entry in parts.values()):

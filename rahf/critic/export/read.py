@@ -17,7 +17,7 @@ from rahf import config as config_lib
 from rahf.config import Config
 from rahf.core import licenses, names, process, tree
 from rahf.core.batch import Prediction
-from rahf.core.errors import ArgumentError, ExportError
+from rahf.core.errors import ArgumentError, ExportError, RahfError
 from rahf.critic import families, provenance
 from rahf.critic.critic import Critic
 from rahf.critic.export import archive, program
@@ -35,6 +35,7 @@ WEIGHTS = "weights.safetensors"
 #: Parameters of parts that serve learning only (`CriticConfig.tag_head`); predictions do not depend on them, and files
 #: written since format 2 lack them.
 LEARNING_ONLY = "tags/"
+_MALFORMED = (TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16)}
 
 
@@ -61,25 +62,34 @@ def read_export(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
 def critic_of_archive(path: str, manifest: dict[str, Any], parts: dict[str, bytes], dtype: Any = None) -> Critic:
     """The critic of an archive that `read_archive` gave; `path` names the file in errors. Errors as above."""
     try:
-        _check_types(path, manifest)
-        return _critic(path, manifest, parts, dtype)
+        return _critic(path, _checked(path, manifest), parts, dtype)
+    except RahfError:
+        raise
     except KeyError as error:
-        raise ExportError(f"{path}: lacks {error}; not written by `rahf export`") from error
+        raise ExportError(f"{path}: lacks {names.one_line(error, 80)}; not written by `rahf export`") from error
+    except _MALFORMED as error:  # right checksums do not make a file right
+        raise ExportError(f"{path}: is malformed ({names.one_line(repr(error), 200)}); export it again") from error
 
 
-def _check_types(path: str, manifest: dict[str, Any]) -> None:
-    """Checks the types of the manifest's values: a file may have right checksums and still be malformed."""
+def _checked(path: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with values of the right types, and texts of one printable line: they reach the terminal."""
     platforms, functions, step = manifest["platforms"], manifest["functions"], manifest["step"]
     texts = [manifest["rahf"], manifest["name"], manifest["model_id"], manifest["preprocessing_hash"]]
     texts.append(_weight_license(manifest))
     right = isinstance(platforms, list) and isinstance(functions, dict) and isinstance(step, int | None)
     if not right or not all(isinstance(text, str) for text in [*texts, *platforms, *functions.values()]):
         raise ExportError(f"{path}: its {archive.MANIFEST} is damaged; copy or export it again")
+    shown = ("rahf", "name", "model_id", _license_key(manifest))
+    return manifest | {key: names.one_line(manifest[key]) for key in shown}
+
+
+def _license_key(manifest: dict[str, Any]) -> str:
+    """Format 1 spelled the key with a c."""
+    return "weight_licence" if manifest["format"] == 1 else "weight_license"
 
 
 def _weight_license(manifest: dict[str, Any]) -> str:
-    """Format 1 spelled the key with a c."""
-    return manifest["weight_licence" if manifest["format"] == 1 else "weight_license"]
+    return manifest[_license_key(manifest)]
 
 
 def _critic(path: str, manifest: dict[str, Any], parts: dict[str, bytes], dtype: Any) -> Critic:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rahf import config as config_lib
-from rahf.core import names, terminal, tree
+from rahf.core import json_text, names, terminal, tree
 from rahf.core.batch import Prediction
 from rahf.core.errors import ArgumentError, ExportError
 from rahf.core.files import replacing
@@ -56,7 +56,12 @@ class WrittenExport(NamedTuple):
 
 
 def export_run(
-    model: str | os.PathLike, file: str | os.PathLike, *, console: Console | None = None, **options: Any
+    model: str | os.PathLike,
+    file: str | os.PathLike,
+    *,
+    console: Console | None = None,
+    force: bool = False,
+    **options: Any,
 ) -> WrittenExport:
     """Loads a model, exports it with the metrics of its newest evaluation if there is one, and prints a summary.
 
@@ -64,12 +69,15 @@ def export_run(
       model: run directory or checkpoint directory.
       file: as in `write_export`.
       console: where the summary goes; None: stdout.
+      force: replace any file; False: only another export.
       options: of `write_export`.
 
     Raises:
+      ExportError: the file exists and is no export.
       As `rahf.load` and `write_export`.
     """
     console = console or terminal.console()
+    check_replaceable(file, force)
     critic = loading.load(model)
     written = write_export(critic, file, metrics=_newest_metrics(pathlib.Path(model), critic), **options)
     origin = written.provenance
@@ -95,12 +103,23 @@ def _newest_metrics(model: pathlib.Path, critic: Critic) -> dict[str, Any] | Non
     files = sorted(runs[0].glob("report/*/metrics.json"), key=lambda f: f.stat().st_mtime) if runs else []
     for file in reversed(files):
         try:
-            metrics = json.loads(file.read_text())
+            metrics = json_text.parse_object(file.read_bytes())
             if str(metrics["meta"]["model"]).endswith(f"of step {critic.step}"):
-                return metrics
-        except (OSError, ValueError, KeyError, TypeError):
+                return _checked(metrics)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # an unreadable report counts as: not evaluated
     return None
+
+
+def _checked(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the model card shows of a `metrics.json`: finite numbers, and texts of one printable line."""
+    values = {name: json_text.finite(value) for name, value in metrics["metrics"].items()}
+    intervals = {name: [json_text.finite(edge) for edge in pair or ()] for name, pair in metrics["intervals"].items()}
+    return {
+        "metrics": {name: value for name, value in values.items() if value is not None},
+        "intervals": {name: pair for name, pair in intervals.items() if len(pair) == 2 and None not in pair},
+        "meta": {name: names.one_line(text) for name, text in metrics["meta"].items()},
+    }
 
 
 def write_export(
@@ -127,8 +146,8 @@ def write_export(
       about: what its author says of it, for the model card, Markdown.
 
     Raises:
-      ExportError: the file cannot be written, or gives other numbers than the model; the model's numbers are not
-        finite; or its vocabulary could not be read from the file.
+      ExportError: the file cannot be written, is a folder, or gives other numbers than the model; the model's numbers
+        are not finite; or its vocabulary could not be read from the file.
       ValueError: the model is an exported file itself, or an unknown platform.
     """
     if critic.graphdef is None:
@@ -138,9 +157,8 @@ def write_export(
         raise ArgumentError(
             f"platforms: expected some of {', '.join(PLATFORMS)}, found {', '.join(platforms) or 'none'}"
         )
+    check_replaceable(file, force=True)
     file = pathlib.Path(file)
-    if file.is_dir():
-        raise ExportError(f"{file}: is a directory; give the name of a file to write")
     problem = vocabulary.standalone_problem(critic.tokenizer)
     if problem:
         raise ExportError(
@@ -165,12 +183,28 @@ def write_export(
     return WrittenExport(file, file.stat().st_size, origin, difference, notes)
 
 
+def check_replaceable(file: str | os.PathLike, force: bool) -> None:
+    """Checks that an export may be written under a name: a new file, or one that is an export.
+
+    Raises:
+      ExportError: the name is that of a folder, or of a file that is something else and `force` is not set.
+    """
+    name = os.fspath(file)
+    if os.path.isdir(name) or name.endswith(("/", os.sep)) or not pathlib.Path(name).name:
+        folder = name.rstrip("/" + os.sep) or name
+        raise ExportError(f"{name}: is a folder; give the name of a file to write, such as {folder}/model.rahf")
+    if not os.path.lexists(name) or force:
+        return
+    if not os.path.isfile(name) or not archive.is_archive(name):
+        raise ExportError(f"{name}: exists and is no export, so it is left alone; give another name, or --force")
+
+
 def _provenance(critic: Critic, bf16: bool, weight_license: str | None) -> provenance.Provenance:
     """The provenance of the exported model. In bfloat16 the weights are others, and so is the model's id."""
     origin = critic.provenance
     name = origin.model_id + ("-bf16" if bf16 else "")
     quantiles = origin.quantiles and dataclasses.replace(origin.quantiles, model=name)
-    weight_license = weight_license or origin.weight_license
+    weight_license = names.one_line(weight_license or origin.weight_license)
     return dataclasses.replace(origin, model_id=name, weight_license=weight_license, quantiles=quantiles)
 
 

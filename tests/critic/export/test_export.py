@@ -381,6 +381,12 @@ def test_malformed_files_with_right_checksums_are_refused(small, tmp_path):
     }.items():  # fmt: skip
         refused("its manifest.json is damaged", {name: value})
     refused("its manifest.json is damaged", {"functions": {"scores": 3}})
+    refused("its manifest.json is damaged", {"platforms": 5})
+    refused("its manifest.json names no format", {"format": 0})
+    refused("its manifest.json names no format", {"format": 10**400})
+    refused("its manifest.json is damaged", {"functions": ["a"]})
+    refused("reference quantiles are damaged", part="quantiles.json", data=b"[" * 100_000)
+    refused("weights.safetensors cannot be read|is malformed", part="weights.safetensors", data=parts[scores])
     refused("lacks 'scores'", {"functions": {}})
     refused("lacks 'functions/other'", {"functions": {"scores": "functions/other"}})
     refused("exported by rahf .* prepares images or prompts otherwise", {"preprocessing_hash": "0"})
@@ -399,10 +405,66 @@ def test_malformed_files_with_right_checksums_are_refused(small, tmp_path):
     weights[name] = np.full_like(weights[name], np.nan)
     message = f"{name}: not finite .NaN or infinite.; export a model that has not diverged"
     refused(message, part="weights.safetensors", data=safetensors.numpy.save(weights))
-    for data in (b"\xff\xfe", b"[]", b"{", b'{"model": 3}'):
+    for data in (b"\xff\xfe", b"[]", b"{", b'{"model": 3}', b"[" * 100_000, b'{"model": {"family": []}}'):
         archive.write_archive(altered, parts | {"config.json": data}, manifest)
         with pytest.raises(config_lib.ConfigError, match="altered.rahf: config.json"):
             rahf.load(altered)
+
+
+ESCAPES = "\x1b]0;OWNED\x07\x1b[2JMIT\nweights are free to use"
+
+
+def test_texts_of_a_file_are_one_printable_line(small, tmp_path, caplog, capsys):
+    manifest, parts = archive.read_archive(small)
+    file = tmp_path / "e.rahf"
+    archive.write_archive(file, parts, manifest | {"weight_license": ESCAPES, "name": ESCAPES, "model_id": ESCAPES})
+    critic = rahf.load(file)
+    shown = [critic.name, critic.model_id, critic.provenance.weight_license, *caplog.messages]
+    assert len(shown) == 4 and all(text.isprintable() for text in shown)
+    archive.write_archive(file, {}, {"format": 9, "rahf": ESCAPES})
+    assert cli.main(["predict", str(file), "a.png", "--prompt", "a"]) == 1
+    error = capsys.readouterr().err
+    assert "format 9, written by rahf" in error and error.rstrip("\n").isprintable()
+
+
+def test_only_an_export_is_replaced(checkpoint, small, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(write, "_check_outputs", lambda *_: 0.0)  # tested elsewhere
+    for name, words in (("config.json", "exists and is no export"), ("notes.txt", "exists and is no export")):
+        (tmp_path / name).write_text("{}")
+        assert cli.main(["export", str(run), str(tmp_path / name)]) == 1
+        assert words in capsys.readouterr().err and (tmp_path / name).read_text() == "{}"
+    (tmp_path / "there").mkdir()
+    for name in ("newdir/", "there", "there/"):
+        assert cli.main(["export", str(run), f"{tmp_path}/{name}"]) == 1
+        assert "is a folder; give the name of a file to write, such as" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "notes.txt", "there"]
+    (tmp_path / "cut.rahf").write_bytes(small.read_bytes()[:1000])  # of an export that was interrupted in copying
+    for file in (small, tmp_path / "cut.rahf"):
+        write.check_replaceable(file, force=False)
+    write.check_replaceable(tmp_path / "notes.txt", force=True)
+    write.check_replaceable(tmp_path / "new.rahf", force=False)
+
+
+def test_a_damaged_report_does_not_stop_an_export(checkpoint, tmp_path):
+    """Odd values in `metrics.json` are left out of the card."""
+    metrics = {
+        "metrics": {"scores/overall/plcc": 10**400, "keywords/f1": 0.5, "scores/overall/srcc": "x"},
+        "intervals": {"keywords/f1": [0.4, 10**400], "scores/overall/srcc": 3},
+        "meta": {"model": f"best checkpoint of step {checkpoint.step}", "data": ESCAPES},
+    }
+    (tmp_path / "report" / "test").mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{}")
+    for text, expected in (
+        (json.dumps(metrics), None),
+        (json.dumps(metrics | {"intervals": {"keywords/f1": [0.4, 10**400]}}), {"keywords/f1": 0.5}),
+        ("[" * 100_000, None),
+        (json.dumps({"metrics": 3, "meta": metrics["meta"]}), None),
+    ):
+        (tmp_path / "report" / "test" / "metrics.json").write_text(text)
+        metrics_of_card = write._newest_metrics(tmp_path, checkpoint)
+        assert (metrics_of_card and metrics_of_card["metrics"]) == expected
+        if metrics_of_card:
+            assert metrics_of_card["intervals"] == {} and metrics_of_card["meta"]["data"].isprintable()
 
 
 def test_both_spellings_of_the_license_are_read(small, tmp_path):

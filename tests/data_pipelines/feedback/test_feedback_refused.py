@@ -183,3 +183,23 @@ def test_a_map_whose_values_are_unclear_and_a_picture_too_long_for_a_jpeg(tmp_pa
     assert stored.keys() == {"wide", "p"} and check_header(stored["wide"].image) == ("PNG", 70_000, 10)
     assert summary.total("undecodable") == 1
     assert "m.png: 16 or 32 bits per pixel, but no value above 255" in (tmp_path / "out/refused.jsonl").read_text()
+
+
+def test_one_picture_under_two_names_is_one(tmp_path):
+    """./p.png is p.png: one record and a duplicate; and a prompt and its other Unicode form are in one split."""
+    picture(tmp_path / "pictures" / "p.png")
+    picture(tmp_path / "pictures" / "sub" / "q.png")
+    (tmp_path / "pictures" / "link.png").symlink_to("p.png")
+    names = ("p.png", "./p.png", "sub/../p.png", "sub//q.png")
+    summary, by_uid = run(tmp_path, [{"image": name, **GOOD} for name in names])
+    assert list(by_uid) == ["p.png", "sub/q.png"] and summary.splits["train"]["duplicates"] == 2
+    picture(tmp_path / "pictures" / "cafe\u0301.png")
+    _, by_uid = run(tmp_path, [{"image": name, **GOOD} for name in ("caf\u00e9.png", "cafe\u0301.png")])
+    assert list(by_uid) == ["caf\u00e9.png"]
+    lines = [
+        {"image": "p.png", "uid": "one", **GOOD, "split": "train"},
+        {"image": "./link.png", "uid": "two", **GOOD, "prompt": "other", "split": "test"},
+        {"image": "sub/q.png", **GOOD, "prompt": "third"},
+    ]
+    summary, _ = run(tmp_path, lines)
+    assert summary.pictures_in_two == 1
