@@ -78,8 +78,10 @@ def lasting_streams() -> Iterator[tuple[LastingStream, LastingStream]]:
     try:
         yield streams
     finally:
-        for stream in streams:
+        for stream, before in zip(streams, previous):
             stream.flush()
+            if before is None:
+                stream.close()
         sys.stdout, sys.stderr = previous
 
 
