@@ -49,7 +49,9 @@ def find(folder: str | os.PathLike, captions: str | os.PathLike | None = None) -
     by_name = {}
     if captions is not None:
         wanted = {form for name in names for form in _forms(name)}
-        by_name = captions_lib.load(captions, wanted)
+        by_name, problems = captions_lib.load(captions, wanted)
+        if problems:
+            raise DatasetError(problems[0])
     return [Picture(name, _prompt(root, name, by_name)) for name in names]
 
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-import rich.console
+from rich.text import Text
 
 from data_pipelines import store
 from data_pipelines.planted import damage, example, pictures, sheet, wording
@@ -26,6 +26,7 @@ from data_pipelines.prepare.splits import SPLITS
 from data_pipelines.prepare.vocabulary import read_vocabulary
 from data_pipelines.store.records import Record, missing_labels
 from rahf import text
+from rahf.core import names, terminal
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import DatasetError
 
@@ -105,7 +106,7 @@ def prepare(
         split: wording.Prompts([job.picture.prompt for job in of_split if job.picture.prompt])
         for split, of_split in jobs.items()
     }
-    console = rich.console.Console(quiet=not progress)
+    console = terminal.console(quiet=not progress)
     with contextlib.ExitStack() as stack:
         assembly = _Assembly(jobs, stack, stack.enter_context(progress_bars(console)))
         for split in [split for split in SPLITS if jobs[split]]:
@@ -113,7 +114,7 @@ def prepare(
             assembly.makers[split] = stack.enter_context(processes.mapper(make, workers))
         summary = assembly.write(target, vocabulary)
     print_report(console, summary, target)
-    console.print(f"look at {target / SHEET_FILE}", markup=False, soft_wrap=True)
+    console.print(Text(names.one_line(f"look at {target / SHEET_FILE}")), soft_wrap=True)
     return summary
 
 

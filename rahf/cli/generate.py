@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from rahf.cli.parsing import command
+from rahf.core import terminal
 
 _DESCRIPTION = """\
 MODEL is a model directory of `rahf import stable-diffusion`, or a run of a diffusion family. Every prompt is drawn
@@ -59,7 +60,6 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from rahf.steer import generate_files
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     )
     prompts = args.prompt or generate_files.prompts_of_file(args.prompts)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=terminal.console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         shown = bar.add_task("steps", total=None)
         files = generate_files.generate_files(
             args.model,
@@ -83,5 +83,5 @@ def run(args: argparse.Namespace) -> int:
             options,
             progress=lambda done, total: bar.update(shown, completed=done, total=total),
         )
-    print(f"{len(files)} pictures and contact_sheet.png in {args.out}")
+    terminal.say(f"{len(files)} pictures and contact_sheet.png in {args.out}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from rahf.cli.parsing import Formatter, command
 from rahf.core import terminal
@@ -107,8 +106,8 @@ def stable_diffusion(args: argparse.Namespace) -> int:
 
     result = import_folder.import_stable_diffusion(args.source, args.out, **_options(args, "variant"))
     for note in result.notes:
-        print(f"rahf: {note}", file=sys.stderr)
-    print(f"model directory {result.folder}: try rahf generate {result.folder} --prompt TEXT --out DIR")
+        terminal.say(f"rahf: {note}", stderr=True)
+    terminal.say(f"model directory {result.folder}: try rahf generate {result.folder} --prompt TEXT --out DIR")
     return 0
 
 

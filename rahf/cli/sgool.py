@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from rahf.cli.parsing import command
+from rahf.core import terminal
 
 _DESCRIPTION = """\
 The noise that sampling starts from is optimised through the whole sampling, so that a critic's score of the picture
@@ -46,7 +47,6 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from rahf.diffusion.latents.doodl import DoodlOptions
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from rahf.steer import sgool_files
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=terminal.console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         shown = bar.add_task("updates", total=args.iterations)
         result = sgool_files.sgool_files(
             args.model,
@@ -78,5 +78,5 @@ def run(args: argparse.Namespace) -> int:
             ),
         )
     first, last = result.energy[0].mean(), result.energy[-1].mean()
-    print(f"energy {first:.4f} → {last:.4f}; pictures, energy.csv and energy.png in {args.out}")
+    terminal.say(f"energy {first:.4f} → {last:.4f}; pictures, energy.csv and energy.png in {args.out}")
     return 0

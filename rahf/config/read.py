@@ -22,6 +22,7 @@ from rahf.config.model import FamilyConfig
 from rahf.config.schema import Config
 from rahf.core import json_text, renamed
 from rahf.core.errors import ConfigError
+from rahf.core.files import read_regular_text
 from rahf.core.names import suggest
 
 
@@ -45,7 +46,7 @@ def from_json(text: str, cls: type = Config, where: str = "config") -> Any:
 def read_saved(file: pathlib.Path) -> Config:
     """The config that a run has saved. Raises ConfigError: it cannot be read, or as `from_json`."""
     try:
-        text = file.read_bytes().decode()
+        text = read_regular_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read ({error})") from error
     return from_json(text, where=str(file))

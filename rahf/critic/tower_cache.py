@@ -21,7 +21,7 @@ import numpy as np
 from data_pipelines.loading.examples import RecordSequence
 from rahf import images
 from rahf.config import Config, CriticConfig
-from rahf.core import tree
+from rahf.core import json_text, tree
 from rahf.core.batch import Batch
 from rahf.core.errors import ConfigError, DataError
 from rahf.core.files import write_atomically
@@ -141,7 +141,7 @@ class TowerCache:
         """Opens the arrays, old ones if they have this key; returns how many examples are in them."""
         files = [self.folder / f"output_{number}.npy" for number in range(len(shapes))]
         try:
-            done = json.loads((self.folder / _DONE).read_text())
+            done = json_text.parse((self.folder / _DONE).read_bytes())
             same = (self.folder / _KEY).read_text() == key and isinstance(done, int)
             if same:
                 self._arrays = [np.lib.format.open_memmap(file, "r+") for file in files]

@@ -25,6 +25,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from rahf.config import UNetConfig
+from rahf.core import json_text
 from rahf.core.errors import ArgumentError, PretrainedError
 from rahf.core.files import replacing
 from rahf.core.tree import Params, flatten, unflatten
@@ -342,13 +343,13 @@ def _alphas(tensors: Mapping[str, StoredTensor], file: pathlib.Path, dialect: Di
     if text is None and not (file.name == "adapter_model.safetensors" and beside.is_file()):
         return alphas
     try:
-        tree = json.loads(text if text is not None else beside.read_text())
+        tree = json_text.parse(text if text is not None else beside.read_bytes())
         for name in tensors:
             for end in _ENDINGS[dialect]:
                 module = name.removesuffix(end)
                 if module != name and module not in alphas and (alpha := _of_metadata(tree, module)) is not None:
                     alphas[module] = alpha
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise PretrainedError(f"{file}: its metadata cannot be read ({error})") from error
     return alphas
 

@@ -117,7 +117,8 @@ def eight_bit(array: np.ndarray, name: str) -> UInt8[np.ndarray, "*s"]:
     """
     if array.dtype == np.uint8 or not array.size:
         return array.astype(np.uint8, copy=False)
-    if "float" not in str(array.dtype):  # bfloat16 is no np.floating
+    # bfloat16 is no np.floating; floats in another byte order are, and NumPy calls them ">f4".
+    if "float" not in str(array.dtype) and array.dtype.kind != "f":
         raise ImageError(f"{name}: pixels of type {array.dtype}; {pixel_range.EXPECTED_TYPES}")
     values = np.asarray(array, np.float32)
     pixel_range.check(name, float(values.min()), float(values.max()))

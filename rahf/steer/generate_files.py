@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from rahf.core.errors import ArgumentError
-from rahf.core.files import write_atomically
+from rahf.core.files import read_regular_text, write_atomically
 from rahf.core.version import __version__
 from rahf.critic import loading
 from rahf.diffusion import lora as lora_lib
@@ -268,7 +268,8 @@ def prompts_of_file(path: str | os.PathLike) -> list[str]:
       ArgumentError: it cannot be read, or has no prompts.
     """
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
+        # Only a newline ends a prompt: str.splitlines would also cut at U+2028 and other characters inside of one.
+        lines = read_regular_text(path, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{path}: cannot be read as text ({error})") from error
     prompts = [line.strip() for line in lines if line.strip()]

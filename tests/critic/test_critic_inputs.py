@@ -138,8 +138,8 @@ def test_open_files_and_floats_of_another_byte_order(critic, pictures):
     with pytest.raises(ImageError, match=r"image 0: expected a path.*found BytesIO; give its path, or its bytes"):
         critic([io.BytesIO(b"")], "a cat")
     grey = picture(np.full((8, 8, 3), 0.5, ">f4"), 8, 0).square
-    np.testing.assert_array_equal(grey, np.full((8, 8, 3), 0.5, np.float32))
-    assert grey.dtype == np.float32 and picture(np.zeros((8, 8), ">f8"), 4, 0).square.dtype == np.float32
+    np.testing.assert_array_equal(grey, np.full((8, 8, 3), 128, np.uint8))
+    assert picture(np.zeros((8, 8), ">f8"), 4, 0).square.max() == 0
 
 
 def test_inputs_need_no_jax():
