@@ -11,6 +11,7 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from rahf.core import json_text
 from rahf.core.errors import CheckpointError
 from rahf.core.files import write_atomically
 
@@ -28,7 +29,7 @@ def read(run: pathlib.Path) -> Counts:
     """
     file = run / FILE
     try:
-        counts = json.loads(file.read_bytes())
+        counts = json_text.parse_object(file.read_bytes())
         if not all(count is None or type(count) is int and count >= 0 for count in counts.values()):
             raise ValueError("expected numbers by name")
         return counts
