@@ -35,7 +35,7 @@ def tokenizer_path(path: str | os.PathLike) -> pathlib.Path:
 def has_field(path: str | os.PathLike, name: str) -> bool:
     """Whether a prepared dataset stores a field; False if there is no dataset."""
     try:
-        tree = json.loads((pathlib.Path(path) / FEATURES_FILE).read_text())
+        tree = json_text.parse((pathlib.Path(path) / FEATURES_FILE).read_bytes())
         return name in tree["featuresDict"]["features"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
