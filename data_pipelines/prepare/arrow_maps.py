@@ -50,8 +50,10 @@ def cell(column: pa.Array, row: int, what: str) -> np.ndarray | bytes | None:
     if not column[row].is_valid:
         return None
     if pa.types.is_struct(column.type):
-        value = column[row].as_py()
-        return value.get("bytes") or None
+        value = column[row].as_py().get("bytes")
+        if value is not None and not isinstance(value, bytes):  # a text must not be opened as a path
+            raise Refused("malformed", f"{what} holds {type(value).__name__}, expected bytes")
+        return value or None
     if not _is_list(column.type):
         value = column[row].as_py()
         return value if isinstance(value, bytes) and value else None

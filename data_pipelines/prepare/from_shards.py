@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import rich.console
+from rich.text import Text
 
 from data_pipelines import store
 from data_pipelines.prepare import dataset_source, shards
@@ -26,6 +26,7 @@ from data_pipelines.prepare.splits import SPLITS
 from data_pipelines.prepare.staged_records import StagedRecords
 from data_pipelines.store.records import Record
 from rahf import text
+from rahf.core import names, terminal
 from rahf.core.errors import DatasetError
 
 _BATCH_ROWS = 4  # rows that are read at once: pictures and maps of 1024 x 1024 take 8 MB each
@@ -122,7 +123,7 @@ def prepare(
     """
     target = pathlib.Path(os.path.abspath(out))
     store.check_replaceable(target)
-    console = rich.console.Console(quiet=not progress)
+    console = terminal.console(quiet=not progress)
     files = dataset_source.shard_files(source)
     opened, unreadable = _opened(files, reader.layout)
     digest = hashlib.sha256(vocabulary).hexdigest() if vocabulary else None
@@ -132,7 +133,7 @@ def prepare(
     working = target.with_name(target.name + ".partial")
     stored = stored_counts(type(counts), target, plan)
     if stored is not None:
-        console.print(f"{target} is complete and its inputs have not changed")
+        console.print(Text(names.one_line(f"{target} is complete and its inputs have not changed")), soft_wrap=True)
         if working.exists():
             StagedRecords(working, plan).remove()
         print_report(console, stored, target)
@@ -145,7 +146,7 @@ def prepare(
     reader.survey(opened, counts)
     staged = StagedRecords(working, plan)
     if staged.continues:
-        console.print(f"going on with the interrupted run in {working}")
+        console.print(Text(names.one_line(f"going on with the interrupted run in {working}")), soft_wrap=True)
     with progress_bars(console) as advance:
         run = _Run(reader, counts, staged, advance)
         run.read(shards.units(opened))

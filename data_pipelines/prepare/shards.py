@@ -197,11 +197,18 @@ class Row:
         return value
 
     def image(self, role: str = "image") -> tuple[bytes, str]:
-        """Encoded picture, b"" if there is none, and the path that is stored with it, "" if there is none."""
+        """Encoded picture, b"" if there is none, and the path that is stored with it, "" if there is none.
+
+        Raises:
+          Refused: the column holds something else.
+        """
         value = self.value(role)
+        path = ""
         if isinstance(value, dict):
-            return value.get("bytes") or b"", value.get("path") or ""
-        return (value, "") if isinstance(value, bytes) else (b"", "")
+            value, path = value.get("bytes"), value.get("path") or ""
+        if value is not None and not isinstance(value, bytes):  # a text must not be opened as a path
+            raise Refused("malformed", f"column {role} holds {type(value).__name__}, expected bytes")
+        return value or b"", str(path)
 
     def map(self, role: str) -> np.ndarray | bytes | None:
         """A map as `arrow_maps.cell` gives it."""

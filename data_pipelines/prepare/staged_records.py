@@ -20,6 +20,7 @@ from data_pipelines.prepare.datasheet import SMALL_SHAPE
 from data_pipelines.store import schema, tf_example
 from data_pipelines.store.layout import contents
 from data_pipelines.store.records import Record
+from rahf.core import json_text
 from rahf.core.batch import HEATMAPS
 from rahf.core.errors import DatasetError
 from rahf.core.files import UNFINISHED, write_atomically
@@ -48,8 +49,8 @@ class StagedRecords:
 
     def _read_plan(self) -> str | None:
         try:
-            return json.loads((self.folder / _PLAN).read_text())["plan"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+            return json_text.parse((self.folder / _PLAN).read_bytes())["plan"]
+        except (ValueError, KeyError, TypeError):
             return None
         except OSError as error:
             if self.folder.is_dir() and all(name.endswith(UNFINISHED) for name in os.listdir(self.folder)):
@@ -62,8 +63,8 @@ class StagedRecords:
     def finished(self, number: int) -> dict[str, Any] | None:
         """What `UnitWriter.finish` stored of a unit; None if it was not finished."""
         try:
-            return json.loads(self._file(number, "json").read_text())
-        except FileNotFoundError:
+            return json_text.parse_object(self._file(number, "json").read_bytes())
+        except (FileNotFoundError, ValueError):  # not there, or damaged: the unit is read again
             return None
 
     def writer(self, number: int) -> UnitWriter:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
-import rich.console
+from rich.text import Text
 
 from data_pipelines import store
 from data_pipelines.feedback.folder import Folder
@@ -33,6 +33,7 @@ from data_pipelines.regions import coco, shapes
 from data_pipelines.store.records import Record
 from rahf import images as images_lib
 from rahf import text
+from rahf.core import names, terminal
 from rahf.core.batch import SCORES
 from rahf.core.errors import DatasetError
 
@@ -122,7 +123,7 @@ def prepare(
     target = pathlib.Path(os.path.abspath(out))
     store.check_replaceable(target)
     splits.check_shares(dev, test)
-    console = rich.console.Console(quiet=not progress)
+    console = terminal.console(quiet=not progress)
     vocabulary = read_vocabulary(tokenizer)
     folder, file = Folder(images), pathlib.Path(annotations)
     parsed = coco.read(file, severity)
@@ -130,7 +131,7 @@ def prepare(
                                           test])  # fmt: skip
     counts = stored_counts(RegionCounts, target, plan)
     if counts is not None:
-        console.print(f"{target} is complete and its inputs have not changed")
+        console.print(Text(names.one_line(f"{target} is complete and its inputs have not changed")), soft_wrap=True)
     else:
         with progress_bars(console) as advance:
             run = _Run(file, folder, parsed, severity, (dev, test), advance)
