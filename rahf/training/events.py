@@ -52,5 +52,5 @@ class EventFile:
 
     def close(self) -> None:
         """Closes the file. What could not be written was an error before."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed already
             self._writer.close()
