@@ -65,7 +65,7 @@ class SmallTask(RecordTask):
 
 class SmallEvaluator:
     def __init__(self, task, graphdef, mesh):
-        self.batches, self.mesh = task.eval_loader(), mesh
+        self.batches, self.mesh = task.eval_loader(mesh), mesh
         self.step = jax.jit(
             lambda params, batch: _squares(functional.merge(graphdef, params)(_pooled(batch.image)), batch).sum(1)
         )
