@@ -40,7 +40,7 @@ def open_file(path: pathlib.Path) -> BinaryIO:
       DatasetError: no such file, an empty one, or a Git-LFS pointer.
     """
     if not path.is_file():
-        state = "is a folder" if path.exists() else "does not exist"
+        state = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
         raise DatasetError(f"--annotations {path} {state}; expected a JSONL file, a line per picture")
     if not path.stat().st_size:
         raise DatasetError(f"--annotations {path} is empty; expected a line per picture")

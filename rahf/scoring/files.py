@@ -141,7 +141,7 @@ def parent(path: str) -> str:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Opens for reading, seekable where the storage allows. Raises OSError, also for a pipe or a device."""
+    """Opens for reading, seekable where the storage allows. Raises OSError, also for a FIFO or a device."""
     if not is_url(path):
         return open_regular(path)
     fs, inside = filesystem(path)
@@ -294,7 +294,10 @@ def parquet_file(path: str):
     """Opens a parquet file, local or by URL. Raises OSError, pyarrow.ArrowException."""
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(open_binary(path) if is_url(path) else path)
+    if is_url(path):
+        return pq.ParquetFile(open_binary(path))
+    open_binary(path).close()  # names what is no regular file, for which Arrow would wait
+    return pq.ParquetFile(path)
 
 
 def parquet_bytes(table) -> bytes:

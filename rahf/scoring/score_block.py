@@ -41,7 +41,8 @@ def score_block(critic: Any, block: Block, options: ReadOptions, batch_size: int
     the block alone, so a repeated block gives the same bits.
 
     Args:
-      critic: `rahf.load(...)`, or any object with the same call, `tokens` and `image_size`.
+      critic: `rahf.load(...)`, or any object with the same call and `image_size`, which tells `rahf.text.prompts.warn`
+        which prompts are cut.
       block, options: what to read, and how.
       batch_size: pictures per step of the network.
 

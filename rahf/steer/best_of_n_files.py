@@ -22,7 +22,7 @@ import numpy as np
 from rahf.core import renamed
 from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
-from rahf.core.files import open_atomically
+from rahf.core.files import open_atomically, open_regular
 from rahf.critic import loading
 from rahf.scoring import blocks, files
 from rahf.scoring import run as scoring
@@ -246,7 +246,7 @@ def _write(
 
 def _scored_lines(candidates, job: Job, summary: ScoringSummary) -> Iterator[tuple[bytes, int, bool, str]]:
     """The lines that were scored, in order, with their numbers, whether the prompt was cut, and the model."""
-    with open(candidates, "rb") as file:
+    with open_regular(candidates) as file:
         lines = blocks.lines(file)
         for _, model, batch in job.rows(summary.blocks, ("row", "prompt_cut", "error")):
             for scored in batch.to_pylist():

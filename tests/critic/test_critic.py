@@ -47,7 +47,7 @@ def direct(critic: Critic, data: list[bytes], prompts: list[str]) -> Prediction:
 
 
 def test_prediction_equals_evaluation(critic):
-    large = smooth(500, 700, 3)  # a JPEG so large is decoded at reduced scale
+    large = smooth(500, 700, 3)
     data = [encode(large, "JPEG"), encode(large), encode(smooth(20, 50), "WEBP", lossless=True)]
     expected = direct(critic, data, PROMPTS[:3])
     prediction = critic(data, PROMPTS[:3])

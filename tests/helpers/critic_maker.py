@@ -1,12 +1,12 @@
 """Prompts for critics, how to compare predictions, and a critic of colours, whose scores are computed by hand."""
 
-import warnings
+import types
 
 import numpy as np
 from PIL import Image
 
 from rahf.core.batch import Prediction
-from rahf.text.prompts import PromptWarning
+from rahf.text import prompts as prompts_lib
 
 SIDE = 8
 PROMPTS = ["a red cat on a blue mat", "two dogs", "one green bird and two cats.", "mat", "a blue bird, a dog"]
@@ -28,8 +28,8 @@ class ColourCritic:
         self._warn([prompts] if isinstance(prompts, str) else prompts)
 
     def _warn(self, prompts):
-        if any(len(prompt.split()) > 5 for prompt in prompts):
-            warnings.warn("a prompt is cut", PromptWarning, stacklevel=3)
+        cut = [prompt for prompt in prompts if len(prompt.split()) > 5]
+        prompts_lib.warn([types.SimpleNamespace(prompt=prompt, notes=["it is cut"]) for prompt in cut])
 
     def __call__(self, images, prompts, batch_size=None):
         self.calls.append(len(images))

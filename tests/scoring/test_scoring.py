@@ -1,15 +1,19 @@
 """Scoring at scale in one process: every kind of input, URLs, hostile archives, skipping what is done."""
 
 import json
+import warnings
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from rahf.core.errors import ScoreError
-from rahf.scoring import files
+from rahf.scoring import files, score
 from rahf.scoring.fields import ReadOptions
+from rahf.text.prompts import collected_notes
 from tests.helpers.critic_maker import ColourCritic
 from tests.helpers.score_maker import (
     EXPECTED,
@@ -95,3 +99,18 @@ def test_one_prompt_for_all_and_columns_by_name(tmp_path):
     assert [(row["prompt"], row["group"]) for row in table(tmp_path / "d")] == [("w", "3")]
     with pytest.raises(ScoreError, match="no column word; it has img, words, who"):
         run([odd], tmp_path / "e", options=ReadOptions(None, "img", "word"))
+
+
+def test_threads_beside_change_no_note_and_no_filter(tmp_path, tiny_critic):
+    """Pictures whose decoders would warn, while prompts are cut: `warnings.catch_warnings` would lose some of both."""
+    palette = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
+    for number in range(64):
+        palette.save(tmp_path / f"{number:02d}.png", transparency=bytes(range(8)))
+        (tmp_path / f"{number:02d}.txt").write_text(f"{number} " + "word " * 60)
+    before = list(warnings.filters)
+    summary = score("model", [tmp_path], tmp_path / "out", load=lambda _: tiny_critic, batch_size=8)
+    assert (summary.rows, summary.refused, summary.prompts_cut) == (64, 0, 64)
+    assert list(warnings.filters) == before
+    with collected_notes() as notes:
+        tiny_critic.tokens(["a cat", "word " * 60])
+    assert list(notes) == ["word " * 60]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -249,3 +250,27 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     ]
     assert cli.main(["score", "model", str(tmp_path / "no"), "--out", str(tmp_path / "x")]) == 1
     assert capsys.readouterr().err.startswith("rahf: ")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_is_refused_and_stops_no_job(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.png").write_bytes(picture(9))
+    os.mkfifo(folder / "a.txt")
+    (folder / "b.txt").mkdir()
+    (folder / "c.txt").write_text("a prompt")
+    summary = run([folder], tmp_path / "out")
+    assert (summary.rows, summary.refused) == (3, 2)
+    reasons = (tmp_path / "out" / "refused.jsonl").read_text()
+    assert "a.txt: a FIFO, not a regular file" in reasons and "b.txt: Is a directory" in reasons
+    os.mkfifo(tmp_path / "f.png")
+    lines = [{"image": "f.png", "prompt": "a"}, {"image": "pictures/c.png", "prompt": "a"}]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = run([tmp_path / "l.jsonl"], tmp_path / "out2")
+    assert (summary.rows, summary.refused) == (2, 1)
+    for name in ("f.jsonl", "f.parquet", "f.tar"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises((OSError, ScoreError), match="a FIFO, not a regular file"):
+            run([tmp_path / name], tmp_path / name.replace("f.", "out-"))
