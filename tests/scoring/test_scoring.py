@@ -103,12 +103,14 @@ def test_one_prompt_for_all_and_columns_by_name(tmp_path):
 
 def test_threads_beside_change_no_note_and_no_filter(tmp_path, tiny_critic):
     """Pictures whose decoders would warn, while prompts are cut: `warnings.catch_warnings` would lose some of both."""
+    folder = tmp_path / "in"
+    folder.mkdir()
     palette = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
     for number in range(64):
-        palette.save(tmp_path / f"{number:02d}.png", transparency=bytes(range(8)))
-        (tmp_path / f"{number:02d}.txt").write_text(f"{number} " + "word " * 60)
+        palette.save(folder / f"{number:02d}.png", transparency=bytes(range(8)))
+        (folder / f"{number:02d}.txt").write_text(f"{number} " + "word " * 60)
     before = list(warnings.filters)
-    summary = score("model", [tmp_path], tmp_path / "out", load=lambda _: tiny_critic, batch_size=8)
+    summary = score("model", [folder], tmp_path / "out", load=lambda _: tiny_critic, batch_size=8)
     assert (summary.rows, summary.refused, summary.prompts_cut) == (64, 0, 64)
     assert list(warnings.filters) == before
     with collected_notes() as notes:
