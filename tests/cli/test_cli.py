@@ -321,7 +321,7 @@ def test_importing_a_published_model(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(richhf_torch, "import_checkpoint", import_checkpoint)
     arguments = ["import", "richhf-torch", "a.pt", "out", "--license", "MIT", "--tokenizer", "spiece.model"]
     assert cli.main(arguments) == 0
-    assert calls == [(("a.pt", "out"), {"license": "MIT", "tokenizer": "spiece.model"})]
+    assert calls == [(("a.pt", "out"), {"license": "MIT", "tokenizer": "spiece.model", "vit_heads": None})]
     assert f"model directory {tmp_path}/out" in capsys.readouterr().out
 
 

@@ -28,6 +28,7 @@ def selected(done: int, refused: int) -> types.SimpleNamespace:
         groups=1,
         threshold=None,
         manifest="m",
+        prefix="",
         refused="r",
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipelines.richhf18k.prepare import prepare
 from rahf.core.errors import DatasetError, DiskFull
-from tests.helpers.richhf18k_maker import CAPTION, example, make_small, photo, write_labels
+from tests.helpers.richhf18k_maker import CAPTION, example, make_small, photo, refused, write_labels
 
 
 def joined_with(tmp_path, name, content: bytes):
@@ -49,7 +49,7 @@ def test_a_bad_caption_costs_one_picture(tmp_path, name, content, problem):
     assert summary.splits["train"]["joined"] == 1 and summary.splits["train"]["missing caption"] == 1
     (reported,) = summary.unreadable
     assert f"{name}, {problem}" in reported
-    assert any(problem in line["reason"] for line in map(json.loads, (tmp_path / "out" / "refused.jsonl").open()))
+    assert any(problem in line["reason"] for line in refused(tmp_path / "out"))
 
 
 def test_a_captions_file_of_another_encoding_is_named(tmp_path):
@@ -65,7 +65,7 @@ def test_a_path_in_a_column_of_pictures_is_not_opened(tmp_path, value, kind):
     pq.write_table(pa.table({"filename": ["a.jpg"], "image": [value], "caption": [CAPTION]}), tmp_path / "bad.parquet")
     summary = prepare(labels, [tmp_path / "bad.parquet", tmp_path / "good.parquet"], tmp_path / "out", progress=False)
     assert summary.splits["train"]["joined"] == 1 and summary.splits["train"]["undecodable"] == 1
-    reason = [json.loads(line)["reason"] for line in (tmp_path / "out" / "refused.jsonl").open()]
+    reason = [line["reason"] for line in refused(tmp_path / "out")]
     assert reason == [
         f"picture a of {tmp_path}/bad.parquet: column image holds {kind}, expected bytes; a path is not followed"
     ]

@@ -150,8 +150,8 @@ def _step_text(value: float) -> str:
 
 def _ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers that span low to high."""
-    if high <= low:
-        high = low + (abs(low) or 1.0) * 0.1
+    if not (high - low) / about > 0:  # equal, or so near that their difference is rounded to 0
+        high = low + (abs(low) if abs(low) > 1e-300 else 1.0) * 0.1
     raw = (high - low) / about
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw * 0.999)
