@@ -15,10 +15,14 @@ def add(commands) -> None:
         run,
         "measure a model on a split, with intervals, baseline and an HTML report",
     )
+    parser.add_argument("model", help="run directory, checkpoint directory, exported file or hub id")
     parser.add_argument(
-        "model", help="run directory, checkpoint directory, exported file, name of a shipped model, or hub id"
+        "--data",
+        default=None,
+        nargs="+",
+        metavar="DIR",
+        help="prepared datasets, each for itself (default: those that it was trained on)",
     )
-    parser.add_argument("--data", default=None, help="prepared dataset (default: the one it was trained on)")
     parser.add_argument("--split", default="test", help="split to evaluate")
     parser.add_argument(
         "--report", default=None, metavar="DIR", help="where the report goes (default: RUN/report/SPLIT)"

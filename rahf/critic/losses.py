@@ -87,7 +87,9 @@ class Counts(NamedTuple):
     examples: Int[Array, ""]  # with labels of words
 
 
-def counts(config: LossConfig, batch: Batch, suffix_id: int | None = None, tags: int | None = None) -> Counts:
+def counts(
+    config: LossConfig, batch: Batch, suffix_id: int | None = None, tags: int | None = None, soft: bool = False
+) -> Counts:
     """What the losses of a batch are divided by; those of its parts then sum to that of the whole_counts.
 
     Args:
@@ -95,8 +97,11 @@ def counts(config: LossConfig, batch: Batch, suffix_id: int | None = None, tags:
       batch: the whole; its parts may have different labels.
       suffix_id: the piece that counts `suffix_weight` times, None if there is none.
       tags: size of the tag head's vocabulary, None without one.
+      soft: words have shares of people (`Batch.other_shares`).
     """
     tokens = _token_weights(config, batch, suffix_id).sum()
+    if soft:
+        tokens = sum(weights.sum() for weights in _soft_weights(config, batch, suffix_id))
     vocabulary = None if tags is None else tags_lib.pieces_in_prompts(tags_lib.tag_targets(batch, tags))
     return Counts(batch.heatmap_mask.sum(0), batch.score_mask.sum(0), tokens, vocabulary, batch.word_mask.any(1).sum())
 
@@ -115,12 +120,30 @@ def _token_weights(config: LossConfig, batch: Batch, suffix_id: int | None) -> F
     return weights * jnp.where(batch.target_ids == suffix_id, config.suffix_weight, 1.0)
 
 
+def _soft_weights(
+    config: LossConfig, batch: Batch, suffix_id: int | None
+) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
+    """How much each target token counts, and how much the token of the other label, by their shares of people."""
+    shares = jnp.where(batch.target_mask, batch.other_shares, 0.0)
+    others = (
+        shares if suffix_id is None else shares * jnp.where(batch.other_ids == suffix_id, config.suffix_weight, 1.0)
+    )
+    return (1.0 - shares) * _token_weights(config, batch, suffix_id), others
+
+
 def _sequence_mean(
-    config: LossConfig, logits: Logits, batch: Batch, suffix_id: int | None, count: Float[Array, ""]
+    config: LossConfig, logits: Logits, batch: Batch, suffix_id: int | None, count: Float[Array, ""], soft: bool = False
 ) -> Float[Array, ""]:
-    """Mean cross-entropy over target tokens, those that begin a suffix counted `suffix_weight` times."""
+    """Mean cross-entropy over target tokens, those that begin a suffix counted `suffix_weight` times.
+
+    With soft labels the target behind a word is a distribution over two tokens: the suffix, and what comes next.
+    """
     if logits.sequence is None:
         return jnp.zeros(())
+    if soft:
+        pairs = zip(_soft_weights(config, batch, suffix_id), (batch.target_ids, batch.other_ids))
+        values = sum(jnp.where(w > 0, w * sequence_values(logits.sequence, ids), 0.0).sum() for w, ids in pairs)
+        return values / jnp.maximum(count, 1.0)
     values = sequence_values(logits.sequence, batch.target_ids)
     weights = _token_weights(config, batch, suffix_id)
     return jnp.where(batch.target_mask, values * weights, 0.0).sum() / jnp.maximum(count, 1.0)
@@ -147,18 +170,20 @@ def total(
     step: Int[Array, ""] | None = None,
     suffix_id: int | None = None,
     whole_counts: Counts | None = None,
+    soft: bool = False,
 ) -> tuple[Float[Array, ""], Parts]:
     """The training loss and its parts.
 
     `step` counts from 0, None: behind every warm-up. `suffix_id` is the first piece of the suffix, None: no
     token weighs more than another. `whole_counts` are the counts of the batch of which this one is a
-    part; None: this is the whole batch.
+    part; None: this is the whole batch. `soft`: the words have shares of people (`Batch.other_shares`).
 
     L = w_h · mean heatmap loss + w_s · mean score loss + w_k · cross-entropy of the target sequence
     (+ w_t · cross-entropy of the tags, `rahf.critic.networks.word_tags`).
     Missing labels, padding tokens and filling examples have weight 0.
     """
-    whole_counts = counts(config, batch, suffix_id, _tag_size(logits.tags)) if whole_counts is None else whole_counts
+    if whole_counts is None:
+        whole_counts = counts(config, batch, suffix_id, _tag_size(logits.tags), soft)
     # A masked value would still reach the gradient, as 0 times whatever it is: perhaps NaN.
     scores = jnp.where(batch.score_mask, batch.scores, 0.0)
     parts = Parts(
@@ -168,7 +193,7 @@ def total(
             whole_counts.heatmaps,
         ),
         _mean_of_labels(score_values(logits.scores, scores, config.score_loss), batch.score_mask, whole_counts.scores),
-        _sequence_mean(config, logits, batch, suffix_id, whole_counts.tokens),
+        _sequence_mean(config, logits, batch, suffix_id, whole_counts.tokens, soft),
         _tag_mean(logits.tags, batch, whole_counts),
     )
     return _weighted(config, parts, step), parts
@@ -192,21 +217,23 @@ def sampled(
     step: Int[Array, ""] | None = None,
     suffix_id: int | None = None,
     whole_counts: Counts | None = None,
+    soft: bool = False,
 ) -> tuple[Float[Array, ""], Parts]:
     """`total`, estimated from the tasks that were drawn: its expectation over draws is that of all tasks.
 
     A (task, label) pair counts as it would there, divided by the probability that it is drawn; the numbers of
     labels and tokens to divide by are those of the whole batch.
     """
-    whole_counts = counts(config, batch, suffix_id, _tag_size(drawn.tags)) if whole_counts is None else whole_counts
+    if whole_counts is None:
+        whole_counts = counts(config, batch, suffix_id, _tag_size(drawn.tags), soft)
     chance = drawn.passes / label_prompts.COUNT
     maps = drawn.of_examples(batch.heatmaps, drawn.heatmap_slots)
     maps = jnp.take_along_axis(maps, drawn.heatmap_slots.tasks[:, None, None, None], 3).astype(jnp.float32) / 255.0
     scores = drawn.of_examples(jnp.where(batch.score_mask, batch.scores, 0.0), drawn.score_slots)
     scores = jnp.take_along_axis(scores, drawn.score_slots.tasks[:, None], 1)
-    tokens, token_weights = batch.target_ids, _token_weights(config, batch, suffix_id)
-    values = sequence_values(drawn.sequence, drawn.of_examples(tokens, drawn.sequence_slots))
-    weights = drawn.of_examples(token_weights, drawn.sequence_slots) * drawn.sequence_slots.valid[:, None]
+    targets = [(batch.target_ids, _token_weights(config, batch, suffix_id))]
+    if soft:
+        targets = list(zip((batch.target_ids, batch.other_ids), _soft_weights(config, batch, suffix_id)))
     parts = Parts(
         _of_drawn(
             heatmap_values(drawn.heatmaps[..., None], maps, config.heatmap_loss)[:, 0],
@@ -222,10 +249,17 @@ def sampled(
             batch.score_mask,
             whole_counts.scores,
         ),
-        jnp.where(weights > 0, values * weights, 0.0).sum() / (chance * jnp.maximum(whole_counts.tokens, 1.0)),
+        sum(_tokens_of_drawn(drawn, *pair) for pair in targets) / (chance * jnp.maximum(whole_counts.tokens, 1.0)),
         _tag_mean(drawn.tags, batch, whole_counts),
     )
     return _weighted(config, parts, step), parts
+
+
+def _tokens_of_drawn(drawn: TaskLogits, tokens: Int[Array, "b t"], weights: Float[Array, "b t"]) -> Float[Array, ""]:
+    """Weighted cross-entropy of target tokens, summed over the places of the sequence head."""
+    values = sequence_values(drawn.sequence, drawn.of_examples(tokens, drawn.sequence_slots))
+    weights = drawn.of_examples(weights, drawn.sequence_slots) * drawn.sequence_slots.valid[:, None]
+    return jnp.where(weights > 0, values * weights, 0.0).sum()
 
 
 def _of_drawn(

@@ -13,9 +13,11 @@ from data_pipelines.loading.labels import Labels
 from data_pipelines.loading.loader import train_loader
 from rahf.config import ClipBaselineConfig, Config, CriticConfig, FamilyConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch
+from rahf.core.errors import ConfigError
 from rahf.core.tree import Params
 from rahf.critic import families, label_prompts, losses, tower_cache
 from rahf.critic import start as start_lib
+from rahf.critic.evaluation import several_sets
 from rahf.critic.evaluation.evaluator import CriticEvaluation, CriticEvaluator, metric_names, summary_line
 from rahf.critic.networks import build
 from rahf.critic.networks.augmented_prompt import AugmentedRahf
@@ -45,6 +47,8 @@ class CriticTask(RecordTask):
         self.suffix_id = None if tokenizer is None else tokenizer.suffix_ids[0]
         self.outputs = families.outputs(config.model)
         self.tags = config.model.t5.vocab_size if getattr(config.model, "tag_head", False) else None
+        #: Whether the words of a data set have shares of people, which the loss then learns.
+        self.soft = tokenizer is not None and has_soft_words(config)
         self.loss_parts = losses.OF_LABELS if self.tags is None else losses.Parts._fields
         self.unweighted_parts = tuple(n for n in losses.OF_LABELS if not getattr(self.config.loss, f"{n}_weight"))
 
@@ -67,7 +71,12 @@ class CriticTask(RecordTask):
         if not self.config.train.cache_tower:
             return super().train_loader()
         data, model = self.config.data, self.config.model
-        source = store.open_split(data.path, data.train_split)
+        if len(data.paths) > 1:
+            raise ConfigError(
+                f"train.cache_tower keeps what the tower gives for one data set, data.path names {len(data.paths)}; "
+                "set it to False, or prepare them as one"
+            )
+        source = store.open_split(data.paths[0], data.train_split)
         loader = train_loader(
             data, model.image_size, self.tokenizer, self.config.train.seed, source=source, pixels=False
         )
@@ -82,7 +91,7 @@ class CriticTask(RecordTask):
         return self.outputs.narrow(batch)
 
     def normalizers(self, batch: Batch) -> losses.Counts:
-        return losses.counts(self.config.loss, batch, self.suffix_id, self.tags)
+        return losses.counts(self.config.loss, batch, self.suffix_id, self.tags, self.soft)
 
     def label_counts(self, normalizers: losses.Counts) -> dict[str, jax.Array]:
         if normalizers is None:
@@ -112,21 +121,30 @@ class CriticTask(RecordTask):
     ) -> Loss:
         if isinstance(model, AugmentedRahf):
             sampled = model.sample(batch, key, dropout_key)
-            total, parts = losses.sampled(self.config.loss, sampled, batch, step, self.suffix_id, normalizers)
+            total, parts = losses.sampled(
+                self.config.loss, sampled, batch, step, self.suffix_id, normalizers, self.soft
+            )
         else:
             logits = model(batch, dropout_key)
             with jax.named_scope("loss"):
-                total, parts = losses.total(self.config.loss, logits, batch, step, self.suffix_id, normalizers)
+                total, parts = losses.total(
+                    self.config.loss, logits, batch, step, self.suffix_id, normalizers, self.soft
+                )
         return Loss(total, {name: getattr(parts, name) for name in self.loss_parts})
 
     def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> RunEvaluator:
         return RunEvaluator(self, graphdef, mesh)
 
     def metric_names(self) -> Sequence[str]:
-        return [name for name in metric_names() if self.outputs.covers(name)]
+        names = [name for name in metric_names() if self.outputs.covers(name)]
+        return [*names, *several_sets.names(self.sets_to_evaluate(), names)]
+
+    def sets_to_evaluate(self) -> dict[str, str]:
+        """Folders of the data sets that have the evaluation split, by name."""
+        return several_sets.evaluated(self.config.data.paths, self.config.data.eval_split)
 
     def needs_thorough(self, metric: str) -> bool:
-        return metric.startswith("keywords/")  # of generated targets
+        return several_sets.plain(metric).startswith("keywords/")  # of generated targets
 
     def step_scale(self) -> tuple[float, Callable[[str], bool]]:
         """T5 folds the attention scale d^-1/2 into its query kernels; Adam's steps do not shrink with the parameter.
@@ -154,6 +172,11 @@ def part_of(config: FamilyConfig, label_name: str) -> str:
     return f"{kind}_head" if shared else f"{kind}_{name}"
 
 
+def has_soft_words(config: Config) -> bool:
+    """Whether a set of a run stores shares of people for its words, and the run is to learn them."""
+    return config.data.soft_words and any(store.has_field(path, "word_shares") for path in config.data.paths)
+
+
 def is_t5_query(path: str) -> bool:
     """Whether a parameter is a query kernel of a T5 stack."""
     return path.split("/")[0] in ("encoder", "decoder") and path.endswith("query/kernel")
@@ -165,12 +188,18 @@ class RunEvaluator:
     def __init__(self, task: CriticTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
         config = task.config
         self._evaluator = CriticEvaluator(graphdef, config, task.tokenizer, mesh)
-        self._batches = task.eval_loader(mesh)
-        self._labels = Labels(store.open_split(config.data.path, config.data.eval_split))
+        self._sets = {
+            name: (task.eval_loader(mesh, path), Labels(store.open_split(path, config.data.eval_split)))
+            for name, path in task.sets_to_evaluate().items()
+        }
 
     def evaluate(self, params: Any, *, thorough: bool) -> CriticEvaluation:
         """Metrics without intervals; generated keywords only where `thorough`. Raises NotFinite."""
-        return self._evaluator.run(params, self._batches, self._labels, generate=thorough, intervals=False)
+        evaluations = {
+            name: self._evaluator.run(params, *split, generate=thorough, intervals=False)
+            for name, split in self._sets.items()
+        }
+        return several_sets.joined(evaluations)
 
     def summary(self, metrics: Mapping[str, float]) -> str:
         """The main numbers in one line."""

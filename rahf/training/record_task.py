@@ -40,10 +40,15 @@ class RecordTask(Task[Batch]):
             jax.process_count(),
         )
 
-    def eval_loader(self, mesh: jax.sharding.Mesh) -> EvalLoader:
-        """The evaluation split, at most `train.eval_examples` of it, in batches that a mesh's devices can share."""
+    def eval_loader(self, mesh: jax.sharding.Mesh, path: str | None = None) -> EvalLoader:
+        """The evaluation split of a data set, at most `train.eval_examples` of it.
+
+        Args:
+          mesh: whose devices can share a batch.
+          path: the data set; None: the first one of the run.
+        """
         return eval_loader(
-            self.config.data,
+            self.config.data.only(path or self.config.data.paths[0]),
             self.config.data.eval_split,
             self.config.model.image_size,
             self.tokenizer,

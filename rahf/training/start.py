@@ -143,7 +143,7 @@ def check_same_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
 def _tokenizer_file(config: Config, fresh: bool) -> pathlib.Path:
     name = config.data.tokenizer
     if name == "dataset":
-        return store.tokenizer_path(config.data.path)
+        return store.tokenizer_path(config.data.paths[0])
     if name == "start":
         return _beside_start(config, fresh)
     file = pathlib.Path(name)

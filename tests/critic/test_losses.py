@@ -227,3 +227,36 @@ def test_word_probabilities_can_be_differentiated():
     wanted = np.zeros((1, 4, 8))
     wanted[0, 1, [4, 6]] = wanted[0, 2, [4, 1]] = 0.25, -0.25
     close(gradient, wanted)
+
+
+def soft_words(count, share):
+    """`hand_made` with `count` target tokens in all: the first is 1 by the majority, 2 by `share` of the people."""
+    batch, logits = hand_made()
+    rows = {name: np.zeros((2, 5), kind) for name, kind in (("target_ids", int), ("other_ids", int),
+            ("target_mask", bool), ("other_shares", np.float32))}  # fmt: skip
+    rows["target_ids"][0, :2], rows["other_ids"][0, 0], rows["other_shares"][0, 0] = (1, 3), 2, share
+    rows["target_mask"][0, :count] = True
+    return batch._replace(**rows), logits
+
+
+def test_shares_of_people_are_the_target_behind_a_word():
+    batch, logits = soft_words(2, 0.25)
+    logits = logits._replace(sequence=jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 8)), jnp.float32))
+    log_p = jax.nn.log_softmax(logits.sequence)[0]
+    hard = -(log_p[0, 1] + log_p[1, 3]) / 2
+    soft = -(0.75 * log_p[0, 1] + 0.25 * log_p[0, 2] + log_p[1, 3]) / 2
+    close(losses.total(LossConfig(), logits, batch)[1].keyword, hard)
+    close(losses.total(LossConfig(), logits, batch, soft=True)[1].keyword, soft)
+    close(losses.total(LossConfig(), logits, soft_words(2, 0.0)[0], soft=True)[1].keyword, hard)
+    # Token 2 begins the suffix and counts three times: its quarter has weight 3/4, of 3/4 + 3/4 + 1.
+    weighted = -(0.75 * log_p[0, 1] + 0.75 * log_p[0, 2] + log_p[1, 3]) / 2.5
+    close(losses.total(LossConfig(suffix_weight=3.0), logits, batch, suffix_id=2, soft=True)[1].keyword, weighted)
+
+
+def test_the_best_prediction_of_a_soft_word_is_its_share():
+    batch, logits = soft_words(1, 0.3)
+    best = jnp.full((2, 5, 8), -20.0).at[:, :, 1].set(jnp.log(0.7)).at[:, :, 2].set(jnp.log(0.3))
+    gradient = jax.grad(
+        lambda values: losses.total(LossConfig(), logits._replace(sequence=values), batch, soft=True)[1].keyword
+    )(best)
+    close(gradient, np.zeros((2, 5, 8)), atol=1e-6)

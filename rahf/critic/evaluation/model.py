@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,12 +40,12 @@ class Opened(NamedTuple):
     signs: tuple[str, ...] = ()  # that training cannot have changed the weights, in words
 
 
-def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
+def open_model(model: str, data: str | Sequence[str] | None, batch_size: int | None) -> Opened:
     """Loads what a user points at.
 
     Args:
       model: run directory, checkpoint directory, exported file, or hub id of one of them.
-      data: prepared dataset instead of the one that it was trained on.
+      data: prepared dataset, or several, instead of the one that it was trained on.
       batch_size: over all devices, instead of the config's.
 
     Raises:
@@ -78,7 +79,7 @@ def open_model(model: str, data: str | None, batch_size: int | None) -> Opened:
     return Opened(config, tokenizer, evaluator, params, run.name, step, about, run / "report", run, signs)
 
 
-def _exported(file: pathlib.Path, data: str | None, batch_size: int | None) -> Opened:
+def _exported(file: pathlib.Path, data: str | Sequence[str] | None, batch_size: int | None) -> Opened:
     critic = loading.load(file)
     if critic.network.forward is None:
         raise errors.ArgumentError(f"{file}: was exported with --scores-only; evaluate needs heatmaps and words, too")
@@ -89,8 +90,9 @@ def _exported(file: pathlib.Path, data: str | None, batch_size: int | None) -> O
     return Opened(config, critic.tokenizer, evaluator, critic.params, critic.name, critic.step, about, reports, None)
 
 
-def _placed(config: Config, data: str | None, batch_size: int | None, devices: int) -> Config:
-    changes: dict[str, Any] = {"path": data} if data else {}
+def _placed(config: Config, data: str | Sequence[str] | None, batch_size: int | None, devices: int) -> Config:
+    paths = () if not data else (data,) if isinstance(data, str) else tuple(data)
+    changes: dict[str, Any] = {"path": paths if len(paths) > 1 else paths[0], "mix": ()} if paths else {}
     if batch_size:
         changes["eval_batch_size"] = batch_size
     # One process with one device evaluates what was trained on many.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import pathlib
 import shlex
 import sys
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -23,7 +25,7 @@ from rahf.core import names, terminal
 from rahf.core.files import check_writable, write_atomically
 from rahf.core.version import __version__
 from rahf.critic import provenance
-from rahf.critic.evaluation import constant
+from rahf.critic.evaluation import constant, several_sets
 from rahf.critic.evaluation.evaluator import CriticEvaluation
 from rahf.critic.evaluation.model import Opened, open_model
 from rahf.critic.evaluation.report.page import metrics_json, metrics_table, write_report
@@ -35,7 +37,7 @@ from rahf.training.progress import read_rows
 def run(
     model: str,
     *,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     split: str = "test",
     report: str | None = None,
     json_file: str | None = None,
@@ -50,7 +52,8 @@ def run(
     Args:
       model: run directory (best checkpoint, else the newest), checkpoint directory, or exported file. Of an
         exported file no losses and no generated keywords are measured.
-      data: prepared dataset; None: the one that the model was trained on.
+      data: prepared dataset, or several; None: those that the model was trained on. Of several, each has a report of
+        its own in a folder of its name, and the table shows the mean over sets beside each set's.
       split: name of the split.
       report: folder of the HTML report and `metrics.json`; None: `RUN/report/<split>`, or `FILE-report/<split>`
         beside an exported file.
@@ -72,11 +75,46 @@ def run(
     if report and first:
         check_writable(report, "give another folder with --report DIR")
     opened = open_model(model, data, batch_size)
-    config = opened.config
+    by_name = several_sets.by_name(opened.config.data.paths)
     folder = pathlib.Path(report) if report else opened.reports / split
+    options = {"limit": limit, "generate": generate, "examples": examples, "console": console}
+    if len(by_name) == 1:
+        return _run_one(opened, split, folder, json_file, **options)
+    evaluations = {}
+    for name, path in by_name.items():
+        config = dataclasses.replace(opened.config, data=opened.config.data.only(path))
+        if evaluations:  # what percentiles refer to, and the curves, belong to the first set
+            opened = opened._replace(run=None)
+        evaluations[name] = _run_one(opened._replace(config=config), split, folder / name, None, **options)
+    joined = several_sets.joined(evaluations)
+    if jax.process_index() == 0:
+        tree = metrics_json(joined.metrics, joined.intervals, joined.baselines)
+        text = json.dumps(tree | {"meta": {"model": opened.about, "data": by_name, "split": split}}, indent=2) + "\n"
+        for file in (folder / "metrics.json", *([pathlib.Path(json_file)] if json_file else [])):
+            write_atomically(file, text)
+        for name in by_name:
+            console.print(f"{name}: {several_sets.line(evaluations[name].metrics)}", soft_wrap=True, markup=False)
+        console.print(f"mean over sets, and all metrics of each: {folder / 'metrics.json'}", soft_wrap=True)
+    return joined
+
+
+def _run_one(
+    opened: Opened,
+    split: str,
+    folder: pathlib.Path,
+    json_file: str | None,
+    *,
+    limit: int | None,
+    generate: bool,
+    examples: int,
+    console: Console,
+) -> CriticEvaluation:
+    """Evaluates on one dataset, that of `opened.config`, and writes its report into `folder`."""
+    config = opened.config
+    first = jax.process_index() == 0
     if first:
         check_writable(folder, "give another folder with --report DIR")
-    labels = Labels(store.open_split(config.data.path, split))
+    labels = Labels(store.open_split(config.data.paths[0], split))
     batches = eval_loader(
         config.data,
         split,
@@ -120,15 +158,15 @@ def _notes(opened: Opened, evaluation: CriticEvaluation) -> list[str]:
 
 def _mean(config: Config):
     """The training split's mean, for the baseline; None if the data have no training split."""
-    if config.data.train_split not in store.splits(config.data.path):
+    if config.data.train_split not in store.splits(config.data.paths[0]):
         return None
-    return training_mean(Labels(store.open_split(config.data.path, config.data.train_split)))
+    return training_mean(Labels(store.open_split(config.data.paths[0], config.data.train_split)))
 
 
 def _meta(opened: Opened, split: str, evaluation: CriticEvaluation, total: int) -> dict[str, str]:
     return {
         "model": opened.about,
-        "data": f"{opened.config.data.path}, split {split}, {evaluation.count} of {total} examples",
+        "data": f"{opened.config.data.paths[0]}, split {split}, {evaluation.count} of {total} examples",
         "heatmaps": "compared at the labels' own resolution; predictions are resized to it",
         "command": shlex.join(["rahf", *sys.argv[1:]]),
         "took": f"{evaluation.seconds:.1f} s on {len(jax.devices())} x {jax.devices()[0].device_kind}",
@@ -149,7 +187,7 @@ def _write_quantiles(evaluation: CriticEvaluation, opened: Opened, split: str) -
         return []
     name = provenance.run_name(opened.config)
     model = provenance.model_id(opened.config, opened.params, opened.tokenizer, name, opened.step)
-    reference = f"{pathlib.PurePath(opened.config.data.path).name}, split {split}"
+    reference = f"{pathlib.PurePath(opened.config.data.paths[0]).name}, split {split}"
     quantiles = provenance.Quantiles.from_scores(scores, model, reference)
     file = opened.run / provenance.QUANTILES_FILE
     try:

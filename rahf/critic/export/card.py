@@ -118,7 +118,8 @@ def _trained(config: Config, step: int | None) -> str:
         heads = " Its heads are random, and say nothing before training." if random_heads else ""
         return f"Published weights as they were imported: rahf did not train them.{heads}"
     steps = "an unknown number of" if step is None else step
-    data = f"`{_name(config.data.path)}`, split `{config.data.train_split}`"
+    names = " and ".join(f"`{_name(path)}`" for path in config.data.paths)
+    data = f"{names}, split `{config.data.train_split}`"
     return f"Trained on {data}, {steps} steps with batches of {config.data.batch_size}."
 
 

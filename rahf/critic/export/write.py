@@ -247,7 +247,8 @@ def _manifest_and_parts(
 
 def _without_paths(config: config_lib.Config) -> config_lib.Config:
     """Removes the folders of the machine that trained: they are private, and mean nothing elsewhere."""
-    data = dataclasses.replace(config.data, path=pathlib.PurePath(config.data.path).name, tokenizer="dataset")
+    names = tuple(pathlib.PurePath(path).name for path in config.data.paths)
+    data = dataclasses.replace(config.data, path=names if len(names) > 1 else names[0], tokenizer="dataset")
     start = dataclasses.replace(config.start, vision="", text="", model="") if hasattr(config, "start") else None
     changes = {} if start is None else {"start": start}
     return dataclasses.replace(config, workdir=pathlib.PurePath(config.workdir).name, data=data, **changes)
