@@ -31,6 +31,9 @@ def add(commands) -> None:
     parser.add_argument(
         "--json", default=None, metavar="FILE", help="results as JSON (default: predictions.json in --out)"
     )
+    parser.add_argument(
+        "--coco", default=None, metavar="FILE", help="also write the regions of the heatmaps, with masks, as COCO JSON"
+    )
     parser.add_argument("--generate", action="store_true", help="find keywords by generation, not constrained scoring")
 
 
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         args.prompt,
         out=args.out,
         json_file=args.json,
+        coco_file=args.coco,
         generate=args.generate,
         prompts_file=args.prompts,
     )

@@ -137,7 +137,7 @@ class Outputs(NamedTuple):
         name = rest.partition("/")[0]
         if family == "scores":
             return name in self.scores or (name == "mean" and len(self.scores) == len(SCORES))
-        if family == "heatmaps":
+        if family in ("heatmaps", "regions"):
             return name in self.heatmaps
         if family == "loss":
             predicted = {"heatmap": self.heatmaps, "score": self.scores, "keyword": self.keywords}

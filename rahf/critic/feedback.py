@@ -8,11 +8,10 @@ import functools
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import scipy.ndimage
 from PIL import Image
 
 from rahf.core import labels
@@ -20,7 +19,10 @@ from rahf.core.batch import HEATMAPS, SCORES, Prediction
 from rahf.core.errors import NotPredicted
 from rahf.critic import drawing
 from rahf.critic.provenance import UNSPECIFIED, NamedScores, Provenance, warn_if_different
+from rahf.images import regions as regions_lib
+from rahf.images import run_lengths
 from rahf.images.pictures import Picture
+from rahf.images.regions import RegionOptions
 from rahf.images.resize import resize
 from rahf.text.prompts import EncodedPrompt
 
@@ -30,6 +32,51 @@ if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are r
 #: From this value on a heatmap counts as marked in summaries: at least half of the annotators.
 MARKED = 0.5
 _MAX_REGIONS = 16
+
+
+class Region(NamedTuple):
+    """One connected region of a heatmap, in pixels of the upright original.
+
+    Attributes:
+      heatmap: name of the map (`rahf.core.batch.HEATMAPS`).
+      box: left, top, right, bottom in whole pixels, right and bottom exclusive.
+      area: number of pixels.
+      share: of the image's area, 0..1.
+      peak, mean: of the map's values in the region, 0..1.
+      mass: sum of the map's values over the region's pixels.
+    """
+
+    heatmap: str
+    box: tuple[int, int, int, int]
+    area: int
+    share: float
+    peak: float
+    mean: float
+    mass: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict; numbers rounded to 6 digits."""
+        return {
+            "heatmap": self.heatmap,
+            "box": list(self.box),
+            "area": self.area,
+            **{name: _number(getattr(self, name)) for name in ("share", "peak", "mean", "mass")},
+        }
+
+
+class Regions(tuple[Region, ...]):
+    """The regions of a picture. Called with the name of a heatmap and a threshold it gives dicts, as in version 0."""
+
+    def __new__(cls, regions: Iterable[Region], call: Callable[..., list[dict[str, Any]]]) -> Regions:
+        self = super().__new__(cls, regions)
+        self._call = call
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (list(self),)  # without the feedback that it was made of
+
+    def __call__(self, name: str, threshold: float = MARKED) -> list[dict[str, Any]]:
+        return self._call(name, threshold)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,41 +172,87 @@ class Feedback:
         """The words that the image does not show, in order."""
         return [word for word, label in zip(self.words, self.word_labels) if not label]
 
-    def regions(self, name: str, threshold: float = MARKED) -> list[dict[str, Any]]:
-        """Connected regions of a heatmap (diagonals connect), largest sum of values first.
+    @functools.cached_property
+    def regions(self) -> Regions:
+        """The connected regions of both heatmaps where at least half of the annotators are expected to mark.
+
+        In order of HEATMAPS, within a heatmap the largest mass first. `find_regions` takes other thresholds.
+        """
+        predicted = [name for name in HEATMAPS if self.has_heatmap(name)]
+        return Regions((one for name in predicted for one in self.find_regions(name)), self._old_regions)
+
+    def find_regions(self, name: str, options: RegionOptions = RegionOptions()) -> list[Region]:
+        """The connected regions of a heatmap, largest mass first.
 
         Args:
           name: of the heatmap.
-          threshold: values from here on belong to a region.
+          options: threshold, hysteresis, smallest area.
 
-        Returns:
-          For each region `box` (left, top, right, bottom in whole pixels of the original, right and bottom
-          exclusive), `share` of the image's area, `peak` and `mean` value.
+        Raises:
+          NotPredicted: the model does not predict the heatmap.
         """
         values = self._predicted_heatmap(name)
-        numbered, _ = scipy.ndimage.label(values >= threshold, structure=np.ones((3, 3)))
-        regions = []
-        for number, (rows, columns) in enumerate(scipy.ndimage.find_objects(numbered), start=1):
-            inside = values[rows, columns][numbered[rows, columns] == number].astype(np.float64)
-            region = {
-                "box": self._box(rows, columns, values.shape),
-                "share": _number(inside.size / values.size),
-                "peak": _number(inside.max()),
-                "mean": _number(inside.mean()),
-            }
-            regions.append((-inside.sum(), number, region))
-        return [region for _, _, region in sorted(regions, key=lambda item: item[:2])]
+        pixels = self.size[0] * self.size[1] / values.size  # of the original in one of the network's
+        return [
+            Region(
+                heatmap=name,
+                box=one.box(self.size, values.shape),
+                area=round(one.area * pixels),
+                share=one.area / values.size,
+                peak=one.peak,
+                mean=one.mass / one.area,
+                mass=one.mass * pixels,
+            )
+            for one in regions_lib.components(values, options)
+        ]
 
-    def _box(self, rows: slice, columns: slice, shape: tuple[int, int]) -> list[int]:
-        """A box in network pixels → the smallest box in pixels of the original that contains it."""
-        (height, width), (y, x) = self.size, (self.size[0] / shape[0], self.size[1] / shape[1])
-        left, top = math.floor(columns.start * x), math.floor(rows.start * y)
-        return [left, top, min(width, math.ceil(columns.stop * x)), min(height, math.ceil(rows.stop * y))]
+    def to_coco(self, image_id: int = 1, first: int = 1, options: RegionOptions = RegionOptions()) -> dict[str, Any]:
+        """The regions of both heatmaps as COCO: an entry of ``images``, and those of ``annotations``.
+
+        A segmentation is a mask at the original's size as run lengths; `score` is the highest value of the region.
+        `rahf prepare regions` reads such files.
+
+        Args:
+          image_id: of the picture.
+          first: `id` of the first region.
+          options: as of `find_regions`.
+        """
+        height, width = self.size
+        image = {"id": image_id, "file_name": self.name, "width": width, "height": height, "prompt": self.prompt}
+        annotations: list[dict[str, Any]] = []
+        for category, name in enumerate(HEATMAPS, 1):
+            values = self.heatmap(name) if self.has_heatmap(name) else np.zeros((1, 1), np.float32)
+            for one in regions_lib.components(values, options):
+                mask = np.zeros(values.shape, bool)
+                mask[one.rows, one.columns] = one.mask
+                left, top, right, bottom = one.box(self.size, values.shape)
+                annotations.append(
+                    {
+                        "id": first + len(annotations),
+                        "image_id": image_id,
+                        "category_id": category,
+                        "bbox": [left, top, right - left, bottom - top],
+                        "area": one.area,
+                        "segmentation": run_lengths.encode(mask),
+                        "iscrowd": 1,  # COCO's sign for run lengths
+                        "score": _number(one.peak),
+                        "mass": _number(one.mass),
+                    }
+                )
+        return {"image": image, "annotations": annotations}
+
+    def _old_regions(self, name: str, threshold: float = MARKED) -> list[dict[str, Any]]:
+        """For each region of a heatmap `box`, `share` of the image's area, `peak` and `mean`."""
+        found = self.find_regions(name, RegionOptions(threshold))
+        return [
+            {"box": list(one.box), "share": _number(one.share), "peak": _number(one.peak), "mean": _number(one.mean)}
+            for one in found
+        ]
 
     def summary(self, name: str, threshold: float = MARKED) -> dict[str, Any]:
         """Mean, maximum, share of the area at `threshold` or above, number of regions and the 16 largest."""
         values = self._predicted_heatmap(name)
-        regions = self.regions(name, threshold)
+        regions = self._old_regions(name, threshold)
         return {
             "mean": _number(values.mean(dtype=np.float64)),
             "max": _number(values.max()),
@@ -185,6 +278,7 @@ class Feedback:
                 {"word": word, "misaligned": not label, "probability": _number(probability)}
                 for word, label, probability in judged
             ],
+            "regions": [one.to_json() for one in self.regions],
             "heatmaps": {n: self.summary(n, threshold) if self.has_heatmap(n) else None for n in HEATMAPS},
             "notes": list(self.notes),
             "model": self.model_id,

@@ -40,6 +40,7 @@ def predict(
     batch_size: int | None = None,
     console: Console | None = None,
     errors: Console | None = None,
+    coco_file: str | os.PathLike | None = None,
 ) -> int:
     """Predicts feedback on images and writes it to files.
 
@@ -59,6 +60,7 @@ def predict(
       batch_size: images per step of the network.
       console: for the summary; None: stdout.
       errors: for errors and notes, one line each; None: stderr.
+      coco_file: file of the regions of all heatmaps in COCO's form; None: none is written.
 
     Returns:
       Exit code: see `rahf.core.exit_codes`. The other images are processed where one cannot be used.
@@ -72,7 +74,7 @@ def predict(
     if not images:
         raise ArgumentError("no images given")
     images = [os.fsdecode(path) for path in images]
-    run = _Run(images, out, json_file, console, errors)
+    run = _Run(images, out, json_file, console, errors, coco_file)
     usable, prompts = run.with_prompts(given_prompts(images, prompt, prompts_file))
     run.out.mkdir(parents=True, exist_ok=True)
     critic = loading.load(model)  # imports JAX, so after all that can be checked without
@@ -94,13 +96,17 @@ def predict(
 class _Run:
     """The results and failures of one call of `predict`."""
 
-    def __init__(self, images, out, json_file, console: Console, errors: Console):
+    def __init__(self, images, out, json_file, console: Console, errors: Console, coco_file=None):
         self.images, self.console, self.errors = images, console, errors
         self.out = pathlib.Path(out or "predictions")
         self.json_file = pathlib.Path(json_file) if json_file else self.out / "predictions.json"
         inputs = {key for path in images for key in _keys(pathlib.Path(path))}
         if inputs & _keys(self.json_file):
             raise ArgumentError(f"--json {self.json_file} would overwrite an image; give another file")
+        self.coco_file = pathlib.Path(coco_file) if coco_file else None
+        if self.coco_file is not None and (inputs | _keys(self.json_file)) & _keys(self.coco_file):
+            raise ArgumentError(f"--coco {self.coco_file} would overwrite an image or --json; give another file")
+        self.coco: dict[int, dict[str, Any]] = {}
         self.names = _names(images, self.out, inputs | _keys(self.json_file))
         self.results: dict[int, dict[str, Any]] = {}
         self.failures: dict[int, str] = {}
@@ -128,6 +134,9 @@ class _Run:
             grey = (feedback.heatmap(name) * 255).round().astype(np.uint8)
             write_atomically(files[name], png(grey))
         result = feedback.to_json()
+        if self.coco_file is not None:
+            first = 1 + sum(len(one["annotations"]) for one in self.coco.values())
+            self.coco[number] = feedback.to_coco(number + 1, first)
         self.results[number] = result | {"files": {kind: str(path) for kind, path in files.items()}}
         _summary(self.console, feedback, result, files["feedback"])
         for note in feedback.notes:
@@ -148,17 +157,29 @@ class _Run:
                 "scores": "0..1, high = good",
                 "heatmaps": "0..1, high = bad; in the PNG files 255 = 1.0",
                 "boxes": "left, top, right, bottom in pixels of the upright image",
+                "regions": "area in pixels of the upright image, mass: sum of the heatmap over them",
             },
             "images": [self.results[number] for number in sorted(self.results)],
             "errors": [{"image": self.images[n], "error": self.failures[n]} for n in sorted(self.failures)],
         }
         write_atomically(self.json_file, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+        if self.coco_file is not None:
+            write_atomically(self.coco_file, (json.dumps(self._coco_document()) + "\n").encode())
         done, failed = len(self.results), len(self.failures)
         counts = f"{done} done" + (f", {failed} failed" if failed else "")
         pictures = f"pictures in {self.out}, " if done else ""
         where = f"{pictures}{'numbers' if done else 'errors'} in {self.json_file}"
         self.console.print(Text(one_line(f"{counts}; {where}")), soft_wrap=True)
         return exit_codes.of_counts(done, failed)
+
+    def _coco_document(self) -> dict[str, Any]:
+        """The regions of all images; `rahf prepare regions` reads it."""
+        ordered = [self.coco[number] for number in sorted(self.coco)]
+        return {
+            "images": [one["image"] for one in ordered],
+            "annotations": [annotation for one in ordered for annotation in one["annotations"]],
+            "categories": [{"id": number, "name": name} for number, name in enumerate(HEATMAPS, 1)],
+        }
 
 
 def given_prompts(

@@ -7,6 +7,7 @@ from rahf.metrics.bootstrap import bootstrap_intervals
 from rahf.metrics.evaluation import EvaluationMetrics, MeanBaseline, TrainingMean
 from rahf.metrics.heatmaps import HeatmapMetrics, HeatmapOptions, map_metrics
 from rahf.metrics.keywords import KeywordMetrics, choose_threshold
+from rahf.metrics.regions import RegionMetrics
 from rahf.metrics.scores import ScoreMetrics
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "HeatmapOptions",
     "KeywordMetrics",
     "MeanBaseline",
+    "RegionMetrics",
     "ScoreMetrics",
     "TrainingMean",
     "bootstrap_intervals",

@@ -17,10 +17,9 @@ import scipy.ndimage
 from jaxtyping import Bool, Float, Real
 
 from rahf.core.errors import ArgumentError
+from rahf.images.regions import TOUCHING, drop_small, hysteresis
 from rahf.images.resize import resize
 
-#: Pixels that touch at a corner belong to one component; hence the outside of a hole is connected by edges only.
-_TOUCHING = np.ones((3, 3), bool)
 _SLACK = 1e-6  # of a pixel: radii such as 40 * (1/40) must not depend on rounding
 
 
@@ -134,7 +133,7 @@ def noted_from_heatmap(
     kept = drop_small(marked, options.min_area)
     if not kept.any():
         return Mask(kept, kept.astype(np.float32), 0, peak, _why_empty(marked, peak, options))
-    components = scipy.ndimage.label(kept, _TOUCHING)[1]
+    components = scipy.ndimage.label(kept, TOUCHING)[1]
     solid = close_holes(dilate(kept, options.dilation), options.max_hole)
     alpha = feather(solid, options.feather)
     mask = Mask(alpha > 0, alpha, components, peak, "")
@@ -145,31 +144,6 @@ def noted_from_heatmap(
         "a new picture; raise the threshold or lower the dilation"
     )
     return mask._replace(note=note)
-
-
-def hysteresis(
-    values: Float[np.ndarray, "h w"], threshold: float, seeds: float | None = None
-) -> Bool[np.ndarray, "h w"]:
-    """Marked pixels: components of `values >= threshold` that have a value `>= seeds` (None: all components).
-
-    Pixels that touch at a corner belong to the same component.
-    """
-    marked = values >= threshold
-    if seeds is None or seeds <= threshold:
-        return marked
-    labels, count = scipy.ndimage.label(marked, _TOUCHING)
-    strong = np.zeros(count + 1, bool)
-    strong[labels[values >= seeds]] = True
-    strong[0] = False
-    return strong[labels]
-
-
-def drop_small(mask: Bool[np.ndarray, "h w"], min_area: float) -> Bool[np.ndarray, "h w"]:
-    """Without the components that cover less than the share `min_area` of the image."""
-    labels, _ = scipy.ndimage.label(mask, _TOUCHING)
-    large = np.bincount(labels.ravel()) >= min_area * mask.size - _SLACK
-    large[0] = False
-    return large[labels]
 
 
 def dilate(mask: Bool[np.ndarray, "h w"], radius: float) -> Bool[np.ndarray, "h w"]:

@@ -1,6 +1,7 @@
 """Feedback by name: numbers, regions, JSON, notebook view; words by generation; prompts that are too long."""
 
 import json
+import pickle
 import re
 import warnings
 
@@ -13,6 +14,8 @@ from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import UnknownNameError
 from rahf.critic.critic import Critic
 from rahf.critic.feedback import Feedback
+from rahf.images import run_lengths
+from rahf.images.regions import RegionOptions
 from rahf.nn import functional
 from rahf.text import split_words
 from rahf.text.prompts import PromptWarning
@@ -70,6 +73,32 @@ def test_heatmap_summary_by_hand():
     assert one.summary("misalignment")["regions"] == [] and one.summary("misalignment")["max"] == 0
     # Boxes cover every original pixel that they touch, and end at the picture's edge.
     assert feedback_of(maps, (3, 5)).regions("implausibility")[0]["box"] == [3, 0, 5, 2]
+
+
+def test_regions_of_both_heatmaps_and_coco():
+    maps = np.zeros((4, 4, 2), np.float32)
+    maps[0, 0, 0] = maps[1, 1, 0] = 0.5
+    maps[0:2, 3, 0] = 1.0, 0.75
+    maps[3, :2, 1] = 0.9
+    one = feedback_of(maps, (8, 40))  # a pixel of the network is 20 of the original
+    first, second, third = one.regions
+    assert (first.heatmap, second.heatmap, third.heatmap) == ("implausibility", "implausibility", "misalignment")
+    assert first.box == (30, 0, 40, 4) and (first.area, first.share) == (40, 0.125)
+    assert (first.peak, first.mean) == (1.0, 0.875) and first.mass == pytest.approx(35)
+    assert third.to_json() == {"heatmap": "misalignment", "box": [0, 6, 20, 8], "area": 40, "share": 0.125,
+                               "peak": 0.9, "mean": 0.9, "mass": pytest.approx(36)}  # fmt: skip
+    assert [len(one.find_regions("implausibility", RegionOptions(t))) for t in (0.5, 0.6)] == [2, 1]
+    assert one.to_json()["regions"] == [region.to_json() for region in one.regions]
+    assert pickle.loads(pickle.dumps(one.regions)) == one.regions
+    coco = feedback_of(maps, (4, 4)).to_coco(image_id=7, first=5)
+    assert coco["image"] == {"id": 7, "file_name": "a <b>.png", "width": 4, "height": 4, "prompt": "a red, cat"}
+    assert [(a["id"], a["category_id"], a["bbox"], a["area"]) for a in coco["annotations"]] == [
+        (5, 1, [3, 0, 1, 2], 2), (6, 1, [0, 0, 2, 2], 2), (7, 2, [0, 3, 2, 1], 2),
+    ]  # fmt: skip
+    mask = run_lengths.decode(coco["annotations"][1]["segmentation"])
+    np.testing.assert_array_equal(mask, (maps[:, :, 0] == 0.5))
+    nothing = feedback_of(np.full((4, 4, 2), np.nan, np.float32), (4, 4))
+    assert nothing.regions == () and nothing.to_coco()["annotations"] == []
 
 
 def test_to_json_is_plain_and_complete():

@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 import rahf
+from data_pipelines.regions.prepare import prepare as prepare_regions
 from rahf.cli import main as cli
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import CheckpointError
@@ -270,6 +271,23 @@ def test_json_elsewhere_but_not_over_an_image(tiny_run, cat):
     with pytest.raises(ValueError, match="would overwrite an image"):
         Result(tiny_run, [cat], json_file="./cat.png")
     assert cat.read_bytes() == before
+
+
+def test_regions_as_coco_which_a_dataset_can_be_made_of(tiny_run, cat, folder):
+    result = Result(tiny_run, [cat, cat, "absent.png"], coco_file="marked.json")
+    coco = json.loads((folder / "marked.json").read_text())
+    assert [(one["id"], one["file_name"], one["width"], one["height"]) for one in coco["images"]] == [
+        (1, "cat.png", 60, 40), (2, "cat.png", 60, 40),
+    ]  # fmt: skip
+    regions = [one for image in result.json["images"] for one in image["regions"]]
+    assert len(coco["annotations"]) and [one["id"] for one in coco["annotations"]] == [
+        *range(1, len(coco["annotations"]) + 1)
+    ]
+    assert {one["heatmap"] for one in regions} <= {one["name"] for one in coco["categories"]} == set(HEATMAPS)
+    summary = prepare_regions("marked.json", folder, "made", dev=0, test=0, progress=False)
+    assert summary.total("joined") == 1 and summary.total("duplicates") == 1
+    with pytest.raises(ValueError, match="--coco .*cat.png would overwrite an image"):
+        Result(tiny_run, [cat], coco_file=cat)
 
 
 def test_prompts_from_text_files_beside_the_images(tiny_run, cat, folder):

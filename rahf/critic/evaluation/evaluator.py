@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from rahf.critic.evaluation.eval_step import Evaluated, make_eval_step
 from rahf.critic.evaluation.kept import KeptExamples
 from rahf.critic.evaluation.report.page import ReportExample
 from rahf.critic.losses import OF_LABELS
+from rahf.metrics import RegionMetrics, bootstrap_intervals
 from rahf.metrics.evaluation import EvaluationMetrics, MeanBaseline, TrainingMean
 from rahf.nn import functional
 from rahf.text import Tokenizer
@@ -30,7 +31,10 @@ _LOSSES = tuple(f"loss/{name}" for name in (*OF_LABELS, "total"))
 
 def metric_names() -> list[str]:
     """Names of every metric that an evaluation may give."""
-    return [*EvaluationMetrics.names(), *_LOSSES]
+    return [*EvaluationMetrics.names(), *RegionMetrics().compute(), *_LOSSES]
+
+
+AnyMetrics = TypeVar("AnyMetrics", EvaluationMetrics, RegionMetrics)
 
 
 class StoredLabels(Protocol):
@@ -101,7 +105,7 @@ class CriticEvaluator:
           NotFinite: an output of the network is not finite; metrics would pass over it.
         """
         started = time.perf_counter()
-        metrics = EvaluationMetrics()
+        metrics, regions = EvaluationMetrics(), RegionMetrics()
         baseline = None if mean is None else MeanBaseline(mean.heatmaps(), mean.scores())
         losses: list[tuple[np.ndarray, np.ndarray]] = []
         kept, scores, constants = KeptExamples(gallery), [], Constants(self.outputs)
@@ -117,15 +121,16 @@ class CriticEvaluator:
             constants.update(evaluated.prediction, rows)
             truths = [labels[i] for i in batch.index[rows]]
             words = _words(self.tokenizer, self.outputs, batch, evaluated, rows, truths)
-            _update(metrics, baseline, batch, evaluated, rows, truths, words)
+            _update(metrics, regions, baseline, batch, evaluated, rows, truths, words)
             losses.append(_loss_rows(self.config, batch, evaluated, rows))
             for row, truth, decoded, loss in zip(rows, truths, words, losses[-1][0][:, -1]):
                 kept.offer(loss, functools.partial(_example, evaluated, row, truth, decoded, loss))
-        metrics = gather(metrics)
-        values = metrics.compute() | _mean_losses(losses)
+        metrics, regions = gather(metrics), gather(regions)
+        values = metrics.compute() | regions.compute() | _mean_losses(losses)
+        bounds = metrics.intervals() | bootstrap_intervals(regions) if intervals else {}
         return CriticEvaluation(
             self._measured(values),
-            self._measured(metrics.intervals()) if intervals else {},
+            self._measured(bounds),
             self._measured(gather(baseline.metrics).compute()) if baseline else {},
             kept.examples,
             int(multihost.total(sum(len(v) for v, _ in losses))),
@@ -179,13 +184,13 @@ def _words(
     return result
 
 
-def _update(metrics, baseline, batch, evaluated, rows, truths, words) -> None:
+def _update(metrics, regions, baseline, batch, evaluated, rows, truths, words) -> None:
     """Adds a batch, one native map size at a time (almost always there is only one)."""
     sizes = [t.heatmaps.shape[:2] for t in truths]
     for size in sorted(set(sizes)):
         chosen = [i for i, s in enumerate(sizes) if s == size]
         at = rows[chosen]
-        part = Batch(*(np.asarray(field)[at] for field in batch))
+        part = Batch(*(None if field is None else np.asarray(field)[at] for field in batch))
         true_maps = np.stack([truths[i].heatmaps for i in chosen])
         metrics.update(
             part,
@@ -194,6 +199,8 @@ def _update(metrics, baseline, batch, evaluated, rows, truths, words) -> None:
             *(None if kind[0] is None else np.stack(kind) for kind in zip(*(words[i] for i in chosen))),
             true_maps,
         )
+        annotators = [getattr(truths[i], "annotators", (None, None)) for i in chosen]
+        regions.update(evaluated.prediction.heatmaps[at], true_maps, part.heatmap_mask, part.index, annotators)
         if baseline is not None:
             baseline.update(part, true_maps)
 
@@ -215,12 +222,12 @@ def _mean_losses(losses: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float
     return {name: float(s / c) if c else float("nan") for name, s, c in zip(_LOSSES, sums, counts)}
 
 
-def gather(metrics: EvaluationMetrics) -> EvaluationMetrics:
+def gather(metrics: AnyMetrics) -> AnyMetrics:
     """Joins the examples of all processes; with one process, the same object."""
     if jax.process_count() == 1:
         return metrics
     rows = multihost.largest(max(len(array) for array in metrics.to_arrays().values()))
-    joined = EvaluationMetrics()
+    joined = type(metrics)()
     for arrays in multihost.all_processes(metrics.to_arrays(rows=rows)):
         joined.add_arrays(arrays)
     return joined

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from rahf.core import names as names_lib
 from rahf.core.batch import HEATMAPS, SCORES
+from rahf.metrics.regions import MEASURES as REGION_MEASURES
 
 Values = Mapping[str, float]
 Intervals = Mapping[str, tuple[float, float]]
@@ -28,6 +29,10 @@ METRICS = {
     "nss_weighted": ("NSS, weighted", "the same, weighted by the share of annotators", 1),
     "nss_majority": ("NSS, majority", "the same, where at least half of the annotators marked", 1),
     "auc_judd": ("AUC-Judd", "chance that a marked pixel is higher than an unmarked one", 1),
+    "mask_iou": ("Mask IoU", "overlap of marked pixels, mean over maps with a mark", 1),
+    "box_f1": ("Box F1", "of boxes around regions, matched from an IoU of 0.5 on", 1),
+    "image_accuracy": ("Balanced accuracy, images", "of: something is marked in the picture", 1),
+    "cell_accuracy": ("Balanced accuracy, cells", "of: something is marked in a cell of an 8 x 8 grid", 1),
     "precision": ("Precision", "words called misaligned that are, over all prompts", 1),
     "recall": ("Recall", "misaligned words that were found, over all prompts", 1),
     "f1": ("F1", "harmonic mean of precision and recall", 1),
@@ -37,7 +42,11 @@ METRICS = {
     "average_precision": ("Average precision", "area under precision over recall", 1),
     "base_rate": ("Base rate", "share of words that are misaligned", 0),
 }
-_COUNTS = ("count", "count_empty", "count_majority", "words", "misaligned")
+_COUNTS = ("count", "count_empty", "count_majority", "count_marked", "count_human", "words", "misaligned")
+#: Ending of a metric of regions → who predicts.
+_PREDICTORS = {"": "", "_all": "everything marked", "_none": "nothing marked", "_centre": "a disc in the centre",
+               "_human": "one annotator, by the others"}  # fmt: skip
+_COUNTS_OF_REGIONS = ("count", "count_marked", "count_human")
 _DIGITS = {"mse": 5, "mse_empty": 5}
 _PLOT_WIDTH = 96  # of the box in the template `metrics.html`
 
@@ -89,6 +98,11 @@ def metric_groups(
         names = [f"heatmaps/{heatmap}/{m}" for m in METRICS]
         title = f"{heatmap.capitalize()} heatmap"
         sorted_groups.append(rows(title, names, [None] * len(names), _maps(metrics, heatmap)))
+    for heatmap in HEATMAPS:
+        pairs = [(measure, ending) for measure in REGION_MEASURES for ending in _PREDICTORS]
+        names = [f"regions/{heatmap}/{measure}{ending}" for measure, ending in pairs]
+        labels = [f"{METRICS[measure][0]}: {_PREDICTORS[ending]}" if ending else None for measure, ending in pairs]
+        sorted_groups.append(rows(f"{heatmap.capitalize()}, regions", names, labels, _regions(metrics, heatmap)))
     for prefix, decoder in (("keywords", "generated"), ("keywords_constrained", "constrained scoring")):
         names = [f"{prefix}/{m}" for m in METRICS]
         words, missed = (int(metrics.get(f"{prefix}/{n}", 0)) for n in ("words", "misaligned"))
@@ -116,6 +130,12 @@ def _range(numbers: set[int]) -> str:
 def _maps(metrics: Values, heatmap: str) -> str:
     total, empty = (int(metrics.get(f"heatmaps/{heatmap}/{n}", 0)) for n in ("count", "count_empty"))
     return f"{total:,} maps: {empty:,} empty, {total - empty:,} with marks"
+
+
+def _regions(metrics: Values, heatmap: str) -> str:
+    regions, marked, human = (int(metrics.get(f"regions/{heatmap}/{n}", 0)) for n in _COUNTS_OF_REGIONS)
+    people = f", {human:,} maps with those of several annotators" if human else ""
+    return f"{regions:,} regions in {marked:,} maps, cut at one half{people}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
