@@ -104,6 +104,18 @@ BY_HAND = {
         heatmap_head((768, 384, 384, 192), 1),
         RMS_SCORES,
     ),
+    "24gb": (
+        {
+            "vit": vit(768, 12, 3072, 384, False),
+            "projection": dense(768, 768),
+            "embedding": 32128 * 768,
+            "output": 32128 * 768,
+            "encoder": t5_stack(2048, 3, 1),
+            "decoder": t5_stack(2048, 3, 2),
+        },
+        heatmap_head((384, 192), 2),  # 24 → 48 → 96, a quarter of 384
+        score_head((384, 192), 2, 8, (512,), 2),
+    ),
     "fast": (
         {
             "vit": VIT_L,
@@ -118,7 +130,7 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", (*PRESETS, "24gb"))
 def test_parameters_counted_by_hand(name):
     once, heatmap, score = BY_HAND[name]
     expected = once | {f"heatmap_{n}": heatmap for n in batch_lib.HEATMAPS}
@@ -211,7 +223,7 @@ def test_the_lite_critic_is_small_and_its_tower_can_be_cached():
 
 
 def test_docstrings_say_command_hardware_time_and_where_the_metrics_are():
-    for name in PRESETS:
+    for name in (*PRESETS, "24gb"):
         file = config_lib.find(f"richhf18k_{name}.py")
         text = pathlib.Path(file).read_text()
         for line in ("Command:   ", "Hardware:  ", "Time:      ", "Metrics:   docs/results.md"):
