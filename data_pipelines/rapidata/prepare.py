@@ -21,6 +21,7 @@ from data_pipelines.store.records import Record, missing_labels
 from rahf import images, text
 from rahf.core.batch import HEATMAPS, SCORES
 from rahf.core.errors import DatasetError, ImageError
+from rahf.images.resize import resize
 
 #: The dataset that `--hub` without a name means, and the licence that its card states.
 DATASET, LICENSE = "Rapidata/text-2-image-Rich-Human-Feedback", "apache-2.0"
@@ -123,6 +124,8 @@ class RapidataReader:
         header = images.check_header(image)
         notes: list[str] = []
         greys = {name: self._map(row, role, (header.height, header.width), notes) for name, role in MAP_COLUMNS.items()}
+        if len({grey.shape for grey in greys.values() if grey is not None}) > 1:  # evaluations want both of one size
+            greys = {n: None if g is None else resize(g, (header.height, header.width)) for n, g in greys.items()}
         words = tuple(text.split_words(prompt))
         soft = self._words(row, words, notes)
         record = Record(

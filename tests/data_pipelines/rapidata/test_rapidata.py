@@ -88,6 +88,8 @@ def test_rows_that_cannot_be_used(tmp_path):
     ]
     summary, got = run(tmp_path, rows)
     assert len(got) == 2
+    for record in got.values():  # the one whose map is smaller than the other has both at the picture's size
+        assert grey(record.implausibility).shape == grey(record.misalignment).shape == (16, 16)
     expected = {"undecodable": 2, "missing image": 1, "missing prompt": 1, "bad word scores": 3, "bad score": 2,
                 "bad map": 2, "map of another shape": 1, "duplicates": 1, "records": 15, "joined": 2,
                 "map of another size": 1}  # fmt: skip
