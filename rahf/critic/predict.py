@@ -60,7 +60,8 @@ def predict(
       batch_size: images per step of the network.
       console: for the summary; None: stdout.
       errors: for errors and notes, one line each; None: stderr.
-      coco_file: file of the regions of all heatmaps in COCO's form; None: none is written.
+      coco_file: file of the regions of all heatmaps in COCO's form, with paths of images from its own folder on; None:
+        none is written.
 
     Returns:
       Exit code: see `rahf.core.exit_codes`. The other images are processed where one cannot be used.
@@ -137,6 +138,9 @@ class _Run:
         if self.coco_file is not None:
             first = 1 + sum(len(one["annotations"]) for one in self.coco.values())
             self.coco[number] = feedback.to_coco(number + 1, first)
+            # A dataset is made of pictures below a folder, which may be anywhere: names start from the file's own.
+            name = os.path.relpath(self.images[number], self.coco_file.absolute().parent)
+            self.coco[number]["image"]["file_name"] = name
         self.results[number] = result | {"files": {kind: str(path) for kind, path in files.items()}}
         _summary(self.console, feedback, result, files["feedback"])
         for note in feedback.notes:
