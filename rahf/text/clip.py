@@ -76,6 +76,9 @@ class ClipTokenizer(Tokenizer):
                 kept.append(value)
         return self._tokenizer.decode(kept).replace(WORD_END, " ").strip()
 
+    def _text(self, ids: list[int]) -> str:
+        return self.decode(ids)
+
     def encode_prompt(self, prompt: str, length: int) -> Encoded:
         """Start, pieces of the raw prompt, end, padding; pieces that do not fit are cut off.
 

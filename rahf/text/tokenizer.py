@@ -71,7 +71,10 @@ class Tokenizer:
                 break
             if PAD_ID != value < self.vocab_size:
                 kept.append(int(value))
-        return self._processor.decode(kept)
+        return self._text(kept)
+
+    def _text(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
 
     @functools.cached_property
     def suffix_ids(self) -> list[int]:
@@ -149,7 +152,7 @@ class Tokenizer:
         forms = []
         for word in words:
             pieces = self._word_ids(word)
-            forms.append(WordForms(self.decode(pieces).split(), self.decode([*pieces, *self.suffix_ids]).split()))
+            forms.append(WordForms(self._text(pieces).split(), self._text([*pieces, *self.suffix_ids]).split()))
         return align_forms(forms, self.decode(ids).split())
 
     def _word_ids(self, word: str) -> list[int]:

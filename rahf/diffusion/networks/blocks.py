@@ -43,7 +43,9 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], condition: Float[Array, "b d"]) -> Float[Array, "b h w o"]:
         y = self.conv1(jax.nn.silu(self.norm1(x)))
-        scale, shift = jnp.split(self.modulation(jax.nn.silu(condition))[:, None, None], 2, -1)
+        # In float32 until they are spread: their gradients are sums over all positions.
+        modulation = self.modulation(jax.nn.silu(condition))[:, None, None].astype(jnp.float32)
+        scale, shift = (layers.spread(part, y) for part in jnp.split(modulation, 2, -1))
         y = self.conv2(jax.nn.silu(self.norm2(y) * (1 + scale) + shift))
         return y + (x if self.same else self.skip(x))
 

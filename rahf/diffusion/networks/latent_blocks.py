@@ -47,7 +47,7 @@ class ResnetBlock2D(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b d"] | None = None) -> Float[Array, "b h w o"]:
         y = self.conv1(jax.nn.silu(self.norm1(x)))
         if self.timed:
-            y = y + self.time_emb_proj(jax.nn.silu(temb))[:, None, None]
+            y = y + layers.spread(self.time_emb_proj(jax.nn.silu(temb))[:, None, None].astype(jnp.float32), y)
         y = self.conv2(jax.nn.silu(self.norm2(y)))
         return y + (x if self.same else self.conv_shortcut(x))
 
