@@ -237,7 +237,7 @@ def report(console: Console, rows: list[dict[str, Any]]) -> None:
 
 def main(options: Options) -> None:
     """Measures and prints."""
-    config = DataConfig(options.data or "synthetic", options.split, batch_size=options.batch_size)
+    config = DataConfig(options.data or "synthetic", train_split=options.split, batch_size=options.batch_size)
     config = config if options.augment else dataclasses.replace(config, augment=None)
     if options.data:
         source: loader.RecordSequence = store.open_split(options.data, options.split)
