@@ -33,7 +33,7 @@ def watch(grace: float = GRACE, end: Callable[[int], None] = os._exit) -> Callab
     # Python writes the number of each signal here, in the handler of the operating system.
     previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
-    def wait() -> None:
+    def wait(_writer: socket.socket) -> None:  # the thread keeps it open: nobody else may refer to it
         answered = 0
         while number := reader.recv(1):
             if number[0] != signal.SIGINT:
@@ -53,6 +53,6 @@ def watch(grace: float = GRACE, end: Callable[[int], None] = os._exit) -> Callab
         reader.close()
 
     stopped = threading.Event()
-    thread = threading.Thread(target=wait, daemon=True, name="rahf-interrupt")
+    thread = threading.Thread(target=wait, args=(writer,), daemon=True, name="rahf-interrupt")
     thread.start()
     return stop

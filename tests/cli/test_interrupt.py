@@ -1,5 +1,6 @@
 """A signal ends a command, also one that does not react to it."""
 
+import gc
 import signal
 import threading
 
@@ -48,3 +49,17 @@ def test_a_run_that_saves_has_until_the_second_signal(ended):
         assert happened.wait(20) and codes == [130]
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_watch_needs_no_one_to_hold_it():  # its sockets are left to the end of the process
+    codes, happened = [], threading.Event()
+    interrupt.watch(0.01, lambda code: (codes.append(code), happened.set()))  # as `rahf` calls it
+    gc.collect()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert happened.wait(20) and codes == [130]
+    finally:
+        signal.set_wakeup_fd(-1)
+        gc.collect()
