@@ -58,7 +58,13 @@ class ImageError(RahfError, ValueError):
 
 
 class NotFinite(RahfError, ValueError):
-    """A network predicts NaN or infinity; the message names the example."""
+    """A network predicts NaN or infinity; the message names the example.
+
+    Attributes:
+      output: what is not finite, in words.
+    """
+
+    output: str = "outputs"
 
 
 class ExportError(RahfError, ValueError):

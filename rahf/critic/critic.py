@@ -449,11 +449,13 @@ class Critic:
         for output, values in self.outputs.predicted(prediction).items():
             finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
             if not finite.all():
-                raise NotFinite(
-                    f"{names[int(np.argmin(finite))]}: the network's {output.replace('_', ' ')} are not finite (NaN or "
-                    f"infinite), computed in {self.config.model.compute_dtype}; load the model in float32, or another "
-                    "checkpoint of it"
+                output = output.replace("_", " ")
+                error = NotFinite(
+                    f"{names[int(np.argmin(finite))]}: the network's {output} are not finite (NaN or infinite), computed "
+                    f"in {self.config.model.compute_dtype}; load the model in float32, or another checkpoint of it"
                 )
+                error.output = output
+                raise error
 
 
 def _without_not_learnt(network: Network, outputs: Outputs) -> Network:

@@ -23,7 +23,7 @@ from rich.text import Text
 from rahf import config as config_lib
 from rahf.core import json_text, names, terminal, tree
 from rahf.core.batch import Prediction
-from rahf.core.errors import ArgumentError, ExportError
+from rahf.core.errors import ArgumentError, ExportError, NotFinite
 from rahf.core.files import replacing
 from rahf.core.version import __version__
 from rahf.critic import loading, provenance
@@ -277,14 +277,20 @@ def _check_outputs(
     images = list(stream.integers(0, 256, (3, side, side, 3), np.uint8))
     prompts = ["a", "a red star left of two blue rings", "one picture, made by a machine"]
     with collected_notes():  # a network of short prompts cuts these; the user did not write them
-        outputs, expected = exported(images, prompts), critic(images, prompts)
+        try:
+            expected = critic(images, prompts)
+        except NotFinite as error:
+            raise ExportError(
+                f"the model's own {error.output} are not finite; nothing was written. Check its weights"
+            ) from error
+        try:
+            outputs = exported(images, prompts)
+        except NotFinite as error:
+            raise ExportError(f"{name}: gives numbers that are not finite, unlike the model: {error}") from error
     # An export of scores only lacks fields; a baseline does not predict all scores and heatmaps.
     filled = Prediction(*(b if a is None else a for a, b in zip(tuple(outputs), tuple(expected))))
     predicted = critic.outputs.predicted
     pairs = {field: (a, predicted(expected)[field]) for field, a in predicted(filled).items()}
-    for field, (_, b) in pairs.items():
-        if not np.isfinite(b).all():
-            raise ExportError(f"the model's own {field} are not finite; nothing was written. Check its weights")
     difference = float(np.max([np.abs(a - b).max(initial=0) for a, b in pairs.values()]))
     if tolerance is None:
         tolerance = TOLERANCE if critic.config.model.compute_dtype == "float32" else _BFLOAT16_TOLERANCE
