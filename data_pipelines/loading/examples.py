@@ -169,11 +169,14 @@ class Numbered:
 
 
 class Joined:
-    """Several sources as one, for messages: position counted through all of them → record."""
+    """Several sources as one: position counted through all of them → record."""
 
     def __init__(self, sources: Sequence[RecordSequence]):
         self.sources = sources
         self.starts = [sum(map(len, sources[:number])) for number in range(len(sources))]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
 
     def __getitem__(self, index: int) -> Record:
         number = bisect.bisect_right(self.starts, index) - 1

@@ -9,11 +9,11 @@ import jax
 from flax import nnx
 
 from data_pipelines import store
+from data_pipelines.loading.examples import Joined
 from data_pipelines.loading.labels import Labels
 from data_pipelines.loading.loader import train_loader
 from rahf.config import ClipBaselineConfig, Config, CriticConfig, FamilyConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch
-from rahf.core.errors import ConfigError
 from rahf.core.tree import Params
 from rahf.critic import families, label_prompts, losses, tower_cache
 from rahf.critic import start as start_lib
@@ -71,12 +71,8 @@ class CriticTask(RecordTask):
         if not self.config.train.cache_tower:
             return super().train_loader()
         data, model = self.config.data, self.config.model
-        if len(data.paths) > 1:
-            raise ConfigError(
-                f"train.cache_tower keeps what the tower gives for one data set, data.path names {len(data.paths)}; "
-                "set it to False, or prepare them as one"
-            )
-        source = store.open_split(data.paths[0], data.train_split)
+        # As one set, so that `Batch.index` tells which example of all of them it is.
+        source = Joined([store.open_split(path, data.train_split) for path in data.paths])
         loader = train_loader(
             data, model.image_size, self.tokenizer, self.config.train.seed, source=source, pixels=False
         )

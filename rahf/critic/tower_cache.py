@@ -47,6 +47,8 @@ def check(config: Config) -> None:
     model = config.model
     if not isinstance(model, CriticConfig) or model.variant != "multi-head":
         raise ConfigError("train.cache_tower: only critics of the variant 'multi-head' have a tower that can be cached")
+    if config.data.mix:
+        raise ConfigError("train.cache_tower: the examples of several sets are drawn alike; set data.mix to ()")
     if config.data.augment is not None:
         raise ConfigError("train.cache_tower: augmented images are other ones every time; set data.augment to None")
     if model.tower == "vit" and model.vit.dropout:

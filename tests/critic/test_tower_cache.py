@@ -82,8 +82,21 @@ def test_an_interrupted_cache_goes_on_and_another_one_is_made_anew(config, netwo
     assert json.loads((folder / "key.json").read_text())["count"] == 48
 
 
+def test_several_sets_are_cached_one_behind_the_other(config, network):
+    twice = replaced(config, "data", path=(config.data.path,) * 2)
+    twice = dataclasses.replace(twice, workdir=config.workdir + "2")
+    loader, lines = cached(twice, network)
+    assert lines[-1] == "  cached 96 of 96"
+    outputs = np.load(pathlib.Path(twice.workdir) / tower_cache.FOLDER / "output_0.npy", mmap_mode="r")
+    np.testing.assert_array_equal(outputs[:48], outputs[48:])
+    with loader:
+        batches = [next(loader) for _ in range(12)]
+    assert sorted(np.concatenate([batch.index for batch in batches])) == list(range(96))
+
+
 @pytest.mark.parametrize("part,fields,message", [
     ("data", dict(augment=AugmentConfig()), "set data.augment to None"),
+    ("data", dict(mix=(1.0, 2.0)), "set data.mix to"),
     ("optimizer", dict(trainable=()), "train.cache_tower: vit/.* is trained; set optimizer.trainable"),
     ("optimizer", dict(lora=LoraConfig(rank=2, patterns=("vit/layer_0/query/kernel",))), "vit/.* is trained"),
 ])  # fmt: skip
