@@ -451,8 +451,9 @@ class Critic:
             if not finite.all():
                 output = output.replace("_", " ")
                 error = NotFinite(
-                    f"{names[int(np.argmin(finite))]}: the network's {output} are not finite (NaN or infinite), computed "
-                    f"in {self.config.model.compute_dtype}; load the model in float32, or another checkpoint of it"
+                    f"{names[int(np.argmin(finite))]}: the network's {output} are not finite (NaN or infinite), "
+                    f"computed in {self.config.model.compute_dtype}; load the model in float32, or another checkpoint "
+                    "of it"
                 )
                 error.output = output
                 raise error
