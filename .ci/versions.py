@@ -24,15 +24,41 @@ GOLDEN = ROOT.parent / "shared" / "golden" / "v0"
 NEWEST_PYTHON = 13
 ATTEMPTS = 3  # of an installation, which may fail for a moment on the way to the package index
 LINES = 60  # of a failed run that are printed
+#: Whose versions are printed.
+SHOWN = ("jax", "flax", "grain", "orbax-checkpoint", "numpy")
 #: What reads an exported model (docs/export.md).
 READER = ("jax", "flatbuffers", "numpy", "sentencepiece", "safetensors", "pillow")
 
 
-def lowest_python() -> int:
-    """The minor version of `python_requires`."""
+def options() -> configparser.SectionProxy:
+    """The section of setup.cfg that says what is needed."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    return int(re.fullmatch(r">=3\.(\d+)", setup["options"]["python_requires"])[1])
+    return setup["options"]
+
+
+def lowest_python() -> int:
+    """The minor version of `python_requires`."""
+    return int(re.fullmatch(r">=3\.(\d+)", options()["python_requires"])[1])
+
+
+def requirements() -> list[str]:
+    """The lines of `install_requires`: "jax>=0.9"."""
+    return [line.strip() for line in options()["install_requires"].splitlines() if line.strip()]
+
+
+def release(version: str) -> str:
+    """A version without zeros at its end: "5" of "5.0.0"."""
+    return re.sub(r"(\.0)+$", "", version)
+
+
+def check_lowest(installed: dict[str, str]) -> None:
+    """Raises RuntimeError where a package is newer than its bound: nobody has tried that bound."""
+    for line in requirements():
+        name, bound = line.partition(";")[0].split(">=")
+        version = installed[name.lower().replace("_", "-")]
+        if release(version) != release(bound.strip()):
+            raise RuntimeError(f"setup.cfg allows {line}, but with the others {version} is the lowest; raise the bound")
 
 
 def interpreter(minor: int) -> str | None:
@@ -63,6 +89,13 @@ def run(command: list[str], log: pathlib.Path, attempts: int = 1, **options) -> 
     raise RuntimeError(f"exit code {done.returncode} of {' '.join(command)}")
 
 
+def installed(uv: str, program: str) -> dict[str, str]:
+    """Versions by name of what is installed beside a Python."""
+    frozen = subprocess.run([uv, "pip", "freeze", "--python", program], capture_output=True, text=True, check=True)
+    pairs = (line.split("==") for line in frozen.stdout.split() if "==" in line)
+    return {name.lower().replace("_", "-"): version for name, version in pairs}
+
+
 def check(uv: str, wheel: pathlib.Path, kind: str, folder: pathlib.Path) -> str:
     """Installs a set ("lowest", "newest" or "reader") in a new environment and does the smoke run there.
 
@@ -91,16 +124,19 @@ def check(uv: str, wheel: pathlib.Path, kind: str, folder: pathlib.Path) -> str:
             run([*install, *READER], log, ATTEMPTS)
             run([*install, "--no-deps", str(wheel)], log, ATTEMPTS)
         else:
-            resolution = {"lowest": "lowest-direct", "newest": "highest"}[kind]
-            run([*install, "--resolution", resolution, str(wheel)], log, ATTEMPTS)
+            # uv takes the lowest version of what is named on the command line, and the newest of what that needs.
+            asked = ["--resolution", "lowest-direct", *requirements()] if kind == "lowest" else []
+            run([*install, *asked, str(wheel)], log, ATTEMPTS)
+        versions = installed(uv, program)
+        if kind == "lowest":
+            check_lowest(versions)
         arguments = [str(GOLDEN)] if GOLDEN.is_dir() else []
         arguments += ["--only-read"] if kind == "reader" else []
         run([program, str(ROOT / ".ci" / "smoke.py"), *arguments], log, cwd=work, env=variables, timeout=600)
-    except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-LINES:]) if log.exists() else ""
         raise RuntimeError(f"{kind} versions: {error}\n{end}") from error
-    packages = subprocess.run([uv, "pip", "freeze", "--python", program], capture_output=True, text=True).stdout
-    shown = [line for line in packages.split() if re.match("(jax|flax|grain|orbax-checkpoint|numpy)==", line)]
+    shown = [f"{name} {versions[name]}" for name in SHOWN if name in versions]
     last = log.read_text(errors="replace").splitlines()[-1]
     return f"{kind} versions ({', '.join(shown)}): {last}, {time.monotonic() - start:.0f} s"
 
