@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from rahf.config import PixelDiffusionConfig
+from rahf.config import PixelDiffusionConfig, StableDiffusionConfig
+from rahf.core.errors import CheckpointError
 from rahf.diffusion import pipeline, pixel_generator
 from rahf.training import saved_model
 
@@ -18,5 +19,9 @@ def load(path: str | os.PathLike) -> pipeline.Pipeline | pixel_generator.Generat
     Raises:
       rahf.core.errors.CheckpointError: no model there, or one that is no diffusion model.
     """
-    pixels = isinstance(saved_model.find(path).config.model, PixelDiffusionConfig)
-    return pixel_generator.load(path) if pixels else pipeline.load(path)
+    saved = saved_model.find(path)
+    if isinstance(saved.config.model, PixelDiffusionConfig):
+        return pixel_generator.load(path)
+    if isinstance(saved.config.model, StableDiffusionConfig):
+        return pipeline.load(path)
+    raise CheckpointError(f"{saved.run}: a {saved.config.model.family}, no diffusion model; load it with rahf.load")

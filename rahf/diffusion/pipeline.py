@@ -194,7 +194,8 @@ class Pipeline:
         self, ids: Sequence[Any], negative_ids: Sequence[Any] | None, size: tuple[int, int], params: Any = None
     ) -> tuple[Conditions, Conditions]:
         """What the U-Net reads of prompts and of negative prompts (None: zeros), for pictures of a size in pixels."""
-        return self._encode_prompts(self.params if params is None else params, tuple(ids), negative_ids, size)
+        program = self._programs("prompts", tuple(size))
+        return program(self.params if params is None else params, tuple(ids), negative_ids)
 
     def _encode_prompts(self, params, ids, negative_ids, size) -> tuple[Conditions, Conditions]:
         model = functional.merge(self.graphdef, params)
@@ -299,7 +300,7 @@ class Pipeline:
         rows = [steps.row(number) for number in range(len(steps.timestep))]
         noise = jnp.asarray(task.noise)
         latents = steps.init_noise_sigma * noise
-        if plan.start:
+        if known.starts(plan.start):
             latents = schedulers.add_noise(rows[0], known.latents, noise)
         clip = schedulers.clip_range(self.scheduler)
         step = self._programs("step", self.scheduler.prediction_type, clip, plan.classifier_free, steps.stochastic)
@@ -355,7 +356,7 @@ class Pipeline:
             if known.mask is not None and known.masked is None:
                 denoiser = denoisers.inpainting(denoiser, alphas_cumprod, known.latents, known.mask > 0)
             abar = schedule.alphas_cumprod[0]
-            begin = noise if start == 0 else np.sqrt(abar) * known.latents + np.sqrt(1 - abar) * noise
+            begin = np.sqrt(abar) * known.latents + np.sqrt(1 - abar) * noise if known.starts(start) else noise
             sampled = universal_guidance.sample(
                 denoiser,
                 schedule,
@@ -384,6 +385,10 @@ class _Known(NamedTuple):
     latents: Any
     mask: Any
     masked: Any
+
+    def starts(self, start: int) -> bool:
+        """Whether sampling from step `start` on begins with the picture: without a mask even at the first step."""
+        return self.latents is not None and (start > 0 or self.mask is None)
 
 
 def _with_extra(model: StableDiffusion) -> Callable[..., jax.Array]:

@@ -266,7 +266,9 @@ def load(path: str | os.PathLike) -> Generator:
     saved = saved_model.find(path)
     config = saved.config
     if not isinstance(config.model, PixelDiffusionConfig):
-        raise CheckpointError(f"{saved.run}: a critic, no diffusion model; load it with rahf.load")
+        raise CheckpointError(
+            f"{saved.run}: a {config.model.family}, no diffusion model in pixels; load it with rahf.load"
+        )
     params = saved.params(lambda: pixel_unet.TextToImage(config.model))
     tokenizer = saved.tokenizer(lambda tokenizer: too_many_pieces(tokenizer, config.model.t5.vocab_size, "t5"))
     return Generator(config, params, tokenizer)

@@ -95,6 +95,27 @@ def test_five_steps(kind, imported):
         np.testing.assert_allclose(ours, sampled_by_diffusers(kind, negative=None), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_from_a_picture(strength, imported, monkeypatch):
+    """With the mean of the picture's latents, of which `diffusers` would draw a sample."""
+    module = diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img
+    monkeypatch.setattr(module, "retrieve_latents", lambda output, **options: output.latent_dist.mean)
+    monkeypatch.setattr(module, "randn_tensor", lambda shape, **options: nchw(noise()))
+    published = diffusers.StableDiffusionImg2ImgPipeline(
+        **theirs.pipeline("1.x").components, requires_safety_checker=False
+    )
+    published.set_progress_bar_config(disable=True)
+    options = dict(num_inference_steps=5, guidance_scale=4.0, strength=strength)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = published(
+            PROMPTS, image=nchw(pictures()), negative_prompt=[NEGATIVE] * 2, output_type="np", **options
+        ).images
+    pipe = rahf.diffusion.load(imported("1.x"))
+    ours = pipe(PROMPTS, negative_prompt=NEGATIVE, image=pictures(), latents=noise(), **options).images
+    np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+
+
 def test_what_is_exported_loads_in_diffusers(imported, tmp_path):
     """Bit for bit the parameters that were published; the files are as strict to read back."""
     for kind in ("inpainting", "xl"):
