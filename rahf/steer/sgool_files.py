@@ -27,10 +27,10 @@ def sgool_files(
     model: str | os.PathLike | pipeline.Pipeline,
     prompt: str,
     out: str | os.PathLike,
-    critic: str | os.PathLike,
+    critic: Any,
     *,
     score: str = "overall",
-    saliency: str | os.PathLike | None = None,
+    saliency: Any = None,
     heatmap: str = "implausibility",
     seeds: Sequence[int] = (0,),
     options: DoodlOptions = DoodlOptions(),
@@ -45,8 +45,8 @@ def sgool_files(
 
     Args:
       model: model directory of Stable Diffusion, or what `rahf.diffusion.load` returns.
-      critic: what `rahf.load` takes; its energy ``1 - score`` is lowered. Judge the result with another one.
-      saliency: model whose `heatmap` says where people look; None: `critic`.
+      critic: what `rahf.load` takes or returns; its energy ``1 - score`` is lowered. Judge with another one.
+      saliency: likewise, whose `heatmap` says where people look; None: `critic`.
       options, salient: see `rahf.diffusion.latents`.
 
     Raises:
@@ -57,8 +57,8 @@ def sgool_files(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArgumentError(f"{folder}: exists already and is not empty; choose another folder")
     pipe = pipeline.load(model) if isinstance(model, (str, os.PathLike)) else model
-    judge = loading.load(critic)
-    looks = judge if saliency is None else loading.load(saliency)
+    judge = _loaded(critic)
+    looks = judge if saliency is None else _loaded(saliency)
     result = sgool(
         pipe,
         prompt,
@@ -72,9 +72,9 @@ def sgool_files(
     )
     parameters = {
         "prompt": prompt,
-        "critic": os.fspath(critic),
+        "critic": _name(critic),
         "score": score,
-        "saliency": None if saliency is None else os.fspath(saliency),
+        "saliency": None if saliency is None else _name(saliency),
         "heatmap": heatmap,
         **dataclasses.asdict(options),
         "salient": dataclasses.asdict(salient),
@@ -91,6 +91,14 @@ def sgool_files(
     write_atomically(folder / "energy.csv", "\n".join([header, *rows]) + "\n")
     write_atomically(folder / "energy.png", png(curve(result.energy)))
     return result
+
+
+def _loaded(model: Any) -> Any:
+    return loading.load(model) if isinstance(model, (str, os.PathLike)) else model
+
+
+def _name(model: Any) -> str:
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
 
 
 def curve(energies: Any) -> np.ndarray:
