@@ -167,7 +167,11 @@ class Run:
         elif measurement.torch and importlib.util.find_spec("torch") is None:
             line |= {"status": "skipped", "error": "PyTorch is not installed"}
         else:
-            line |= self._run(measurement, program, min(measurement.limit, left))
+            try:
+                line |= self._run(measurement, program, min(measurement.limit, left))
+            except BaseException:  # the whole run is being ended
+                self.write(line | {"status": "interrupted", "error": "the run was ended from outside"})
+                raise
         self.write(line)
         return line["status"]
 

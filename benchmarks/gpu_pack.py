@@ -17,7 +17,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -100,16 +100,27 @@ def copy_data(source: pathlib.Path, target: pathlib.Path, size: int) -> dict[str
     Raises:
       DatasetError: `source` is no prepared dataset, or not even one record has room.
     """
-    counts = store.splits(source)
-    sizes = {name: sum(map(_bytes_of, store.open_split(source, name))) for name in counts}
-    room = int(0.97 * size)  # names of fields, checksums and the vocabulary take the rest
+    sizes = {name: sum(map(_bytes_of, store.open_split(source, name))) for name in store.splits(source)}
+    tokenizer = store.tokenizer_path(source).read_bytes()
+    room = size - len(tokenizer)
+    while room > 0:
+        rooms = _rooms(sizes, room)
+        splits = {name: _first(store.open_split(source, name), rooms[name]) for name in sizes}
+        counts = store.write_dataset(target, splits, f"The first records of {source.name}.", tokenizer)
+        written = sum(file.stat().st_size for file in target.iterdir())
+        if written <= size:
+            return counts
+        room = int(0.98 * room * size / written)  # files of few records are larger than these
+    raise store.DatasetError(f"{source}: not one record fits into {size / 1e6:.1f} MB; raise --megabytes")
+
+
+def _rooms(sizes: Mapping[str, int], room: int) -> dict[str, int]:
+    """How many of `room` bytes each split gets, given the bytes of its records."""
     others = sum(taken for name, taken in sizes.items() if name != "train")
     rooms = {name: int(taken * min(1.0, room / 2 / max(others, 1))) for name, taken in sizes.items()}
     if "train" in rooms:
         rooms["train"] = room - sum(taken for name, taken in rooms.items() if name != "train")
-    splits = {name: _first(store.open_split(source, name), rooms[name]) for name in counts}
-    tokenizer = store.tokenizer_path(source).read_bytes()
-    return store.write_dataset(target, splits, f"The first records of {source.name}.", tokenizer)
+    return rooms
 
 
 def _bytes_of(record: store.Record) -> int:

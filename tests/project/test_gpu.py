@@ -159,14 +159,21 @@ def test_a_cut_off_line_is_left_out_and_a_failure_replaces_no_success(tmp_path):
 def test_pack_of_data_stays_below_its_size(tiny_data, tmp_path):
     import gpu_pack
 
-    whole = sum(file.stat().st_size for file in tiny_data.iterdir())
-    counts = gpu_pack.copy_data(tiny_data, tmp_path / "data", whole // 2)
-    assert sum(file.stat().st_size for file in (tmp_path / "data").iterdir()) <= whole // 2
+    size = int(0.8 * sum(file.stat().st_size for file in tiny_data.iterdir()))
+    counts = gpu_pack.copy_data(tiny_data, tmp_path / "data", size)
+    assert sum(file.stat().st_size for file in (tmp_path / "data").iterdir()) <= size
     assert 0 < counts["train"] < 48 and counts["dev"] > 0 and counts["test"] > 0
     record, copy = (store.open_split(folder, "train")[counts["train"] - 1] for folder in (tiny_data, tmp_path / "data"))
     assert copy.uid == record.uid and copy.image == record.image
     np.testing.assert_array_equal(copy.scores, record.scores)
     assert store.tokenizer_path(tmp_path / "data").read_bytes() == store.tokenizer_path(tiny_data).read_bytes()
+
+
+def test_data_that_do_not_fit_at_all(tiny_data, tmp_path):
+    import gpu_pack
+
+    with pytest.raises(store.DatasetError, match="not one record fits into 0.0 MB; raise --megabytes"):
+        gpu_pack.copy_data(tiny_data, tmp_path / "data", 1000)
 
 
 def test_pack_takes_what_the_machine_lacks(tmp_path, monkeypatch):
