@@ -123,11 +123,12 @@ def decoded(
 def _bar(shown: bool):
     try:
         from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        console = terminal.console(stderr=True)
     except ImportError:  # not installed where only exported models are read
         return _Counter(shown and sys.stderr.isatty())
 
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    console = terminal.console(stderr=True)
     return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
 
 
