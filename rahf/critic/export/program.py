@@ -47,21 +47,14 @@ def differentiable(exported: jax_export.Exported) -> Callable[..., Any]:
       into the batch axis. It raises NotDifferentiable where it is differentiated twice, or with respect to its
       parameters.
     """
-    forward = _vmappable(exported.call)
+    forward = _not_differentiable(_vmappable(exported.call))
     vjp = exported.vjp()  # takes the leaves of all arguments, then the cotangents of the results
 
-    @jax.custom_jvp
+    @_not_differentiable
     @_vmappable
     def backward(params: Params, pixels: Any, others: Any, cotangents: Any) -> Any:
         leaves = [*jax.tree.leaves(params), pixels, *others]
         return vjp.call(*leaves, *jax.tree.leaves(cotangents))[len(leaves) - 1 - len(others)]
-
-    @backward.defjvp
-    def second_derivative(*_: Any) -> Any:
-        raise NotDifferentiable(
-            "an exported model is differentiable once: its file holds first derivatives only. For second ones (a "
-            "Hessian, a gradient of a gradient) load the run directory that it was exported from"
-        )
 
     @jax.custom_vjp
     def function(params, pixels, *others):
@@ -94,6 +87,20 @@ def _is_symbolic(x: Any) -> bool:
 
 def _instantiate(cotangent: Any) -> jax.Array:
     return jnp.zeros(cotangent.shape, cotangent.dtype) if _is_symbolic(cotangent) else cotangent
+
+
+def _not_differentiable(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call, which says what to do where JAX would differentiate it: without, JAX recurses until memory ends."""
+    function = jax.custom_jvp(call)
+
+    @function.defjvp
+    def refuse(*_: Any) -> Any:
+        raise NotDifferentiable(
+            "an exported model is differentiable once: its file holds first derivatives only. For second ones (a "
+            "Hessian, a gradient of a gradient) load the run directory that it was exported from"
+        )
+
+    return function
 
 
 def _vmappable(call: Callable[..., Any]) -> Callable[..., Any]:
