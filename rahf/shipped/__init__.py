@@ -1,1 +1,1 @@
-"""Trained models that come with the package, as exported files: `rahf.load("lite")` and every command take their names."""
+"""Trained models of the package, as exported files: `rahf.load("lite")` and every command take their names."""
