@@ -1,9 +1,9 @@
 """Depthwise convolution: every channel is filtered on its own.
 
 Kept by hand for speed: XLA's CPU backend computes grouped convolutions, and still more their gradients, one output at a
-time (docs/benchmarks.md, "Towers that convolve"). There the convolution is written as a sum of shifted images, one for
-each tap of the kernel. GPUs and TPUs get XLA's own convolution, unless the program was exported on a CPU. The values
-differ in the order of summation only.
+time (`python benchmarks/depthwise.py` compares them). There the convolution is written as a sum of shifted images, one
+for each tap of the kernel. GPUs and TPUs get XLA's own convolution, unless the program was exported on a CPU. The
+values differ in the order of summation only.
 """
 
 from __future__ import annotations

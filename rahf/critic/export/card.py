@@ -58,7 +58,8 @@ def model_card(
         *(["## About", "", about.strip(), ""] if about else []),
         "## Intended use",
         "",
-        "Ranking, filtering, masking and steering pictures of text-to-image models like those of its training data. "
+        ("As far as the text above says nothing narrower: ranking" if about else "Ranking")
+        + ", filtering, masking and steering pictures of text-to-image models like those of its training data. "
         "It was not made to judge photographs, people, or whether a picture is harmful. Scores of other models or "
         "other preprocessing have another scale. Optimising pictures against it finds its blind spots: confirm gains "
         "with a model that took no part.",
