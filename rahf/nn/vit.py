@@ -160,7 +160,7 @@ class ViT(nnx.Module):
     def _behind(self, first: Float[Array, "m d"], x: Float[Array, "b n d"]) -> Float[Array, "b k d"]:
         """The tokens x behind tokens that are the same for every image."""
         # Cast last: see `layers.spread`.
-        return jnp.concatenate([jnp.broadcast_to(first, (len(x), *first.shape)).astype(x.dtype), x], 1)
+        return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], *first.shape)).astype(x.dtype), x], 1)
 
     def __call__(self, image: Float[Array, "b s s 3"], key: layers.Key = None) -> Float[Array, "b n d"]:
         """Tokens of normalised images: class token and registers first if there are any, then patches in row order.

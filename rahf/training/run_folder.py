@@ -60,10 +60,12 @@ def verify(restored: dict[str, Any], recorded: dict[str, int]) -> None:
         raise ValueError(f"{bad[0]}{f' and {len(bad) - 1} more arrays' if len(bad) > 1 else ''}: {what}")
 
 
-def _is_finite(leaf: jax.Array) -> bool:
+def _is_finite(leaf: jax.Array | np.ndarray) -> bool:
     """Whether what this process holds of an array is finite. On a CPU NumPy sees its memory; nothing is compiled."""
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return True
+    if isinstance(leaf, np.ndarray):
+        return bool(np.isfinite(leaf).all())
     parts = [shard.data for shard in leaf.addressable_shards]
     if jax.default_backend() == "cpu":
         return all(np.isfinite(np.asarray(part)).all() for part in parts)

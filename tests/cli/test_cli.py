@@ -295,7 +295,7 @@ def test_prompts_from_a_file(monkeypatch, capsys, tmp_path):
     calls = []
     monkeypatch.setattr(predict, "predict", lambda *args, **kw: calls.append((args, kw)) or 0)
     assert cli.main(["predict", "run", "a.png", "b.png", "--prompts", "p.txt", "--out", "o", "--generate"]) == 0
-    keywords = {"out": "o", "json_file": None, "generate": True, "prompts_file": "p.txt"}
+    keywords = {"out": "o", "json_file": None, "coco_file": None, "generate": True, "prompts_file": "p.txt"}
     assert calls == [(("run", ["a.png", "b.png"], None), keywords)]
     monkeypatch.undo()
     with pytest.raises(SystemExit):

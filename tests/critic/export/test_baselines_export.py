@@ -56,7 +56,7 @@ def checkpoint(run):
 @pytest.fixture(scope="module")
 def exported_clip(checkpoint, folder) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "_check_outputs", lambda *_: 0.0)  # the tests compare
+        patch.setattr(write, "_check_outputs", lambda *_: (0.0, ()))  # the tests compare
         return write.write_export(checkpoint, folder / "clip.rahf", platforms=("cpu",)).file
 
 
@@ -89,7 +89,7 @@ def card_of(file: pathlib.Path) -> str:
 
 
 def test_resnet(folder, pictures, monkeypatch):
-    monkeypatch.setattr(write, "_check_outputs", lambda *_: 0.0)  # compared below
+    monkeypatch.setattr(write, "_check_outputs", lambda *_: (0.0, ()))  # compared below
     critic = critic_of(RESNET, Tokenizer(train_tokenizer(["the network reads no text"], 320)), "resnet")
     again = rahf.load(write.write_export(critic, folder / "resnet.rahf", platforms=("cpu",)).file)
     prediction = again(pictures, PROMPTS)
@@ -185,4 +185,4 @@ def test_a_baseline_without_all_scores_has_no_percentiles(run, tmp_path, capsys,
     written = write.WrittenExport(tmp_path / "x.rahf", 1, rahf.load(run).provenance, 0.0)
     monkeypatch.setattr(write, "write_export", lambda *_, **__: written)
     write.export_run(run, tmp_path / "x.rahf")
-    assert "no percentiles: this baseline does not predict all four scores" in capsys.readouterr().out
+    assert "no percentiles: this model does not predict all four scores" in capsys.readouterr().out

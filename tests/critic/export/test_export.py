@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.flax
 import safetensors.numpy
 
 import rahf
@@ -400,11 +401,11 @@ def test_malformed_files_with_right_checksums_are_refused(small, tmp_path):
     refused("reference quantiles are damaged", part="quantiles.json", data=b"[]")
     refused("tokenizer.model", part="tokenizer.model", data=b"no vocabulary")
     refused("its manifest.json is damaged", {"not_learnt": "score/overall"})
-    weights = safetensors.numpy.load(parts["weights.safetensors"])
+    weights = safetensors.flax.load(parts["weights.safetensors"])  # NumPy has no bfloat16
     name = next(iter(weights))
-    weights[name] = np.full_like(weights[name], np.nan)
+    weights[name] = jnp.full_like(weights[name], np.nan)
     message = f"{name}: not finite .NaN or infinite.; export a model that has not diverged"
-    refused(message, part="weights.safetensors", data=safetensors.numpy.save(weights))
+    refused(message, part="weights.safetensors", data=safetensors.flax.save(weights))
     for data in (b"\xff\xfe", b"[]", b"{", b'{"model": 3}', b"[" * 100_000, b'{"model": {"family": []}}'):
         archive.write_archive(altered, parts | {"config.json": data}, manifest)
         with pytest.raises(config_lib.ConfigError, match="altered.rahf: config.json"):
@@ -428,7 +429,7 @@ def test_texts_of_a_file_are_one_printable_line(small, tmp_path, caplog, capsys)
 
 
 def test_only_an_export_is_replaced(checkpoint, small, run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(write, "_check_outputs", lambda *_: 0.0)  # tested elsewhere
+    monkeypatch.setattr(write, "_check_outputs", lambda *_: (0.0, ()))  # tested elsewhere
     for name, words in (("config.json", "exists and is no export"), ("notes.txt", "exists and is no export")):
         (tmp_path / name).write_text("{}")
         assert cli.main(["export", str(run), str(tmp_path / name)]) == 1
