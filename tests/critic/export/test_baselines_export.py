@@ -118,7 +118,7 @@ def test_clip_without_transformers_and_tokenizers(exported_clip, checkpoint, pic
     """The reader has neither library; prompts, numbers and gradients are the same."""
     arrays = bare_reader.read(exported_clip, pictures[:2], PROMPTS[:2], tmp_path)
     outputs = families.outputs(checkpoint.config.model)
-    assert outputs == (("alignment",), ("misalignment",), False)
+    assert outputs == (("alignment",), ("misalignment",), False, ())
     agree(Prediction(*(arrays[name] for name in Prediction._fields)), checkpoint(pictures[:2], PROMPTS[:2], 4), outputs)
     ids, mask = checkpoint.tokens(PROMPTS[0])
     pixels = jnp.asarray(pictures[0], jnp.float32) / 255

@@ -73,5 +73,5 @@ def test_the_critic_says_the_same_in_every_way(critic):
     value, gradient = jax.value_and_grad(energy)(pixels)
     np.testing.assert_allclose(value, feedback.scores["overall"], atol=1e-5)
     direction = np.asarray(gradient) / np.linalg.norm(gradient)
-    slope = (energy(pixels + 0.05 * direction) - energy(pixels - 0.05 * direction)) / 0.1
+    slope = (energy(pixels + 0.02 * direction) - energy(pixels - 0.02 * direction)) / 0.04
     np.testing.assert_allclose(slope, np.linalg.norm(gradient), rtol=0.05)

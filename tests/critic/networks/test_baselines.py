@@ -61,10 +61,10 @@ def test_outputs_are_what_is_said_and_nan_else(config):
 
 def test_what_kinds_predict():
     assert families.outputs(CriticConfig()) == families.Outputs()
-    assert families.outputs(RESNET) == (SCORES, HEATMAPS, False)
-    assert families.outputs(CLIP) == (("alignment",), (), False)
-    assert families.outputs(GRADIENT) == (("alignment", "overall"), ("misalignment",), False)
-    assert families.outputs(TRAINED) == (SCORES, (), False)
+    assert families.outputs(RESNET) == (SCORES, HEATMAPS, False, ())
+    assert families.outputs(CLIP) == (("alignment",), (), False, ())
+    assert families.outputs(GRADIENT) == (("alignment", "overall"), ("misalignment",), False, ())
+    assert families.outputs(TRAINED) == (SCORES, (), False, ())
 
 
 def test_metrics_that_can_be_measured():
@@ -202,7 +202,7 @@ def test_text_is_read_at_its_end_whatever_follows():
 def test_clip_needs_a_class_token_and_known_scores():
     with pytest.raises(ValueError, match="class_token"):
         functional.abstract(build(dataclasses.replace(CLIP, vit=dataclasses.replace(CLIP.vit, class_token=False))))
-    with pytest.raises(ValueError, match="no score is called 'beauty'"):
+    with pytest.raises(ValueError, match="no score 'beauty'; known"):
         functional.abstract(build(clip(cosine_scores=("beauty",))))
 
 

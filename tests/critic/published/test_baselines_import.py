@@ -63,7 +63,9 @@ def test_predicting_with_what_is_not_predicted_left_out(imported, tmp_path, caps
     picture = tmp_path / "scene.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(picture)
     out = tmp_path / "out"
-    arguments = ["predict", str(imported), str(picture), "--prompt", PROMPT, "--out", str(out), "--generate"]
+    arguments = ["predict", str(imported), str(picture), "--prompt", PROMPT, "--out", str(out)]
+    assert cli.main([*arguments, "--generate"]) == 1
+    assert "this model does not judge the words of a prompt; leave generate out" in capsys.readouterr().err
     assert cli.main(arguments) == 0
     assert sorted(p.name for p in out.iterdir()) == [
         "predictions.json", "scene_feedback.png", "scene_misalignment.png"
@@ -87,7 +89,9 @@ def test_evaluating_measures_only_what_is_predicted(imported, tiny_data, tmp_pat
         names = set(record[part])
         assert {"scores/alignment/plcc", "heatmaps/misalignment/auc_judd"} <= names
         measured = [n for n in names if not n.startswith("loss/")]
-        assert all(n.startswith(("scores/alignment/", "heatmaps/misalignment/")) for n in measured), part
+        assert all(
+            n.startswith(("scores/alignment/", "heatmaps/misalignment/", "regions/misalignment/")) for n in measured
+        ), part
     assert {n for n in record["metrics"] if n.startswith("loss/")} == {"loss/heatmap", "loss/score", "loss/total"}
     assert record["metrics"]["scores/alignment/count"] == 8 and np.isfinite(record["metrics"]["loss/total"])
     page = (tmp_path / "report" / "index.html").read_text()
