@@ -71,7 +71,7 @@ def test_before_there_were_checksums(opened):
         shutil.rmtree(run.folder / f"latest/{step}/checksums")
     again = opened()
     assert_equal(again.restore(shapes(state(1)))[0], state(1))
-    assert "latest/2: cannot be read (params/tower/kernel: values not finite)" in again.notices[0]
+    assert "latest/2: cannot be read (params/tower/kernel: values not finite (NaN or infinite))" in again.notices[0]
 
 
 def test_a_damaged_best_is_not_handed_out(opened):
