@@ -42,11 +42,6 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.fixture(scope="module")
-def quickly():
-    """Nothing: all tests compile without optimising."""
-
-
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder of reference data beside the repository; a user's clone does not have it."""

@@ -14,8 +14,6 @@ from rahf.critic.evaluation import model as model_lib
 from rahf.training import run_folder
 from tests.helpers.image_maker import smooth
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.fixture
 def downloads(monkeypatch):

@@ -26,8 +26,6 @@ from rahf.text import split_words, train_tokenizer
 from tests.helpers.critic_maker import PROMPTS, assert_same
 from tests.helpers.image_maker import encode, smooth
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 def direct(critic: Critic, data: list[bytes], prompts: list[str]) -> Prediction:
     """What evaluation computes: the loader's examples through the network."""

@@ -17,8 +17,6 @@ from rahf.text.prompts import PromptWarning
 from tests.helpers.critic_maker import PROMPTS
 from tests.helpers.image_maker import encode, smooth
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 WEIGHTED = {"alignment": 2.0, "plausibility": -0.5}
 
 

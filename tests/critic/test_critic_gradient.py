@@ -13,8 +13,6 @@ from rahf.nn import pixels as pixels_lib
 from tests.helpers.critic_maker import PROMPTS
 from tests.helpers.image_maker import smooth
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 def test_scores_and_heatmaps_as_functions(critic, pictures):
     square = pictures[1].astype(np.float32) / 255

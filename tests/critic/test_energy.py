@@ -11,8 +11,6 @@ from rahf.critic import energy
 from rahf.diffusion import schedules
 from rahf.diffusion.sample import GuidanceOptions, universal_guidance
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 class Colours:
     """A critic of colours: scores are mean red, green, blue and their mean; heatmaps the red and the blue

@@ -22,8 +22,6 @@ from rahf.text.prompts import PromptWarning
 from tests.helpers.critic_maker import PROMPTS
 from tests.helpers.image_maker import smooth
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 def test_feedback_by_name(critic, pictures):
     feedback = critic.feedback(pictures, PROMPTS)

@@ -12,8 +12,6 @@ from rahf.cli import main as cli
 from tests.helpers.feedback_maker import picture
 from tests.helpers.shards_maker import rapidata_row, write_rapidata
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory, tiny_data):

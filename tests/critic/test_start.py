@@ -30,8 +30,6 @@ from rahf.training import state as state_lib
 from tests.helpers import pretrained_maker as maker
 from tests.helpers import start_maker, train_maker
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 class Started(NamedTuple):
     run: pathlib.Path

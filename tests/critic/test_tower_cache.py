@@ -15,7 +15,6 @@ from rahf.critic import tower_cache
 from rahf.critic.task import CriticTask
 from rahf.nn import functional
 
-pytestmark = pytest.mark.usefixtures("quickly")
 FROZEN = ("heatmap_*", "score_*", "encoder", "decoder", "embedding", "output", "projection")
 
 

@@ -22,8 +22,6 @@ from rahf.diffusion.sample import GuidanceOptions
 from rahf.nn import functional
 from tests.helpers.diffusion_maker import TINY
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 def networks_build(config):
     return lambda: pixel_unet.TextToImage(config)

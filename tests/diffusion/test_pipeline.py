@@ -20,7 +20,6 @@ from rahf.steer import generate_files
 from rahf.text import PromptWarning
 from tests.helpers import stable_diffusion_maker as maker
 
-pytestmark = pytest.mark.usefixtures("quickly")
 STEPS = dict(num_inference_steps=3)
 
 

@@ -19,7 +19,6 @@ from rahf.diffusion.published.import_folder import import_stable_diffusion  # no
 from tests.helpers import stable_diffusion_torch as theirs  # noqa: E402
 
 pytestmark = [
-    pytest.mark.usefixtures("quickly"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

@@ -18,8 +18,6 @@ from rahf.interop.diffusers import Guidance, decode, inpaint_best_of, inpainter 
 from rahf.steer.masks import MaskOptions  # noqa: E402
 from tests.helpers import diffusers_maker as maker  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 PROMPTS = ["a red cat", "two dogs"]
 
 

@@ -14,8 +14,6 @@ from rahf.core.errors import ImageError  # noqa: E402
 from rahf.interop import torch as interop  # noqa: E402
 from rahf.text.prompts import PromptWarning  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 PROMPTS = ["a red cat on a blue mat", "two dogs"]
 
 

@@ -8,8 +8,6 @@ from rahf.critic.families import Outputs
 from rahf.interop.trl import prompt_reward
 from tests.helpers.image_maker import smooth
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 WISHES = ["a red cat on a blue mat", "two dogs"]
 
 

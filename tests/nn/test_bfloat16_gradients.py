@@ -31,8 +31,6 @@ from rahf.diffusion.networks import blocks, pixel_unet
 from rahf.nn import convnext, efficientnet, functional, gradients, layers, resnet
 from tests.helpers import model_maker
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 BF16, F32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
 
 

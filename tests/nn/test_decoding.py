@@ -12,8 +12,6 @@ from rahf.nn import functional
 from rahf.text import EOS_ID, PAD_ID
 from tests.helpers.model_maker import BOTH, fake, made
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 LENGTH = 10
 
 

@@ -16,8 +16,6 @@ from rahf.nn import functional, t5, vit
 from rahf.nn.execution import Execution, remat_part, run_layers
 from tests.helpers.model_maker import PLAIN, compiled, fake, made
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 F32 = jnp.dtype("float32")
 VIT = ViTConfig(patch_size=4, width=16, depth=4, heads=2, mlp_width=32, stem=(4,), dropout=0.2)
 T5 = T5Config(8, 16, head_width=8, heads=2, mlp_width=16, decoder_layers=3, dropout=0.2)

@@ -15,7 +15,6 @@ from rahf.nn import execution, functional, gradients, layers
 from rahf.nn.attention import attention
 from tests.helpers.model_maker import SMALLEST, fake
 
-pytestmark = pytest.mark.usefixtures("quickly")
 rng = np.random.default_rng
 
 

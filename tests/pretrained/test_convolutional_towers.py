@@ -17,7 +17,6 @@ from rahf.nn import resnet as resnet_net
 from rahf.pretrained import convnext, efficientnet, resnet
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.usefixtures("quickly")
 DTYPE = jnp.dtype("float32")
 EFFICIENTNET = EfficientNetConfig(8, (4, 6, 8, 10, 12, 14, 16), (1, 2, 1, 1, 2, 1, 1))
 

@@ -14,7 +14,6 @@ from rahf.pretrained.positions import resize_antialiased  # noqa: E402
 from rahf.pretrained.vision import load_vision, published_vision  # noqa: E402
 from tests.helpers.parity import agree, compare_tower, disturb, pictures, run_tower  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quickly")
 DINOV3 = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=32, patch_size=8)
 SIGLIP2 = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, patch_size=8, num_patches=16)
 

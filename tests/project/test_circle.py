@@ -25,8 +25,6 @@ from rahf.training.checkpoint import Checkpointer
 from tests.helpers.diffusion_maker import TINY
 from tests.helpers.model_maker import SMALLEST
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 #: Cheap to compile.
 STRONG = GuidanceOptions(scale=2.0, window=(0, 1), through_denoiser=False, remat=False)
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -99,7 +99,6 @@ def test_every_measurement_is_a_program_that_takes_its_arguments(tmp_path):
         )
 
 
-@pytest.mark.usefixtures("quickly")
 def test_shortest_form_on_this_machine(tmp_path, capfd):
     """The whole way of one real measurement, in a process of its own."""
     import gpu

@@ -10,8 +10,6 @@ import pytest
 from rahf.nn import functional, layers
 from tests.helpers.benchmark_programs import ROOT
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.fixture(autouse=True)
 def benchmarks_on_path(monkeypatch):

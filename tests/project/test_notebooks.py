@@ -222,7 +222,7 @@ def place(tmp_path_factory) -> pathlib.Path:
 
 @pytest.mark.filterwarnings("ignore::rahf.steer.masks.MaskWarning")  # an untrained critic marks everything
 @pytest.mark.parametrize("name", NAMES)
-def test_every_cell_runs(name, place, quickly, monkeypatch):
+def test_every_cell_runs(name, place, monkeypatch):
     monkeypatch.chdir(place)
     small = dict(CONFIG="critic.py", GENERATOR_CONFIG="generator.py", **EVERYWHERE, **SMALL[name])
     refuse = lambda line: pytest.fail(f"nothing is to be installed: {line}")  # noqa: E731

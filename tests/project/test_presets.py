@@ -260,7 +260,7 @@ def test_shrinking_keeps_the_structure(preset):
     assert len(stages) == (1 if preset.model.heatmap_head.kind == "quarter" else 2)
 
 
-def test_a_step_of_each(preset, quickly):
+def test_a_step_of_each(preset):
     config = preset_maker.shrink(preset)
     made = state_lib.setup(CriticTask(config, None), jax.devices()[:1])
     state = state_lib.create(CriticTask(config, None), made)

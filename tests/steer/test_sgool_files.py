@@ -13,8 +13,6 @@ from rahf.diffusion.latents.doodl import DoodlOptions, DoodlResult
 from rahf.steer import sgool_files
 from tests.helpers import stable_diffusion_maker as maker
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 class Red:
     """A critic that compiles in a moment: all scores are the mean of red, both heatmaps are red."""

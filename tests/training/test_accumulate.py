@@ -14,8 +14,6 @@ from rahf.nn import functional
 from rahf.training import accumulate, step
 from tests.helpers.model_maker import SMALLEST, SUFFIX_ID, fake, made
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 LOSS = LossConfig(heatmap_weight=2.0, score_weight=3.0, keyword_weight=0.5, suffix_weight=2.5, tag_weight=1.5)
 TAGGED = dataclasses.replace(SMALLEST, tag_head=True)
 

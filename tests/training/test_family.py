@@ -18,8 +18,6 @@ from rahf.nn import functional
 from rahf.training import run_folder
 from tests.helpers import toy_family, train_maker
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):

@@ -20,8 +20,6 @@ from rahf.training import step as step_lib
 from rahf.training.task import Loss
 from tests.helpers.model_maker import SMALLEST, SUFFIX_ID, fake, made, padded, with_garbage
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 LOSS = LossConfig(heatmap_weight=2.0, score_weight=3.0, keyword_weight=0.5)
 CONFIG = Config(model=SMALLEST, loss=LOSS, optimizer=OptimizerConfig(ema_decay=0.15))
 

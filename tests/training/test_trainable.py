@@ -17,8 +17,6 @@ from rahf.training import state as state_lib
 from rahf.training import step as step_lib
 from tests.helpers.model_maker import SMALLEST, fake
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 PATHS = ["decoder/norm/scale", "heatmap_a/up_0/up/kernel", "heatmap_b/out/bias", "vit/layer_0/query/kernel"]
 LORA = LoraConfig(rank=2, alpha=6.0, patterns=("*/query/kernel",))
 

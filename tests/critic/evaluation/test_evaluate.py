@@ -27,8 +27,6 @@ from rahf.metrics.keywords import KeywordMetrics
 from rahf.metrics.scores import ScoreMetrics
 from tests.helpers import train_maker
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 HEATMAP_METRICS = ("mse", "mse_empty", "cc", "kld", "sim", "nss", "nss_weighted", "nss_majority", "auc_judd")
 NAMES = [
     *(f"scores/{name}/{kind}" for name in (*SCORES, "mean") for kind in ("plcc", "srcc")),

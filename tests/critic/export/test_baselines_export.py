@@ -28,7 +28,6 @@ from tests.helpers import bare_reader
 from tests.helpers.baseline_maker import CLIP, RESNET, clip, clip_folder
 from tests.helpers.image_maker import encode, smooth
 
-pytestmark = pytest.mark.usefixtures("quickly")
 PROMPTS = ["a red star", "two blue rings", "one green star above"]
 
 

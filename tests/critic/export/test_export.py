@@ -36,8 +36,6 @@ from rahf.training.checkpoint import Checkpointer
 from tests.helpers import bare_reader
 from tests.helpers.image_maker import encode, smooth
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 PROMPTS = ["a red cat on a blue mat", "two dogs", "one green bird and two cats."]
 
 

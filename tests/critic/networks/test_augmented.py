@@ -17,8 +17,6 @@ from rahf.nn import functional, layers
 from rahf.training.step import loss_and_gradients
 from tests.helpers.model_maker import AUGMENTED, PLAIN, SMALLEST, SUFFIX_ID, compiled, fake, made, padded, with_garbage
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 PREFIXES = AUGMENTED.task_ids
 TRAINED = dataclasses.replace(SMALLEST, variant="augmented-prompt", task_ids=PREFIXES)
 

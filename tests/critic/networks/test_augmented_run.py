@@ -14,8 +14,6 @@ from rahf.critic import label_prompts
 from rahf.text import load_tokenizer
 from tests.helpers import train_maker
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 FIELDS = (
     ["--model.variant", "augmented-prompt", "--model.tasks-per-example", "2"]
     + ["--model.heatmap-head.kind", "quarter", "--model.heatmap-head.up-widths", "16", "8"]

@@ -17,8 +17,6 @@ from rahf.nn import functional
 from rahf.nn.resnet import ResNet
 from tests.helpers.baseline_maker import CLIP, RESNET, clip
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 GRADIENT = clip(heatmap="gradient", cosine_scores=("alignment", "overall"))
 TRAINED = clip(scores="trained")
 

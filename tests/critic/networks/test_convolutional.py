@@ -25,7 +25,6 @@ from rahf.critic.networks import build, convolutional
 from rahf.critic.networks.outputs import TowerMaps
 from rahf.nn import functional
 
-pytestmark = pytest.mark.usefixtures("quickly")
 SMALL = CriticConfig(
     image_size=64,
     tower="efficientnet",

@@ -15,8 +15,6 @@ from rahf.critic.networks.build import build
 from rahf.nn import functional
 from tests.helpers.model_maker import OTHER, PLAIN, compiled, fake, made
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 def model_of(config):
     graphdef, params = made(config)

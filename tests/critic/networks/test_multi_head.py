@@ -11,8 +11,6 @@ from rahf.nn import functional, t5
 from rahf.text import EOS_ID, PAD_ID
 from tests.helpers.model_maker import BOTH, OTHER, PLAIN, compiled, fake, generating, made, padded, with_garbage
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.fixture(params=list(BOTH))
 def config(request):

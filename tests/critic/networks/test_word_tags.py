@@ -18,8 +18,6 @@ from rahf.nn import functional
 from rahf.training.step import loss_and_gradients
 from tests.helpers.model_maker import SMALLEST, fake, made
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 TAGGED = dataclasses.replace(SMALLEST, tag_head=True)
 VOCABULARY = SMALLEST.t5.vocab_size
 

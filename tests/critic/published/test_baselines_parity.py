@@ -31,8 +31,6 @@ from rahf.pretrained.resnet import load_resnet, published_resnet  # noqa: E402
 from rahf.pretrained.vision import published_vision  # noqa: E402
 from tests.helpers.parity import DTYPE, agree, disturb, pictures, record_calls  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 TOWER = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=80)
 END = 95
 

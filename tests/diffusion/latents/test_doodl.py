@@ -14,7 +14,6 @@ from rahf.diffusion.latents.sgool import SaliencyOptions, of_heatmap, salient_bo
 from rahf.nn import energy
 from tests.helpers import stable_diffusion_maker as maker
 
-pytestmark = pytest.mark.usefixtures("quickly")
 QUICK = DoodlOptions(iterations=4, num_inference_steps=3, guidance_scale=2.0, clip=0.05, perturbation=1e-3)
 #: 1 minus the mean of red.
 RED = energy.function(lambda pixels: 1 - pixels[..., 0].mean((1, 2)), name="red")

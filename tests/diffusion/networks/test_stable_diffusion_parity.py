@@ -19,7 +19,6 @@ from rahf.pretrained import files, strict  # noqa: E402
 from tests.helpers.parity import disturb, record_calls  # noqa: E402
 from tests.helpers.stable_diffusion_torch import TINY_UNET, TINY_VAE, UNETS  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quickly")
 FLOAT32 = jnp.dtype("float32")
 TOLERANCE = 1e-4
 
