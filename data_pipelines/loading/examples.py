@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from data_pipelines.loading import transforms
+from data_pipelines.loading.damage import DamageLog
 from data_pipelines.store.records import Record
 from rahf import images
 from rahf.config import DataConfig
@@ -17,8 +18,9 @@ from rahf.core.errors import DataError
 from rahf.text import Tokenizer
 from rahf.text.words import word_ends
 
-#: Function of an encoded image, the side of the square, and the part of the image → uint8 [side,side,3].
-DecodeSquare = Callable[[bytes, int, images.Box], np.ndarray]
+#: Function of an encoded image, the side of the square, the part of the image, and what is called with the error of a
+#: damaged JPEG (None: it is raised) → uint8 [side,side,3].
+DecodeSquare = Callable[[bytes, int, images.Box, images.OnDamage | None], np.ndarray]
 
 
 @runtime_checkable
@@ -29,12 +31,9 @@ class RecordSequence(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def decode_square(data: bytes, size: int, box: images.Box) -> np.ndarray:
-    """The square of `rahf.images.decode_resized`; a JPEG that is damaged in the middle is taken as it is repaired.
-
-    `rahf prepare` refuses such pictures. Version 0 did not, and one of them must not end a run.
-    """
-    return images.decode_resized(data, size, box, strict=False)
+def decode_square(data: bytes, size: int, box: images.Box, on_damage: images.OnDamage | None = None) -> np.ndarray:
+    """The square of `rahf.images.decode_resized`."""
+    return images.decode_resized(data, size, box, on_damage=on_damage)
 
 
 def example(
@@ -46,6 +45,7 @@ def example(
     rng: np.random.Generator | None = None,
     decode_square: DecodeSquare = decode_square,
     pixels: bool = True,
+    on_damage: images.OnDamage | None = None,
 ) -> Batch:
     """Decodes, augments and tokenizes one record.
 
@@ -58,6 +58,7 @@ def example(
       rng: randomness of the augmentations; None, or `config.augment` None: no augmentation.
       decode_square: how the image becomes a square.
       pixels: False: the image is not decoded, and is one black pixel in the example.
+      on_damage: as in `rahf.images.decode_resized`.
 
     Returns:
       The fields of a `Batch` without the batch axis. A missing label is 0, and its mask is False. Words beyond
@@ -76,7 +77,7 @@ def example(
     box = images.FULL
     if augment is not None:
         box = transforms.random_box(augment, rng, [values for values in maps if values is not None])
-    image = decode_square(record.image, image_size, box) if pixels else np.zeros((1, 1, 3), np.uint8)
+    image = decode_square(record.image, image_size, box, on_damage) if pixels else np.zeros((1, 1, 3), np.uint8)
     if augment is not None and pixels:
         image = transforms.random_colours(image, augment, rng)
     heatmaps = np.zeros((image_size, image_size, len(HEATMAPS)), np.uint8)
@@ -184,7 +185,13 @@ class Joined:
 
 
 class ExampleMaker:
-    """Function (position in the stream, (index, record)) → example. With a seed it augments."""
+    """Function (position in the stream, (index, record)) → example. With a seed it augments.
+
+    With a `damage` log a JPEG that is damaged in the middle is taken as it is repaired, and noted: `rahf prepare`
+    refuses such pictures, but version 0 did not, and one of them must not end a run.
+    """
+
+    damage: DamageLog | None = None
 
     def __init__(
         self,
@@ -207,8 +214,9 @@ class ExampleMaker:
             rng = np.random.default_rng((self.seed % 2**32, position // self.records, index))
         try:
             return example(
-                record, index, self.config, self.image_size, self.tokenizer, rng, self.decode_square, self.pixels
-            )
+                record, index, self.config, self.image_size, self.tokenizer, rng, self.decode_square, self.pixels,
+                None if self.damage is None else lambda _: self.damage.add(index),
+            )  # fmt: skip
         except ValueError as error:
             raise DataError(
                 f"{self.where}, record {index} (uid {record.uid!r}): {error}; prepare the data again"

@@ -22,8 +22,8 @@ class Truth(NamedTuple):
     annotators: tuple[np.ndarray | None, ...] = (None,) * len(HEATMAPS)
 
     def image(self) -> np.ndarray:
-        """The picture, uint8 [h,w,3]."""
-        return images.load_rgb(self.record.image, what=self.record.uid)
+        """The picture, uint8 [h,w,3]; a damaged JPEG as it is repaired, which the loader notes."""
+        return images.load_rgb(self.record.image, what=self.record.uid, on_damage=lambda _: None)
 
 
 class Labels:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ import numpy as np
 
 from data_pipelines import store
 from data_pipelines.loading import transforms, version_0, worker, worker_failures
+from data_pipelines.loading.damage import Damage
 from data_pipelines.loading.examples import (
     ExampleMaker,
     Joined,
@@ -37,6 +37,7 @@ from data_pipelines.loading.examples import (
     stack,
 )
 from rahf.config import DataConfig
+from rahf.core import names, terminal
 from rahf.core.batch import Batch
 from rahf.core.errors import ConfigError, DataError
 from rahf.text import Tokenizer
@@ -135,7 +136,8 @@ class TrainLoader:
             shuffle_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
             self._sets.append(_Set(worker.LoggedSource(Numbered(source), first), maker, shuffle_seed))
         self._log: worker_failures.ReadLog | None = None
-        self.report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
+        self._damage = Damage(self._joined, self._where)
+        self.report: Callable[[str], None] = _say
         self._batch_bytes = self._local * sum(field.nbytes for field in filling(config, image_size))
         self._examples = 0  # number of examples of the global stream that were returned
         self._iterator = None
@@ -161,8 +163,14 @@ class TrainLoader:
                 raise DataError(str(error)) from None  # without the notes that Grain adds
             except RuntimeError as error:
                 self._report_failure(error, times)
+        self._damage.collect(self.report)
         self._examples += self._config.batch_size
         return Batch(*map(np.asarray, batch))  # plain arrays: Grain's refer to shared memory
+
+    @property
+    def damaged(self) -> int:
+        """Number of records met so far whose JPEG is damaged in the middle and is used as the decoder repairs it."""
+        return len(self._damage.records)
 
     def _report_failure(self, error: RuntimeError, times: int) -> None:
         """Reports a failure and ends all workers; the next attempt starts them again at the same position."""
@@ -178,6 +186,8 @@ class TrainLoader:
         batches = stream[self._examples :].batch(self._local, drop_remainder=True, batch_fn=stack)
         batches = batches[index::count]
         workers = self._config.workers
+        for one in self._sets:
+            one.maker.damage = self._damage.log(one.source.first, workers > 0)
         if not workers:
             return iter(batches.to_iter_dataset(_threads()))
         worker.check_shared_memory(self._batch_bytes * workers * (_WORKER_BUFFER + 1), workers)
@@ -235,6 +245,7 @@ class TrainLoader:
         if self._log is not None:
             self._log.close()
             self._log = None
+        self._damage.close()
 
     def __enter__(self) -> TrainLoader:
         return self
@@ -284,24 +295,33 @@ def eval_loader(
     if count < 1:
         raise DataError(f"{where}: " + (f"limit {limit} leaves no examples" if len(source) else "no records"))
     maker = ExampleMaker(config, image_size, tokenizer, where)
+    damage = Damage(source, where)
+    maker.damage = damage.log()
     filler = filling(config, image_size)
     part = _EvalPart(Numbered(source), maker, filler, count, batch_size, local, process_index)
-    return EvalLoader(grain.MapDataset.range(math.ceil(count / batch_size)).map(part))
+    return EvalLoader(grain.MapDataset.range(math.ceil(count / batch_size)).map(part), damage)
 
 
 class EvalLoader:
     """Iterable of `Batch`es of numpy arrays, ``len`` of them, always from the start. See `eval_loader`."""
 
-    def __init__(self, batches: grain.MapDataset):
-        self._batches = batches
+    def __init__(self, batches: grain.MapDataset, damage: Damage):
+        self._batches, self._damage = batches, damage
 
     def __len__(self) -> int:
         return len(self._batches)
 
+    @property
+    def damaged(self) -> int:
+        """As `TrainLoader.damaged`."""
+        return len(self._damage.records)
+
     def __iter__(self) -> Iterator[Batch]:
         iterator = iter(self._batches.to_iter_dataset(_threads()))
         try:
-            yield from iterator
+            for batch in iterator:
+                self._damage.collect(_say)
+                yield batch
         except DataError as error:
             raise DataError(str(error)) from None
         finally:
@@ -328,6 +348,10 @@ class _EvalPart:
         first = number * self.batch_size + self.offset
         examples = [self.maker(i, self.source[i]) for i in range(first, min(first + self.local, self.count))]
         return stack(examples + [self.filler] * (self.local - len(examples)))
+
+
+def _say(line: str) -> None:
+    terminal.say(names.one_line(line), stderr=True)
 
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:

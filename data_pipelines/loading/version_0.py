@@ -14,7 +14,9 @@ from rahf.images.decode import resize_box
 from rahf.images.orientation import of_loaded, upright
 
 
-def square(data: bytes, size: int, box: images.Box = images.FULL) -> np.ndarray:
+def square(
+    data: bytes, size: int, box: images.Box = images.FULL, on_damage: images.OnDamage | None = None
+) -> np.ndarray:
     """As `rahf.images.decode_resized`, but a JPEG is decoded at the smallest scale at which the box still has `size`
     pixels, which moves pixels of the square by some grey levels.
 
@@ -22,7 +24,7 @@ def square(data: bytes, size: int, box: images.Box = images.FULL) -> np.ndarray:
       ImageError: as `rahf.images.load_rgb`.
     """
     if data[:2] != b"\xff\xd8":
-        return images.decode_resized(data, size, box, strict=False)
+        return images.decode_resized(data, size, box, on_damage=on_damage)
     images.check_header(data)
     least = (math.ceil(size / (box[2] - box[0])), math.ceil(size / (box[3] - box[1])))
     try:
@@ -37,4 +39,4 @@ def square(data: bytes, size: int, box: images.Box = images.FULL) -> np.ndarray:
                 return np.asarray(resize_box(upright(image, of_loaded(image)), size, box))
     except (ValueError, OSError):
         pass  # damaged or unusual: in full size, as Pillow reads it
-    return images.decode_resized(data, size, box, strict=False)
+    return images.decode_resized(data, size, box, on_damage=on_damage)

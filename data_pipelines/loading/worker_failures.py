@@ -8,6 +8,7 @@ import signal
 import tempfile
 from typing import Any
 
+from data_pipelines.loading.damage import named
 from data_pipelines.loading.worker import ENTRY
 from rahf.core.errors import WorkerFailure
 
@@ -65,14 +66,8 @@ def explain(error: RuntimeError, times: int, log: ReadLog | None, source: Any, w
 
 
 def _named(record: int | None, source: Any, where: str) -> str:
-    """Number and uid of a record, for messages."""
-    if record is None:
-        return f"its first record of {where}"
-    try:
-        uid = f" (uid {source[record].uid!r})"
-    except Exception:  # noqa: BLE001 - reading the record may be what failed in the worker
-        uid = ""
-    return f"record {record}{uid} of {where}"
+    """Number and uid of the record that a worker read, for messages."""
+    return f"its first record of {where}" if record is None else named(record, source, where)
 
 
 def _is_worker_failure(error: RuntimeError) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.loading.damage import Damage, DamageLog
 from data_pipelines.loading.examples import RecordSequence
 from rahf import images
 from rahf.config import Config, CriticConfig
@@ -104,22 +105,26 @@ class TowerCache:
         if done < count:
             size = sum(array.nbytes for array in self._arrays) / 1e9
             say(f"caching the tower's outputs of {count - done} examples in {self.folder} ({size:.1f} GB)")
+        damage = Damage(self.source, str(self.config.data.path))
         for number, first in enumerate(range(done, count, _BATCH), 1):
             last = min(first + _BATCH, count)
-            self._write(first, last, jax.device_get(maps(params, self._pixels(first, last, side))))
+            self._write(first, last, jax.device_get(maps(params, self._pixels(first, last, side, damage.log()))))
+            damage.collect(say)
             if number % _SAVED_EVERY == 0 or last == count:
                 self._save(last)
                 say(f"  cached {last} of {count}")
 
-    def _pixels(self, first: int, last: int, side: int) -> np.ndarray:
+    def _pixels(self, first: int, last: int, side: int, damage: DamageLog) -> np.ndarray:
         """uint8 [_BATCH,S,S,3]; the last batch is filled up, so that nothing is compiled twice."""
         pixels = np.zeros((_BATCH, side, side, 3), np.uint8)
         for place, index in enumerate(range(first, last)):
-            record = self.source[index]
+            record, damaged = self.source[index], []
             try:
-                pixels[place] = images.decode_resized(record.image, side, images.FULL)
+                pixels[place] = images.decode_resized(record.image, side, on_damage=damaged.append)
             except images.ImageError as error:
                 raise DataError(f"record {index} (uid {record.uid!r}): {error}; prepare the data again") from error
+            if damaged:
+                damage.add(index)
         return pixels
 
     def _write(self, first: int, last: int, outputs: tuple[np.ndarray, ...]) -> None:

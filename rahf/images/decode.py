@@ -14,7 +14,7 @@ import io
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -45,6 +45,8 @@ SQUARE = "8 bit RGB, decoded in full size, upright; bilinear, antialiased, round
 #: A crop: left, top, right, bottom as shares of width and height, 0 <= left < right <= 1.
 Box = tuple[float, float, float, float]
 FULL: Box = (0.0, 0.0, 1.0, 1.0)
+#: Called with the error of a JPEG whose pixels are damaged in the middle and that is taken as libjpeg repairs it.
+OnDamage = Callable[[ImageError], None]
 
 _MAX_BYTES = 512_000_000  # 64 megapixels of 16 bit RGB are 384 MB
 # An explicit list, because Pillow starts external programs for some other formats (EPS, WMF).
@@ -81,6 +83,7 @@ def load_rgb(
     source: str | os.PathLike | bytes | bytearray | memoryview | io.BufferedIOBase | Image.Image,
     max_pixels: int = MAX_PIXELS,
     what: str | None = None,
+    on_damage: OnDamage | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Any image as upright 8 bit RGB in its own size.
 
@@ -92,6 +95,7 @@ def load_rgb(
       source: path, encoded bytes, binary file, or Pillow image (which is not changed).
       max_pixels: largest allowed width x height, checked before decoding.
       what: name of the image in error messages; by default its path.
+      on_damage: as in `decode_resized`.
 
     Returns:
       uint8 [h,w,3], 0..255, writable.
@@ -102,13 +106,13 @@ def load_rgb(
     what = what or _name(source)
     if isinstance(source, Image.Image):
         with _LOADING[(id(source) >> 6) % len(_LOADING)]:
-            return np.array(_from_pillow(source, max_pixels, what))
+            return np.array(_from_pillow(source, max_pixels, what, on_damage))
     if hasattr(source, "read"):
         with readable(None, what):
             source = source.read()
     if not isinstance(source, (bytes, bytearray, memoryview)):
         source = read_file(source, what)
-    return np.array(_decoded(bytes(source), max_pixels, what, strict=True))
+    return np.array(_decoded(bytes(source), max_pixels, what, on_damage))
 
 
 def is_upright_rgb(data: bytes, what: str = "image") -> bool:
@@ -152,7 +156,7 @@ def decode_resized(
     box: Box | None = None,
     max_pixels: int = MAX_PIXELS,
     what: str = "image",
-    strict: bool = True,
+    on_damage: OnDamage | None = None,
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Encoded image, or only the part `box` of it → square of side `size`. The aspect ratio is not kept, as in the
     RAHF paper.
@@ -164,13 +168,14 @@ def decode_resized(
       size: side of the result in pixels.
       box: part of the upright image to keep; None keeps all.
       max_pixels, what: as in `load_rgb`.
-      strict: refuse a JPEG whose pixels are damaged in the middle; False takes it as libjpeg repairs it.
+      on_damage: called with the error of a JPEG whose pixels are damaged in the middle, which is then taken as libjpeg
+        repairs it, grey or displaced behind the damage; None: the error is raised.
 
     Raises:
       ImageError: as `load_rgb`.
     """
     box = checked_box(box)
-    return np.asarray(resize_box(Image.fromarray(_decoded(data, max_pixels, what, strict)), size, box))
+    return np.asarray(resize_box(Image.fromarray(_decoded(data, max_pixels, what, on_damage)), size, box))
 
 
 def resize_square(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -180,31 +185,36 @@ def resize_square(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.nda
     return np.asarray(resize_box(Image.fromarray(np.ascontiguousarray(pixels)), size, FULL))
 
 
-def _decoded(data: bytes, max_pixels: int, what: str, strict: bool) -> np.ndarray:
+def _decoded(data: bytes, max_pixels: int, what: str, on_damage: OnDamage | None) -> np.ndarray:
     """Upright RGB pixels uint8 [h,w,3] of an encoded image."""
     if data[:2] != jpeg.START:
         return np.asarray(_upright_rgb(open_encoded(data, max_pixels, what), what))
     metadata = jpeg.metadata(data)
-    pixels, header = None, jpeg.header(data)
+    pixels, header, damage = None, jpeg.header(data), []
+    note = None if on_damage is None else damage.append
     if header is not None:
         _check_size(header[:2], max_pixels, what)
         if "K" not in header[2]:  # CMYK and YCCK become RGB in Pillow
-            pixels = jpeg.decode(data, what, strict)
-        elif strict:
-            jpeg.check(data, what)
-    elif strict and jpeg.simplejpeg is None:
+            pixels = jpeg.decode(data, what, note)
+        else:
+            jpeg.check(data, what, note)
+    elif jpeg.simplejpeg is None:
         open_encoded(metadata.bare, max_pixels, what)  # the size is checked before all else
-        jpeg.check(data, what)
+        jpeg.check(data, what, note)
     if pixels is None:
         image = open_encoded(metadata.bare, max_pixels, what)
         with readable(image, what):
             image.load()
             pixels = np.asarray(_rgb(image, what))
+    for error in damage:  # only now: of a truncated file Pillow makes nothing
+        on_damage(error)
     value = orientation(metadata.exif, metadata.xmp)
     return pixels if value == 1 else np.asarray(upright(Image.fromarray(pixels), value))
 
 
-def _from_pillow(image: Image.Image, max_pixels: int, what: str) -> Image.Image | np.ndarray:
+def _from_pillow(
+    image: Image.Image, max_pixels: int, what: str, on_damage: OnDamage | None
+) -> Image.Image | np.ndarray:
     """Upright RGB of a Pillow image; one that is a JPEG file, not yet decoded, as that file."""
     _check_size(image.size, max_pixels, what)
     if type(image) is JpegImagePlugin.JpegImageFile and image.tile and image.fp and not image.decoderconfig:
@@ -213,7 +223,7 @@ def _from_pillow(image: Image.Image, max_pixels: int, what: str) -> Image.Image 
             image.fp.seek(0)
             data = image.fp.read()
             image.fp.seek(place)
-        return _decoded(data, max_pixels, what, strict=True)
+        return _decoded(data, max_pixels, what, on_damage)
     return _upright_rgb(image, what)
 
 

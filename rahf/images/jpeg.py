@@ -8,6 +8,7 @@ grey levels where the picture has fine detail.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -77,39 +78,43 @@ def header(data: bytes) -> tuple[int, int, str] | None:
     return width, height, colorspace
 
 
-def decode(data: bytes, what: str, strict: bool) -> np.ndarray | None:
+def decode(data: bytes, what: str, on_damage: Callable[[ImageError], None] | None) -> np.ndarray | None:
     """The pixels of a JPEG as they are stored, uint8 [h,w,3]; None where Pillow must decode it.
 
     Args:
       data: the encoded file, whose size has been checked.
       what: name of the image in error messages.
-      strict: refuse damaged pixels; else None for them: Pillow takes them as libjpeg repairs them, grey or displaced
-        behind the damage.
+      on_damage: called with the error of damaged pixels, for which the result is None: Pillow takes them as libjpeg
+        repairs them, grey or displaced behind the damage. None: the error is raised.
 
     Raises:
-      ImageError: damaged pixels, and `strict`.
+      ImageError: damaged pixels, and no `on_damage`.
     """
     try:
         return simplejpeg.decode_jpeg(data)
     except ValueError as error:
-        _refuse_damage(error, what, strict)
+        _report(error, what, on_damage)
         return None  # truncated or unusual, too: Pillow reads more variants and names the fault
 
 
-def check(data: bytes, what: str) -> None:
-    """Refuses a JPEG whose pixels Pillow is to decode and are damaged; Pillow itself would not. Raises ImageError."""
+def check(data: bytes, what: str, on_damage: Callable[[ImageError], None] | None) -> None:
+    """Looks for damage in a JPEG whose pixels Pillow is to decode, because Pillow itself does not. As `decode`."""
     if simplejpeg is None:
         try:
             huffman.check(data)
         except huffman.DamagedScan as error:
-            raise ImageError(f"{what}: truncated or damaged JPEG (corrupt JPEG data: {error})") from error
+            _report(ValueError(f"{_DAMAGE[0]}: {error}"), what, on_damage)
         return
     try:
         simplejpeg.decode_jpeg(data, colorspace="CMYK")
     except ValueError as error:
-        _refuse_damage(error, what, True)
+        _report(error, what, on_damage)
 
 
-def _refuse_damage(error: ValueError, what: str, strict: bool) -> None:
-    if strict and str(error).startswith(_DAMAGE):
-        raise ImageError(f"{what}: truncated or damaged JPEG ({error})") from error
+def _report(error: ValueError, what: str, on_damage: Callable[[ImageError], None] | None) -> None:
+    if not str(error).startswith(_DAMAGE):
+        return
+    damage = ImageError(f"{what}: truncated or damaged JPEG ({error})")
+    if on_damage is None:
+        raise damage from error
+    on_damage(damage)

@@ -165,7 +165,7 @@ class _Run:
         loader: Loader,
         labels: label_counts.Counts | None,
     ):
-        self.task, self.config, self.checkpoints = task, task.config, checkpoints
+        self.task, self.config, self.checkpoints, self.loader = task, task.config, checkpoints, loader
         self.batches = Prefetch(loader, lambda batch: sharding.to_devices(batch, setup.mesh))
         self.step_function = make_train_step(task, setup)
         self.learning_rate = optimizer_lib.schedule(self.config.optimizer, self.config.train.steps)
@@ -228,6 +228,8 @@ class _Run:
         values["gradient_norm"] = float(np.mean([metrics.gradient_norm for metrics in fetched]))
         values["parameter_norm"] = fetched[-1].parameter_norm.item()
         values["learning_rate"] = float(self.learning_rate(step))
+        if damaged := getattr(self.loader, "damaged", 0):  # of this process
+            values["damaged_pictures"] = float(damaged)
         self.reporter.train(step, values, len(fetched) * self.config.data.batch_size)
 
     def _learned_from(self, metrics: StepMetrics) -> dict[str, int]:

@@ -31,7 +31,11 @@ class Loss(NamedTuple):
 
 
 class Loader(Protocol):
-    """An endless iterator of training batches whose position can be saved (`data_pipelines.loading.loader`)."""
+    """An endless iterator of training batches whose position can be saved (`data_pipelines.loading.loader`).
+
+    It may have `damaged`, the number of records met so far whose picture is damaged and used all the same; the loop
+    writes it into the run's metrics.
+    """
 
     report: Callable[[str], None]  # called with what the user should know, one line at a time
 

@@ -63,7 +63,7 @@ def test_a_jpeg_is_one_square_on_every_way(decoder, tmp_path, side):
         np.testing.assert_array_equal(picture(source, 64, 0, keep=True).square, expected)
     for one in (data, tagged, encode(pixels)):
         np.testing.assert_array_equal(images.decode_resized(one, 64), expected)
-        np.testing.assert_array_equal(images.decode_resized(one, 64, strict=False), expected)
+        np.testing.assert_array_equal(images.decode_resized(one, 64, on_damage=pytest.fail), expected)
 
 
 @pytest.mark.parametrize("box", [None, (0.1, 0.05, 0.95, 0.9), (0.503, 0.25, 0.8, 1.0)])
@@ -108,10 +108,15 @@ def test_damage_in_the_middle_is_refused_on_every_way(decoder):
     for refuse in (lambda: picture(Image.open(io.BytesIO(data)), 64, 0), lambda: storable(data)):
         with pytest.raises(images.ImageError, match="damaged JPEG .*orrupt JPEG data"):
             refuse()
-    expect_error(damaged(encode(Image.fromarray(blocks(256)).convert("CMYK"), "JPEG")), "damaged JPEG")
-    # The training loader takes it, as libjpeg repairs it: what version 0 has stored must not end a run.
-    lenient = images.decode_resized(data, 256, strict=False)
-    np.testing.assert_array_equal(lenient, np.asarray(Image.open(io.BytesIO(data))))
+    cmyk = damaged(encode(Image.fromarray(blocks(256)).convert("CMYK"), "JPEG"))
+    expect_error(cmyk, "damaged JPEG")
+    # The training loader notes it and takes it as libjpeg repairs it: what version 0 has stored must not end a run.
+    notes = []
+    repaired = np.asarray(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(images.decode_resized(data, 256, on_damage=notes.append), repaired)
+    np.testing.assert_array_equal(images.load_rgb(data, on_damage=notes.append), repaired)
+    images.decode_resized(cmyk, 64, on_damage=notes.append)
+    assert len(notes) == 3 and all("damaged JPEG" in str(note) for note in notes)
 
 
 @pytest.mark.parametrize("options", [
@@ -152,8 +157,10 @@ def test_grey_jpeg_and_truncated_jpeg(decoder):
     np.testing.assert_array_equal(images.decode_resized(grey, 40), slow(grey, 40))
     data = encode(smooth(300, 300), "JPEG")
     expect_error(data[: len(data) // 2], "truncated or damaged JPEG")
+    noted = []
     with pytest.raises(images.ImageError, match="truncated or damaged JPEG"):
-        images.decode_resized(data[: len(data) // 2], 16, strict=False)
+        images.decode_resized(data[: len(data) // 2], 16, on_damage=noted.append)
+    assert not noted
 
 
 def test_bad_box():

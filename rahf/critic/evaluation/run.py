@@ -138,6 +138,8 @@ def _run_one(
     )
     if first:
         notes = _notes(opened, evaluation)
+        if batches.damaged:
+            notes.append(f"{batches.damaged} pictures are damaged in the middle and used as the decoder repairs them")
         meta = _meta(opened, split, evaluation, len(labels))
         meta |= {"notes": "; ".join(notes)} if notes else {}
         _write(evaluation, folder, json_file, meta, opened, examples)

@@ -11,11 +11,13 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 
 from data_pipelines.loading import loader
+from data_pipelines.loading.labels import Labels
 from rahf.core.errors import DataError, WorkerFailure
-from tests.helpers.loader_maker import Listed, alive, assert_equal, evaluate, make, record, take
+from tests.helpers.loader_maker import Listed, alive, assert_equal, encode, evaluate, make, record, take
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -25,6 +27,37 @@ def test_corrupt_image_names_dataset_split_index_and_uid(source, tokenizer, work
     words = r"dataset data/tiny, split 'train', record 6 \(uid 'u6'\): image: truncated or damaged"
     with make(Listed(bad), tokenizer, workers=workers) as batches, pytest.raises(DataError, match=words):
         take(batches, 3)
+
+
+def damaged_in_the_middle(number: int):
+    noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encode(noise, "JPEG")
+    return record(number, image=data[: len(data) // 2] + bytes(200) + data[len(data) // 2 + 200 :])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_in_the_middle_is_said_by_name_and_counted(source, tokenizer, workers):
+    records = [*source.records[:8], damaged_in_the_middle(8), damaged_in_the_middle(9)]
+    with make(Listed(records), tokenizer, workers=workers) as batches:
+        reported = []
+        batches.report = reported.append
+        batches_of_two_epochs = take(batches, 6)
+        assert batches.damaged == 2 and len(reported) == 2
+    assert np.concatenate([b.index for b in batches_of_two_epochs]).tolist().count(8) >= 2
+    for number, line in zip((8, 9), sorted(reported)):
+        named = f"warning: record {number} (uid 'u{number}') of dataset data/tiny, split 'train': the JPEG is damaged"
+        assert line.startswith(named), line
+
+
+def test_damage_in_evaluation_is_said_once(source, tokenizer, capsys):
+    split = evaluate(Listed([*source.records[:8], *(damaged_in_the_middle(n) for n in range(8, 15))]), tokenizer)
+    assert sum(len(list(split)) for _ in range(2)) == 8 and split.damaged == 7
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6 and re.match(
+        r"warning: record \d+ \(uid 'u\d+'\) of dataset data/tiny, split 'dev'", lines[0]
+    )
+    assert lines[-1] == "warning: further damaged pictures are not named, only counted"
+    assert Labels(Listed([damaged_in_the_middle(8)]))[0].image().shape == (64, 64, 3)
 
 
 def test_corrupt_map_in_evaluation(source, tokenizer):
