@@ -119,3 +119,11 @@ class DiskFull(RahfError, OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)  # without the number that OSError puts before it
+
+
+class ExtraMissing(RahfError, ImportError):
+    """A part of `rahf` needs packages of an extra; the message says which, and how to install them."""
+
+
+class AnnotateError(RahfError, RuntimeError):
+    """The annotation application cannot do what was asked; the message says why and what to do."""

@@ -1,0 +1,95 @@
+"""Finished answers → a feedback file that `rahf prepare feedback` reads. People are pseudonyms in every export."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from rahf.annotate.database import Database
+from rahf.annotate.tables import adjudications, answers, people, pictures
+from rahf.core.files import open_atomically
+
+
+class Exported(NamedTuple):
+    """One picture with the finished answers to it, by pseudonym, in the order of the pseudonyms."""
+
+    uid: str
+    name: str
+    prompt: str
+    width: int
+    height: int
+    answers: dict[str, dict[str, Any]]
+    adjudicated: dict[str, Any] | None
+
+
+def collect(database: Database, purpose: str = "work") -> Iterator[Exported]:
+    """Pictures of a purpose that have at least one finished answer, in the order of their import."""
+    query = (
+        sa.select(
+            pictures.c.uid,
+            pictures.c.name,
+            pictures.c.prompt,
+            pictures.c.width,
+            pictures.c.height,
+            people.c.pseudonym,
+            answers.c.answer,
+            adjudications.c.answer.label("decided"),
+        )
+        .join(answers, answers.c.picture_id == pictures.c.id)
+        .join(people, people.c.id == answers.c.person_id)
+        .outerjoin(adjudications, adjudications.c.picture_id == pictures.c.id)
+        .where(answers.c.complete, pictures.c.purpose == purpose)
+        .order_by(pictures.c.id, people.c.pseudonym)
+    )
+    with database.read() as connection:
+        current: Exported | None = None
+        for row in connection.execute(query):
+            if current is None or current.uid != row.uid:
+                if current is not None:
+                    yield current
+                decided = None if row.decided is None else json.loads(row.decided)
+                current = Exported(row.uid, row.name, row.prompt, row.width, row.height, {}, decided)
+            current.answers[row.pseudonym] = json.loads(row.answer)
+        if current is not None:
+            yield current
+
+
+def line(exported: Exported, adjudicated: bool) -> dict[str, Any]:
+    """A line of a feedback file (docs/data.md). Points are in pixels of the upright picture."""
+    tree = {
+        "uid": exported.uid,
+        "image": exported.name,
+        "prompt": exported.prompt,
+        "width": exported.width,
+        "height": exported.height,
+    }
+    if adjudicated and exported.adjudicated is not None:
+        return {**tree, "annotators": [exported.adjudicated], "adjudicated": True}
+    return {**tree, "annotators": list(exported.answers.values()), "raters": list(exported.answers)}
+
+
+def write_feedback(
+    database: Database, path: str | os.PathLike, purpose: str = "work", adjudicated: bool = False
+) -> tuple[int, int]:
+    """Writes a feedback file; an older file stays until the new one is whole.
+
+    Args:
+      database: of the project.
+      path: of the file.
+      purpose: of the pictures.
+      adjudicated: where an administrator has decided, that decision alone stands in the file.
+
+    Returns:
+      Number of pictures, and of answers.
+    """
+    count = answered = 0
+    with open_atomically(path) as file:
+        for exported in collect(database, purpose):
+            file.write(json.dumps(line(exported, adjudicated), ensure_ascii=False).encode() + b"\n")
+            count += 1
+            answered += len(exported.answers)
+    return count, answered
