@@ -12,6 +12,8 @@ from data_pipelines.richhf18k import captions as captions_lib
 from rahf.core.errors import DatasetError
 from rahf.text import split_words
 
+_MOST_BYTES = 1_000_000  # of a prompt
+
 
 class Picture(NamedTuple):
     """A picture file with its prompt."""
@@ -20,7 +22,14 @@ class Picture(NamedTuple):
     prompt: str | None  # None: nobody said what it shows
 
 
-def find(folder: str | os.PathLike, captions: str | os.PathLike | None = None) -> list[Picture]:
+class Pictures(NamedTuple):
+    """The pictures of a folder, and one line for each prompt that cannot be read: its picture has none then."""
+
+    pictures: list[Picture]
+    problems: list[str]
+
+
+def find(folder: str | os.PathLike, captions: str | os.PathLike | None = None) -> Pictures:
     """All pictures of a folder and of the folders in it, in the order of their names; links out of it are not followed.
 
     The prompt of ``a.jpg`` is the text of ``a.txt`` beside it, or its line in a file of captions.
@@ -31,7 +40,7 @@ def find(folder: str | os.PathLike, captions: str | os.PathLike | None = None) -
         ``captions.jsonl`` (or .csv, .tsv, .parquet) in the folder, if there is one.
 
     Raises:
-      DatasetError: no such folder, no picture in it, or captions that cannot be read.
+      DatasetError: no such folder, no picture in it, or a file of captions that is none. A bad row of it costs its row.
     """
     root = pathlib.Path(folder)
     if not root.is_dir():
@@ -46,13 +55,11 @@ def find(folder: str | os.PathLike, captions: str | os.PathLike | None = None) -
         raise DatasetError(f"--images {folder}: no picture in it; expected {', '.join(SUFFIXES)}")
     if captions is None:
         captions = next((root / name for name in captions_lib.FILE_NAMES if (root / name).is_file()), None)
-    by_name = {}
+    by_name, problems = {}, []
     if captions is not None:
         wanted = {form for name in names for form in _forms(name)}
         by_name, problems = captions_lib.load(captions, wanted)
-        if problems:
-            raise DatasetError(problems[0])
-    return [Picture(name, _prompt(root, name, by_name)) for name in names]
+    return Pictures([Picture(name, _prompt(root, name, by_name, problems)) for name in names], problems)
 
 
 def _forms(name: str) -> tuple[str, ...]:
@@ -61,12 +68,15 @@ def _forms(name: str) -> tuple[str, ...]:
     return name, path.name, path.stem
 
 
-def _prompt(root: pathlib.Path, name: str, captions: dict[str, str]) -> str | None:
-    beside = (root / name).with_suffix(".txt")
+def _prompt(root: pathlib.Path, name: str, captions: dict[str, str], problems: list[str]) -> str | None:
+    beside, prompt = (root / name).with_suffix(".txt"), None
     try:
-        prompt = beside.read_text(encoding="utf-8-sig") if beside.is_file() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{beside}: not a text in UTF-8 ({error})") from error
+        if beside.is_file():
+            if (size := beside.stat().st_size) > _MOST_BYTES:
+                raise ValueError(f"{size} bytes, expected at most {_MOST_BYTES}")
+            prompt = beside.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        problems.append(f"{beside}: not a prompt in UTF-8 ({error})")
     if prompt is None:
         prompt = next((captions[form] for form in _forms(name) if form in captions), None)
     prompt = " ".join((prompt or "").split())

@@ -33,6 +33,7 @@ from rahf.core.errors import DatasetError
 SHEET_FILE = "sheet.png"
 _ON_SHEET = 32  # examples
 _SIZES = (64, 2048)
+_SHOWN = 5  # prompts that cannot be read; all are listed
 _PLAN = "planted 1"  # raise it when a change lets the same inputs give other bytes
 _DESCRIPTION = (
     "Pictures with planted damage and planted untrue words, rated by three simulated annotators each; "
@@ -42,11 +43,27 @@ _DESCRIPTION = (
 
 @dataclasses.dataclass
 class PlantedSummary(PreparationCounts):
-    """Counts of a preparation. The rows after the refusals count examples: labels, kinds of damage, untrue prompts."""
+    """Counts of a preparation. The rows after the refusals count examples: labels, kinds of damage, untrue prompts.
+
+    Attributes:
+      unreadable: prompts that cannot be read, with reasons; their pictures are used without one.
+    """
 
     title: ClassVar[str] = "planted damage"
     refusals: ClassVar[tuple[str, ...]] = ("undecodable", "too small")
     notes: ClassVar[tuple[str, ...]] = (*SCORES, *HEATMAPS, "words", "no damage", *damage.KINDS, *wording.KINDS)
+    unreadable: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def left_out(self) -> int:
+        return self.refused + len(self.unreadable)
+
+    def remarks(self) -> list[str]:
+        """Sentences below the table: the share used, and prompts that cannot be read."""
+        lines = [f"warning: {reason}; its picture is used without a prompt" for reason in self.unreadable[:_SHOWN]]
+        if len(self.unreadable) > _SHOWN:
+            lines.append(f"warning: {len(self.unreadable) - _SHOWN} more prompts cannot be read")
+        return super().remarks() + lines
 
 
 class _Job(NamedTuple):
@@ -95,7 +112,7 @@ def prepare(
     options = options or Options()
     _check(copies, options, dev, test, workers)
     vocabulary = read_vocabulary(tokenizer)
-    of_folder = pictures.find(images, captions)
+    of_folder, problems = pictures.find(images, captions)
     jobs: dict[str, list[_Job]] = {split: [] for split in SPLITS}
     for picture in of_folder:
         jobs[pictures.split_of(picture.name, dev, test)] += [_Job(picture, copy) for copy in range(copies)]
@@ -108,7 +125,7 @@ def prepare(
     }
     console = terminal.console(quiet=not progress)
     with contextlib.ExitStack() as stack:
-        assembly = _Assembly(jobs, stack, stack.enter_context(progress_bars(console)))
+        assembly = _Assembly(jobs, problems, stack, stack.enter_context(progress_bars(console)))
         for split in [split for split in SPLITS if jobs[split]]:
             make = functools.partial(_make, os.fspath(images), options, prompts[split])
             assembly.makers[split] = stack.enter_context(processes.mapper(make, workers))
@@ -139,12 +156,14 @@ def _make(folder: str, options: Options, prompts: wording.Prompts, job: _Job) ->
 class _Assembly:
     """Writes the examples, and counts what is used and refused."""
 
-    def __init__(self, jobs: dict[str, list[_Job]], stack: contextlib.ExitStack, advance: Any):
+    def __init__(self, jobs: dict[str, list[_Job]], problems: list[str], stack: contextlib.ExitStack, advance: Any):
         self.jobs = {split: of_split for split, of_split in jobs.items() if of_split}
         self.makers: dict[str, Any] = {}
         self.truths: dict[str, BinaryIO] = {s: stack.enter_context(tempfile.TemporaryFile()) for s in self.jobs}
-        self.advance, self.summary = advance, PlantedSummary()
-        self.refused: list[dict[str, Any]] = []
+        self.advance, self.summary = advance, PlantedSummary(unreadable=problems)
+        self.refused: list[dict[str, Any]] = [
+            {"file": None, "copy": None, "kind": "unreadable prompt", "reason": reason} for reason in problems
+        ]
         self.shown: list[Example] = []
         self.training_prompts: dict[str, None] = {}
 
@@ -177,8 +196,8 @@ class _Assembly:
                 yield one.record
             self.advance("planting damage", self.summary.total("records"), sum(map(len, self.jobs.values())))
         if split == "train" and not self.summary.splits["train"]["joined"]:
-            first = self.refused[0]["reason"]
-            raise DatasetError(f"no picture can be trained on: {len(self.refused)} were refused. First reason: {first}")
+            reasons = [line["reason"] for line in self.refused if line["file"] is not None]
+            raise DatasetError(f"no picture can be trained on: {len(reasons)} were refused. First reason: {reasons[0]}")
 
     def _note(self, split: str, one: Example) -> None:
         record, truth = one.record, one.truth

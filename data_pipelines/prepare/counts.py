@@ -66,6 +66,11 @@ class PreparationCounts:
         return self.total("records") - self.total("joined")
 
     @property
+    def left_out(self) -> int:
+        """Number of records and of parts of the input that were not used, for the exit code."""
+        return self.refused
+
+    @property
     def share(self) -> float:
         """Joined records as a share of all, 0..1."""
         return self.total("joined") / max(1, self.total("records"))

@@ -75,6 +75,11 @@ class ShardCounts(PreparationCounts):
 
     unknown_columns: dict[str, int] = dataclasses.field(default_factory=dict)
     unreadable: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def left_out(self) -> int:
+        return self.refused + len(self.unreadable)
+
     missing_shards: list[str] = dataclasses.field(default_factory=list)
     absent: list[str] = dataclasses.field(default_factory=list)
     notes_on_source: list[str] = dataclasses.field(default_factory=list)

@@ -40,6 +40,10 @@ class RichHFSummary(PreparationCounts):
     cut_short: list[str] = dataclasses.field(default_factory=list)
 
     @property
+    def left_out(self) -> int:
+        return self.refused + len(self.unreadable) + len(self.cut_short)
+
+    @property
     def moved_share(self) -> float:
         """Share of map pixels that snapping moved by more than 20 grey levels, 0..1."""
         return self.map_pixels_moved / max(1, self.map_pixels)

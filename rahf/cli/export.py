@@ -23,6 +23,7 @@ def add(commands) -> None:
     parser.add_argument("file", metavar="FILE.rahf", help="file to write")
     parser.add_argument("--scores-only", action="store_true", help="leave out heatmaps and words")
     parser.add_argument("--bf16", action="store_true", help="store weights in 16 bits, half as large")
+    parser.add_argument("--name", default=None, help="name of the model (default: of the folder it was trained in)")
     parser.add_argument("--force", action="store_true", help="replace FILE.rahf even if it is no export")
     parser.add_argument("--license", default=None, help="license of the weights (default: what is recorded about them)")
     parser.add_argument("--about", default=None, metavar="FILE", help="Markdown file to put into the model card")
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
             raise ArgumentError(f"--about {args.about}: cannot be read as text ({error})") from error
     from rahf.critic.export.write import export_run  # JAX only now, so that a wrong command fails fast
 
-    options = dict(scores_only=args.scores_only, bf16=args.bf16, weight_license=args.license, about=about)
+    options = dict(
+        scores_only=args.scores_only, bf16=args.bf16, weight_license=args.license, about=about, name=args.name
+    )
     export_run(args.model, args.file, force=args.force, **options)
     return 0

@@ -197,7 +197,7 @@ def planted(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
         workers=args.workers if args.workers > 1 else 0,
     )
-    return exit_codes.of_counts(counts.total("joined"), counts.refused)
+    return exit_codes.of_counts(counts.total("joined"), counts.left_out)
 
 
 def synthetic(args: argparse.Namespace) -> int:
@@ -230,14 +230,14 @@ def richhf18k(args: argparse.Namespace) -> int:
         from data_pipelines.richhf18k import prepare
 
         counts = prepare.prepare(args.labels, args.images, args.out, captions=args.captions, tokenizer=args.tokenizer)
-        return exit_codes.of_counts(counts.total("joined"), counts.refused)
+        return exit_codes.of_counts(counts.total("joined"), counts.left_out)
     if args.captions is not None:
         raise ArgumentError(f"--captions {args.captions} belongs to --images; a copy with pictures has its captions")
     from data_pipelines.prepare.dataset_source import open_source
     from data_pipelines.richhf18k import with_pictures as mirror
 
     counts = mirror.prepare(open_source(args.hub, args.folder, args.revision), args.out, args.tokenizer)
-    return exit_codes.of_counts(counts.total("joined"), counts.refused)
+    return exit_codes.of_counts(counts.total("joined"), counts.left_out)
 
 
 def rapidata(args: argparse.Namespace) -> int:
@@ -247,7 +247,7 @@ def rapidata(args: argparse.Namespace) -> int:
 
     source = open_source(args.hub, args.folder, args.revision)
     counts = prepare.prepare(source, args.out, args.tokenizer, dev=args.dev, test=args.test, people=args.people)
-    return exit_codes.of_counts(counts.total("joined"), counts.refused)
+    return exit_codes.of_counts(counts.total("joined"), counts.left_out)
 
 
 def regions(args: argparse.Namespace) -> int:
@@ -264,7 +264,7 @@ def regions(args: argparse.Namespace) -> int:
         dev=args.dev,
         test=args.test,
     )
-    return exit_codes.of_counts(counts.total("joined"), counts.refused)
+    return exit_codes.of_counts(counts.total("joined"), counts.left_out)
 
 
 def feedback(args: argparse.Namespace) -> int:
@@ -280,4 +280,4 @@ def feedback(args: argparse.Namespace) -> int:
         dev=args.dev,
         test=args.test,
     )
-    return exit_codes.of_counts(counts.total("joined"), counts.refused)
+    return exit_codes.of_counts(counts.total("joined"), counts.left_out)

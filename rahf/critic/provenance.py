@@ -311,16 +311,39 @@ def run_name(config: Config) -> str:
 
 def _hash(config: Config, params: Params, tokenizer: Tokenizer, left_out: tuple[str, ...]) -> str:
     """12 hexadecimal digits. The fields `left_out` of the model count as if they had their defaults."""
+    digest = hashlib.sha256(_network_fields(config, left_out).encode() + tokenizer.model)
+    for path, leaf in flatten(params).items():
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()[:12]
+
+
+def _network_fields(config: Config, left_out: tuple[str, ...]) -> str:
+    """The fields of a model that differ from their defaults, as JSON."""
     defaults = {field.name: field.default for field in dataclasses.fields(config.model)}
     model = dataclasses.replace(config.model, **{name: defaults[name] for name in left_out if name in defaults})
     fields = _without_defaults(model)
     if model.family != "critic":  # version 0 hashed this field under this name: its models keep their ids
         fields["kind"] = model.family
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + tokenizer.model)
-    for path, leaf in flatten(params).items():
-        digest.update(path.encode())
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()[:12]
+    return json.dumps(fields, sort_keys=True)
+
+
+def id_seal(model_id: str, config: Config, weights: Mapping[str, Any], tokenizer: Tokenizer) -> str:
+    """SHA-256 of a model's id together with its network, its vocabulary, and those weights that a file holds.
+
+    Args:
+      model_id: of the model that the weights were taken from.
+      weights: arrays by path; they may be fewer or shorter than those that the id was computed from.
+    """
+    digest = hashlib.sha256()
+    for text in (model_id, _network_fields(config, _HOW_COMPUTED)):
+        digest.update(text.encode(errors="surrogatepass") + b"\0")
+    digest.update(tokenizer.model)
+    for path in sorted(weights):
+        leaf = np.asarray(weights[path])
+        digest.update(f"{path} {leaf.dtype.name} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def _without_defaults(config: Any) -> Any:

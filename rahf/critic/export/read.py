@@ -167,9 +167,17 @@ def _check_model_id(
     """Checks that the id, by which scores are compared, is that of these weights, this network and this vocabulary.
 
     A file with fewer weights (scores only, none that serve learning only) or shorter ones (bfloat16) has the id of the
-    weights it was made from, which cannot be computed from those in the file.
+    weights it was made from, which cannot be computed from those in the file. For these the manifest holds a hash of
+    the id together with the weights; files of version 0 do not have it.
     """
     flat = tree.flatten(weights)
+    seal = manifest.get("weights", {}).get("sha256_with_id")
+    if seal is not None and seal != provenance.id_seal(manifest["model_id"], config, flat, tokenizer):
+        raise ExportError(
+            f"{path}: its {archive.MANIFEST} says that it is model {names.printable(manifest['model_id'])}, but "
+            "network, weights and vocabulary are not those that it was written with; parts of two models were put "
+            "together. Export the model again"
+        )
     has_tags = any(name.startswith(LEARNING_ONLY) for name in flat)
     whole = "predict" in manifest["functions"] and (has_tags or not getattr(config.model, "tag_head", False))
     if not whole or any(leaf.dtype != np.float32 for leaf in flat.values()):

@@ -79,7 +79,7 @@ def export_run(
     console = console or terminal.console()
     check_replaceable(file, force)
     critic = loading.load(model)
-    written = write_export(critic, file, metrics=_newest_metrics(pathlib.Path(model), critic), **options)
+    written = write_export(critic, file, metrics=_newest_metrics(pathlib.Path(model), critic), force=force, **options)
     origin = written.provenance
     check = f"largest difference to the checkpoint {written.difference:.1e}"
     if np.isnan(written.difference):
@@ -132,22 +132,26 @@ def write_export(
     platforms: Sequence[str] = PLATFORMS,
     metrics: dict[str, Any] | None = None,
     about: str | None = None,
+    name: str | None = None,
+    force: bool = False,
 ) -> WrittenExport:
     """Writes a model as one file. The file takes its name after its outputs were compared with those of the model.
 
     Args:
       critic: loaded from a run directory.
-      file: the file; an existing one is replaced only by a complete one.
+      file: the file; an existing export is replaced, and only by a complete one.
       scores_only: export only the four scores, without the weights that only heatmaps and words need.
       bf16: store weights as bfloat16, half as large; the functions widen them to float32.
       weight_license: license of the weights; None: the recorded one.
       platforms: JAX's names of the platforms that the file shall run on.
       metrics: `metrics.json` of an evaluation, for the model card.
       about: what its author says of it, for the model card, Markdown.
+      name: of the model; None: that of the folder it was trained in, wherever it lies now. Its id stays the same.
+      force: replace any file; False: only another export.
 
     Raises:
-      ExportError: the file cannot be written, is a folder, or gives other numbers than the model; the model's numbers
-        are not finite; or its vocabulary could not be read from the file.
+      ExportError: the file cannot be written, exists and is no export, is a folder, or gives other numbers than the
+        model; the model's numbers are not finite; or its vocabulary could not be read from the file.
       ValueError: the model is an exported file itself, or an unknown platform.
     """
     if critic.graphdef is None:
@@ -157,7 +161,7 @@ def write_export(
         raise ArgumentError(
             f"platforms: expected some of {', '.join(PLATFORMS)}, found {', '.join(platforms) or 'none'}"
         )
-    check_replaceable(file, force=True)
+    check_replaceable(file, force)
     file = pathlib.Path(file)
     problem = vocabulary.standalone_problem(critic.tokenizer)
     if problem:
@@ -173,7 +177,7 @@ def write_export(
     programs = functions.serialize_functions(critic, weights, scores_only, tuple(platforms))
     origin = _provenance(critic, bf16, weight_license)
     with replacing(file) as unfinished:
-        manifest, parts = _manifest_and_parts(critic, programs, weights, origin, platforms, metrics, about)
+        manifest, parts = _manifest_and_parts(critic, programs, weights, origin, platforms, metrics, about, name)
         archive.write_archive(unfinished, parts, manifest)
         platform = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
         difference, notes = float("nan"), ()
@@ -196,7 +200,9 @@ def check_replaceable(file: str | os.PathLike, force: bool) -> None:
     if not os.path.lexists(name) or force:
         return
     if not os.path.isfile(name) or not archive.is_archive(name):
-        raise ExportError(f"{name}: exists and is no export, so it is left alone; give another name, or --force")
+        raise ExportError(
+            f"{name}: exists and is no export, so it is left alone; give another name, or --force (force=True)"
+        )
 
 
 def _provenance(critic: Critic, bf16: bool, weight_license: str | None) -> provenance.Provenance:
@@ -216,20 +222,25 @@ def _manifest_and_parts(
     platforms: Sequence[str],
     metrics: dict[str, Any] | None,
     about: str | None,
+    name: str | None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Entries of the manifest, and parts by member name."""
     preprocessing = provenance.describe_preprocessing(critic.config, critic.tokenizer)
+    stored = {"dtype": next(iter(weights.values())).dtype.name, "count": sum(w.size for w in weights.values())}
+    stored["sha256_with_id"] = provenance.id_seal(
+        names.one_line(origin.model_id), critic.config, weights, critic.tokenizer
+    )
     manifest = {
         "rahf": __version__,
         "jax": jax.__version__,
-        "name": critic.name,
+        "name": names.one_line(name) if name else provenance.run_name(critic.config),
         "step": critic.step,
         "model_id": origin.model_id,
         "preprocessing_hash": origin.preprocessing_hash,
         "weight_license": origin.weight_license,
         "platforms": list(platforms),
         "not_learnt": list(critic.outputs.not_learnt),
-        "weights": {"dtype": next(iter(weights.values())).dtype.name, "count": sum(w.size for w in weights.values())},
+        "weights": stored,
         "functions": {name: f"functions/{name}.jax_export" for name in programs},
         "vjp_order": 1,
     }

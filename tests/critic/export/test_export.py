@@ -104,7 +104,7 @@ def test_it_gives_the_checkpoints_numbers(critic, checkpoint, pictures):
     ours, theirs = (c.feedback(pictures[0], PROMPTS[0])[0].to_json() for c in (critic, checkpoint))
     assert ours.keys() == theirs.keys() and ours["model"] == theirs["model"]
     assert [w["word"] for w in ours["words"]] == [w["word"] for w in theirs["words"]]
-    assert repr(critic).startswith("Critic('small', step 7, ")
+    assert repr(critic).startswith("Critic('tiny', step 7, ")
 
 
 def test_last_batch_compiles_nothing(critic, pictures):
@@ -266,11 +266,14 @@ def test_the_same_model_gives_the_same_bytes_from_any_folder_and_script(run, tmp
         config = dataclasses.replace(config, workdir=str(copy), data=data)
         (copy / "config.json").write_text(config_lib.to_json(config))
         files.append(copy.parent / "model.rahf")
+        copy = copy.rename(copy.with_name(f"moved {line}"))  # the config still names the folder it was trained in
         meta = {"data": f"{data.path}, split test, 8 of 8 examples", "model": "best checkpoint of step 7"}
         program = "\n" * line + "write.write_export(critic, file, **options)"
         options = {"scores_only": True, "platforms": ("cuda",), "metrics": metrics | {"meta": meta}}
         names = {"write": write, "critic": rahf.load(copy), "file": files[-1], "options": options}
         exec(compile(program, str(copy.parent / "script.py"), "exec"), names)
+    assert rahf.load(copy).name == "moved 30"
+    assert archive.read_archive(files[-1])[0]["name"] == run.name
     first, second = (file.read_bytes() for file in files)
     assert first == second
     assert b"demo, split test, 8 of 8 examples (best checkpoint of step 7" in first
@@ -281,6 +284,7 @@ def test_the_model_id_must_belong_to_the_weights(full, checkpoint, tmp_path):
     other = tree.flatten(checkpoint.params)
     name = "score_overall/out/kernel"
     other = {path: np.asarray(leaf) * (0.5 if path == name else 1) for path, leaf in other.items()}
+    manifest["weights"].pop("sha256_with_id")  # as in files of version 0
     mixed = {
         "weights": (manifest, parts | {"weights.safetensors": safetensors.numpy.save(other)}),
         "id": (manifest | {"model_id": "demo-2500-6b6c3ac1b0a9"}, parts),
@@ -292,8 +296,29 @@ def test_the_model_id_must_belong_to_the_weights(full, checkpoint, tmp_path):
             rahf.load(file)
 
 
+def test_the_model_id_of_a_file_with_fewer_and_shorter_weights(small, tmp_path):
+    manifest, parts = archive.read_archive(small)
+    weights = tree.flatten(read._weights("small.rahf", parts["weights.safetensors"]))
+    weights["score_overall/out/kernel"] = (weights["score_overall/out/kernel"] * 1.5).astype(jnp.bfloat16)
+    config = parts["config.json"].replace(b'"heads": 2', b'"heads": 4', 1)
+    assert config != parts["config.json"]
+    mixed = {
+        "weights": (manifest, parts | {"weights.safetensors": safetensors.numpy.save(weights)}),
+        "id": (manifest | {"model_id": "demo-2500-6b6c3ac1b0a9-bf16"}, parts),
+        "network": (manifest, parts | {"config.json": config}),
+    }
+    for what, (about, content) in mixed.items():
+        archive.write_archive(tmp_path / f"{what}.rahf", content, about)
+        with pytest.raises(ExportError, match=f"{what}.rahf: its manifest.json says .*parts of two models were put"):
+            rahf.load(tmp_path / f"{what}.rahf")
+    stored = {name: value for name, value in manifest["weights"].items() if name != "sha256_with_id"}
+    archive.write_archive(tmp_path / "old.rahf", parts, manifest | {"weights": stored})
+    assert rahf.load(tmp_path / "old.rahf").model_id == manifest["model_id"]
+
+
 def test_the_model_id_of_a_file_without_what_serves_learning_only(full, checkpoint):
     manifest, _ = archive.read_archive(full)
+    manifest["weights"].pop("sha256_with_id")
     model = dataclasses.replace(checkpoint.config.model, tag_head=True)
     config = dataclasses.replace(checkpoint.config, model=model)
     read._check_model_id("x.rahf", manifest, config, checkpoint.params, checkpoint.tokenizer)
@@ -312,6 +337,8 @@ def test_difference_is_checked_before_anything_is_written(checkpoint, folder, mo
 
     monkeypatch.setattr(read, "critic_of_archive", lambda *_: Lying())
     with pytest.raises(ExportError, match="other numbers than the model .*nothing was written"):
+        write.write_export(checkpoint, taken, scores_only=True, platforms=("cpu",), force=True)
+    with pytest.raises(ExportError, match=r"exists and is no export, so it is left alone; .*--force \(force=True\)"):
         write.write_export(checkpoint, taken, scores_only=True, platforms=("cpu",))
     assert taken.read_bytes() == b"before"
     assert not [p for p in folder.iterdir() if p.name.startswith(".taken")]
@@ -325,6 +352,8 @@ def test_commands_take_the_file(run, checkpoint, full, tmp_path, capsys, monkeyp
     (tmp_path / "picture.png").write_bytes(encode(smooth(40, 60)))
     assert cli.main(["export", str(run), str(full), "--bf16", "--license", "CC0-1.0"]) == 0
     assert used_options == {
+        "force": False,
+        "name": None,
         "metrics": None,
         "scores_only": False,
         "bf16": True,
@@ -416,6 +445,7 @@ ESCAPES = "\x1b]0;OWNED\x07\x1b[2JMIT\nweights are free to use"
 
 def test_texts_of_a_file_are_one_printable_line(small, tmp_path, caplog, capsys):
     manifest, parts = archive.read_archive(small)
+    manifest["weights"].pop("sha256_with_id")
     file = tmp_path / "e.rahf"
     archive.write_archive(file, parts, manifest | {"weight_license": ESCAPES, "name": ESCAPES, "model_id": ESCAPES})
     critic = rahf.load(file)

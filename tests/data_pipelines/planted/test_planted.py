@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -190,9 +191,31 @@ def test_a_folder_becomes_a_dataset(folder, tmp_path, monkeypatch):
 def test_prompts_come_from_captions_too(folder, tmp_path):
     captions = tmp_path / "captions.jsonl"
     captions.write_text('{"uid": "silent", "caption": "a  green\\nboat"}\n')
-    by_name = dict(pictures.find(folder, captions))
+    by_name = dict(pictures.find(folder, captions).pictures)
     assert by_name["silent.png"] == "a green boat" and by_name["deep/0.jpg"] == PROMPTS[0]
     assert by_name["tiny.png"] is None
+
+
+def test_prompts_that_cannot_be_read_are_listed_and_cost_no_picture(folder, tmp_path, capsys):
+    root = shutil.copytree(folder, tmp_path / "pictures")
+    rows = ['{"uid": "silent", "caption": 7}', "no JSON", '{"uid": "silent", "caption": "a green boat"}']
+    (root / "captions.jsonl").write_text("\n".join(rows))
+    (root / "silent.txt").write_bytes(b"\xff\xfe caf\xe9")
+    (root / "deep" / "0.txt").write_bytes(b"x" * 1_000_001)
+    found = pictures.find(root)
+    assert dict(found.pictures)["silent.png"] == "a green boat" and dict(found.pictures)["deep/0.jpg"] is None
+    assert main(["prepare", "planted", "--images", str(root), "--out", str(tmp_path / "out"), "--workers", "1"]) == 3
+    lines = [json.loads(line) for line in (tmp_path / "out" / "refused.jsonl").read_text().splitlines()]
+    reasons = [line["reason"] for line in lines if line["kind"] == "unreadable prompt"]
+    assert reasons == found.problems and len(reasons) == 4
+    for words in (
+        "line 1: caption is 7, expected text",
+        "line 2: not JSON",
+        "silent.txt: not a prompt in UTF-8",
+        "0.txt",
+    ):
+        assert any(words in reason for reason in reasons), words
+    assert "line 2: not JSON" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change,message", [
