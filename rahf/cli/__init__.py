@@ -12,6 +12,8 @@ COMMANDS = (
     "prepare",
     "train",
     "evaluate",
+    "compare",
+    "predictions",
     "predict",
     "export",
     "mask",

@@ -1,6 +1,7 @@
 """Heatmaps in image files → grey values, 255 = marked by everybody.
 
-`load_map` reads what people give and refuses what cannot mean that; `load_grey` reads what a dataset has stored.
+`load_map` reads what people and other programs give and refuses what cannot mean that; `load_grey` reads what a dataset
+has stored.
 """
 
 from __future__ import annotations
@@ -20,11 +21,20 @@ if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are r
 _MOST_COLOUR = 16
 
 
-def load_map(data: bytes, max_pixels: int = MAX_PIXELS, what: str = "map") -> UInt8[np.ndarray, "h w"]:
+def load_map(
+    data: bytes, max_pixels: int = MAX_PIXELS, what: str = "map", faint: bool = False
+) -> UInt8[np.ndarray, "h w"]:
     """A map that a person or another program made → grey values 0..255 in its own size. Read-only.
 
     Taken are 1 bit (255 where set), 8 bit and 16 bit grey (scaled by 1/257), and the same stored in colour or with a
     palette or an opaque alpha channel.
+
+    Args:
+      data: the encoded map.
+      max_pixels: of a larger map nothing is decoded.
+      what: names the map in errors.
+      faint: also take values that mark next to nothing. A person's map of that kind has the wrong scale; a network
+        may predict it.
 
     Raises:
       ImageError: as `load_rgb`; or the map has colours, transparent pixels, more than 16 bits, or values that would
@@ -33,8 +43,8 @@ def load_map(data: bytes, max_pixels: int = MAX_PIXELS, what: str = "map") -> UI
     image = open_encoded(data, max_pixels, what)
     with readable(image, what):
         image.load()
-        grey = _grey(image, what)
-    if grey.max() == 1:
+        grey = _grey(image, what, faint)
+    if grey.max() == 1 and not faint:
         raise ImageError(f"{what}: its highest value is 1, and 255 means marked; multiply a mask of 0 and 1 by 255")
     return grey
 
@@ -69,7 +79,7 @@ def decode_map(
     return resize_grey(load_grey(data, max_pixels, what), size, box)
 
 
-def _grey(image: Image.Image, what: str) -> np.ndarray:
+def _grey(image: Image.Image, what: str, faint: bool) -> np.ndarray:
     if image.mode == "L" and "transparency" not in image.info:
         return np.asarray(image)
     if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
@@ -79,7 +89,7 @@ def _grey(image: Image.Image, what: str) -> np.ndarray:
         )
     if image.mode.startswith("I"):
         highest = np.asarray(image).max()
-        if 0 < highest <= 255:
+        if 0 < highest <= 255 and not faint:
             raise ImageError(
                 f"{what}: 16 or 32 bits per pixel, but no value above {highest}, and 65535 means marked; save it with "
                 "8 bits, 255 = marked"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 
 from rahf.metrics.accumulator import Accumulator
@@ -31,26 +34,84 @@ def bootstrap_intervals(
     Raises:
       ValueError: `level` is not within (0, 1), or `resamples` is not positive.
     """
+    _check(resamples, level)
+    parts = [metrics.statistics(counts) for counts in _resamples(len(metrics), resamples, seed)]
+    return {name: _quantiles(np.concatenate([p[name] for p in parts]), level) for name in parts[0]}
+
+
+class Difference(NamedTuple):
+    """A metric of one predictor minus that of another on the same examples.
+
+    Attributes:
+      value: of all examples; NaN where the metric of one of them is undefined.
+      low, high: interval over resamples.
+      larger: share of resamples in which the first one's metric is larger; half of the ties.
+    """
+
+    value: float
+    low: float
+    high: float
+    larger: float
+
+
+def paired_differences(
+    first: Accumulator, second: Accumulator, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, Difference]:
+    """Differences of the metrics of two predictors, with intervals: both are computed from the same resamples.
+
+    What makes an example hard for both drops out, so the interval is narrower than those of the two metrics.
+
+    Args:
+      first, second: accumulators of the same examples.
+      resamples, seed, level: as of `bootstrap_intervals`.
+
+    Returns:
+      Metric name → difference, for the metrics that both have. Counts have none.
+
+    Raises:
+      ValueError: the examples differ; `level` or `resamples` as of `bootstrap_intervals`.
+    """
+    _check(resamples, level)
+    if not np.array_equal(first.to_arrays()["index"], second.to_arrays()["index"]):
+        raise ValueError(f"paired differences: {len(first)} and {len(second)} examples that are not the same ones")
+    whole = np.ones((1, len(first)))
+    values = [{name: float(value[0]) for name, value in one.statistics(whole).items()} for one in (first, second)]
+    names = [name for name in values[0] if name in values[1]]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for counts in _resamples(len(first), resamples, seed):
+        one, other = first.statistics(counts), second.statistics(counts)
+        for name in names:
+            parts[name].append(one[name] - other[name])
+    return {name: _difference(values[0][name] - values[1][name], parts[name], level) for name in names}
+
+
+def _difference(value: float, parts: list[np.ndarray], level: float) -> Difference:
+    drawn = np.concatenate(parts)
+    drawn = drawn[np.isfinite(drawn)]
+    larger = float(np.mean((drawn > 0) + 0.5 * (drawn == 0))) if drawn.size else float("nan")
+    return Difference(value, *_quantiles(drawn, level), larger)
+
+
+def _check(resamples: int, level: float) -> None:
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level {level} and resamples {resamples}: expected 0 < level < 1 and resamples > 0")
-    number = len(metrics)
+
+
+def _resamples(number: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """float64 [r,N]: how often each of N examples is drawn, for all resamples in parts that fit into the memory."""
     rng = np.random.default_rng(seed)
     at_once = max(1, _CELLS // max(number, 1))
-    parts: list[dict[str, np.ndarray]] = []
     for start in range(0, resamples, at_once):
         size = min(at_once, resamples - start)
         if number:
-            counts = rng.multinomial(number, np.full(number, 1 / number), size=size).astype(np.float64)
+            yield rng.multinomial(number, np.full(number, 1 / number), size=size).astype(np.float64)
         else:
-            counts = np.zeros((size, 0))
-        parts.append(metrics.statistics(counts))
-    tails = ((1 - level) / 2, (1 + level) / 2)
-    return {name: _quantiles(np.concatenate([p[name] for p in parts]), tails) for name in parts[0]}
+            yield np.zeros((size, 0))
 
 
-def _quantiles(values: np.ndarray, tails: tuple[float, float]) -> tuple[float, float]:
+def _quantiles(values: np.ndarray, level: float) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     if not values.size:
         return (float("nan"), float("nan"))
-    low, high = np.quantile(values, tails)
+    low, high = np.quantile(values, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
