@@ -109,7 +109,7 @@ def test_the_command_prints_a_table_writes_json_and_counts_what_it_refuses(tiny_
     assert cli.main([*arguments, "--resamples", "10"]) == 3
     text = capsys.readouterr().out
     assert "2 lines refused (malformed 1, no such example 1)" in text
-    assert "AUC-Judd" in text and "none bad" in text
+    assert "AUC-Judd" in text and "centre" in text
     tree = json.loads(out.read_text())
     (source,) = tree["sources"]
     assert source["name"] == "theirs <b>"
