@@ -27,6 +27,16 @@ class Record(NamedTuple):
     )
     annotator_implausibility: tuple[bytes, ...] = ()  # map of each annotator, PNG, 8 bit grey, 0 or 255; (): not kept
     annotator_misalignment: tuple[bytes, ...] = ()
+    # float32 [F,4], columns FIXATION_COLUMNS; None: not recorded. Where people looked (`data_pipelines.gaze`).
+    fixations: np.ndarray | None = None
+    saliency: bytes | None = (
+        None  # PNG, 16 bit grey, density of fixations up to a factor; may be smaller than the image
+    )
+
+
+#: Columns of `Record.fixations`: x from the left and y from the top in pixels of the stored image, whose corners are
+#: (0, 0) and (width, height); number of the viewer, -1 if unknown; milliseconds, NaN if unknown.
+FIXATION_COLUMNS = ("x", "y", "viewer", "duration")
 
 
 def missing_labels(labels: Any) -> list[str]:

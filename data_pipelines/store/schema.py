@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.store.records import Record
+from data_pipelines.store.records import FIXATION_COLUMNS, Record
 from data_pipelines.store.tf_example import Values
 from rahf.core.batch import HEATMAPS, SCORES
 
 #: Fields of a record that a dataset may lack.
-OPTIONAL = ("word_shares", *(f"annotator_{name}" for name in HEATMAPS))
+OPTIONAL = ("word_shares", *(f"annotator_{name}" for name in HEATMAPS), "fixations", "saliency")
 _REQUIRED = tuple(name for name in Record._fields if name not in OPTIONAL)
 _FIELDS = (*_REQUIRED, "has_word_labels", *(f"has_{name}" for name in HEATMAPS))
 
@@ -37,6 +37,8 @@ def features(optional: Collection[str] = ()) -> Any:
     more: dict[str, Any] = {
         "word_shares": tfds.features.Sequence(tfds.features.Scalar(np.float32)),
         **{f"annotator_{name}": tfds.features.Sequence(tfds.features.Image(**grey)) for name in HEATMAPS},
+        "fixations": tfds.features.Tensor(shape=(None, len(FIXATION_COLUMNS)), dtype=np.float32),
+        "saliency": tfds.features.Image(**grey, dtype=np.uint16),
     }
     return tfds.features.FeaturesDict(
         {
@@ -68,6 +70,9 @@ def to_example(record: Record) -> dict[str, Any]:
     example["word_shares"] = np.asarray(record.word_shares or (), np.float32)
     for name in (f"annotator_{name}" for name in HEATMAPS):
         example[name] = [io.BytesIO(encoded) for encoded in example[name]]
+    if record.fixations is None:
+        example["fixations"] = np.zeros((0, len(FIXATION_COLUMNS)), np.float32)
+    example["saliency"] = io.BytesIO(record.saliency or _empty_map())
     example["image"] = io.BytesIO(record.image)
     example["scores"] = np.asarray(record.scores, np.float32)
     return example
@@ -98,7 +103,13 @@ def from_example(example: Mapping[str, Values]) -> Record:
         word_shares=tuple(example.get("word_shares") or ()) or None,
         annotator_implausibility=tuple(example.get("annotator_implausibility") or ()),
         annotator_misalignment=tuple(example.get("annotator_misalignment") or ()),
+        fixations=_fixations(example.get("fixations")),
+        saliency=(example.get("saliency") or [None])[0],
     )
+
+
+def _fixations(values: Values | None) -> np.ndarray | None:
+    return None if not values else np.array(values, np.float32).reshape(-1, len(FIXATION_COLUMNS))
 
 
 def to_features(record: Record) -> dict[str, Values]:
@@ -118,6 +129,10 @@ def to_features(record: Record) -> dict[str, Values]:
         values[name] = [encoded or b""]
         values[f"has_{name}"] = [int(encoded is not None)]
         values[f"annotator_{name}"] = list(getattr(record, f"annotator_{name}"))
+    if record.fixations is not None:
+        values["fixations"] = [float(value) for value in record.fixations.ravel()]
+    if record.saliency is not None:
+        values["saliency"] = [record.saliency]
     return values
 
 

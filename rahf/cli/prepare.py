@@ -31,6 +31,7 @@ def add(commands) -> None:
     _add_regions(kinds)
     _add_feedback(kinds)
     _add_planted(kinds)
+    _add_saliency(kinds)
 
 
 def _add_richhf18k(kinds) -> None:
@@ -179,6 +180,53 @@ def _add_planted(kinds) -> None:
         parser.add_argument(
             f"--{split}", type=float, default=0.1, metavar="SHARE", help=f"of the pictures, for {split}"
         )
+
+
+def _add_saliency(kinds) -> None:
+    parser = command(
+        kinds,
+        "saliency",
+        saliency,
+        "where people look: pictures with fixations of an eye-tracking study, or with ready maps",
+        "Fixations are pixels of the picture, x from the left and y from the top. Layout `folder`: images/, and\n"
+        "fixations.csv (image,x,y[,viewer,duration]), .json or .mat, or maps/. The others are the published sets.\n"
+        "  rahf prepare saliency --layout osie --folder osie --out data/osie",
+    )
+    parser.add_argument("--folder", required=True, metavar="DIR", help="the data in the form of --layout")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
+    parser.add_argument("--layout", default="folder", help="osie, mit1003, cat2000, salicon or folder")
+    parser.add_argument("--sigma", type=float, default=None, metavar="PIXELS", help="of the Gaussian of a fixation")
+    parser.add_argument(
+        "--sigma-degrees", type=float, default=None, metavar="X", help="the same in degrees (default: 1 degree)"
+    )
+    parser.add_argument(
+        "--pixels-per-degree", type=float, default=None, metavar="N", help="of the study (default: the layout's)"
+    )
+    parser.add_argument("--order", default="xy", help="yx where the file has x and y exchanged")
+    parser.add_argument("--license", default=None, metavar="TEXT", help="of the data, for the data sheet")
+    for split in ("dev", "test"):
+        parser.add_argument(
+            f"--{split}", type=float, default=0.1, metavar="SHARE", help=f"of the pictures, for {split}, if not fixed"
+        )
+
+
+def saliency(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from data_pipelines.gaze import prepare
+
+    counts = prepare.prepare(
+        args.folder,
+        args.out,
+        layout=args.layout,
+        sigma=args.sigma,
+        sigma_degrees=args.sigma_degrees,
+        pixels_per_degree=args.pixels_per_degree,
+        order=args.order,
+        license=args.license,
+        dev=args.dev,
+        test=args.test,
+    )
+    return exit_codes.of_counts(counts.total("joined"), counts.refused)
 
 
 def planted(args: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from rahf.config.critic import (
 from rahf.config.diffusion import PixelDiffusionConfig
 from rahf.config.model import FamilyConfig, ImageModelConfig
 from rahf.config.read import find, from_dict, from_json, load, read_saved, to_json
+from rahf.config.saliency import SaliencyConfig, SaliencyLossConfig
 from rahf.config.schema import (
     AugmentConfig,
     Config,
@@ -66,6 +67,8 @@ __all__ = [
     "PixelDiffusionConfig",
     "ResNetBaselineConfig",
     "ResNetConfig",
+    "SaliencyConfig",
+    "SaliencyLossConfig",
     "SchedulerConfig",
     "ScoreHeadConfig",
     "StableDiffusionConfig",

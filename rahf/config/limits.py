@@ -23,7 +23,7 @@ _SHARES = {
     "crop_probability", "crop_keep", "crop_keeps_mass", "photometric_probability", "brightness", "hue",
     "grey_probability", "final_fraction", "tag_rest",
 }  # fmt: skip
-_ABOVE_0 = {"image_std", "layer_norm_eps", "eps", "prior"}
+_ABOVE_0 = {"image_std", "layer_norm_eps", "eps", "prior", "blur", "tower_rate"}
 
 
 def check(config: Any, where: str = "") -> None:
