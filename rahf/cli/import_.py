@@ -94,7 +94,7 @@ def resnet50(args: argparse.Namespace) -> int:
 
     folder = baselines.import_resnet(args.source, args.out, **_options(args))
     terminal.say(
-        f"model directory {folder}; its heads are random, so its predictions mean nothing before training: "
+        f"model directory {folder}; its heads are random, so it predicts nothing before training: "
         f"rahf train configs/critic/baseline_resnet50.py --start.vision {args.source}"
     )
     return 0

@@ -264,7 +264,8 @@ class Feedback:
 
     def to_json(self, threshold: float = MARKED) -> dict[str, Any]:
         """A plain dict that `json.dumps` takes; numbers rounded to 6 digits, None where undefined."""
-        judged = zip(self.words, self.word_labels, self.word_probabilities)
+        words = zip(self.words, self.word_labels, self.word_probabilities)
+        judged = self.decided_by != "nothing"
         return {
             "image": self.name,
             "width": self.size[1],
@@ -272,11 +273,11 @@ class Feedback:
             "prompt": self.prompt,
             "scores": {name: _number(value) for name, value in self.scores.items()},
             "percentiles": self.percentiles and {n: _number(v) for n, v in self.percentiles.items()},
-            "misaligned_words": self.misaligned_words,
+            "misaligned_words": self.misaligned_words if judged else None,
             "words_decided_by": self.decided_by,
             "words": [
-                {"word": word, "misaligned": not label, "probability": _number(probability)}
-                for word, label, probability in judged
+                {"word": word, "misaligned": not label if judged else None, "probability": _number(probability)}
+                for word, label, probability in words
             ],
             "regions": [one.to_json() for one in self.regions],
             "heatmaps": {n: self.summary(n, threshold) if self.has_heatmap(n) else None for n in HEATMAPS},
@@ -312,7 +313,8 @@ class Feedback:
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{name} {value:.2f}" for name, value in self.scores.items())
-        return f"Feedback({self.name!r}: {scores}; misaligned: {', '.join(self.misaligned_words) or 'none'})"
+        misaligned = ", ".join(self.misaligned_words) or ("not judged" if self.decided_by == "nothing" else "none")
+        return f"Feedback({self.name!r}: {scores}; misaligned: {misaligned})"
 
 
 def make(

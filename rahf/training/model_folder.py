@@ -12,6 +12,7 @@ from rahf.core.errors import PretrainedError
 from rahf.core.files import replacing_folder
 from rahf.nn import functional
 from rahf.text import Tokenizer
+from rahf.training import label_counts
 from rahf.training.checkpoint import Checkpointer
 
 
@@ -24,7 +25,12 @@ def check_free(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def write_model(
-    folder: pathlib.Path, config: Config, params: functional.Params, tokenizer: Tokenizer, record: dict[str, Any]
+    folder: pathlib.Path,
+    config: Config,
+    params: functional.Params,
+    tokenizer: Tokenizer,
+    record: dict[str, Any],
+    labels: label_counts.Counts | None = None,
 ) -> None:
     """Writes a model directory: `config.json`, `tokenizer.model`, `model.json`, `checkpoints/best/0`.
 
@@ -36,11 +42,14 @@ def write_model(
       params: all parameters of the network, on the host.
       tokenizer: whose `model` is stored.
       record: content of `model.json`: origin and license of the weights.
+      labels: how many labels each output has learned from, where it is known.
     """
     with replacing_folder(folder) as unfinished:
         (unfinished / "config.json").write_text(to_json(config))
         (unfinished / "tokenizer.model").write_bytes(tokenizer.model)
         (unfinished / "model.json").write_text(json.dumps(record, indent=2) + "\n")
+        if labels is not None:
+            label_counts.write(unfinished, labels)
         checkpointer = Checkpointer(unfinished, keep=1)
         try:
             checkpointer.save_best(0, params, {})

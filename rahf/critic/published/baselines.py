@@ -105,7 +105,7 @@ def import_resnet(
     license: str | None = None,
     revision: str | None = None,
 ) -> pathlib.Path:
-    """Turns a published ResNet into a model directory; its heads are random, so it must be trained.
+    """Turns a published ResNet into a model directory to train from. Its heads are random: it predicts nothing yet.
 
     Args:
       name: folder or hub id in the layout of ``microsoft/resnet-50``, or torchvision's state dict.
@@ -128,7 +128,8 @@ def import_resnet(
     params = functional.init(build.build(model), base.train.seed, loaded=params)
     vocabulary = Tokenizer(train_tokenizer(["the network reads no text"]))
     record = _record(weights, params, license, "resnet") | {"untrained": "heatmap and score heads"}
-    write_model(out, dataclasses.replace(base, workdir=str(out), model=model), params, vocabulary, record)
+    labels = dict.fromkeys(families.outputs(model).label_names, 0)
+    write_model(out, dataclasses.replace(base, workdir=str(out), model=model), params, vocabulary, record, labels)
     return out
 
 

@@ -4,16 +4,19 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import rahf
 from rahf.cli import main as cli
 from rahf.config import from_json
 from rahf.core.batch import SCORES
-from rahf.core.errors import PretrainedError
+from rahf.core.errors import NotPredicted, PretrainedError
+from rahf.critic import families
 from rahf.critic.published import baselines
 from rahf.pretrained.clip import published_clip_tokenizer
 from rahf.pretrained.resnet import MEAN, load_resnet, published_resnet
+from rahf.training import label_counts
 from tests.helpers.baseline_maker import clip_folder, resnet_folder, save_vocabulary
 
 PROMPT = "two red stars above a blue ring"
@@ -73,7 +76,7 @@ def test_predicting_with_what_is_not_predicted_left_out(imported, tmp_path, caps
     record = json.loads((out / "predictions.json").read_text())["images"][0]
     assert record["scores"]["plausibility"] is None and 0 < record["scores"]["alignment"] < 1
     assert record["heatmaps"]["implausibility"] is None and record["heatmaps"]["misalignment"]["max"] > 0.99
-    assert record["words_decided_by"] == "nothing" and record["misaligned_words"] == []
+    assert record["words_decided_by"] == "nothing" and record["misaligned_words"] is None
     assert [word["probability"] for word in record["words"]] == [None] * 7
     assert sorted(record["files"]) == ["feedback", "misalignment"]
     printed = capsys.readouterr().out
@@ -128,8 +131,17 @@ def test_resnet_becomes_a_model_to_train_from(tmp_path, capsys):
     assert critic.config.model.image_mean == MEAN
     expected = load_resnet(folder, critic.config.model.resnet)
     np.testing.assert_array_equal(critic.params["resnet"]["stem"]["scale"], expected["stem"]["scale"])
-    prediction = critic(np.zeros((32, 32, 3), np.uint8), "a prompt that is not read")
-    assert np.isfinite(prediction.scores).all() and np.isfinite(prediction.heatmaps).all()
+    picture = np.zeros((32, 32, 3), np.uint8)
+    prediction = critic(picture, "a prompt that is not read")  # random heads say nothing
+    assert np.isnan(prediction.scores).all() and np.isnan(prediction.heatmaps).all()
+    assert critic.outputs.scores == critic.outputs.heatmaps == () and "not learnt" in repr(critic)
+    with pytest.raises(NotPredicted, match="it predicts no score at all"):
+        critic.score(picture, "a cat")
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    command = ["mask", str(out), str(tmp_path / "p.png"), "--prompt", "a", "--out", str(tmp_path / "m.png")]
+    assert cli.main(command) == 1
+    assert "it predicts no heatmap at all" in capsys.readouterr().err and not (tmp_path / "m.png").exists()
+    assert label_counts.read(out) == dict.fromkeys(families.outputs(critic.config.model).label_names, 0)
 
 
 def test_batch_normalization_becomes_scale_and_bias(tmp_path):
