@@ -5,6 +5,7 @@
 access and leaves image and maps encoded. Reading imports neither JAX nor TFDS: data workers start fast.
 """
 
+from data_pipelines.store.kinds import FEEDBACK, Kind
 from data_pipelines.store.layout import (
     INFO_FILE,
     METADATA_FILE,
@@ -22,12 +23,14 @@ from data_pipelines.store.write import load_writer, write_dataset
 from rahf.core.errors import DatasetError
 
 __all__ = [
+    "FEEDBACK",
     "INFO_FILE",
     "METADATA_FILE",
     "NAME",
     "TOKENIZER_FILE",
     "VERSION",
     "DatasetError",
+    "Kind",
     "Record",
     "RecordSource",
     "check_replaceable",

@@ -44,7 +44,7 @@ def has_field(path: str | os.PathLike, name: str) -> bool:
 def split_infos(folder: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
     """Files of each split with their numbers of records, from ``dataset_info.json``."""
     file = folder / INFO_FILE
-    remedy = "make one with `rahf prepare synthetic|richhf18k|rapidata|regions|feedback|saliency … --out DIR`"
+    remedy = "make one with `rahf prepare synthetic|richhf18k|rapidata|regions|feedback|saliency|motion … --out DIR`"
     if not folder.is_dir():
         raise DatasetError(f"{folder} is {'a file' if folder.exists() else 'not there'}; "
                            f"expected a prepared dataset directory: {remedy}")  # fmt: skip

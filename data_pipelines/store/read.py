@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
-from data_pipelines.store import array_record_library, schema, tf_example
+from data_pipelines.store import array_record_library, tf_example
+from data_pipelines.store.kinds import FEEDBACK, Kind
 from data_pipelines.store.layout import INFO_FILE, METADATA_FILE, check_file, listing, split_infos, splits
-from data_pipelines.store.records import Record
 from rahf.core import json_text
 from rahf.core.errors import DatasetError, ExampleError
 
@@ -20,16 +20,16 @@ class RecordSource:
     Returned by `open_split`.
     """
 
-    def __init__(self, path: str, split: str, files: list[tuple[str, int]], fingerprint: str):
-        self.path, self.split, self.files, self.fingerprint = path, split, files, fingerprint
+    def __init__(self, path: str, split: str, files: list[tuple[str, int]], fingerprint: str, kind: Kind = FEEDBACK):
+        self.path, self.split, self.files, self.fingerprint, self.kind = path, split, files, fingerprint, kind
         self._length = sum(count for _, count in files)
         self._reader = None
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: SupportsIndex) -> Record:
-        """Record number `index` (negative: from the end).
+    def __getitem__(self, index: SupportsIndex) -> Any:
+        """Record number `index` (negative: from the end); a `Record`, or what the dataset's kind has.
 
         Raises:
           IndexError: no such record.
@@ -40,7 +40,7 @@ class RecordSource:
         if not 0 <= position < self._length:
             raise IndexError(f"{self}: no record {index.__index__()}")
         try:
-            return schema.from_example(tf_example.parse(self._read(position)))
+            return self.kind.from_example(tf_example.parse(self._read(position)))
         except KeyError as error:
             raise DatasetError(
                 f"{self._where(position)} has no field {error.args[0]!r}; it was written by another version "
@@ -77,12 +77,13 @@ class RecordSource:
         return f"RecordSource(split={self.split!r}, records={self._length}, fingerprint={self.fingerprint!r})"
 
 
-def open_split(path: str | os.PathLike, split: str) -> RecordSource:
+def open_split(path: str | os.PathLike, split: str, kind: Kind = FEEDBACK) -> RecordSource:
     """Opens one split of a prepared dataset for random access.
 
     Args:
       path: directory written by `write_dataset`.
       split: name of the split, e.g. ``"train"``.
+      kind: of its records.
 
     Raises:
       DatasetError: not a prepared dataset, no such split, an empty split, or a damaged file.
@@ -96,7 +97,7 @@ def open_split(path: str | os.PathLike, split: str) -> RecordSource:
         raise DatasetError(f"{folder}: split {split!r} is empty; the dataset has {listing(splits(folder))}")
     for file, count in files:
         check_file(file, count)
-    return RecordSource(str(folder), split, files, _fingerprint(folder, split))
+    return RecordSource(str(folder), split, files, _fingerprint(folder, split), kind)
 
 
 def _fingerprint(folder: pathlib.Path, split: str) -> str:

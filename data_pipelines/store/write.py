@@ -11,11 +11,8 @@ import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from data_pipelines.store import layout, schema
-from data_pipelines.store.records import Record
-from rahf.core.batch import SCORES
+from data_pipelines.store import layout
+from data_pipelines.store.kinds import FEEDBACK, Kind
 from rahf.core.errors import DatasetError
 from rahf.core.files import replacing_folder
 
@@ -25,11 +22,12 @@ _SHARD_BYTES = 256 << 20  # a new shard begins when one has grown to this size
 
 def write_dataset(
     out: str | os.PathLike,
-    splits: Mapping[str, Iterable[Record]],
+    splits: Mapping[str, Iterable[Any]],
     description: str,
     tokenizer: bytes | None = None,
     extra: Mapping[str, bytes | str | Callable[[], bytes | str]] | None = None,
     optional: Collection[str] = (),
+    kind: Kind = FEEDBACK,
 ) -> dict[str, int]:
     """Writes records as a TFDS dataset in ArrayRecord files. Order is kept; nothing is held in memory.
 
@@ -43,6 +41,7 @@ def write_dataset(
       tokenizer: serialized SentencePiece model to put beside the data.
       extra: further files, content by file name; a function is called when every record has been written.
       optional: fields of a record that the dataset is to have beside the usual ones, of `schema.OPTIONAL`.
+      kind: of the records.
 
     Returns:
       Number of records per split.
@@ -54,7 +53,7 @@ def write_dataset(
     target = pathlib.Path(os.path.abspath(out))
     layout.check_replaceable(target)
     with replacing_folder(target) as folder:
-        counts = _write_records(folder, splits, description, optional)
+        counts = _write_records(folder, splits, description, optional, kind)
         if not any(counts.values()):
             raise DatasetError(f"{target}: nothing to write: {layout.listing(counts)}")
         if tokenizer:
@@ -78,7 +77,11 @@ def load_writer() -> None:
 
 
 def _write_records(
-    folder: pathlib.Path, splits: Mapping[str, Iterable[Record]], description: str, optional: Collection[str]
+    folder: pathlib.Path,
+    splits: Mapping[str, Iterable[Any]],
+    description: str,
+    optional: Collection[str],
+    kind: Kind,
 ) -> dict[str, int]:
     """Writes shards and metadata; returns the number of records per split."""
     import tensorflow_datasets as tfds
@@ -86,13 +89,13 @@ def _write_records(
     digests = tfds.core.MetadataDict()  # written to metadata.json: of the records' content, whatever their number
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
-            name=layout.NAME,
-            version=tfds.core.Version(layout.VERSION),
+            name=kind.name,
+            version=tfds.core.Version(kind.version),
             data_dir=str(folder),
             module_name="data_pipelines.store",
         ),
         description=description,
-        features=schema.features(optional),
+        features=kind.features(optional),
         metadata=digests,
         disable_shuffling=True,
     )
@@ -100,22 +103,22 @@ def _write_records(
     uids: set[str] = set()
     infos = []
     for split, records in splits.items():
-        examples = _SerializedSplit(records, split, info.features, uids)
-        infos.append(_write_split(folder, split, examples))
+        examples = _SerializedSplit(records, split, info.features, uids, kind)
+        infos.append(_write_split(folder, split, examples, kind.name))
         digests[split] = examples.digest.hexdigest()
     info.set_splits(tfds.core.SplitDict(infos))
     info.write_to_directory(folder)
     return {split.name: sum(split.shard_lengths) for split in infos}
 
 
-def _write_split(folder: pathlib.Path, split: str, examples: _SerializedSplit) -> Any:
+def _write_split(folder: pathlib.Path, split: str, examples: _SerializedSplit, name: str) -> Any:
     """Writes the shards of one split; returns its `tfds.core.SplitInfo`."""
     import tensorflow_datasets as tfds
 
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder,
         template=_TEMPLATE,
-        dataset_name=layout.NAME,
+        dataset_name=name,
         split=split,
         filetype_suffix="array_record",
     )
@@ -132,10 +135,11 @@ def _write_split(folder: pathlib.Path, split: str, examples: _SerializedSplit) -
 class _SerializedSplit:
     """The records of a split as serialized examples, cut into shards; counts them, and digests their bytes."""
 
-    def __init__(self, records: Iterable[Record], split: str, features: Any, uids: set[str]):
+    def __init__(self, records: Iterable[Any], split: str, features: Any, uids: set[str], kind: Kind):
         import tensorflow_datasets as tfds
 
         self.records, self.split, self.features, self.uids = iter(records), split, features, uids
+        self.kind = kind
         self.fields = set(features.keys())
         self.serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
         self.count = self.bytes = 0
@@ -149,8 +153,8 @@ class _SerializedSplit:
         """Numbered examples, at least one, until `_SHARD_BYTES` are reached."""
         size = 0
         while self.following is not None and size < _SHARD_BYTES:
-            _check(self.following, f"split {self.split!r}, record {self.count}", self.uids)
-            fields = schema.to_example(self.following)
+            _check(self.following, f"split {self.split!r}, record {self.count}", self.uids, self.kind)
+            fields = self.kind.to_example(self.following)
             encoded = self.features.encode_example({name: fields[name] for name in fields if name in self.fields})
             # Deterministic: the order of a map's entries would otherwise be left to chance.
             example = self.serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
@@ -162,17 +166,10 @@ class _SerializedSplit:
         self.bytes += size
 
 
-def _check(record: Record, where: str, uids: set[str]) -> None:
+def _check(record: Any, where: str, uids: set[str], kind: Kind) -> None:
     """Raises DatasetError if a record is malformed, or its uid is among `uids`; adds it there."""
     where = f"{where} (uid {record.uid!r})"
     if record.uid in uids:
         raise DatasetError(f"{where}: this uid was written before; uids are unique in a dataset")
     uids.add(record.uid)
-    if record.word_labels is not None and len(record.word_labels) != len(record.words):
-        raise DatasetError(f"{where}: {len(record.words)} words but {len(record.word_labels)} word labels")
-    if record.word_shares is not None and len(record.word_shares) != len(record.words):
-        raise DatasetError(f"{where}: {len(record.words)} words but shares for {len(record.word_shares)}")
-    if np.shape(record.scores) != (len(SCORES),):
-        raise DatasetError(f"{where}: scores have shape {np.shape(record.scores)}, expected ({len(SCORES)},)")
-    if not record.image:
-        raise DatasetError(f"{where}: the image is empty")
+    kind.check(record, where)

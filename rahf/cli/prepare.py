@@ -32,6 +32,7 @@ def add(commands) -> None:
     _add_feedback(kinds)
     _add_planted(kinds)
     _add_saliency(kinds)
+    _add_motion(kinds)
 
 
 def _add_richhf18k(kinds) -> None:
@@ -226,7 +227,61 @@ def saliency(args: argparse.Namespace) -> int:
         dev=args.dev,
         test=args.test,
     )
-    return exit_codes.of_counts(counts.total("joined"), counts.refused)
+    return exit_codes.of_counts(counts.total("joined"), counts.left_out)
+
+
+def _add_motion(kinds) -> None:
+    parser = command(
+        kinds,
+        "motion",
+        motion,
+        "spectral volumes of motion: from your own videos, or from drawn scenes whose flow is known exactly",
+        "Videos are cut into windows of 150 frames with a start every 10; windows that are still, cut, or filmed by a\n"
+        "moving camera are dropped and counted. Needs the extra: pip install rahf[motion]. Drawn scenes need nothing.\n"
+        "  rahf prepare motion --synthetic 500 --out data/motion\n"
+        "  rahf prepare motion --videos clips/ --out data/trees",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--synthetic", type=int, default=None, metavar="N", help="draw N swaying scenes")
+    source.add_argument("--videos", nargs="+", default=None, metavar="PATH", help="videos, or folders of videos")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
+    parser.add_argument("--size", default="256x160", metavar="WIDTHxHEIGHT", help="of pictures and flow, in pixels")
+    parser.add_argument("--fps", type=float, default=30.0, help="videos: rate to which they are brought")
+    parser.add_argument("--stride", type=int, default=10, metavar="FRAMES", help="videos: from one window to the next")
+    parser.add_argument("--flows", default=None, metavar="DIR", help="videos: NAME/FIRST.npy, flow of another program")
+    parser.add_argument(
+        "--least-motion", type=float, default=0.001, metavar="X", help="videos: drop less; a share of the width"
+    )
+    parser.add_argument(
+        "--most-motion", type=float, default=0.12, metavar="X", help="videos: drop more; a share of the width"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="drawn scenes: of all randomness")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="drawn scenes: processes that draw")
+    for split in ("dev", "test"):
+        parser.add_argument(f"--{split}", type=float, default=0.1, metavar="SHARE", help="of videos or scenes")
+
+
+def motion(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    import pathlib
+
+    from data_pipelines.prepare.counts import print_report
+    from data_pipelines.video import flow, prepare
+    from rahf.core.errors import ArgumentError
+
+    width, _, height = args.size.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ArgumentError(f"--size {args.size}: expected WIDTHxHEIGHT, as 256x160")
+    options = dict(dev=args.dev, test=args.test, size=(int(width), int(height)))
+    if args.videos is None:
+        workers = args.workers if args.workers > 1 else 0
+        counts = prepare.prepare_scenes(args.out, args.synthetic, seed=args.seed, workers=workers, **options)
+    else:
+        filters = flow.Filters(least_motion=args.least_motion, most_motion=args.most_motion)
+        options |= dict(flows=args.flows, fps=args.fps, stride=args.stride, filters=filters)
+        counts = prepare.prepare_videos(args.videos, args.out, **options)
+    print_report(terminal.console(), counts, pathlib.Path(args.out))
+    return exit_codes.of_counts(counts.total("joined"), counts.left_out)
 
 
 def planted(args: argparse.Namespace) -> int:
