@@ -6,9 +6,9 @@
 # make gpu               fills the GPU rows of docs/benchmarks.md; without a GPU the same way in tiny sizes
 #
 # These need nothing but Python 3.11 or newer (PYTHON=python3.12 names another one) and may be repeated.
-# Tests of the parts for PyTorch, diffusers, Ray and the annotation page are skipped where their packages are absent.
-# EXTRAS=test,torch,ray,annotate,browser installs them, too, as CI does: with PyPI's build of PyTorch for Linux several
-# gigabytes, with its CPU build less. The test in a browser needs Debian's chromium.
+# Tests of the parts for PyTorch, diffusers, Ray, videos and the annotation page are skipped where their packages are
+# absent. EXTRAS=test,torch,ray,annotate,browser,motion installs them, too, as CI does: with PyPI's build of PyTorch for
+# Linux several gigabytes, with its CPU build less. The test in a browser needs Debian's chromium.
 #
 # make gpu takes PYTHON as it is where gpu_pack/ of benchmarks/gpu_pack.py lies here, for a machine without a network;
 # else it sets up .venv: make gpu EXTRAS=gpu,torch. ONLY="train_full limits" measures only these, BUDGET=300 in 300 s.

@@ -104,7 +104,8 @@ def test_its_metadata(wheel):
     assert metadata["Name"] == "rahf" and license == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     assert set(metadata.get_all("Provides-Extra")) == {
-        "annotate", "browser", "gpu", "lite", "notebook", "ray", "test", "torch", "tpu"
+        "annotate", "browser",
+        "motion", "gpu", "lite", "notebook", "ray", "test", "torch", "tpu"
     }  # fmt: skip
     asked = {
         re.split(r"[<>=!;\[ ]", line)[0].lower() for line in metadata.get_all("Requires-Dist") if "extra" not in line
@@ -270,6 +271,6 @@ def test_make_does_what_the_readme_promises(tmp_path):
     )
     assert old.returncode != 0 and not (tmp_path / ".venv/bin").exists()
     run = (ROOT / ".ci/run").read_text()
-    assert "export EXTRAS=test,torch,ray,annotate,browser" in run.splitlines()
+    assert "export EXTRAS=test,torch,ray,annotate,browser,motion" in run.splitlines()
     assert run.splitlines()[-3:] == ["make lint", "make versions", "make test"]
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
