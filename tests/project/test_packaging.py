@@ -104,8 +104,7 @@ def test_its_metadata(wheel):
     assert metadata["Name"] == "rahf" and license == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     assert set(metadata.get_all("Provides-Extra")) == {
-        "annotate", "browser",
-        "motion", "gpu", "lite", "notebook", "ray", "test", "torch", "tpu"
+        "annotate", "browser", "gpu", "lite", "motion", "notebook", "ray", "test", "torch", "tpu"
     }  # fmt: skip
     asked = {
         re.split(r"[<>=!;\[ ]", line)[0].lower() for line in metadata.get_all("Requires-Dist") if "extra" not in line
