@@ -135,7 +135,9 @@ def _lines(
         raise AnnotateError(
             f"{purpose} pictures need their answers: give a feedback file (JSONL) with an annotator each"
         )
-    for picture in pictures_lib.find(folder, prompts):
+    listed, problems = pictures_lib.find(folder, prompts)
+    imported.refused.extend(problems)
+    for picture in listed:
         if picture.prompt is None:
             imported.refused.append(f"{one_line(picture.name, 100)}: no prompt")
         else:

@@ -51,6 +51,7 @@ pictures = Table(
     Column("position", Float, nullable=False),  # order among pictures that as many people have taken
     Index("pictures_next", "purpose", "taken", "position"),
     Index("pictures_disputed", "dispute"),
+    Index("pictures_counts", "purpose", "answered", "wanted", "skipped"),
 )
 
 people = Table(
@@ -98,7 +99,7 @@ answers = Table(
     Column("seconds", Float, nullable=False),  # that the person looked at the picture
     Column("saved", Float, nullable=False),
     UniqueConstraint("picture_id", "person_id"),
-    Index("answers_person", "person_id", "saved"),
+    Index("answers_person", "person_id", "complete", "saved", "seconds"),
 )
 
 #: Every save that was acknowledged, under the id that the browser gave it. Nothing is ever removed from here.

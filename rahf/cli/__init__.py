@@ -9,6 +9,7 @@ from typing import Any
 #: Modules of the commands, in the order of ``rahf --help``.
 COMMANDS = (
     "demo",
+    "annotate",
     "prepare",
     "train",
     "evaluate",

@@ -20,6 +20,7 @@ Rich feedback on generated images: where a picture is implausible or misses its 
 misses, and how good it is.
 
   rahf demo                                              everything below on synthetic scenes, in a quarter of an hour
+  rahf annotate --images DIR --prompts FILE --db FILE    let people mark your pictures in the browser
   rahf prepare synthetic --out data/demo                 make a dataset of synthetic scenes
   rahf prepare feedback --annotations FILE --images DIR --out DIR    make a dataset of your own pictures and ratings
   rahf train configs/critic/demo.py                      train; Ctrl-C saves, the same command resumes

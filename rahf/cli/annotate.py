@@ -1,0 +1,202 @@
+"""`rahf annotate`: the page on which people give feedback, and what is done with it."""
+
+from __future__ import annotations
+
+import argparse
+
+from rahf.cli.parsing import Formatter, command
+from rahf.core import exit_codes, terminal
+
+
+def add(commands) -> None:
+    """Adds the command, its options and its sub-commands."""
+    parser = command(
+        commands,
+        "annotate",
+        serve,
+        "let people mark pictures in the browser, and make a feedback file of it",
+        "  rahf annotate --images pictures --prompts prompts.jsonl --db feedback.sqlite\n"
+        "prints the address, and the first time a link for the administrator, who adds people. It needs nothing but\n"
+        "this machine. `rahf annotate export` writes the file that `rahf prepare feedback` reads. docs/annotate.md\n"
+        "describes the page, the rules and the security. Needs: pip install rahf[annotate]",
+    )
+    _add_database(parser, required=False)
+    parser.add_argument("--images", default=None, metavar="DIR", help="folder of pictures; the first time")
+    parser.add_argument(
+        "--prompts",
+        default=None,
+        metavar="FILE",
+        help="feedback or captions file with the prompts (default: captions in the folder, or a.txt beside a.png)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8600, help="0 takes a free one")
+    parser.add_argument(
+        "--host-name", action="append", default=[], metavar="NAME", help="name by which browsers call this server"
+    )
+    parser.add_argument("--tls-certificate", default=None, metavar="FILE")
+    parser.add_argument("--tls-key", default=None, metavar="FILE")
+    parser.add_argument("--title", default=None, help="shown on the page (default: Rich feedback)")
+    for name, kind, text in (
+        ("people-per-picture", int, "number of different people who answer each picture (default: 3)"),
+        ("lease-seconds", float, "after that a picture not answered goes to somebody else (default: 3600)"),
+        ("ahead", int, "pictures that a person holds at once, for work without a network (default: 4)"),
+        ("gold-every", int, "a hidden gold picture after so many others; 0: never (default: 10)"),
+        ("training", int, "training pictures that a person does first, if there are any (default: 3)"),
+        ("most-pictures", int, "a person is finished after so many; 0: no limit (default: 0)"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=None, metavar="N", help=text)
+    actions = parser.add_subparsers(title="instead of serving", metavar="ACTION", required=False)
+    _add_people(actions)
+    _add_gold(actions)
+    _add_agreement(actions)
+    _add_export(actions)
+
+
+def _add_database(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument(
+        "--db", required=required, metavar="FILE", help="SQLite file, or postgresql://USER:PASSWORD@HOST/NAME"
+    )
+
+
+def _action(actions, name: str, run, text: str, description: str = "") -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=text, description=description or text, formatter_class=Formatter)
+    parser.set_defaults(run=run)
+    _add_database(parser)
+    return parser
+
+
+def _add_people(actions) -> None:
+    parser = _action(actions, "people", people, "list people, add some, or keep one out")
+    parser.add_argument("--add", action="append", default=[], metavar="LABEL", help="a person; prints the link's end")
+    parser.add_argument("--role", default="annotator", choices=("annotator", "administrator"), help="of --add")
+    parser.add_argument("--renew", default=None, metavar="PSEUDONYM", help="a new link; the old one ends")
+    parser.add_argument("--deactivate", default=None, metavar="PSEUDONYM", help="keep out; the answers stay")
+    parser.add_argument(
+        "--study", type=int, default=None, metavar="N", help="a link by which N people of a platform can join"
+    )
+
+
+def _add_gold(actions) -> None:
+    parser = _action(actions, "gold", gold, "add pictures with their right answers")
+    parser.add_argument("--answers", required=True, metavar="FILE", help="feedback file, one annotator in each line")
+    parser.add_argument(
+        "--training", action="store_true", help="people do them first and are told (default: hidden among the others)"
+    )
+
+
+def _add_agreement(actions) -> None:
+    parser = _action(actions, "agreement", agreement, "how far people agree, by score, by words, by marks, by person")
+    parser.add_argument("--json", default=None, metavar="FILE", help="also write the numbers as JSON")
+
+
+def _add_export(actions) -> None:
+    parser = _action(actions, "export", export, "write the finished answers to a file")
+    parser.add_argument("--out", required=True, metavar="FILE")
+    parser.add_argument(
+        "--adjudicated", action="store_true", help="where an administrator has decided, only that decision"
+    )
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from rahf.core.errors import AnnotateError
+
+    if args.db is None:
+        raise AnnotateError("give the database: --db feedback.sqlite")
+    if (args.tls_certificate is None) != (args.tls_key is None):
+        raise AnnotateError("--tls-certificate and --tls-key belong together")
+    from rahf.annotate import importing
+    from rahf.annotate import serve as serving
+    from rahf.annotate.database import open_database
+
+    database = open_database(args.db, create=args.images is not None)
+    rules = ("people_per_picture", "lease_seconds", "ahead", "gold_every", "training", "most_pictures", "title")
+    changes = {name: getattr(args, name) for name in rules if getattr(args, name) is not None}
+    if changes:
+        database.set_project(**changes)
+    if args.images is not None:
+        _print_imported(importing.import_pictures(database, args.images, args.prompts))
+    tls = (args.tls_certificate, args.tls_key) if args.tls_key else None
+    try:
+        serving.serve(database, args.host, args.port, args.host_name, tls)
+    finally:
+        database.close()
+    return 0
+
+
+def _print_imported(imported) -> None:
+    terminal.say(f"pictures: {imported.new} new, {imported.already} already there, {len(imported.refused)} refused")
+    for reason in imported.refused[:20]:
+        terminal.say(f"  refused: {reason}", stderr=True)
+    if len(imported.refused) > 20:
+        terminal.say(f"  … and {len(imported.refused) - 20} more", stderr=True)
+
+
+def people(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from rahf.annotate import people as people_lib
+    from rahf.annotate import quality
+    from rahf.annotate.database import open_database
+
+    database = open_database(args.db)
+    for label in args.add:
+        token = people_lib.add(database, label, args.role)
+        page = "admin" if args.role == "administrator" else ""
+        terminal.say(f"{label}: append to the server's address: {page}#token={token}")
+    if args.renew is not None:
+        terminal.say(f"{args.renew}: #token={people_lib.renew(database, args.renew)}")
+    if args.deactivate is not None:
+        people_lib.deactivate(database, args.deactivate)
+    if args.study is not None:
+        key = people_lib.add_study(database, args.study)
+        terminal.say(f"append to the server's address: ?study={key}&PROLIFIC_PID={{{{%PROLIFIC_PID%}}}}")
+    if not (args.add or args.renew or args.deactivate or args.study):
+        for one in quality.overview(database)["people"]:
+            state = "" if one["active"] else ", kept out"
+            terminal.say(f"{one['pseudonym']}  {one['role']:<13} {one['answers']:>6} answers  {one['label']}{state}")
+    database.close()
+    return 0
+
+
+def gold(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from rahf.annotate import importing
+    from rahf.annotate.database import open_database
+
+    database = open_database(args.db)
+    purpose = "training" if args.training else "gold"
+    imported = importing.import_pictures(database, database.folder, args.answers, purpose)
+    _print_imported(imported)
+    database.close()
+    return exit_codes.of_counts(imported.new + imported.already, len(imported.refused))
+
+
+def agreement(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    import json
+
+    from rahf.annotate import agreement as agreement_lib
+    from rahf.annotate import quality
+    from rahf.annotate.database import open_database
+    from rahf.core.files import write_atomically
+
+    database = open_database(args.db)
+    tree = agreement_lib.measure(list(agreement_lib.judgements(database)))
+    database.close()
+    for line in quality.table(tree):
+        print(line)
+    if args.json is not None:
+        write_atomically(args.json, json.dumps(tree, indent=2, allow_nan=False) + "\n")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from rahf.annotate import exporting
+    from rahf.annotate.database import open_database
+
+    database = open_database(args.db)
+    pictures, answers = exporting.write_feedback(database, args.out, adjudicated=args.adjudicated)
+    database.close()
+    terminal.say(f"{args.out}: {answers} answers to {pictures} pictures")
+    return exit_codes.of_counts(pictures, 0)
