@@ -1,5 +1,6 @@
 """Shared fixtures. Everything heavy is made once per test run."""
 
+import importlib.metadata
 import os
 import pathlib
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs of tests run a few steps: optimising them takes most of the time that compiling takes. See `optimised`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# So do XLA's second generator of CPU code, which came to stay in jaxlib 0.11, and its threads beside other test processes.
+_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+if tuple(int(n) for n in importlib.metadata.version("jaxlib").split(".")[:2]) < (0, 11):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's: test processes share the cores already
 # Programs that tests start find this checkout and the helpers of tests.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

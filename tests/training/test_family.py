@@ -79,7 +79,8 @@ def test_parts_of_a_batch_and_adapters_need_no_code_of_the_family(tmp_path):
 def test_it_shards(tmp_path):
     """On eight devices the kernel lies in eight pieces, and the parameters become those of one device."""
     registry.train(toy(tmp_path / "one"))
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "GLIBC_TUNABLES": ""}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "GLIBC_TUNABLES": ""}
     program = (
         "import dataclasses, pathlib, sys; from rahf import registry; from rahf.config import MeshConfig;"
         "from rahf.training import state; from tests.helpers import toy_family;"
