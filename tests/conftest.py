@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs of tests run a few steps: optimising them takes most of the time that compiling takes. See `optimised`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# So do XLA's second generator of CPU code, which came to stay in jaxlib 0.11, and its threads beside other test processes.
+# So do its newer generator of code for CPUs, which jaxlib 0.11 and later always use, and its threads beside ours.
 _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 if tuple(int(n) for n in importlib.metadata.version("jaxlib").split(".")[:2]) < (0, 11):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
