@@ -54,6 +54,12 @@ def open_clips(path: str | os.PathLike, split: str) -> store.RecordSource:
     return store.open_split(path, split, MOTION)
 
 
+def clip_counts(path: str | os.PathLike) -> dict[str, int]:
+    """Number of clips of each split. Raises DatasetError if this is no prepared motion data."""
+    description(path)
+    return store.splits(path)
+
+
 def clip(path: str | os.PathLike, place: str) -> MotionRecord:
     """One clip, named as "SPLIT:NUMBER", for example "test:0".
 

@@ -22,6 +22,7 @@ COMMANDS = (
     "score",
     "generate",
     "sgool",
+    "animate",
     "import_",
     "doctor",
 )

@@ -30,6 +30,7 @@ misses, and how good it is.
   rahf mask runs/demo IMAGE --prompt "a red cat" --out MASK.png      what to repaint
   rahf select runs/demo CANDIDATES.jsonl --out MANIFEST.jsonl        the best of many, with reasons
   rahf generate MODEL --prompt "a red cat" --out DIR                 pictures from prompts, guided if wanted
+  rahf animate PHOTO --spectrum FILE --out VIDEO.mp4                 a photograph that moves
 
 Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done but for some inputs that were refused and listed,
 128 + n stopped by signal n.
