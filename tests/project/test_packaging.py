@@ -89,8 +89,8 @@ def test_it_holds_every_file_that_is_needed_and_no_other(wheel):
     rest = {name for name in names - code if not name.split("/")[0].endswith(".dist-info")}
     templates = ROOT / "rahf/critic/evaluation/report/templates"
     shipped = sorted((ROOT / "rahf/shipped").glob("*.rahf"))
-    page = (ROOT / "rahf/annotate/page").glob("*")
-    extra = [*templates.glob("*"), *shipped, *page]
+    pages = [*(ROOT / "rahf/annotate/page").glob("*"), *(ROOT / "rahf/motion/templates").glob("*")]
+    extra = [*templates.glob("*"), *shipped, *pages]
     assert rest == {file.relative_to(ROOT).as_posix() for file in extra if file.is_file()}
     assert {name.split("/")[0] for name in code} == TOP
     assert any(re.fullmatch(r"rahf-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
