@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import signal
 import threading
@@ -25,6 +26,9 @@ from rahf.training.prefetch import Prefetch
 from rahf.training.progress import Reporter
 from rahf.training.step import StepMetrics, make_train_step
 from rahf.training.task import Loader, SavedFile, Task
+
+
+_STOPPING = "\n{}: stopping after this step, with a checkpoint; Ctrl-C again ends at once, without one\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Interrupt:
     def _note(self, number: int, _: Any) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.signal is None:
+            # Not by print: the handler may run in the middle of one, and streams cannot be entered twice.
+            with contextlib.suppress(OSError):
+                os.write(2, _STOPPING.format(signal.Signals(number).name).encode())
         self.signal = number
         if jax.process_count() > 1:
             signal.raise_signal(signal.SIGTERM)

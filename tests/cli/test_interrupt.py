@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from rahf.cli import interrupt
+from rahf.training.loop import Interrupt
 
 
 @pytest.fixture
@@ -49,6 +50,18 @@ def test_a_run_that_saves_has_until_the_second_signal(ended):
         assert happened.wait(20) and codes == [130]
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def test_a_run_says_at_once_that_it_stops_and_how_to_end_it(capfd):
+    with Interrupt() as interrupt:
+        assert not interrupt.at(1)
+        signal.raise_signal(signal.SIGINT)
+        said = capfd.readouterr().err
+        assert said == "\nSIGINT: stopping after this step, with a checkpoint; Ctrl-C again ends at once, without one\n"
+        assert interrupt.at(1) and interrupt.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
