@@ -1,5 +1,5 @@
-"""Measures the data loader: rates with 0, 1, 2 worker processes, the time of each part of one image, and the ratio
-to the time with version 0's decoding at reduced scale.
+"""Measures the data loader: rates with 0, 1, 2 worker processes, the time of each part of one image, and the ratios
+to the times with version 0's decoding at reduced scale, and with a reduction that leaves at least twice the target.
 
     python benchmarks/loader.py --data DIR          # a prepared dataset
     python benchmarks/loader.py                     # synthetic 512 px JPEG pictures with 512 px PNG maps
@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import statistics
 import sys
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import simplejpeg
 import tyro
 from PIL import Image
 from rich.console import Console
@@ -187,13 +189,28 @@ def shares(options: Options, config: DataConfig, tokenizer: Tokenizer, source: l
     }
 
 
-def ratio(options: Options, config: DataConfig, tokenizer: Tokenizer, source: loader.RecordSequence) -> dict[str, Any]:
-    """The time of one example, JPEG decoded in full size, as a multiple of its time as version 0 decoded: at the
-    smallest scale that suffices. One thread, in alternation; median of the ratios of processor time."""
+def twice_the_target(data: bytes, size: int, box: images.Box, on_damage: Any = None) -> np.ndarray:
+    """A square that the loader does not use: JPEG is decoded at the smallest scale at which the box still has twice as
+    many pixels as the square."""
+    least = [math.ceil(2 * size / (box[i + 2] - box[i])) for i in (0, 1)]
+    pixels = simplejpeg.decode_jpeg(data, min_width=least[0], min_height=least[1])
+    return np.asarray(decode.resize_box(Image.fromarray(pixels), size, box))
+
+
+def ratio(
+    options: Options,
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    source: loader.RecordSequence,
+    other: examples.DecodeSquare,
+    measure: str,
+) -> dict[str, Any]:
+    """The time of one example, JPEG decoded in full size, as a multiple of its time with another decoding. One thread,
+    in alternation; median of the ratios of processor time."""
     count, ratios = min(64, len(source)), []
     for number in range(2 * options.runs):
         spent = []
-        for decode_square in (examples.decode_square, version_0.square):
+        for decode_square in (examples.decode_square, other):
             begin = time.process_time()
             for index in range(count):
                 rng = np.random.default_rng((0, number, index))
@@ -201,11 +218,25 @@ def ratio(options: Options, config: DataConfig, tokenizer: Tokenizer, source: lo
             spent.append(time.process_time() - begin)
         ratios.append(spent[0] / spent[1])
     return {
-        "measure": "time of an example against version 0",
+        "measure": measure,
         "ratio": round(statistics.median(ratios), 3),
         "lowest": round(min(ratios), 3),
         "highest": round(max(ratios), 3),
+        "largest_difference": _difference(source[0].image, options.image_size, other),
+        "largest_difference_of_noise": _difference(_noise(options.source_size), options.image_size, other),
     }
+
+
+def _difference(data: bytes, size: int, other: examples.DecodeSquare) -> int:
+    """Largest difference of a square to that of another decoding, in grey levels."""
+    squares = [function(data, size, images.FULL).astype(int) for function in (examples.decode_square, other)]
+    return int(np.abs(squares[0] - squares[1]).max())
+
+
+def _noise(side: int) -> bytes:
+    """A JPEG of the finest detail there is."""
+    values = np.random.default_rng(0).integers(0, 2, (side, side, 1), np.uint8) * np.uint8(255)
+    return _encode(np.repeat(values, 3, axis=2), "JPEG", quality=95)
 
 
 def report(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -213,12 +244,12 @@ def report(console: Console, rows: list[dict[str, Any]]) -> None:
     table = Table(title="images per second, augmented batches")
     for column in ("workers", "best", "median", "first batch after"):
         table.add_column(column, justify="right")
-    for row in rows[:-2]:
+    for row in rows[:-3]:
         label = str(row["workers"]) if row["workers"] else "0 (threads)"
         best, median = row["images_per_second_best"], row["images_per_second_median"]
         table.add_row(label, f"{best:.0f}", f"{median:.0f}", f"{row['first_batch_seconds']:.1f} s")
     console.print(table)
-    last, against = rows[-2:]
+    last, *against = rows[-3:]
     title = (
         f"one image, one thread: {last['milliseconds']:.2f} ms, {last['cpu_milliseconds']:.2f} of a core, "
         f"{last['decode_share']:.0%} of it decode"
@@ -229,10 +260,11 @@ def report(console: Console, rows: list[dict[str, Any]]) -> None:
     for label, spent in last["parts"].items():
         table.add_row(label, f"{spent:.2f}", f"{spent / last['milliseconds']:.0%}")
     console.print(table)
-    console.print(
-        f"an example takes {against['ratio']:.2f} ({against['lowest']:.2f} to {against['highest']:.2f}) of its time "
-        "with version 0's reduced decoding"
-    )
+    for one in against:
+        console.print(
+            f"{one['measure']}: {one['ratio']:.2f} ({one['lowest']:.2f} to {one['highest']:.2f}); pixels differ by up "
+            f"to {one['largest_difference']} grey levels, in noise {one['largest_difference_of_noise']}"
+        )
 
 
 def main(options: Options) -> None:
@@ -259,8 +291,12 @@ def main(options: Options) -> None:
     configs = [dataclasses.replace(config, workers=workers) for workers in options.workers]
     # Before the rates, because the threads of a loader end only after a moment.
     last = shares(options, config, tokenizer, source)
-    against = ratio(options, config, tokenizer, source)
-    rows = [rate(options, config, tokenizer, source) for config in configs] + [last, against]
+    others = {
+        "time of an example against version 0": version_0.square,
+        "time of an example against a reduction to twice the target": twice_the_target,
+    }
+    against = [ratio(options, config, tokenizer, source, other, name) for name, other in others.items()]
+    rows = [rate(options, config, tokenizer, source) for config in configs] + [last, *against]
     report(Console(file=sys.stderr), rows)
     for row in rows:
         print(json.dumps({"benchmark": "loader", **about, **row}))

@@ -30,6 +30,7 @@ from rahf.critic.networks import build, heads, word_tags
 from rahf.diffusion.networks import blocks, pixel_unet
 from rahf.nn import convnext, efficientnet, functional, gradients, layers, resnet
 from tests.helpers import model_maker
+from tests.helpers.straight_through import straight_through
 
 BF16, F32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
 
@@ -184,6 +185,41 @@ NETWORKS = {
 def test_no_network_sums_in_bfloat16(name):
     program = denoiser_gradient() if name == "denoiser" else critic_gradient(NETWORKS[name])
     assert sums_in_bfloat16(program.jaxpr) == []
+
+
+@pytest.mark.parametrize("name, config", [("multi-head", model_maker.SMALLEST), ("CLIP", CLIP)])
+def test_gradients_of_a_whole_network(name, config):
+    """Each parameter's gradient in bfloat16 is the one without rounding, at the same values, but for 2%.
+
+    A network in float32 has other values, and where it has norms, quite other gradients. So the reference rounds each
+    value of the network as bfloat16 does, and computes the gradient in float32.
+    """
+    config = dataclasses.replace(config, compute_dtype="bfloat16")
+    graphdef, side, batch = functional.abstract(build.build(config))[0], config.image_size, model_maker.fake(8)
+    image = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), np.uint8)
+    # Labels that pull all outputs the same way: terms of one sign, as in `test_gradients_of_a_layer`.
+    batch = batch._replace(
+        image=image, heatmaps=np.full((8, side, side, 2), 255, np.uint8), scores=np.ones_like(batch.scores)
+    )
+    params = functional.init(build.build(config), 0)
+
+    def loss(params):
+        with gradients.of_training():
+            return losses.total(LossConfig(), functional.merge(graphdef, params)(batch), batch)[0]
+
+    # By default XLA leaves roundings out where that is faster: the values would be others than the reference's.
+    options = {"xla_allow_excess_precision": False, "xla_backend_optimization_level": 0}
+    found, expected = (
+        functional.flatten(jax.jit(jax.grad(f)).lower(params).compile(compiler_options=options)(params))
+        for f in (loss, straight_through(loss, params))
+    )
+    # Softmax does not change with the bias of the keys: the true gradient is zero, what is left is rounding.
+    compared = [path for path in expected if not path.endswith("key/bias")]
+    assert len(compared) > 50
+    for path in compared:
+        assert found[path].dtype == F32
+        difference = jnp.linalg.norm(found[path] - expected[path])
+        assert difference <= 0.02 * jnp.linalg.norm(expected[path]), path  # both are 0 where nothing is learnt
 
 
 def test_the_search_finds_such_sums():
