@@ -2,7 +2,10 @@
 
 `tables` and `database` hold what is stored, `importing` the pictures and prompts, `people` who may come in,
 `assignments` who sees which picture, `saving` what they answered. `answers` checks an answer, `gold` compares it with
-the right one, `agreement` measures how far people agree, and `exporting` writes the answers.
+the right one, `quality` describes people and disputed pictures, `agreement` measures how far people agree. `exporting`
+writes the answers, `label_studio` and `coco` in the forms of others, and `import_answers` reads them. `application` is
+the HTTP interface, `guards` its limits and headers, `views` what a person is told, `serve` runs it; `page/` is what the
+browser gets. docs/annotate.md describes all of it.
 """
 
 import importlib.util

@@ -13,6 +13,9 @@ from rahf.annotate.database import Database
 from rahf.annotate.tables import adjudications, answers, people, pictures
 from rahf.core.files import open_atomically
 
+#: In place of a pseudonym where an administrator has decided.
+ADJUDICATOR = "adjudicator"
+
 
 class Exported(NamedTuple):
     """One picture with the finished answers to it, by pseudonym, in the order of the pseudonyms."""
@@ -23,11 +26,16 @@ class Exported(NamedTuple):
     width: int
     height: int
     answers: dict[str, dict[str, Any]]
-    adjudicated: dict[str, Any] | None
 
 
-def collect(database: Database, purpose: str = "work") -> Iterator[Exported]:
-    """Pictures of a purpose that have at least one finished answer, in the order of their import."""
+def collect(database: Database, purpose: str = "work", adjudicated: bool = False) -> Iterator[Exported]:
+    """Pictures of a purpose that have at least one finished answer, in the order of their import.
+
+    Args:
+      database: of the project.
+      purpose: of the pictures.
+      adjudicated: where an administrator has decided, the decision stands in place of the answers, by "adjudicator".
+    """
     query = (
         sa.select(
             pictures.c.uid,
@@ -51,45 +59,39 @@ def collect(database: Database, purpose: str = "work") -> Iterator[Exported]:
             if current is None or current.uid != row.uid:
                 if current is not None:
                     yield current
-                decided = None if row.decided is None else json.loads(row.decided)
-                current = Exported(row.uid, row.name, row.prompt, row.width, row.height, {}, decided)
-            current.answers[row.pseudonym] = json.loads(row.answer)
+                decided = adjudicated and row.decided is not None
+                first = {ADJUDICATOR: json.loads(row.decided)} if decided else {}
+                current = Exported(row.uid, row.name, row.prompt, row.width, row.height, first)
+            if not decided:
+                current.answers[row.pseudonym] = json.loads(row.answer)
         if current is not None:
             yield current
 
 
-def line(exported: Exported, adjudicated: bool) -> dict[str, Any]:
+def line(exported: Exported) -> dict[str, Any]:
     """A line of a feedback file (docs/data.md). Points are in pixels of the upright picture."""
-    tree = {
+    return {
         "uid": exported.uid,
         "image": exported.name,
         "prompt": exported.prompt,
         "width": exported.width,
         "height": exported.height,
+        "annotators": list(exported.answers.values()),
+        "raters": list(exported.answers),
+        "adjudicated": ADJUDICATOR in exported.answers,
     }
-    if adjudicated and exported.adjudicated is not None:
-        return {**tree, "annotators": [exported.adjudicated], "adjudicated": True}
-    return {**tree, "annotators": list(exported.answers.values()), "raters": list(exported.answers)}
 
 
-def write_feedback(
-    database: Database, path: str | os.PathLike, purpose: str = "work", adjudicated: bool = False
-) -> tuple[int, int]:
+def write_feedback(exported: Iterator[Exported], path: str | os.PathLike) -> tuple[int, int]:
     """Writes a feedback file; an older file stays until the new one is whole.
-
-    Args:
-      database: of the project.
-      path: of the file.
-      purpose: of the pictures.
-      adjudicated: where an administrator has decided, that decision alone stands in the file.
 
     Returns:
       Number of pictures, and of answers.
     """
     count = answered = 0
     with open_atomically(path) as file:
-        for exported in collect(database, purpose):
-            file.write(json.dumps(line(exported, adjudicated), ensure_ascii=False).encode() + b"\n")
+        for one in exported:
+            file.write(json.dumps(line(one), ensure_ascii=False).encode() + b"\n")
             count += 1
-            answered += len(exported.answers)
+            answered += len(one.answers)
     return count, answered

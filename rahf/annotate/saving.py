@@ -71,7 +71,7 @@ def save(database: Database, person_id: int, body: Any) -> Receipt:
         picture = connection.execute(sa.select(pictures).where(pictures.c.id == picture_id)).one()
         values = _values(body, picture)
         row = {"picture_id": picture_id, "person_id": person_id, "revision": revision, "seconds": seconds, **values}
-        current = _store(connection, row, database.clock())
+        current = store(connection, row, database.clock())
         connection.execute(
             sa.insert(saves).values(
                 save_id=save_id,
@@ -113,7 +113,7 @@ def _values(body: Mapping[str, Any], picture: Any) -> dict[str, Any]:
     return {"answer": answers_lib.dumps(answer), "complete": complete, "skip_reason": reason}
 
 
-def _store(connection: Connection, row: dict[str, Any], now: float) -> bool:
+def store(connection: Connection, row: dict[str, Any], now: float) -> bool:
     """Makes a save the current answer unless a newer one is there; returns whether it did."""
     key = (answers.c.picture_id == row["picture_id"], answers.c.person_id == row["person_id"])
     before = connection.execute(sa.select(answers).where(*key)).first()

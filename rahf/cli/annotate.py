@@ -50,6 +50,18 @@ def add(commands) -> None:
     _add_gold(actions)
     _add_agreement(actions)
     _add_export(actions)
+    parser = _action(actions, "import", import_answers, "add answers of a feedback file to pictures that are there")
+    parser.add_argument("--annotations", required=True, metavar="FILE", help="feedback file, such as an export")
+    parser = actions.add_parser(
+        "from-label-studio",
+        help="turn an export of Label Studio into a feedback file",
+        description="Turn an export of Label Studio (“JSON”) into a feedback file. Nothing is fetched.",
+        formatter_class=Formatter,
+    )
+    parser.set_defaults(run=from_label_studio)
+    parser.add_argument("--tasks", required=True, metavar="FILE", help="JSON")
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder in which the pictures are")
+    parser.add_argument("--out", required=True, metavar="FILE", help="feedback file to write")
 
 
 def _add_database(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -92,6 +104,16 @@ def _add_agreement(actions) -> None:
 def _add_export(actions) -> None:
     parser = _action(actions, "export", export, "write the finished answers to a file")
     parser.add_argument("--out", required=True, metavar="FILE")
+    parser.add_argument(
+        "--format",
+        default="feedback",
+        choices=("feedback", "label-studio", "coco"),
+        help="feedback file, Label Studio's tasks (with the project's configuration beside them), or COCO of the marks",
+    )
+    parser.add_argument("--prefix", default="", help="before the paths of pictures in Label Studio's tasks")
+    parser.add_argument(
+        "--marks", default=None, choices=("implausibility", "misalignment"), help="of COCO, one kind (default: both)"
+    )
     parser.add_argument(
         "--adjudicated", action="store_true", help="where an administrator has decided, only that decision"
     )
@@ -196,7 +218,48 @@ def export(args: argparse.Namespace) -> int:
     from rahf.annotate.database import open_database
 
     database = open_database(args.db)
-    pictures, answers = exporting.write_feedback(database, args.out, adjudicated=args.adjudicated)
+    pictures_with_answers = exporting.collect(database, adjudicated=args.adjudicated)
+    what = "answers"
+    if args.format == "label-studio":
+        from rahf.annotate import label_studio
+
+        pictures, count = label_studio.write(pictures_with_answers, args.out, args.prefix)
+    elif args.format == "coco":
+        from rahf.annotate import coco
+
+        pictures, count = coco.write(pictures_with_answers, args.out, (args.marks,) if args.marks else None)
+        what = "marks"
+    else:
+        pictures, count = exporting.write_feedback(pictures_with_answers, args.out)
     database.close()
-    terminal.say(f"{args.out}: {answers} answers to {pictures} pictures")
+    terminal.say(f"{args.out}: {count} {what} of {pictures} pictures")
     return exit_codes.of_counts(pictures, 0)
+
+
+def from_label_studio(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from rahf.annotate import label_studio
+
+    converted = label_studio.read(args.tasks, args.images, args.out)
+    terminal.say(f"{args.out}: {converted.annotations} annotations of {converted.pictures} pictures")
+    for name, count in converted.unread.items():
+        terminal.say(f"not read: {count} results, {name}", stderr=True)
+    for reason in converted.refused[:20]:
+        terminal.say(f"refused: {reason}", stderr=True)
+    if len(converted.refused) > 20:
+        terminal.say(f"refused: {len(converted.refused) - 20} more", stderr=True)
+    return exit_codes.of_counts(converted.pictures, len(converted.refused))
+
+
+def import_answers(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from rahf.annotate import import_answers as import_lib
+    from rahf.annotate.database import open_database
+
+    database = open_database(args.db)
+    imported = import_lib.import_answers(database, args.annotations)
+    database.close()
+    terminal.say(f"answers: {imported.new} new, {imported.already} already there, {len(imported.refused)} refused")
+    for reason in imported.refused[:20]:
+        terminal.say(f"refused: {reason}", stderr=True)
+    return exit_codes.of_counts(imported.new + imported.already, len(imported.refused))

@@ -148,7 +148,10 @@ def _add_feedback(kinds) -> None:
     parser.add_argument(
         "--images", required=True, metavar="DIR", help="folder that the paths start from; nothing outside it is read"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
+    parser.add_argument("--out", default=None, metavar="DIR", help="directory to create")
+    parser.add_argument(
+        "--check", action="store_true", help="make nothing: list every fault with its line and field (without --out)"
+    )
     _add_tokenizer(parser)
     parser.add_argument(
         "--map-size", type=int, default=None, metavar="N", help="side of all heatmaps (default: the picture's size)"
@@ -372,6 +375,12 @@ def regions(args: argparse.Namespace) -> int:
 
 def feedback(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    if args.check:
+        return _check_feedback(args)
+    if args.out is None:
+        from rahf.core.errors import ArgumentError
+
+        raise ArgumentError("give --out DIR, the directory to create, or --check")
     from data_pipelines.feedback import prepare
 
     counts = prepare.prepare(
@@ -384,3 +393,15 @@ def feedback(args: argparse.Namespace) -> int:
         test=args.test,
     )
     return exit_codes.of_counts(counts.total("joined"), counts.left_out)
+
+
+def _check_feedback(args: argparse.Namespace) -> int:
+    from data_pipelines.feedback import check
+
+    checked = check.check(args.annotations, args.images)
+    for fault in checked.faults:
+        kind = "" if fault.refused else "warning: "
+        terminal.say(f"line {fault.line}: {kind}{fault.field + ': ' if fault.field else ''}{fault.message}")
+    usable = checked.lines - checked.refused
+    terminal.say(f"{args.annotations}: {usable} of {checked.lines} lines can be used, {len(checked.faults)} remarks")
+    return exit_codes.of_counts(usable, checked.refused)

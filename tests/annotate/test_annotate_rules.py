@@ -212,7 +212,10 @@ def test_training_comes_first_and_hidden_gold_in_between(tmp_path):
     purpose = {row.id: row.purpose for row in rows(database, tables.pictures)}
     seen = [purpose[number] for number in work(database, who)]
     assert seen == ["training", "work", "work", "gold", "work", "work", "work", "work"]
-    assert exporting.write_feedback(database, tmp_path / "out.jsonl") == (6, 6)  # neither training nor gold
+    assert exporting.write_feedback(exporting.collect(database), tmp_path / "out.jsonl") == (
+        6,
+        6,
+    )  # neither training nor gold
     database.set_project(most_pictures=3)
     other = person(database, "B")
     database.set_project(people_per_picture=2)
@@ -318,7 +321,7 @@ def test_what_is_exported_can_be_prepared_and_has_pseudonyms_only(small, tmp_pat
     crowd = [person(small, f"Person {name}") for name in "AB"]
     for number, who in enumerate(crowd):
         work(small, who, answer=answer(score=2 + 2 * number, implausible=[(10, 10 + number)], wrong=[1]))
-    assert exporting.write_feedback(small, tmp_path / "feedback.jsonl") == (4, 8)
+    assert exporting.write_feedback(exporting.collect(small), tmp_path / "feedback.jsonl") == (4, 8)
     text = (tmp_path / "feedback.jsonl").read_text()
     assert "Person" not in text and text.count("rater-") == 8
     summary = prepare(tmp_path / "feedback.jsonl", small.folder, tmp_path / "out", dev=0, test=0, progress=False)

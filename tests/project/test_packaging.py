@@ -90,7 +90,8 @@ def test_it_holds_every_file_that_is_needed_and_no_other(wheel):
     templates = ROOT / "rahf/critic/evaluation/report/templates"
     shipped = sorted((ROOT / "rahf/shipped").glob("*.rahf"))
     pages = [*(ROOT / "rahf/annotate/page").glob("*"), *(ROOT / "rahf/motion/templates").glob("*")]
-    extra = [*templates.glob("*"), *shipped, *pages]
+    schema = ROOT / "data_pipelines/feedback/line.schema.json"
+    extra = [*templates.glob("*"), *shipped, *pages, schema]
     assert rest == {file.relative_to(ROOT).as_posix() for file in extra if file.is_file()}
     assert {name.split("/")[0] for name in code} == TOP
     assert any(re.fullmatch(r"rahf-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
