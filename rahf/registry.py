@@ -19,6 +19,8 @@ from rahf.core import hub, shipped
 from rahf.core.errors import ArgumentError, ConfigError
 from rahf.core.names import suggest
 from rahf.critic import loading
+from rahf.critic.export import archive
+from rahf.saliency import loading as saliency_loading
 
 if TYPE_CHECKING:  # Flax and Orbax: a reader of exported files does without
     from rahf.training.loop import Finished
@@ -47,6 +49,11 @@ FAMILIES: dict[str, Family] = {
         "rahf.config.stable_diffusion:StableDiffusionConfig",
         task="rahf.diffusion.task:stable_diffusion_task",
         load="rahf.diffusion.pipeline:load",
+    ),
+    "saliency": Family(
+        "rahf.config.saliency:SaliencyConfig",
+        task="rahf.saliency.task:SaliencyTask",
+        load="rahf.saliency.loading:load_local",
     ),
 }
 
@@ -108,24 +115,26 @@ def load(path: str | os.PathLike, *, revision: str | None = None, **options: Any
 
     Args:
       path: a run directory (its best checkpoint, else the newest), one checkpoint of it
-        (`RUN/checkpoints/latest/1000`), a file of `rahf export`, the name of a model that comes with rahf ("lite"), or
-        the id of a Hugging Face repository that holds a run directory or one exported file ("owner/name"; downloaded
-        once). A local path that exists always wins.
+        (`RUN/checkpoints/latest/1000`), a file of `rahf export`, the name of a model that comes with rahf ("lite",
+        "saliency-lite"), or the id of a Hugging Face repository that holds a run directory or one exported file
+        ("owner/name"; downloaded once). A local path that exists always wins.
       revision: branch, tag or commit of the repository; None: its main branch.
       options: of the family's loader. A critic takes `dtype`: "float32" or "bfloat16" to compute in.
 
     Returns:
-      A `rahf.Critic`, or what the model's family is used through (`rahf.diffusion.Generator`).
+      A `rahf.Critic`, or what the model's family is used through (`rahf.diffusion.Generator`,
+      `rahf.saliency.predictor.Saliency`).
 
     Raises:
       CheckpointError, ExportError: no model there, a damaged one, or a repository that cannot be downloaded.
       ConfigError: its `config.json` cannot be read, or is of a family that is not registered.
       ArgumentError: an option with a value that it cannot have.
     """
-    path = shipped.resolve(path)
-    downloaded = hub.is_id(path, revision)
-    local = hub.download(str(path), revision) if downloaded else path
+    local, downloaded = _local(path, revision)
     if loading.is_exported(local):
+        if archive.kind_of(local) == "saliency":
+            _check_options(saliency_loading.load_local, options, "an exported saliency model")
+            return saliency_loading.load_local(local, **options)
         _check_options(loading.load_local, options, "an exported critic")
         return loading.load_local(local, downloaded=downloaded, **options)
     from rahf.training import saved_model  # Flax and Orbax: a reader of exported files does without
@@ -134,6 +143,23 @@ def load(path: str | os.PathLike, *, revision: str | None = None, **options: Any
     loader = resolve(family_of(model).load)
     _check_options(loader, options, f"a {model.family} model")
     return loader(local, **options, **({"downloaded": True} if loader is loading.load_local and downloaded else {}))
+
+
+def family_name(path: str | os.PathLike, revision: str | None = None) -> str:
+    """The family of a trained model, of an exported critic "critic". Arguments and errors as of `load`."""
+    local, _ = _local(path, revision)
+    if loading.is_exported(local):
+        return archive.kind_of(local)
+    from rahf.training import saved_model  # Flax and Orbax: a reader of exported files does without
+
+    return saved_model.find(local).config.model.family
+
+
+def _local(path: str | os.PathLike, revision: str | None) -> tuple[str | os.PathLike, bool]:
+    """The path on this machine of what `load` is given, and whether it comes from the hub."""
+    path = shipped.resolve(path)
+    downloaded = hub.is_id(path, revision)
+    return (hub.download(str(path), revision), True) if downloaded else (path, False)
 
 
 def _check_options(loader: Callable[..., Any], options: dict[str, Any], what: str) -> None:

@@ -16,6 +16,7 @@ COMMANDS = (
     "compare",
     "predictions",
     "predict",
+    "look",
     "export",
     "mask",
     "select",

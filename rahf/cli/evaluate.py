@@ -34,6 +34,10 @@ def add(commands) -> None:
     parser.add_argument("--batch-size", type=int, default=None, help="default: as in the config")
     parser.add_argument("--no-generate", action="store_true", help="keywords by constrained scoring only")
     parser.add_argument("--examples", type=int, default=60, help="examples in the report's gallery")
+    saliency = parser.add_argument_group("saliency models")
+    saliency.add_argument("--center-bias", default="learned", help="learned, or none: leave it out")
+    saliency.add_argument("--viewers", action="store_true", help="also measure one viewer against the rest (slow)")
+    saliency.add_argument("--emd", action="store_true", help="also the earth mover's distance (slow)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,6 +45,24 @@ def run(args: argparse.Namespace) -> int:
     from rahf.training import distributed
 
     with distributed.joined():
+        from rahf import registry
+
+        if registry.family_name(args.model) == "saliency":
+            from rahf.saliency import report
+
+            report.evaluate(
+                args.model,
+                data=args.data,
+                split=args.split,
+                report=args.report,
+                json_file=args.json,
+                limit=args.limit,
+                batch_size=args.batch_size,
+                center_bias=args.center_bias,
+                viewers=args.viewers,
+                emd=args.emd,
+            )
+            return 0
         from rahf.critic.evaluation import run as evaluation_report
 
         evaluation_report.run(

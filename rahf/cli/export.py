@@ -39,10 +39,18 @@ def run(args: argparse.Namespace) -> int:
             about = pathlib.Path(args.about).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ArgumentError(f"--about {args.about}: cannot be read as text ({error})") from error
-    from rahf.critic.export.write import export_run  # JAX only now, so that a wrong command fails fast
+    from rahf import registry  # JAX only now, so that a wrong command fails fast
+    from rahf.critic.export import write as critic_write
+    from rahf.saliency.export import write as saliency_write
 
+    if registry.family_name(args.model) == "saliency":
+        if args.scores_only:
+            raise ArgumentError("--scores-only: a saliency model gives no scores; leave it out")
+        options = dict(bf16=args.bf16, weight_license=args.license, about=about, name=args.name)
+        saliency_write.export_run(args.model, args.file, force=args.force, **options)
+        return 0
     options = dict(
         scores_only=args.scores_only, bf16=args.bf16, weight_license=args.license, about=about, name=args.name
     )
-    export_run(args.model, args.file, force=args.force, **options)
+    critic_write.export_run(args.model, args.file, force=args.force, **options)
     return 0

@@ -16,7 +16,7 @@ costs about four samplings.
 Writes DIR/seed0.png, DIR/seed0-before0.png, …, energy.csv and energy.png (the curve).
 
 Example:
-  rahf sgool models/sd15 --prompt "a red cat" --critic runs/demo --saliency runs/gaze --out steered/"""
+  rahf sgool models/sd15 --prompt "a red cat" --critic runs/demo --saliency saliency-lite --out steered/"""
 
 
 def add(commands) -> None:
@@ -33,7 +33,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--saliency", default=None, metavar="MODEL", help="says where people look (default: the critic)"
     )
-    parser.add_argument("--heatmap", default="implausibility", help="which of its heatmaps")
+    parser.add_argument("--heatmap", default=None, help="which of its heatmaps (default: its first)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
     parser.add_argument("--iterations", type=int, default=50, metavar="N", help="updates of the noise")
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="of each sampling")

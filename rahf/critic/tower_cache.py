@@ -13,7 +13,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -23,7 +23,6 @@ from data_pipelines.loading.examples import RecordSequence
 from rahf import images
 from rahf.config import Config, CriticConfig
 from rahf.core import json_text, tree
-from rahf.core.batch import Batch
 from rahf.core.errors import ConfigError, DataError
 from rahf.core.files import write_atomically
 from rahf.critic.networks.outputs import TowerMaps
@@ -58,15 +57,20 @@ def check(config: Config) -> None:
         raise ConfigError("train.cache_tower: one process only, found several; leave it out on clusters")
 
 
-def check_frozen(config: Config, params: functional.Params) -> None:
-    """Raises ConfigError if `optimizer.trainable` or adapters train the tower."""
+def of_tower(path: str) -> bool:
+    """Whether a parameter belongs to the tower."""
+    return path.split("/")[0] in TOWERS
+
+
+def check_frozen(config: Config, params: functional.Params, is_cached: Callable[[str], bool] = of_tower) -> None:
+    """Raises ConfigError if `optimizer.trainable` or adapters train what is cached, the tower or a part of it."""
     paths = list(tree.flatten(params))
     trained = paths
     if trainable.is_partial(config.optimizer):
         trained = trainable.matching_paths(paths, config.optimizer.trainable, "optimizer.trainable")
         if config.optimizer.lora.rank:
             trained += trainable.matching_paths(paths, config.optimizer.lora.patterns, "optimizer.lora.patterns")
-    moving = [path for path in trained if path.split("/")[0] in TOWERS]
+    moving = [path for path in trained if is_cached(path)]
     if moving:
         raise ConfigError(
             f"train.cache_tower: {moving[0]} is trained; set optimizer.trainable to the other parts, such as "
@@ -76,6 +80,9 @@ def check_frozen(config: Config, params: functional.Params) -> None:
 
 class TowerCache:
     """Arrays on disk [examples, …] of every output of the tower, float16."""
+
+    #: Fields of the model's config that the outputs depend on, beside the tower's own and the normalisation.
+    fields: ClassVar[tuple[str, ...]] = ("finest_skip", "folded_maps", "image_size")
 
     def __init__(self, config: Config, source: RecordSequence, fingerprint: str):
         """Args: the run's config, its training examples, and a hash that tells them from others."""
@@ -95,11 +102,11 @@ class TowerCache:
           ConfigError: the tower is trained.
           DataError: a picture cannot be decoded, or an output does not fit into 16 bits.
         """
-        check_frozen(self.config, params)
+        check_frozen(self.config, params, self._is_cached)
         # Only what the tower needs: the compiled function then does not depend on the other parameters.
         maps = jax.jit(lambda params, image: functional.merge(graphdef, params).tower_maps(image))
-        side, count = self.config.model.image_size, len(self.source)
-        blank = jax.ShapeDtypeStruct((_BATCH, side, side, 3), np.uint8)
+        count = self._count()
+        blank = jax.ShapeDtypeStruct((_BATCH, *self._canvas(), 3), np.uint8)
         shapes = [part.shape[1:] for part in jax.eval_shape(maps, params, blank)]
         done = self._open(self._key(params), [(count, *shape) for shape in shapes])
         if done < count:
@@ -108,23 +115,45 @@ class TowerCache:
         damage = Damage(self.source, str(self.config.data.path))
         for number, first in enumerate(range(done, count, _BATCH), 1):
             last = min(first + _BATCH, count)
-            self._write(first, last, jax.device_get(maps(params, self._pixels(first, last, side, damage.log()))))
+            self._write(first, last, jax.device_get(maps(params, self._pixels(first, last, damage.log()))))
             damage.collect(say)
             if number % _SAVED_EVERY == 0 or last == count:
                 self._save(last)
                 say(f"  cached {last} of {count}")
 
-    def _pixels(self, first: int, last: int, side: int, damage: DamageLog) -> np.ndarray:
-        """uint8 [_BATCH,S,S,3]; the last batch is filled up, so that nothing is compiled twice."""
-        pixels = np.zeros((_BATCH, side, side, 3), np.uint8)
+    def _is_cached(self, path: str) -> bool:
+        """Whether the outputs depend on a parameter."""
+        return of_tower(path)
+
+    def _count(self) -> int:
+        """How many pictures the tower sees."""
+        return len(self.source)
+
+    def _canvas(self) -> tuple[int, int]:
+        """Height and width of what the tower sees, in pixels."""
+        return (self.config.model.image_size,) * 2
+
+    def _picture(self, index: int, on_damage: Callable[[str], None]) -> np.ndarray:
+        """uint8 [height,width,3], number `index` of `_count`. Raises ImageError."""
+        record = self.source[self._place(index)]
+        return images.decode_resized(record.image, self.config.model.image_size, on_damage=on_damage)
+
+    def _place(self, index: int) -> int:
+        """Position in the source of the record that picture number `index` belongs to."""
+        return index
+
+    def _pixels(self, first: int, last: int, damage: DamageLog) -> np.ndarray:
+        """uint8 [_BATCH,height,width,3]; the last batch is filled up, so that nothing is compiled twice."""
+        pixels = np.zeros((_BATCH, *self._canvas(), 3), np.uint8)
         for place, index in enumerate(range(first, last)):
-            record, damaged = self.source[index], []
+            record, damaged = self._place(index), []
             try:
-                pixels[place] = images.decode_resized(record.image, side, on_damage=damaged.append)
+                pixels[place] = self._picture(index, damaged.append)
             except images.ImageError as error:
-                raise DataError(f"record {index} (uid {record.uid!r}): {error}; prepare the data again") from error
+                uid = self.source[record].uid
+                raise DataError(f"record {record} (uid {uid!r}): {error}; prepare the data again") from error
             if damaged:
-                damage.add(index)
+                damage.add(record)
         return pixels
 
     def _write(self, first: int, last: int, outputs: tuple[np.ndarray, ...]) -> None:
@@ -136,12 +165,13 @@ class TowerCache:
     def _key(self, params: functional.Params) -> str:
         """What the cached values depend on, as JSON."""
         digest = hashlib.sha256()
-        for path, leaf in sorted(tree.flatten({k: v for k, v in params.items() if k in TOWERS}).items()):
+        cached = {path: leaf for path, leaf in tree.flatten(params).items() if self._is_cached(path)}
+        for path, leaf in sorted(cached.items()):
             digest.update(path.encode() + np.asarray(leaf).tobytes())
         model = dataclasses.asdict(self.config.model)
-        names = ("tower", model["tower"], "finest_skip", "folded_maps", "image_size", "image_mean", "image_std")
-        fields = {name: model[name] for name in (*names, "compute_dtype")}
-        key = {"data": self.fingerprint, "count": len(self.source), "weights": digest.hexdigest(), "model": fields}
+        names = ("tower", model["tower"], *self.fields, "image_mean", "image_std", "compute_dtype")
+        fields = {name: model[name] for name in names}
+        key = {"data": self.fingerprint, "count": self._count(), "weights": digest.hexdigest(), "model": fields}
         return json.dumps(key, indent=1, sort_keys=True) + "\n"
 
     def _open(self, key: str, shapes: list[tuple[int, ...]]) -> int:
@@ -169,9 +199,13 @@ class TowerCache:
             array.flush()
         write_atomically(self.folder / _DONE, f"{done}\n")
 
-    def replace_images(self, batch: Batch) -> Batch:
+    def replace_images(self, batch: Any) -> Any:
         """The batch with the tower's outputs in the place of its images."""
-        return batch._replace(image=TowerMaps(tuple(array[batch.index] for array in self._arrays)))
+        return batch._replace(image=TowerMaps(tuple(array[self._places(batch)] for array in self._arrays)))
+
+    def _places(self, batch: Any) -> np.ndarray:
+        """Number of the picture of each example."""
+        return batch.index
 
 
 class CachedLoader:
@@ -198,7 +232,7 @@ class CachedLoader:
     def __iter__(self) -> CachedLoader:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         return self._cache.replace_images(next(self._loader))
 
     def get_state(self) -> dict[str, Any]:

@@ -49,12 +49,7 @@ def load_towers(
     params: functional.Params = {}
     record: dict[str, dict[str, Any]] = {}
     if vision:
-        if config.tower == "vit":
-            weights = source.locate(vision, vision_revision)
-            tower = {"vit": load_image_tower(weights, config)}
-            record["vision"] = _record(weights, tower) | {"positions": _interpolated(weights, config)}
-        else:
-            tower, record["vision"] = _convolutional_tower(config, vision, vision_revision)
+        tower, record["vision"] = load_vision_part(config, vision, vision_revision)
         params |= tower
     if text:
         weights = source.locate(text, text_revision)
@@ -90,6 +85,28 @@ def _convolutional_tower(
     if config.tower == "efficientnet" and efficientnet.is_package(weights.name):
         record["license"] = efficientnet.LICENSE
     return tower, record
+
+
+def load_vision_part(
+    config: FamilyConfig, name: str | os.PathLike | WeightsSource, revision: str | None = None
+) -> tuple[functional.Params, dict[str, Any]]:
+    """Reads the image tower that `config.tower` names.
+
+    Args:
+      config: of any family with the fields `tower`, `vit`, `efficientnet`, `resnet`, `convnext`, `image_size` and the
+        normalisation of pixels.
+
+    Returns:
+      Its parameters as `vit` or `tower`, and what to write down of it.
+
+    Raises:
+      PretrainedError: as `load_towers`.
+    """
+    if config.tower != "vit":
+        return _convolutional_tower(config, name, revision)
+    weights = source.locate(name, revision)
+    tower = {"vit": load_image_tower(weights, config)}
+    return tower, _record(weights, tower) | {"positions": _interpolated(weights, config)}
 
 
 def load_image_tower(

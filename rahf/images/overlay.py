@@ -1,7 +1,7 @@
 """Heatmaps as colours over a picture, and pictures side by side with titles.
 
-Only NumPy and Pillow. Heatmaps are warm (implausibility) or cool (misalignment); both grow more opaque
-with the value, so that the picture stays visible where nothing is wrong.
+Only NumPy and Pillow. Heatmaps are warm (implausibility), cool (misalignment) or green (saliency); all grow
+more opaque with the value, so that the picture stays visible where nothing is wrong.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are r
 #: print and to colour-blind people.
 PALETTES = {
     "implausibility": ((255, 240, 150), (255, 200, 60), (250, 130, 30), (225, 50, 35), (140, 0, 50)),
+    "saliency": ((225, 245, 225), (150, 220, 150), (50, 170, 110), (10, 110, 100), (10, 50, 80)),
     "misalignment": ((175, 245, 250), (80, 205, 245), (50, 130, 245), (105, 55, 230), (130, 0, 150)),
 }
 

@@ -195,8 +195,8 @@ def _one_map(prediction: np.ndarray, truth: np.ndarray, name: str, options: Heat
     mse = max(float(mse), 0.0)
     if not where.size:
         return [mse] + [np.nan] * (len(PER_MAP) - 1)
-    cc, *nss = _cc_and_nss(x, where, g, bool(low == high), options)
-    kld, sim = _kld_and_sim(x, where, g, options)
+    cc, *nss = cc_and_nss(x, where, g, bool(low == high), options)
+    kld, sim = kld_and_sim(x, where, g, options)
     return [mse, cc, kld, sim, *nss, auc_judd(p[where], np.delete(p, where))]
 
 
@@ -213,10 +213,16 @@ def _check_truth(marks: np.ndarray, name: str) -> None:
         raise DataError(f"{name}: a true map with values from {low:g} to {high:g}, expected [0, 1]; {remedy}")
 
 
-def _cc_and_nss(
+def cc_and_nss(
     x: np.ndarray, where: np.ndarray, g: np.ndarray, constant: bool, options: HeatmapOptions
 ) -> tuple[float, float, float, float]:
-    """CC, then NSS over marked pixels, weighted by the marks, and over pixels that at least half marked."""
+    """CC, then NSS over marked pixels, weighted by the marks, and over pixels that at least half marked.
+
+    Args:
+      x: float64 [N] predicted values.
+      where: places of the marked pixels, and `g` their values.
+      constant: all predicted values are the same.
+    """
     majority = g >= 0.5
     if constant:  # no pixel is higher than another; the standard deviation would be rounding noise
         return 0.0, 0.0, 0.0, 0.0 if majority.any() else np.nan
@@ -230,7 +236,8 @@ def _cc_and_nss(
     return cc, z.mean(), (z * g).sum() / g.sum(), z[majority].mean() if majority.any() else np.nan
 
 
-def _kld_and_sim(x: np.ndarray, where: np.ndarray, g: np.ndarray, options: HeatmapOptions) -> tuple[float, float]:
+def kld_and_sim(x: np.ndarray, where: np.ndarray, g: np.ndarray, options: HeatmapOptions) -> tuple[float, float]:
+    """KLD and SIM; arguments as of `cc_and_nss`."""
     eps = options.eps
     p_share, g_share = x[where] / (x.sum() + eps), g / (g.sum() + eps)
     kld = float((g_share * np.log(eps + g_share / (eps + p_share))).sum())

@@ -5,6 +5,8 @@ Batch-norm statistics are frozen and folded into scale and bias of each channel;
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -101,13 +103,26 @@ class EfficientNet(nnx.Module):
                 setattr(self, f"stage_{stage}_{number}", block)
                 inputs = outputs
 
-    def maps(self, image: Float[Array, "b s s 3"]) -> tuple[Float[Array, "b h w c"], ...]:
+    def maps(self, image: Float[Array, "b s t 3"]) -> tuple[Float[Array, "b h w c"], ...]:
         """The maps of strides 2, 4, 8, 16 and 32, each the output of the last stage of its resolution."""
-        x, maps = jax.nn.relu6(self.stem(image)), []
-        for stage, depth in enumerate(self.config.depths):
+        return self.maps_from(self.maps_until(image, 0), 0)
+
+    def maps_until(self, image: Float[Array, "b s t 3"], stage: int) -> tuple[Float[Array, "b h w c"], ...]:
+        """The finished maps in front of a stage, finest first, and last what the stage takes; see `maps_from`."""
+        return self._run(jax.nn.relu6(self.stem(image)), (), 0, stage)
+
+    def maps_from(self, maps: tuple[Float[Array, "b h w c"], ...], stage: int) -> tuple[Float[Array, "b h w c"], ...]:
+        """The maps of all resolutions, from what `maps_until` gave for the same stage.
+
+        Finer maps may be left out of `maps`; they are then missing here, too.
+        """
+        return self._run(maps[-1], tuple(maps[:-1]), stage, len(self.config.depths))
+
+    def _run(self, x: Any, maps: tuple[Any, ...], first: int, last: int) -> tuple[Any, ...]:
+        for stage in range(first, last):
             if STRIDES[stage] == 2:
-                maps.append(x)
-            for number in range(depth):
+                maps = (*maps, x)
+            for number in range(self.config.depths[stage]):
                 x = getattr(self, f"stage_{stage}_{number}")(x)
         return (*maps, x)
 

@@ -20,21 +20,22 @@ if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are r
 _PRECISION = 22  # bits behind the point in Pillow's weights for 8 bit pixels
 
 
-def unit(image: Array, side: int) -> Float[Array, "b s s 3"]:
-    """uint8 0..255 or float 0..1, [B,h,w,3] of any size → float32 0..1 at the network's side.
+def unit(image: Array, side: int | tuple[int, int]) -> Float[Array, "b s t 3"]:
+    """uint8 0..255 or float 0..1, [B,h,w,3] of any size → float32 0..1 at the network's side, or height and width.
 
     Antialiased bilinear; the aspect ratio is not kept. uint8 becomes the square of `rahf.images.decode_resized` to the
     bit: it is resized in Pillow's fixed-point arithmetic. Floats are not rounded: the result is differentiable in them.
     """
+    shape = (side, side) if isinstance(side, int) else side
     if not jnp.issubdtype(image.dtype, jnp.integer):
         x = image.astype(jnp.float32)
-        if x.shape[1:3] != (side, side):
-            x = jax.image.resize(x, (x.shape[0], side, side, 3), "bilinear", antialias=True)
+        if x.shape[1:3] != shape:
+            x = jax.image.resize(x, (x.shape[0], *shape, 3), "bilinear", antialias=True)
         return x
-    rows, columns = image.shape[1] - side, image.shape[2] - side  # that must go
+    rows, columns = image.shape[1] - shape[0], image.shape[2] - shape[1]  # that must go
     height_first = rows > 0 and rows > 2 * columns  # as Pillow 13; the order changes the rounding
     for axis in (1, 2) if height_first else (2, 1):
-        image = _resized_bytes(image, side, axis)
+        image = _resized_bytes(image, shape[axis - 1], axis)
     return image.astype(jnp.float32) * (1.0 / 255.0)
 
 

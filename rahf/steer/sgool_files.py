@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from rahf.core import hub, shipped
 from rahf.core.errors import ArgumentError
 from rahf.core.files import write_atomically
 from rahf.core.version import __version__
 from rahf.critic import energy, loading
+from rahf.critic.export import archive
 from rahf.diffusion import pipeline
 from rahf.diffusion.latents.doodl import DoodlOptions, DoodlResult
 from rahf.diffusion.latents.sgool import SaliencyOptions, of_heatmap, sgool
+from rahf.saliency import loading as saliency_loading
 from rahf.steer.generate_files import png
+from rahf.training import saved_model
 
 _CURVE = (480, 320)  # width and height in pixels
 
@@ -31,7 +35,7 @@ def sgool_files(
     *,
     score: str = "overall",
     saliency: Any = None,
-    heatmap: str = "implausibility",
+    heatmap: str | None = None,
     seeds: Sequence[int] = (0,),
     options: DoodlOptions = DoodlOptions(),
     salient: SaliencyOptions = SaliencyOptions(),
@@ -46,7 +50,8 @@ def sgool_files(
     Args:
       model: model directory of Stable Diffusion, or what `rahf.diffusion.load` returns.
       critic: what `rahf.load` takes or returns; its energy ``1 - score`` is lowered. Judge with another one.
-      saliency: likewise, whose `heatmap` says where people look; None: `critic`.
+      saliency: likewise, or a saliency model, whose `heatmap` says where people look; None: `critic`.
+      heatmap: its name; None: the first of that model: `implausibility` of a critic, else `saliency`.
       options, salient: see `rahf.diffusion.latents`.
 
     Raises:
@@ -58,7 +63,7 @@ def sgool_files(
         raise ArgumentError(f"{folder}: exists already and is not empty; choose another folder")
     pipe = pipeline.load(model) if isinstance(model, (str, os.PathLike)) else model
     judge = _loaded(critic)
-    looks = judge if saliency is None else _loaded(saliency)
+    looks = judge if saliency is None else _loaded_saliency(saliency)
     result = sgool(
         pipe,
         prompt,
@@ -95,6 +100,20 @@ def sgool_files(
 
 def _loaded(model: Any) -> Any:
     return loading.load(model) if isinstance(model, (str, os.PathLike)) else model
+
+
+def _loaded_saliency(model: Any) -> Any:
+    """A saliency model, or a critic in the place of one."""
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    path = shipped.resolve(model)
+    if hub.is_id(path):
+        path = hub.download(str(path))
+    if loading.is_exported(path):
+        is_saliency = archive.kind_of(path) == "saliency"
+    else:
+        is_saliency = saved_model.find(path).config.model.family == "saliency"
+    return saliency_loading.load(path) if is_saliency else loading.load(path)
 
 
 def _name(model: Any) -> str:

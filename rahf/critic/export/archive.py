@@ -117,6 +117,16 @@ def is_archive(path: str | os.PathLike) -> bool:
         return head[:4] == start[:4] and head.endswith(MANIFEST.encode()) or file.read().startswith(_SEAL)
 
 
+def kind_of(path: str | os.PathLike) -> str:
+    """What a file holds by its manifest, "critic" if it does not say; nothing is checked, `read_archive` does that."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            kind = json_text.parse_object(archive.read(MANIFEST)).get("kind", "critic")
+    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
+        return "critic"  # whose reader says what is wrong
+    return kind if isinstance(kind, str) else "critic"
+
+
 def _read_checked(
     path: pathlib.Path, file: BinaryIO, archive: zipfile.ZipFile
 ) -> tuple[dict[str, Any], dict[str, bytes]]:

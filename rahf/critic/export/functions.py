@@ -62,7 +62,7 @@ def serialize_functions(
     if not scores_only:
         functions |= {"heatmaps": (heatmaps, (pixels, *text)), "predict": (predict, (pixels, *text, prompt, ends))}
     programs = {}
-    with _without_locations():
+    with without_locations():
         for name, (function, inputs) in functions.items():
             exported = jax_export.export(jax.jit(function), platforms=platforms)(_shapes(weights), *inputs)
             programs[name] = bytes(exported.serialize(vjp_order=1))
@@ -70,7 +70,7 @@ def serialize_functions(
 
 
 @contextlib.contextmanager
-def _without_locations() -> Iterator[None]:
+def without_locations() -> Iterator[None]:
     """Keeps source locations out of the programs.
 
     They are absolute paths of this machine, down to the script that calls the export, and would make every file

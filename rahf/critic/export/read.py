@@ -61,6 +61,10 @@ def read_export(path: str | os.PathLike, *, dtype: Any = None) -> Critic:
 
 def critic_of_archive(path: str, manifest: dict[str, Any], parts: dict[str, bytes], dtype: Any = None) -> Critic:
     """The critic of an archive that `read_archive` gave; `path` names the file in errors. Errors as above."""
+    if (kind := manifest.get("kind", "critic")) != "critic":
+        raise ExportError(
+            f"{path}: holds a {names.one_line(kind, 40)} model, no critic; load it with rahf.load, or use `rahf look`"
+        )
     try:
         return _critic(path, _checked(path, manifest), parts, dtype)
     except RahfError:
@@ -113,7 +117,7 @@ def _critic(path: str, manifest: dict[str, Any], parts: dict[str, bytes], dtype:
     except (ImportError, ValueError) as error:
         raise ExportError(str(error)) from error
     origin = _provenance(path, manifest, parts, config, tokenizer)
-    weights = _weights(path, parts[WEIGHTS])
+    weights = read_weights(path, parts[WEIGHTS])
     _check_model_id(path, manifest, config, weights, tokenizer)
     functions = {
         name: program.differentiable(program.read_program(parts[file], f"{path}: {file}"))
@@ -191,7 +195,8 @@ def _check_model_id(
         )
 
 
-def _weights(path: str, data: bytes) -> tree.Params:
+def read_weights(path: str, data: bytes) -> tree.Params:
+    """Parameters from the part `WEIGHTS`; `path` names the file. Raises ExportError: damaged, or not finite."""
     try:
         tensors = safetensors.deserialize(data)
         flat = {name: np.frombuffer(t["data"], _DTYPES[t["dtype"]]).reshape(t["shape"]) for name, t in tensors}

@@ -247,7 +247,7 @@ def _manifest_and_parts(
     parts = {manifest["functions"][name]: data for name, data in programs.items()}
     parts[read.WEIGHTS] = safetensors.numpy.save(weights, {"format": "rahf"})
     parts[read.TOKENIZER] = critic.tokenizer.model
-    parts[read.CONFIG] = config_lib.to_json(_without_paths(critic.config)).encode()
+    parts[read.CONFIG] = config_lib.to_json(without_paths(critic.config)).encode()
     parts[read.PREPROCESSING] = (json.dumps(preprocessing, indent=1) + "\n").encode()
     if origin.quantiles is not None:
         parts[provenance.QUANTILES_FILE] = origin.quantiles.to_json().encode()
@@ -256,7 +256,7 @@ def _manifest_and_parts(
     return manifest, parts
 
 
-def _without_paths(config: config_lib.Config) -> config_lib.Config:
+def without_paths(config: config_lib.Config) -> config_lib.Config:
     """Removes the folders of the machine that trained: they are private, and mean nothing elsewhere."""
     names = tuple(pathlib.PurePath(path).name for path in config.data.paths)
     data = dataclasses.replace(config.data, path=names if len(names) > 1 else names[0], tokenizer="dataset")

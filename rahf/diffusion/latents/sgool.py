@@ -105,18 +105,19 @@ def sgool(
     )
 
 
-def of_heatmap(model: Any, prompts: str | Sequence[str], which: str = "implausibility") -> Saliency:
-    """A heatmap of a critic, or of any model with its functions `tokens` and `heatmaps`, as saliency.
+def of_heatmap(model: Any, prompts: str | Sequence[str], which: str | None = None) -> Saliency:
+    """A heatmap of a critic or of a saliency model as saliency.
 
     Args:
-      model: of `rahf.load`.
+      model: of `rahf.load`: anything with a critic's functions `tokens` and `heatmaps`, and perhaps `heatmap_names`.
       prompts: one for all pictures, or one per picture.
-      which: a name of `rahf.core.batch.HEATMAPS`.
+      which: a name of the model's heatmaps, of a critic `rahf.core.batch.HEATMAPS`; None: the first.
 
     Raises:
       UnknownNameError: an unknown heatmap; suggests the nearest.
     """
-    column, tokens = labels.position("heatmap", which, HEATMAPS), model.tokens(prompts)
+    heatmaps = getattr(model, "heatmap_names", HEATMAPS)
+    column, tokens = labels.position("heatmap", which or heatmaps[0], heatmaps), model.tokens(prompts)
 
     def saliency(pictures: Any) -> np.ndarray:
         per_picture = [np.repeat(x, len(pictures) // len(x), 0) for x in tokens]

@@ -298,7 +298,7 @@ def test_the_model_id_must_belong_to_the_weights(full, checkpoint, tmp_path):
 
 def test_the_model_id_of_a_file_with_fewer_and_shorter_weights(small, tmp_path):
     manifest, parts = archive.read_archive(small)
-    weights = tree.flatten(read._weights("small.rahf", parts["weights.safetensors"]))
+    weights = tree.flatten(read.read_weights("small.rahf", parts["weights.safetensors"]))
     weights["score_overall/out/kernel"] = (weights["score_overall/out/kernel"] * 1.5).astype(jnp.bfloat16)
     config = parts["config.json"].replace(b'"heads": 2', b'"heads": 4', 1)
     assert config != parts["config.json"]

@@ -1,0 +1,1 @@
+"""Where people look: a network over any tower, its training, and the trained model."""

@@ -1,0 +1,72 @@
+"""A saliency model from a run directory or a checkpoint of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from rahf.config import Config
+from rahf.core import tree
+from rahf.core.errors import CheckpointError
+from rahf.critic.from_run import weight_license
+from rahf.nn import functional
+from rahf.saliency.network import SaliencyNetwork
+from rahf.saliency.predictor import Function, Saliency, canvases
+from rahf.training import saved_model
+
+
+def load(path: str | os.PathLike, *, dtype: Any = None) -> Saliency:
+    """Loads a run directory or one checkpoint.
+
+    Raises:
+      CheckpointError: no model there, a damaged one, or one of another family.
+      ArgumentError: another dtype than float32 and bfloat16.
+    """
+    saved = saved_model.find(path, dtype)
+    if saved.config.model.family != "saliency":
+        raise CheckpointError(f"{saved.run}: a {saved.config.model.family} model, no saliency model; use rahf.load")
+    params = saved.params(lambda: SaliencyNetwork(saved.config.model))
+    return of_params(saved.config, params, saved.run.name, saved.step, weight_license(saved.run))
+
+
+def of_params(config: Config, params: tree.Params, name: str, step: int | None, license: str) -> Saliency:
+    """A model of given parameters."""
+    graphdef, _ = functional.abstract(lambda: SaliencyNetwork(config.model))
+    return Saliency(
+        config,
+        params,
+        network_functions(config),
+        name=name,
+        step=step,
+        model_id=model_id(config, params, name, step),
+        weight_license=license,
+        graphdef=graphdef,
+    )
+
+
+def network_functions(config: Config) -> list[Function]:
+    """The network's function for each canvas."""
+
+    def of_canvas(canvas: tuple[int, int]) -> Function:
+        turned = dataclasses.replace(config.model, image_height=canvas[0], image_width=canvas[1])
+        graphdef, _ = functional.abstract(lambda: SaliencyNetwork(turned))
+
+        def function(params, image, frame, bias):
+            return functional.merge(graphdef, params)(image, frame, bias)
+
+        return function
+
+    return [of_canvas(canvas) for canvas in canvases(config)]
+
+
+def model_id(config: Config, params: tree.Params, name: str, step: int | None) -> str:
+    """Name, step, and the start of a SHA-256 of network and parameters."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config.model), sort_keys=True).encode())
+    for path, leaf in sorted(tree.flatten(params).items()):
+        digest.update(path.encode() + np.ascontiguousarray(leaf).tobytes())
+    return f"{name}-{'unknown' if step is None else step}-{digest.hexdigest()[:12]}"

@@ -1,0 +1,115 @@
+"""The saliency family as a `Task`: pictures with fixations or densities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from data_pipelines import store
+from data_pipelines.gaze import loader as loader_lib
+from data_pipelines.gaze.examples import GazeBatch
+from rahf.config import Config
+from rahf.core.errors import ConfigError, DatasetError, PretrainedError
+from rahf.core.tree import Params
+from rahf.critic.tower_cache import CachedLoader
+from rahf.critic.towers import load_vision_part
+from rahf.nn import functional
+from rahf.saliency import cache as cache_lib
+from rahf.saliency import losses, network
+from rahf.saliency.evaluate import RunEvaluator, metric_names
+from rahf.training import sharding
+from rahf.training import start as start_lib
+from rahf.training.task import Loader, Loss, Start, Task
+
+
+class SaliencyTask(Task[GazeBatch]):
+    """Trains a saliency network."""
+
+    def __init__(self, config: Config):
+        """Raises ConfigError, TrainError: sizes that do not fit, or a start that contradicts itself."""
+        super().__init__(config)
+        network.map_widths(config.model)
+        start_lib.check(config)
+        if config.start.text:
+            raise ConfigError("start.text: a saliency model reads no text; leave it out")
+        if config.data.mix:
+            raise ConfigError("data.mix: saliency sets are joined by the number of their pictures; set it to ()")
+        self.cache: cache_lib.SaliencyCache | None = None
+        if config.train.cache_tower:
+            cache_lib.check(config)
+        self.loss_parts = losses.PARTS
+        self.unweighted_parts = tuple(name for name, weight in losses.weights(config.model.loss).items() if not weight)
+
+    def build(self) -> Callable[[], nnx.Module]:
+        return lambda: network.SaliencyNetwork(self.config.model)
+
+    def start(self, shapes: Params) -> Start | None:
+        start = self.config.start
+        if start.model:
+            return start_lib.from_model(self.config, shapes)
+        if not start.vision:
+            return None
+        params, record = load_vision_part(self.config.model, start.vision, start.vision_revision or None)
+        lines = functional.parameter_differences(params, {name: shapes[name] for name in params})
+        if lines:
+            raise PretrainedError("start.vision does not fit the network:\n  " + "\n  ".join(lines))
+        return Start(params, {"vision": record} | start_lib.shares(shapes, params))
+
+    def train_loader(self) -> Loader:
+        for path in self.config.data.paths:
+            if not store.has_field(path, "saliency"):
+                store.splits(path)  # an absent data set has its own message
+                raise DatasetError(f"{path}: has no densities; make the data with `rahf prepare saliency`")
+        source = loader_lib.training_source(self.config)
+        cached = self.config.train.cache_tower
+        loader = loader_lib.GazeTrainLoader(
+            self.config, source, jax.process_index(), jax.process_count(), pixels=not cached
+        )
+        if not cached:
+            return loader
+        self.cache = cache_lib.SaliencyCache(self.config, source, loader.get_state()["fingerprint"])
+        return CachedLoader(loader, self.cache)
+
+    def before_steps(self, graphdef: nnx.GraphDef, params: Params, say: Callable[[str], None]) -> None:
+        if self.cache is not None:
+            self.cache.fill(graphdef, params, say)
+
+    def normalizers(self, batch: GazeBatch) -> jax.Array:
+        return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
+
+    def loss(
+        self,
+        model: nnx.Module,
+        batch: GazeBatch,
+        key: jax.Array,
+        dropout_key: jax.Array | None,
+        step: jax.Array,
+        normalizers: jax.Array,
+    ) -> Loss:
+        log_density = model(batch.image, batch.frame)
+        with jax.named_scope("loss"):
+            return Loss(*losses.total(self.config.model.loss, log_density, batch, normalizers))
+
+    def eval_loader(self, mesh: jax.sharding.Mesh, split: str | None = None) -> loader_lib.GazeEvalLoader:
+        """The evaluation split of the run's first data set, at most `train.eval_examples` of it."""
+        source = store.open_split(self.config.data.paths[0], split or self.config.data.eval_split)
+        size = sharding.rounded_up(self.config.data.eval_batch_size, mesh)
+        return loader_lib.GazeEvalLoader(
+            self.config, source, size, jax.process_index(), jax.process_count(), self.config.train.eval_examples
+        )
+
+    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> RunEvaluator:
+        return RunEvaluator(self.config, self.eval_loader(mesh), graphdef, mesh)
+
+    def metric_names(self) -> Sequence[str]:
+        return metric_names()
+
+    def labels_at_start(self, start: Start) -> Mapping[str, int | None]:
+        return {}
+
+    def step_scale(self) -> tuple[float, Callable[[str], bool]]:
+        """The tower learns slower than the decoder, which starts at random."""
+        return self.config.model.tower_rate, lambda path: path.split("/")[0] in ("tower", "vit")
