@@ -14,6 +14,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "compare",
+    "report",
     "predictions",
     "predict",
     "look",

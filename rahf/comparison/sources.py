@@ -107,7 +107,7 @@ class FileSource:
 
     def __init__(self, file: PredictionFile, name: str):
         self.file, self.name = file, name
-        self.about = f"predictions of {file.path}"
+        self.about = f"predictions in {names.one_line(pathlib.PurePath(file.path).name, 80)}"
         self.refused = list(file.refused)
         self.notes: list[str] = []
         self._lines: Mapping[int, PredictionLine] | None = None

@@ -135,7 +135,7 @@ def article(example: ReportExample, number: int, encoding: Encoding) -> Article:
         prompts=_prompt_lines(example),
         scores=[_score_row(example, index) for index in range(len(SCORES))],
     )
-    return Article(html, f".p{number}{{background-image:url({_jpeg(example.image, encoding)})}}")
+    return Article(html, f".p{number}{{background-image:url({jpeg_uri(example.image, encoding)})}}")
 
 
 def _tiles(example: ReportExample, encoding: Encoding) -> Iterator[_Tile]:
@@ -145,11 +145,11 @@ def _tiles(example: ReportExample, encoding: Encoding) -> Iterator[_Tile]:
         if np.isnan(predicted).all():
             yield _Tile(f"{name}, predicted", note="not predicted", style="plain")
         else:
-            yield _Tile(f"{name}, predicted", _layer(predicted, name, encoding), style="map")
+            yield _Tile(f"{name}, predicted", layer_uri(predicted, name, encoding), style="map")
         if not _has_map(example, kind):
             yield _Tile(f"{name}, true", note="no label", style="plain")
         elif (truth := example.true_heatmaps[:, :, kind]).any():
-            yield _Tile(f"{name}, true", _layer(truth, name, encoding), style="map")
+            yield _Tile(f"{name}, true", layer_uri(truth, name, encoding), style="map")
         else:
             yield _Tile(f"{name}, true", note="nothing marked", style="map")
 
@@ -197,7 +197,8 @@ def _percent(score: float) -> float:
     return 100 * min(max(score, 0.0), 1.0)
 
 
-def _jpeg(image: np.ndarray, encoding: Encoding) -> str:
+def jpeg_uri(image: np.ndarray, encoding: Encoding) -> str:
+    """A picture, uint8 [H,W,3], as the data URI of a JPEG of the encoding's size."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     picture.thumbnail((encoding.image_side, encoding.image_side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
@@ -205,7 +206,8 @@ def _jpeg(image: np.ndarray, encoding: Encoding) -> str:
     return _data_uri("image/jpeg", out.getvalue())
 
 
-def _layer(heatmap: np.ndarray, name: str, encoding: Encoding) -> str:
+def layer_uri(heatmap: np.ndarray, name: str, encoding: Encoding) -> str:
+    """A heatmap, uint8 or float [h,w], in the colours of HEATMAPS' `name` as the data URI of a transparent layer."""
     value = as_unit(heatmap)
     scale = min(1.0, encoding.map_side / max(value.shape))
     value = resize(value, tuple(max(1, round(side * scale)) for side in value.shape))
