@@ -87,11 +87,12 @@ def test_it_holds_every_file_that_is_needed_and_no_other(wheel):
     assert code == sources("rahf", "data_pipelines") | configs
     assert "rahf/configs/critic/demo.py" in code
     rest = {name for name in names - code if not name.split("/")[0].endswith(".dist-info")}
-    templates = ROOT / "rahf/critic/evaluation/report/templates"
+    reports = ("critic/evaluation", "comparison")
+    templates = [file for name in reports for file in (ROOT / "rahf" / name / "report/templates").glob("*")]
     shipped = sorted((ROOT / "rahf/shipped").glob("*.rahf"))
     pages = [*(ROOT / "rahf/annotate/page").glob("*"), *(ROOT / "rahf/motion/templates").glob("*")]
     schema = ROOT / "data_pipelines/feedback/line.schema.json"
-    extra = [*templates.glob("*"), *shipped, *pages, schema]
+    extra = [*templates, *shipped, *pages, schema]
     assert rest == {file.relative_to(ROOT).as_posix() for file in extra if file.is_file()}
     assert {name.split("/")[0] for name in code} == TOP
     assert any(re.fullmatch(r"rahf-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)

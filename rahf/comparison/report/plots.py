@@ -189,6 +189,7 @@ class WinRow(NamedTuple):
     second: str
     rate: WinRate
     text: str
+    interval: str
     clear: bool  # whether the interval excludes one half
 
 
@@ -196,8 +197,8 @@ def win_row(label: str, first: str, second: str, rate: WinRate) -> WinRow | None
     """A row of the table of win rates; None if nothing was compared."""
     if not rate.prompts:
         return None
-    text = f"{rate.rate:.1%} ({rate.low:.1%} – {rate.high:.1%})"
-    return WinRow(label, first, second, rate, text, rate.low > 0.5 or rate.high < 0.5)
+    interval = f"{rate.low:.1%} – {rate.high:.1%}"
+    return WinRow(label, first, second, rate, f"{rate.rate:.1%}", interval, rate.low > 0.5 or rate.high < 0.5)
 
 
 class MetricDots(NamedTuple):

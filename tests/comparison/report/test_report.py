@@ -156,7 +156,7 @@ def test_generators_are_paired_by_prompt(tmp_path, one_model, capsys):
     printed = capsys.readouterr().out
     assert "1 pictures refused; bad.png" in printed and "1 prompts are left out" in printed
     text = out.read_text()
-    assert "0.0% (0.0% – 0.0%)" in text and "higher overall" in text
+    assert "0.0% – 0.0%" in text and "higher overall" in text
     assert [item["data-pictures"] for item in Page(text).of("item")] == ["0,1"] * 6
     assert ".f0-1{width:" in text  # the upright picture within the wide stage
     assert "<script>alert" not in text

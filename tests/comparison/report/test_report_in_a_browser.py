@@ -1,5 +1,6 @@
 """The report in Chromium: no error in its console, and everything that can be operated does what it says."""
 
+import re
 import shutil
 
 import pytest
@@ -30,6 +31,12 @@ def address(tiny_data, tmp_path_factory):
 
 
 @pytest.fixture
+def expect():
+    """Playwright's assertions, which wait: a loaded machine draws late."""
+    return sync_api.expect
+
+
+@pytest.fixture
 def page(browser, address, request):
     """The report in a window as of the marker `window`; the test fails if the page complains or asks for anything."""
     context = browser.new_context(**getattr(request, "param", {}))
@@ -43,87 +50,91 @@ def page(browser, address, request):
     assert problems == []
 
 
-def visible(page):
-    return page.locator(".item:visible").count()
+def value_of(locator, value, event="input"):
+    """Sets a range input as a drag does."""
+    locator.evaluate(
+        f"node => {{ node.value = {value}; node.dispatchEvent(new Event('{event}', {{bubbles: true}})); }}"
+    )
 
 
-def test_gallery(page):
+def orders(page, selector):
+    """The value that the gallery is ordered by, of all items of a selector."""
+    return page.eval_on_selector_all(selector, "nodes => nodes.map(n => Number(n.dataset.values.split(',')[0]))")
+
+
+def test_gallery(page, expect):
     first = page.locator(".item").first
     stage, cut = first.locator(".stage"), first.locator(".cut")
     cut.focus()
     for _ in range(10):
         page.keyboard.press("ArrowRight")
-    assert stage.evaluate("node => node.style.getPropertyValue('--cut')") == "60%"
+    expect(cut).to_have_value("60")
+    expect(stage).to_have_attribute("style", re.compile("--cut: ?60%"))
     assert "60%" in first.locator(".side.r").evaluate("node => getComputedStyle(node).clipPath")
     box = stage.bounding_box()
-    page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] / 2)
-    assert 20 <= int(cut.input_value()) <= 30
+    stage.click(position={"x": box["width"] * 0.25, "y": box["height"] / 2})
+    expect(cut).to_have_value(re.compile("^2[0-9]$"))
 
-    picture = first.locator(".side.l .pic")
-    assert picture.evaluate("node => getComputedStyle(node).backgroundImage").startswith('url("data:image/jpeg')
+    expect(first.locator(".side.l .pic")).to_have_css("background-image", re.compile('^url\\("data:image/jpeg'))
     marks = first.locator(".side.l .map.k0")
-    assert marks.is_visible()
+    expect(marks).to_be_visible()
     page.get_by_label("implausibility", exact=True).uncheck()
-    assert not marks.is_visible()
+    expect(marks).to_be_hidden()
     page.get_by_label("implausibility", exact=True).check()
-    page.locator("#strength").evaluate("node => { node.value = 0.3; node.dispatchEvent(new Event('input')); }")
-    assert marks.evaluate("node => getComputedStyle(node).opacity") == "0.3"
+    value_of(page.locator("#strength"), 0.3)
+    expect(marks).to_have_css("opacity", "0.3")
 
     page.locator("#right").select_option("2")
-    assert first.locator(".tag.r").inner_text() == "people"
-    assert (
-        first.locator("[data-side='2']").first.is_visible() and not first.locator("[data-side='1']").first.is_visible()
-    )
+    expect(first.locator(".tag.r")).to_have_text("people")
+    expect(first.locator("[data-side='2']").first).to_be_visible()
+    expect(first.locator("[data-side='1']").first).to_be_hidden()
     page.locator("#swap").click()
-    assert first.locator(".tag.l").inner_text() == "people"
+    expect(first.locator(".tag.l")).to_have_text("people")
     page.locator("#right").select_option("")
-    assert not first.locator(".side.r").is_visible() and not cut.is_visible()
+    expect(first.locator(".side.r")).to_be_hidden()
+    expect(cut).to_be_hidden()
 
 
-def test_filters_and_order(page):
-    total = visible(page)
+def test_filters_and_order(page, expect):
+    shown, total = page.locator(".item:not([hidden])"), 10
+    expect(shown).to_have_count(total)
     word = page.locator(".item").nth(3).get_attribute("data-text").split()[-1]  # the uid
     page.locator("#search").fill(word)
-    assert visible(page) == 1
-    assert page.locator("#shown").inner_text() == f"1 of {total} shown"
+    expect(shown).to_have_count(1)
+    expect(page.locator("#shown")).to_have_text(f"1 of {total} shown")
     page.locator("#search").fill("no such words")
-    assert visible(page) == 0
+    expect(shown).to_have_count(0)
     page.locator("#search").fill("")
-    page.locator("#top").evaluate("node => { node.value = 30; node.dispatchEvent(new Event('input')); }")
-    assert visible(page) == -(-total * 3 // 10)
-    values = page.eval_on_selector_all(
-        ".item:not([hidden])", "nodes => nodes.map(n => Number(n.dataset.values.split(',')[0]))"
-    )
-    rest = page.eval_on_selector_all(".item[hidden]", "nodes => nodes.map(n => Number(n.dataset.values.split(',')[0]))")
-    assert values == sorted(values, reverse=True) and min(values) >= max(rest)
-    page.locator("#top").evaluate("node => { node.value = 100; node.dispatchEvent(new Event('input')); }")
+    value_of(page.locator("#top"), 30)
+    expect(shown).to_have_count(3)
+    upper, rest = orders(page, ".item:not([hidden])"), orders(page, ".item[hidden]")
+    assert upper == sorted(upper, reverse=True) and min(upper) >= max(rest)
+    value_of(page.locator("#top"), 100)
     page.locator("#way").click()
-    values = page.eval_on_selector_all(".item", "nodes => nodes.map(n => Number(n.dataset.values.split(',')[0]))")
-    assert values == sorted(values)
+    expect(page.locator("#way")).to_have_text("low first")
+    assert orders(page, ".item") == sorted(orders(page, ".item"))
 
 
-def test_enlarge_and_close_by_keyboard(page):
-    button = page.locator(".item .enlarge").first
-    button.focus()
+def test_enlarge_and_close_by_keyboard(page, expect):
+    page.locator(".item .enlarge").first.focus()
     page.keyboard.press("Enter")
-    assert page.locator("#large .stage").is_visible()
-    page.locator("#large .cut").evaluate(
-        "node => { node.value = 10; node.dispatchEvent(new Event('input', {bubbles: true})); }"
-    )
-    assert page.locator("#large .stage").evaluate("node => node.style.getPropertyValue('--cut')") == "10%"
+    stage = page.locator("#large .stage")
+    expect(stage).to_be_visible()
+    value_of(page.locator("#large .cut"), 10)
+    expect(stage).to_have_attribute("style", re.compile("--cut: ?10%"))
     page.keyboard.press("Escape")
-    assert page.locator("#large .stage").count() == 0
+    expect(stage).to_have_count(0)
 
 
 @pytest.mark.parametrize("page", [{"color_scheme": "dark", "viewport": {"width": 390, "height": 844}}], indirect=True)
-def test_dark_on_a_phone(page):
-    background = "getComputedStyle(document.body).backgroundColor"
-    dark = page.evaluate(background)
-    assert dark == "rgb(19, 21, 26)"
-    page.locator("#theme").click()
-    assert page.evaluate(background) == "rgb(245, 246, 248)"
-    assert page.locator("#theme").inner_text() == "Dark"
-    page.locator("#theme").click()
-    assert page.evaluate(background) == dark
+def test_dark_on_a_phone(page, expect):
+    body, theme = page.locator("body"), page.locator("#theme")
+    dark, light = "rgb(19, 21, 26)", "rgb(245, 246, 248)"
+    expect(body).to_have_css("background-color", dark)
+    theme.click()
+    expect(body).to_have_css("background-color", light)
+    expect(theme).to_have_text("Dark")
+    theme.click()
+    expect(body).to_have_css("background-color", dark)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator(".item .stage").first.bounding_box()["width"] > 300
