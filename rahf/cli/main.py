@@ -25,7 +25,7 @@ misses, and how good it is.
   rahf prepare feedback --annotations FILE --images DIR --out DIR    make a dataset of your own pictures and ratings
   rahf train configs/critic/demo.py                      train; Ctrl-C saves, the same command resumes
   rahf evaluate runs/demo --data data/demo               metrics, intervals, HTML report
-  rahf compare A B --predictions FILE.jsonl --data data/demo         models, also of others, side by side
+  rahf report A B --data data/demo --out report.html     models, also of others, or generators side by side
   rahf predict runs/demo IMAGE... --prompt "a red cat"   overlays, JSON, summary
   rahf mask runs/demo IMAGE --prompt "a red cat" --out MASK.png      what to repaint
   rahf select runs/demo CANDIDATES.jsonl --out MANIFEST.jsonl        the best of many, with reasons
