@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 from data_pipelines import store
+from data_pipelines.gaze import density
 from data_pipelines.prepare.datasheet import DataSheet
 from data_pipelines.prepare.processes import mapper
 from data_pipelines.prepare.progress import progress_bars
 from data_pipelines.store.records import Record
+from data_pipelines.synthetic import viewers as viewers_lib
 from data_pipelines.synthetic.language import SPLITS
 from data_pipelines.synthetic.scene import SIDE, prompt, record, scene
 from rahf.core import json_text, terminal
@@ -42,6 +44,7 @@ def prepare(
     size: int = SIDE,
     workers: int = 0,
     progress: bool = True,
+    viewers: int = 0,
 ) -> dict[str, int]:
     """Makes a dataset of synthetic scenes, with its vocabulary and the truth behind every label.
 
@@ -56,6 +59,8 @@ def prepare(
       size: side of pictures and maps in pixels.
       workers: processes that draw; 0 draws in this one.
       progress: show a bar on the terminal.
+      viewers: people who are simulated to look at each scene (`data_pipelines.synthetic.viewers`); above 0 the dataset
+        has fixations and densities.
 
     Returns:
       Number of records per split.
@@ -65,13 +70,14 @@ def prepare(
       data_pipelines.store.DatasetError: `out` holds something else.
     """
     counts = {name: count for name, count in zip(SPLITS, (train, dev, test)) if count}
-    if not counts or min(counts.values()) < 0 or workers < 0:
+    if not counts or min(counts.values()) < 0 or workers < 0 or viewers < 0:
         raise ArgumentError(
-            f"train={train}, dev={dev}, test={test}, workers={workers}: expected no negative number "
+            f"train={train}, dev={dev}, test={test}, workers={workers}, viewers={viewers}: expected no negative number "
             "and at least one scene"
         )
     target = pathlib.Path(out)
     arguments = {"generator": "synthetic", "version": VERSION, **counts, "seed": seed, "size": size}
+    arguments |= {"viewers": viewers} if viewers else {}
     if _is_prepared(target, arguments):
         return counts
     with contextlib.ExitStack() as stack:
@@ -80,7 +86,7 @@ def prepare(
         advance = lambda: bars("drawing scenes", next(drawn), total)  # noqa: E731
         truths = {name: stack.enter_context(tempfile.TemporaryFile()) for name in counts}
         make = stack.enter_context(mapper(_make_chunk, workers))
-        jobs = {name: _jobs(seed, name, count, size) for name, count in counts.items()}
+        jobs = {name: _jobs(seed, name, count, size, viewers) for name, count in counts.items()}
         sheet = DataSheet(
             "Synthetic scenes",
             source=f"drawn by `rahf prepare synthetic` with seed {seed}, rated by simulated annotators",
@@ -96,6 +102,7 @@ def prepare(
                 ARGUMENTS_FILE: json.dumps(arguments, indent=2) + "\n",
                 **{f"truth-{name}.jsonl": _reader(file) for name, file in truths.items()},
             },
+            optional=("fixations", "saliency") if viewers else (),
         )
 
 
@@ -132,19 +139,26 @@ def _is_prepared(target: pathlib.Path, arguments: Mapping[str, object]) -> bool:
         return False  # damaged: make it again
 
 
-def _jobs(seed: int, split: str, count: int, size: int) -> Iterator[tuple[int, str, int, int, int]]:
+def _jobs(seed: int, split: str, count: int, size: int, people: int) -> Iterator[tuple[int, str, int, int, int, int]]:
     for start in range(0, count, _CHUNK):
-        yield seed, split, start, min(start + _CHUNK, count), size
+        yield seed, split, start, min(start + _CHUNK, count), size, people
 
 
-def _make_chunk(job: tuple[int, str, int, int, int]) -> list[tuple[Record, bytes]]:
+def _make_chunk(job: tuple[int, str, int, int, int, int]) -> list[tuple[Record, bytes]]:
     """The records of consecutive indices, each with its line of truth."""
-    seed, split, start, stop, size = job
+    seed, split, start, stop, size, people = job
     chunk = []
     for index in range(start, stop):
         one = scene(seed, split, index, size)
         line = json.dumps(one.truth(), separators=(",", ":")) + "\n"
-        chunk.append((record(one), line.encode()))
+        labelled = record(one)
+        if people:
+            points = viewers_lib.fixations(one, seed, split, index, people)
+            sigma = viewers_lib.SIGMA * size
+            grid = density.stored_grid((size, size), sigma)
+            encoded = density.encode(density.gaussian(points, (size, size), sigma, grid))
+            labelled = labelled._replace(fixations=points, saliency=encoded)
+        chunk.append((labelled, line.encode()))
     return chunk
 
 

@@ -96,8 +96,8 @@ def _draw_look(rng: np.random.Generator) -> _Look:
     return _Look(*(0.55 * skill + 0.45 * rng.random(4)))
 
 
-def _stream(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
-    """Independent randomness of prompt and layout (0), drawing (1) and annotators (2)."""
+def stream(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
+    """Independent randomness of prompt and layout (0), drawing (1), annotators (2) and viewers (3)."""
     if split not in language.SPLITS:
         raise ArgumentError(f"split {split!r}: expected one of {', '.join(language.SPLITS)}")
     if min(seed, index) < 0:
@@ -112,7 +112,7 @@ def _say(rng: np.random.Generator, split: str) -> tuple[str, language.Plan]:
 
 def prompt(seed: int, split: str, index: int) -> str:
     """The prompt of a scene, without drawing it. Arguments as for `scene`."""
-    return _say(_stream(seed, split, index, 0), split)[1].prompt
+    return _say(stream(seed, split, index, 0), split)[1].prompt
 
 
 def scene(seed: int, split: str, index: int, size: int = SIDE) -> Scene:
@@ -130,7 +130,7 @@ def scene(seed: int, split: str, index: int, size: int = SIDE) -> Scene:
     """
     if size < 32:
         raise ArgumentError(f"size {size}: expected a side of at least 32 pixels")
-    saying, drawing, rating = (_stream(seed, split, index, purpose) for purpose in range(3))
+    saying, drawing, rating = (stream(seed, split, index, purpose) for purpose in range(3))
     texture, plan = _say(saying, split)
     # A missing group keeps its place: a relation tells where it should be.
     counts = tuple(g.count or a.count for g, a in zip(plan.shown.groups, plan.asserted.groups))

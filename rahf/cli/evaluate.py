@@ -36,6 +36,9 @@ def add(commands) -> None:
     parser.add_argument("--examples", type=int, default=60, help="examples in the report's gallery")
     saliency = parser.add_argument_group("saliency models")
     saliency.add_argument("--center-bias", default="learned", help="learned, or none: leave it out")
+    saliency.add_argument(
+        "--adapt", type=int, default=0, metavar="N", help="fit centre bias, scale and blur to N training pictures first"
+    )
     saliency.add_argument("--viewers", action="store_true", help="also measure one viewer against the rest (slow)")
     saliency.add_argument("--emd", action="store_true", help="also the earth mover's distance (slow)")
 
@@ -61,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
                 center_bias=args.center_bias,
                 viewers=args.viewers,
                 emd=args.emd,
+                adapt=args.adapt,
             )
             return 0
         from rahf.critic.evaluation import run as evaluation_report

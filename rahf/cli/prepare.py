@@ -26,6 +26,9 @@ def add(commands) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all randomness")
     parser.add_argument("--size", type=int, default=96, help="side of the pictures in pixels")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
+    parser.add_argument(
+        "--viewers", type=int, default=0, metavar="N", help="simulated viewers of each scene: adds fixations, densities"
+    )
     _add_richhf18k(kinds)
     _add_rapidata(kinds)
     _add_regions(kinds)
@@ -311,7 +314,14 @@ def synthetic(args: argparse.Namespace) -> int:
     from data_pipelines.synthetic import prepare
 
     counts = prepare.prepare(
-        args.out, args.train, args.dev, args.test, args.seed, args.size, args.workers if args.workers > 1 else 0
+        args.out,
+        args.train,
+        args.dev,
+        args.test,
+        args.seed,
+        args.size,
+        args.workers if args.workers > 1 else 0,
+        viewers=args.viewers,
     )
     terminal.say(f"{args.out}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
     return 0

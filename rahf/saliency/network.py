@@ -184,9 +184,19 @@ class SaliencyNetwork(nnx.Module):
           frame: `rahf.images.letterbox.Frame` of each picture.
           bias: weight of the centre bias; 0: without.
         """
+        return self.finish(self.decoded(image), frame, bias)
+
+    def decoded(self, image: Any) -> Float[Array, "b h w"]:
+        """`readout` of pictures on the canvas, or of a `TowerMaps`."""
         maps = tuple(image.maps) if isinstance(image, TowerMaps) else self.tower_maps(image)
         maps = self.all_maps(tuple(grid.astype(jnp.dtype(self.config.compute_dtype)) for grid in maps))
-        logits = blurred(self.readout(maps) * self.scale[...], jnp.exp(self.blur[...][0]), frame)
+        return self.readout(maps)
+
+    def finish(
+        self, readout: Float[Array, "b h w"], frame: Int[Array, "b 4"], bias: Float[Array, " b"] | float = 1.0
+    ) -> Float[Array, "b h w"]:
+        """Scale, blur, centre bias and softmax: what few-shot adaptation changes (`ADAPTED`)."""
+        logits = blurred(readout * self.scale[...], jnp.exp(self.blur[...][0]), frame)
         bias = jnp.broadcast_to(jnp.asarray(bias, jnp.float32), (logits.shape[0],))
         logits = logits + bias[:, None, None] * self.centre(frame, self.config.grid)
         return log_density(logits, frame)

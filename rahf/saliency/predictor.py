@@ -120,7 +120,7 @@ class Saliency:
     def _predict(self, part: list[tuple[np.ndarray, str]], weight: float, size: int) -> list[SaliencyMap]:
         results: list[SaliencyMap | None] = [None] * len(part)
         for number in range(len(self.canvases)):
-            rows = [row for row, (image, _) in enumerate(part) if self._best(image.shape[:2]) == number]
+            rows = [row for row, (image, _) in enumerate(part) if self.canvas_of(image.shape[:2]) == number]
             if not rows:
                 continue
             # A batch is filled up, so that nothing is compiled twice.
@@ -149,8 +149,8 @@ class Saliency:
         stride = self.config.model.stride
         return self.canvases[number][0] // stride, self.canvases[number][1] // stride
 
-    def _best(self, size: tuple[int, int]) -> int:
-        """The canvas on which a picture of this size is largest."""
+    def canvas_of(self, size: tuple[int, int]) -> int:
+        """Number of the canvas on which a picture of this height and width is largest."""
         areas = []
         for number in range(len(self.canvases)):
             frame = letterbox.fit(size, self._grid(number))
@@ -177,7 +177,7 @@ class Saliency:
 
     def _log_density_of(self, params: tree.Params, array: Any, bias: Any) -> Any:
         size = array.shape[1:3]
-        number = self._best(size)
+        number = self.canvas_of(size)
         frame = letterbox.fit(size, self._grid(number))
         stride, canvas = self.config.model.stride, self.canvases[number]
         picture = pixels_lib.unit(array, (frame.rows * stride, frame.columns * stride))

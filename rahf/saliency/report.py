@@ -28,6 +28,7 @@ from rahf.images.resize import resize
 from rahf.metrics import saliency
 from rahf.metrics.bootstrap import bootstrap_intervals
 from rahf.metrics.saliency import PER_PICTURE, Fixated, Pool, SaliencyMetrics
+from rahf.saliency import adapt as adapt_lib
 from rahf.saliency import loading
 from rahf.saliency.predictor import Saliency
 
@@ -60,6 +61,7 @@ def evaluate(
     center_bias: str = "learned",
     viewers: bool = False,
     emd: bool = False,
+    adapt: int = 0,
     console: Console | None = None,
 ) -> SaliencyEvaluation:
     """Measures one log-density per picture by all metrics, at the pictures' size.
@@ -78,6 +80,7 @@ def evaluate(
       center_bias: "learned" or "none".
       viewers: also measure how one viewer is predicted by the others.
       emd: also compute the earth mover's distance.
+      adapt: so many pictures of the training split adapt the model first (`rahf.saliency.adapt`); 0: none.
       console: where the table goes.
 
     Raises:
@@ -92,6 +95,8 @@ def evaluate(
     if not store.has_field(path, "saliency"):
         store.splits(path)
         raise DatasetError(f"{path}: has no densities; make the data with `rahf prepare saliency`")
+    if adapt:
+        loaded = adapt_lib.adapt(loaded, store.open_split(path, loaded.config.data.train_split), adapt)
     source = store.open_split(path, split)
     records = [source[number] for number in range(min(len(source), limit or len(source)))]
     points = [_shares(record) for record in records]

@@ -14,12 +14,13 @@ from data_pipelines.gaze import examples
 from rahf import config as config_lib
 from rahf import registry
 from rahf.config import Config
+from rahf.core import tree
 from rahf.core.errors import ArgumentError, ConfigError, DatasetError, ExportError, UnknownNameError
 from rahf.critic import loading as critic_loading
 from rahf.critic.export import archive
 from rahf.diffusion.latents.sgool import of_heatmap
 from rahf.nn import functional
-from rahf.saliency import look, maps, report
+from rahf.saliency import adapt, look, maps, report
 from rahf.saliency.export import read, write
 from rahf.saliency.maps import SaliencyMap
 from rahf.steer import sgool_files
@@ -171,6 +172,27 @@ def test_evaluation_gives_every_metric_with_baselines(saliency_model, gaze_data,
     assert tree["baselines"]["centre prior"]["saliency/information_gain"] == 0
     # Everybody looks at the same spot: the others predict a viewer far better than chance.
     assert tree["baselines"]["one viewer by the rest"]["saliency/auc_judd"] > 0.9
+
+
+def test_adaptation_changes_eight_numbers_and_raises_the_likelihood(saliency_model, gaze_data):
+    source = store.open_split(gaze_data, "train")
+    adapted = adapt.adapt(saliency_model, source, pictures=3, steps=40)
+    flat, before = tree.flatten(adapted.params), tree.flatten(saliency_model.params)
+    changed = [path for path in flat if np.any(np.asarray(flat[path]) != np.asarray(before[path]))]
+    assert {path.split("/")[0] for path in changed} == set(adapt.ADAPTED)
+    assert sum(flat[path].size for path in changed) == 8
+
+    def likelihood(model):
+        values = []
+        for record in [source[index] for index in range(3)]:
+            (one,) = model(record.image)
+            x, y = record.fixations[:, :2].astype(int).T
+            values.append(one.log_density[np.minimum(y, 23), np.minimum(x, 39)].mean())
+        return np.mean(values)
+
+    assert likelihood(adapted) > likelihood(saliency_model) + 0.05
+    with pytest.raises(ArgumentError, match="at least one picture"):
+        adapt.adapt(saliency_model, source, pictures=0)
 
 
 def test_data_without_densities_is_refused(tiny_data, tmp_path):
