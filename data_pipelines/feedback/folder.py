@@ -10,6 +10,7 @@ import unicodedata
 from data_pipelines.prepare.counts import Refused
 from data_pipelines.prepare.stored_images import SUFFIXES
 from rahf.core.errors import DatasetError
+from rahf.core.files import read_regular
 
 _MOST_BYTES = 1 << 29  # of an encoded file; a picture within the limit of pixels needs fewer
 _IN_BOTH_CASES = tuple(suffix for lower in SUFFIXES for suffix in (lower, lower.upper()))
@@ -85,7 +86,7 @@ class Folder:
                 raise Refused("undecodable", f"{name!r:.200} is not a file")
             if status.st_size > _MOST_BYTES:
                 raise Refused("undecodable", f"{name!r:.200} has {status.st_size} bytes; make it smaller")
-            return pathlib.Path(path).read_bytes()
+            return read_regular(pathlib.Path(path))
         except FileNotFoundError:
             raise Refused(f"missing {kind}", f"no file {name!r:.200} below --images") from None
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import math
 import os
 import pathlib
@@ -18,6 +19,7 @@ from data_pipelines.prepare.stored_images import SUFFIXES
 from data_pipelines.store.layout import contents
 from rahf.core import json_text
 from rahf.core.errors import DatasetError
+from rahf.core.files import open_regular, read_regular
 
 Fixations = Callable[[], np.ndarray]
 
@@ -224,7 +226,7 @@ def _read_mat(file: pathlib.Path) -> dict[str, Fixations]:
 
 
 def _read_csv(file: pathlib.Path) -> dict[str, Fixations]:
-    with open(file, newline="", encoding="utf-8-sig") as opened:
+    with io.TextIOWrapper(open_regular(file), newline="", encoding="utf-8-sig") as opened:
         reader = csv.DictReader(opened)
         missing = {"image", "x", "y"} - set(reader.fieldnames or ())
         if missing:
@@ -234,7 +236,7 @@ def _read_csv(file: pathlib.Path) -> dict[str, Fixations]:
 
 def _read_json(file: pathlib.Path) -> dict[str, Fixations]:
     try:
-        entries = json_text.parse(file.read_bytes())
+        entries = json_text.parse(read_regular(file))
     except ValueError as error:
         raise DatasetError(f"{file}: no JSON ({error})") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

@@ -28,6 +28,7 @@ from rahf import images as images_lib
 from rahf.core import names, terminal
 from rahf.core.batch import SCORES
 from rahf.core.errors import DatasetError
+from rahf.core.files import read_regular
 from rahf.core.names import suggest
 from rahf.images.resize import resize
 
@@ -190,7 +191,7 @@ class _Run:
 
     def _split_of(self, file: pathlib.Path) -> str:
         """By the picture's bytes, so that the same file under two names stays in one split."""
-        return splits.by_hash(hashlib.sha256(file.read_bytes()).hexdigest(), *self.shares)
+        return splits.by_hash(hashlib.sha256(read_regular(file)).hexdigest(), *self.shares)
 
     def _records(self, split: str, viewed: list[Viewed]) -> Iterator[Record]:
         for one in viewed:
@@ -207,7 +208,7 @@ class _Run:
 
     def _record(self, split: str, one: Viewed) -> Record:
         try:
-            data = one.file.read_bytes()
+            data = read_regular(one.file)
             image = storable(data, one.uid)
         except (OSError, images_lib.ImageError) as error:
             raise Refused("undecodable", str(error)) from error
@@ -247,7 +248,7 @@ class _Run:
 def _ready_map(file: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
     """float64 [h,w], at most `_MAP_SIDE` long. Raises Refused."""
     try:
-        grey = images_lib.load_grey(file.read_bytes(), what=file.name)
+        grey = images_lib.load_grey(read_regular(file), what=file.name)
     except (OSError, images_lib.ImageError) as error:
         raise Refused("undecodable", str(error)) from error
     views.check_map(grey, size)

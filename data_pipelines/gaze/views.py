@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipelines.prepare.counts import Refused
 from rahf import images
+from rahf.core.files import read_regular
 
 _SLACK = 0.02  # largest relative difference between the aspect ratios of a picture and of its map
 _MOST_OUTSIDE = 0.5  # share of the fixations of a picture
@@ -119,6 +120,6 @@ def points_of_mask(grey: np.ndarray) -> np.ndarray:
 def read_mask(file: pathlib.Path) -> np.ndarray:
     """Fixations of a picture whose white pixels are fixation points. Raises Refused."""
     try:
-        return points_of_mask(images.load_grey(file.read_bytes(), what=file.name))
+        return points_of_mask(images.load_grey(read_regular(file), what=file.name))
     except (OSError, images.ImageError) as error:
         raise Refused("malformed", f"{file.name}: {error}") from error

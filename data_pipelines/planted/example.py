@@ -22,6 +22,7 @@ from data_pipelines.store.records import Record
 from data_pipelines.synthetic import raters
 from rahf import images
 from rahf.core.batch import SCORES
+from rahf.core.files import read_regular
 
 #: Smallest side of a picture in pixels: damage of a smaller one would be a few pixels large.
 SMALLEST_SIDE = 64
@@ -113,7 +114,7 @@ def _pixels(file: pathlib.Path, picture: Picture, options: Options, rng: np.rand
     try:
         if (size := file.stat().st_size) > _MOST_BYTES:
             raise Refused("undecodable", f"{picture.name} has {size} bytes, expected at most {_MOST_BYTES}")
-        pixels = images.load_rgb(file.read_bytes(), what=picture.name)
+        pixels = images.load_rgb(read_regular(file), what=picture.name)
     except (images.ImageError, OSError) as error:
         raise Refused("undecodable", str(error)) from error
     height, width = pixels.shape[:2]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from data_pipelines.prepare.stored_images import SUFFIXES
 from data_pipelines.richhf18k import captions as captions_lib
 from rahf.core.errors import DatasetError
+from rahf.core.files import read_regular_text
 from rahf.text import split_words
 
 _MOST_BYTES = 1_000_000  # of a prompt
@@ -71,10 +72,10 @@ def _forms(name: str) -> tuple[str, ...]:
 def _prompt(root: pathlib.Path, name: str, captions: dict[str, str], problems: list[str]) -> str | None:
     beside, prompt = (root / name).with_suffix(".txt"), None
     try:
-        if beside.is_file():
+        if os.path.lexists(beside):
             if (size := beside.stat().st_size) > _MOST_BYTES:
                 raise ValueError(f"{size} bytes, expected at most {_MOST_BYTES}")
-            prompt = beside.read_text(encoding="utf-8-sig")
+            prompt = read_regular_text(beside, "utf-8-sig")
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         problems.append(f"{beside}: not a prompt in UTF-8 ({error})")
     if prompt is None:

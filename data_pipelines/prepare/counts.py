@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rahf.core import json_text, names
 from rahf.core.errors import RahfError
+from rahf.core.files import read_regular
 
 #: Beside a prepared dataset: the plan with the counts, and every record that was refused.
 SUMMARY_FILE, REFUSED_FILE = "prepare.json", "refused.jsonl"
@@ -120,7 +121,7 @@ def summary_files(
 def stored_counts(kind: type[AnyCounts], target: pathlib.Path, plan: str) -> AnyCounts | None:
     """The counts of a finished run with the same plan; None if there is none in `target`."""
     try:
-        stored = json_text.parse((target / SUMMARY_FILE).read_bytes())
+        stored = json_text.parse(read_regular(target / SUMMARY_FILE))
         if stored["plan"] != plan:
             return None
         summary = kind(**stored["summary"])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from data_pipelines.store.layout import contents
 from rahf.core.errors import DatasetError
+from rahf.core.files import read_regular
 
 _PATTERNS = ("*.parquet", "README.md")  # of the files that are downloaded
 _LICENSE = re.compile(r"^license:\s*(.+?)\s*$", re.MULTILINE)
@@ -83,7 +84,7 @@ def from_hub(repository: str, revision: str | None = None) -> DatasetSource:
 def stated_license(folder: pathlib.Path) -> str:
     """The licence that the card of a dataset states, as it is written there; NOT_STATED if there is none."""
     try:
-        text = (folder / "README.md").read_text(errors="replace")
+        text = read_regular(folder / "README.md").decode(errors="replace")
     except OSError:
         return NOT_STATED
     head = text.split("\n---", 1)[0] if text.startswith("---") else ""

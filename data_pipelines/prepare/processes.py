@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from rahf.core.errors import WorkerFailure
 
 
 @contextlib.contextmanager
@@ -29,9 +32,18 @@ def mapper(function: Callable[[Any], Any], workers: int) -> Iterator[Callable[[I
             for job in jobs:
                 waiting.append(pool.submit(function, job))
                 if len(waiting) > 3 * workers:
-                    yield waiting.popleft().result()
+                    yield result(waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield result(waiting.popleft())
+
+        def result(job: concurrent.futures.Future) -> Any:
+            try:
+                return job.result()
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise WorkerFailure(
+                    f"one of {workers} processes died, usually because the machine ran out of memory; give fewer "
+                    "--workers, or 0, which also shows what it died of"
+                ) from error
 
         try:
             yield apply

@@ -23,7 +23,7 @@ from data_pipelines.store.records import Record
 from rahf.core import json_text
 from rahf.core.batch import HEATMAPS
 from rahf.core.errors import DatasetError
-from rahf.core.files import UNFINISHED, write_atomically
+from rahf.core.files import UNFINISHED, read_regular, write_atomically
 
 _PLAN = "plan.json"
 _SMALL = "small_"
@@ -49,7 +49,7 @@ class StagedRecords:
 
     def _read_plan(self) -> str | None:
         try:
-            return json_text.parse((self.folder / _PLAN).read_bytes())["plan"]
+            return json_text.parse(read_regular(self.folder / _PLAN))["plan"]
         except (ValueError, KeyError, TypeError):
             return None
         except OSError as error:
@@ -63,7 +63,7 @@ class StagedRecords:
     def finished(self, number: int) -> dict[str, Any] | None:
         """What `UnitWriter.finish` stored of a unit; None if it was not finished."""
         try:
-            return json_text.parse_object(self._file(number, "json").read_bytes())
+            return json_text.parse_object(read_regular(self._file(number, "json")))
         except (FileNotFoundError, ValueError):  # not there, or damaged: the unit is read again
             return None
 

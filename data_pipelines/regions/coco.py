@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from data_pipelines.prepare import splits
 from data_pipelines.prepare.counts import Refused
 from rahf.core.errors import DatasetError
-from rahf.core.files import check_not_lfs_pointer
+from rahf.core.files import check_not_lfs_pointer, read_regular
 
 _PROMPT_FIELDS = ("prompt", "caption")
 #: Fields of a picture and of an annotation that are read, or that every COCO file has.
@@ -49,11 +49,11 @@ def read(path: pathlib.Path, severity: str) -> CocoFile:
       DatasetError: no such file, not JSON, or no COCO file.
     """
     if not path.is_file():
-        state = "is a folder" if path.exists() else "does not exist"
+        state = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
         raise DatasetError(f"--annotations {path} {state}; expected a COCO JSON file")
     check_not_lfs_pointer(path)
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(read_regular(path))
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"--annotations {path}: not JSON ({error})") from error
     lists = {name: tree.get(name) for name in ("images", "annotations")} if isinstance(tree, dict) else {}

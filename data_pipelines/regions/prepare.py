@@ -36,6 +36,7 @@ from rahf import text
 from rahf.core import names, terminal
 from rahf.core.batch import SCORES
 from rahf.core.errors import DatasetError
+from rahf.core.files import read_regular
 
 _PLAN_VERSION = 1  # raise it when a change lets the same inputs give other bytes
 _SLACK = 0.02  # largest relative difference between the aspect ratios of a picture and of its entry
@@ -277,5 +278,5 @@ def _listed(picture: coco.CocoPicture, size: shapes.Size) -> shapes.Size:
 def _digest(file: pathlib.Path, folder: Folder, parsed: coco.CocoFile, options: list[Any]) -> str:
     names = [one.tree.get("file_name") for one in parsed.pictures]
     stamps = [folder.stamp(name) for name in names if isinstance(name, str)]
-    inputs = [_PLAN_VERSION, hashlib.sha256(file.read_bytes()).hexdigest(), stamps, options]
+    inputs = [_PLAN_VERSION, hashlib.sha256(read_regular(file)).hexdigest(), stamps, options]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()

@@ -16,7 +16,7 @@ from data_pipelines.richhf18k.join import UnitResult
 from data_pipelines.store.layout import contents
 from rahf.core import json_text
 from rahf.core.errors import DatasetError
-from rahf.core.files import UNFINISHED, disk_full_named, write_atomically
+from rahf.core.files import UNFINISHED, disk_full_named, read_regular, write_atomically
 
 _PLAN = "plan.json"
 
@@ -46,7 +46,7 @@ class Staging:
 
     def _read_plan(self) -> str | None:
         try:
-            return json_text.parse((self.folder / _PLAN).read_bytes())["plan"]
+            return json_text.parse(read_regular(self.folder / _PLAN))["plan"]
         except (ValueError, KeyError, TypeError):
             return None
         except OSError as error:
@@ -60,7 +60,7 @@ class Staging:
     def finished(self, number: int) -> UnitResult | None:
         """The result of unit `number`; None if it was not read to its end."""
         try:
-            return UnitResult(**json_text.parse(self._unit(number).read_bytes()))
+            return UnitResult(**json_text.parse(read_regular(self._unit(number))))
         except (FileNotFoundError, ValueError, TypeError):  # not there, or damaged: the unit is read again
             return None
 
@@ -77,7 +77,7 @@ class Staging:
 
     def get(self, uid: str) -> bytes:
         """The stored picture of a uid."""
-        return self._image(uid).read_bytes()
+        return read_regular(self._image(uid))
 
     def remove(self) -> None:
         """Deletes everything; the dataset is complete."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from data_pipelines.store import array_record_library
 from rahf.core import json_text
 from rahf.core.errors import DatasetError
+from rahf.core.files import read_regular
 
 NAME, VERSION = "rich_feedback", "1.0.0"
 FEATURES_FILE = "features.json"
@@ -35,7 +36,7 @@ def tokenizer_path(path: str | os.PathLike) -> pathlib.Path:
 def has_field(path: str | os.PathLike, name: str) -> bool:
     """Whether a prepared dataset stores a field; False if there is no dataset."""
     try:
-        tree = json_text.parse((pathlib.Path(path) / FEATURES_FILE).read_bytes())
+        tree = json_text.parse(read_regular(pathlib.Path(path) / FEATURES_FILE))
         return name in tree["featuresDict"]["features"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -51,7 +52,7 @@ def split_infos(folder: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
     if not file.is_file():
         raise DatasetError(f"{folder} is not a prepared dataset: no {INFO_FILE}, {contents(folder)}; {remedy}")
     try:
-        info = json_text.parse_object(file.read_bytes())
+        info = json_text.parse_object(read_regular(file))
         if info["fileFormat"] != "array_record":
             raise DatasetError(f"{file}: the records are {info['fileFormat']!r}, expected 'array_record'; {remedy}")
         return {split["name"]: _files(folder, info, split) for split in info["splits"]}

@@ -12,6 +12,7 @@ from data_pipelines.store.kinds import FEEDBACK, Kind
 from data_pipelines.store.layout import INFO_FILE, METADATA_FILE, check_file, listing, split_infos, splits
 from rahf.core import json_text
 from rahf.core.errors import DatasetError, ExampleError
+from rahf.core.files import read_regular
 
 
 class RecordSource:
@@ -103,6 +104,6 @@ def open_split(path: str | os.PathLike, split: str, kind: Kind = FEEDBACK) -> Re
 def _fingerprint(folder: pathlib.Path, split: str) -> str:
     """Start of the digest of the split's records, or of the description if another program wrote it."""
     try:
-        return str(json_text.parse((folder / METADATA_FILE).read_bytes())[split])[:12]
+        return str(json_text.parse(read_regular(folder / METADATA_FILE))[split])[:12]
     except (OSError, ValueError, KeyError, TypeError):
-        return hashlib.sha256((folder / INFO_FILE).read_bytes()).hexdigest()[:12]
+        return hashlib.sha256(read_regular(folder / INFO_FILE)).hexdigest()[:12]

@@ -22,6 +22,7 @@ from data_pipelines.synthetic.language import SPLITS
 from data_pipelines.synthetic.scene import SIDE, prompt, record, scene
 from rahf.core import json_text, terminal
 from rahf.core.errors import ArgumentError
+from rahf.core.files import read_regular
 from rahf.text import train_tokenizer
 
 #: Raised with every change that lets the same arguments give other scenes.
@@ -121,7 +122,7 @@ def _is_prepared(target: pathlib.Path, arguments: Mapping[str, object]) -> bool:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     try:
-        stored = json_text.parse((target / ARGUMENTS_FILE).read_bytes())
+        stored = json_text.parse(read_regular(target / ARGUMENTS_FILE))
         ours = stored["generator"] == arguments["generator"]
     except (OSError, ValueError, KeyError, TypeError):
         ours = False

@@ -13,6 +13,7 @@ from data_pipelines.video.prepare import MOTION_FILE
 from data_pipelines.video.records import MOTION, MotionRecord
 from rahf.core import json_text
 from rahf.core.errors import DatasetError
+from rahf.core.files import read_regular
 
 
 class Description(NamedTuple):
@@ -35,7 +36,7 @@ def description(path: str | os.PathLike) -> Description:
     """The description of a prepared motion dataset. Raises DatasetError if there is none."""
     file = pathlib.Path(path) / MOTION_FILE
     try:
-        values = json_text.parse_object(file.read_bytes())
+        values = json_text.parse_object(read_regular(file))
         scales = np.asarray(values["scales"], np.float32)
         numbers = (int(values["frames"]), float(values["fps"]), int(values["terms"]))
         described = Description(*numbers, int(values["width"]), int(values["height"]), scales)

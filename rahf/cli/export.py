@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 
 from rahf.cli.parsing import command
 
@@ -32,11 +31,12 @@ def add(commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from rahf.core.errors import ArgumentError
+    from rahf.core.files import read_regular_text
 
     about = None
     if args.about is not None:
         try:
-            about = pathlib.Path(args.about).read_text(encoding="utf-8")
+            about = read_regular_text(args.about)
         except (OSError, UnicodeDecodeError) as error:
             raise ArgumentError(f"--about {args.about}: cannot be read as text ({error})") from error
     from rahf import registry  # JAX only now, so that a wrong command fails fast

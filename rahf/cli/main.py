@@ -83,6 +83,8 @@ def _message(error: Exception) -> str:
     """The message of an expected error. That of a full disk says what to do, whoever met it."""
     if isinstance(error, OSError) and not isinstance(error, RahfError) and error.errno in files.FULL:
         return files.disk_full_message(error.filename or "a file", error.strerror)
+    if isinstance(error, FileExistsError) and not isinstance(error, RahfError) and error.filename:
+        return f"{error.filename}: exists and is no folder; give another name"
     return str(error)
 
 

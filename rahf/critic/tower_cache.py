@@ -24,7 +24,7 @@ from rahf import images
 from rahf.config import Config, CriticConfig
 from rahf.core import json_text, tree
 from rahf.core.errors import ConfigError, DataError
-from rahf.core.files import write_atomically
+from rahf.core.files import read_regular, read_regular_text, write_atomically
 from rahf.critic.networks.outputs import TowerMaps
 from rahf.nn import functional
 from rahf.training import trainable
@@ -178,8 +178,8 @@ class TowerCache:
         """Opens the arrays, old ones if they have this key; returns how many examples are in them."""
         files = [self.folder / f"output_{number}.npy" for number in range(len(shapes))]
         try:
-            done = json_text.parse((self.folder / _DONE).read_bytes())
-            same = (self.folder / _KEY).read_text() == key and isinstance(done, int)
+            done = json_text.parse(read_regular(self.folder / _DONE))
+            same = read_regular_text(self.folder / _KEY) == key and isinstance(done, int)
             if same:
                 self._arrays = [np.lib.format.open_memmap(file, "r+") for file in files]
                 if [array.shape for array in self._arrays] == shapes:

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from rahf.config import UNetConfig
 from rahf.core import json_text
 from rahf.core.errors import ArgumentError, PretrainedError
-from rahf.core.files import replacing
+from rahf.core.files import read_regular, replacing
 from rahf.core.tree import Params, flatten, unflatten
 from rahf.diffusion import weights
 from rahf.diffusion.pipeline import Pipeline
@@ -343,7 +343,7 @@ def _alphas(tensors: Mapping[str, StoredTensor], file: pathlib.Path, dialect: Di
     if text is None and not (file.name == "adapter_model.safetensors" and beside.is_file()):
         return alphas
     try:
-        tree = json_text.parse(text if text is not None else beside.read_bytes())
+        tree = json_text.parse(text if text is not None else read_regular(beside))
         for name in tensors:
             for end in _ENDINGS[dialect]:
                 module = name.removesuffix(end)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rahf.core import json_text
 from rahf.core.errors import PretrainedError
-from rahf.core.files import is_lfs_pointer
+from rahf.core.files import is_lfs_pointer, read_regular
 
 Colour = tuple[float, float, float]
 
@@ -95,7 +95,7 @@ def _download(repo: str, revision: str | None, patterns: Iterable[str]) -> pathl
 def read_json(file: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object from a checkpoint folder. Raises PretrainedError naming the file."""
     try:
-        tree = json_text.parse(file.read_bytes())
+        tree = json_text.parse(read_regular(file))
     except OSError as error:
         raise PretrainedError(f"{file}: cannot be read ({error}); it belongs beside the weights") from error
     except ValueError as error:

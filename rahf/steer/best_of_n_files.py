@@ -22,7 +22,7 @@ import numpy as np
 from rahf.core import renamed
 from rahf.core.batch import SCORES
 from rahf.core.errors import ScoreError
-from rahf.core.files import open_atomically, open_regular
+from rahf.core.files import open_atomically, open_regular, read_regular
 from rahf.critic import loading
 from rahf.scoring import blocks, files
 from rahf.scoring import run as scoring
@@ -256,7 +256,7 @@ def _scored_lines(candidates, job: Job, summary: ScoringSummary) -> Iterator[tup
 
 
 def _write_refused(path: pathlib.Path, scores_folder: pathlib.Path) -> None:
-    refused = [json.loads(line) for line in (scores_folder / "refused.jsonl").read_bytes().splitlines()]
+    refused = [json.loads(line) for line in read_regular(scores_folder / "refused.jsonl").splitlines()]
     lines = [json.dumps({"line": one["row"], "image": one["key"], "reason": one["error"]}) for one in refused]
     files.write(str(path), "".join(line + "\n" for line in lines).encode())
 

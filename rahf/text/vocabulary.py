@@ -140,7 +140,7 @@ def load_clip_tokenizer(folder: str | os.PathLike) -> ClipTokenizer:
     folder = pathlib.Path(folder)
     tokenizer, vocabulary, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
     if tokenizer.is_file():
-        return ClipTokenizer(tokenizer.read_bytes(), str(tokenizer))
+        return ClipTokenizer(read_regular(tokenizer), str(tokenizer))
     if vocabulary.is_file() and merges.is_file():
         return ClipTokenizer(_assembled(vocabulary, merges), str(vocabulary))
     raise VocabularyMissing(f"{folder}: no vocabulary; expected tokenizer.json, or vocab.json and merges.txt, in it")

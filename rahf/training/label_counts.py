@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from rahf.core import json_text
 from rahf.core.errors import CheckpointError
-from rahf.core.files import write_atomically
+from rahf.core.files import read_regular, write_atomically
 
 FILE = "label_counts.json"
 
@@ -29,7 +29,7 @@ def read(run: pathlib.Path) -> Counts:
     """
     file = run / FILE
     try:
-        counts = json_text.parse_object(file.read_bytes())
+        counts = json_text.parse_object(read_regular(file))
         if not all(count is None or type(count) is int and count >= 0 for count in counts.values()):
             raise ValueError("expected numbers by name")
         return counts

@@ -13,7 +13,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rahf.core import json_text, names, terminal
-from rahf.core.files import disk_full_named, write_atomically
+from rahf.core.files import disk_full_named, read_regular, write_atomically
 from rahf.training.events import EventFile
 
 _MOST_STEPS = 1 << 53  # what a float counts exactly
@@ -122,7 +122,7 @@ def _read_lines(file: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """The usable lines of a `metrics.jsonl`, as they are and parsed."""
     if not file.exists():
         return
-    for line in file.read_bytes().splitlines():
+    for line in read_regular(file).splitlines():
         try:
             row = json_text.parse_object(line)
         except ValueError:

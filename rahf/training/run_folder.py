@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from rahf.core import hub, licenses, shipped
 from rahf.core.errors import CheckpointError, Damaged
+from rahf.core.files import read_regular
 from rahf.core.tree import matching_names
 from rahf.nn import functional
 from rahf.training import checksum, trainable
@@ -45,7 +46,7 @@ def stored_shapes(folder: pathlib.Path) -> dict[str, Any]:
 def stored_checksums(folder: pathlib.Path) -> dict[str, int]:
     """Checksums that were saved with the checkpoint of a step; empty for a checkpoint of a version that saved none."""
     file = folder / "checksums" / "metadata"
-    return json.loads(file.read_text()) if file.parent.is_dir() else {}
+    return json.loads(read_regular(file)) if file.parent.is_dir() else {}
 
 
 def verify(restored: dict[str, Any], recorded: dict[str, int]) -> None:
@@ -171,7 +172,7 @@ def signs_of_no_training(run: pathlib.Path, state_folder: pathlib.Path) -> list[
       Empty for a model that was trained, and for one that was imported.
     """
     signs = []
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads(read_regular(run / "config.json"))
     rate = config.get("optimizer", {}).get("learning_rate")
     if rate == 0 and not (run / licenses.MODEL_FILE).exists():
         signs.append("dead: optimizer.learning_rate is 0, so the weights are those that the run began with")

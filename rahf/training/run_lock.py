@@ -14,7 +14,7 @@ from rahf import config as config_lib
 from rahf.config import Config
 from rahf.core import lock
 from rahf.core.errors import TrainError
-from rahf.core.files import UNFINISHED, remove_unfinished, write_atomically
+from rahf.core.files import UNFINISHED, read_regular, remove_unfinished, write_atomically
 from rahf.training.task import SavedFile
 
 #: What may change between the start and the resumption of a run without changing what it computes.
@@ -69,7 +69,7 @@ def check(workdir: pathlib.Path, config: Config, files: Mapping[str, SavedFile])
             )
         for name, saved in files.items():
             target = workdir / name
-            if target.exists() and target.read_bytes() != saved.content:
+            if target.exists() and read_regular(target) != saved.content:
                 raise TrainError(f"{target} differs from {saved.source}; choose another --workdir")
     elif not file.exists() and workdir.exists() and not all(map(_is_remains, workdir.iterdir())):
         raise TrainError(f"{workdir} is not empty and not a run directory; choose another --workdir")

@@ -34,7 +34,7 @@ def selected(done: int, refused: int) -> types.SimpleNamespace:
 
 
 def prepared(done: int, refused: int) -> types.SimpleNamespace:
-    return types.SimpleNamespace(total={"joined": done}.get, refused=refused)
+    return types.SimpleNamespace(total={"joined": done}.get, left_out=refused)
 
 
 @pytest.mark.parametrize(("done", "refused", "code"), [(4, 0, 0), (3, 1, 3), (0, 4, 1)])

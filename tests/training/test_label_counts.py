@@ -1,6 +1,7 @@
 """How many labels a run has learned from; and signs that it has learned nothing."""
 
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,10 @@ def test_counts_add_up_and_are_kept(tmp_path):
         (tmp_path / label_counts.FILE).write_text(text)
         with pytest.raises(CheckpointError, match="label_counts.json: damaged"):
             label_counts.read(tmp_path)
+    (tmp_path / label_counts.FILE).unlink()
+    os.mkfifo(tmp_path / label_counts.FILE)
+    with pytest.raises(CheckpointError, match="label_counts.json: damaged .*a FIFO, not a regular file"):
+        label_counts.read(tmp_path)
 
 
 def test_what_has_seen_no_label_is_not_predicted():

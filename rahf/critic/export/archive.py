@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from rahf.core import json_text, names
 from rahf.core.errors import ExportError
-from rahf.core.files import replacing
+from rahf.core.files import open_regular, replacing
 
 #: Version of the format that is written. Older ones are read, newer ones refused. 2 spells `weight_license` in the
 #: manifest, 1 spelled it with a c.
@@ -98,7 +98,7 @@ def read_archive(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, byt
     """
     path = pathlib.Path(path)
     try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return _read_checked(path, file, archive)
     except zipfile.BadZipFile as error:
         raise ExportError(

@@ -24,7 +24,7 @@ from rahf import config as config_lib
 from rahf.core import json_text, names, terminal, tree
 from rahf.core.batch import Prediction
 from rahf.core.errors import ArgumentError, ExportError, NotFinite
-from rahf.core.files import replacing
+from rahf.core.files import read_regular, replacing
 from rahf.core.version import __version__
 from rahf.critic import loading, provenance
 from rahf.critic.critic import Critic
@@ -103,7 +103,7 @@ def _newest_metrics(model: pathlib.Path, critic: Critic) -> dict[str, Any] | Non
     files = sorted(runs[0].glob("report/*/metrics.json"), key=lambda f: f.stat().st_mtime) if runs else []
     for file in reversed(files):
         try:
-            metrics = json_text.parse_object(file.read_bytes())
+            metrics = json_text.parse_object(read_regular(file))
             if str(metrics["meta"]["model"]).endswith(f"of step {critic.step}"):
                 return _checked(metrics)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -202,17 +202,20 @@ def test_prompts_that_cannot_be_read_are_listed_and_cost_no_picture(folder, tmp_
     (root / "captions.jsonl").write_text("\n".join(rows))
     (root / "silent.txt").write_bytes(b"\xff\xfe caf\xe9")
     (root / "deep" / "0.txt").write_bytes(b"x" * 1_000_001)
+    (root / "deep" / "1.txt").unlink()
+    (root / "deep" / "1.txt").mkdir()
     found = pictures.find(root)
     assert dict(found.pictures)["silent.png"] == "a green boat" and dict(found.pictures)["deep/0.jpg"] is None
     assert main(["prepare", "planted", "--images", str(root), "--out", str(tmp_path / "out"), "--workers", "1"]) == 3
     lines = [json.loads(line) for line in (tmp_path / "out" / "refused.jsonl").read_text().splitlines()]
     reasons = [line["reason"] for line in lines if line["kind"] == "unreadable prompt"]
-    assert reasons == found.problems and len(reasons) == 4
+    assert reasons == found.problems and len(reasons) == 5
     for words in (
         "line 1: caption is 7, expected text",
         "line 2: not JSON",
         "silent.txt: not a prompt in UTF-8",
         "0.txt",
+        "1.txt: not a prompt",
     ):
         assert any(words in reason for reason in reasons), words
     assert "line 2: not JSON" in capsys.readouterr().out
