@@ -31,6 +31,16 @@ def add(commands) -> None:
         default=None,
         help="attention heads of the ViT, which the file does not tell (default: one per 64 channels)",
     )
+    parser = command(
+        kinds,
+        "exported",
+        exported,
+        "an exported file, or a critic that comes with rahf, to train on from there",
+        "Example:\n  rahf import exported lite runs/lite-start\n"
+        "  rahf train configs/critic/lite_finetune.py --data.path data/mine",
+    )
+    parser.add_argument("file", metavar="FILE|NAME", help="file of rahf export, or name of a shipped critic")
+    parser.add_argument("out", metavar="OUT", help="directory to create")
     _add_baselines(kinds)
     parser = command(
         kinds,
@@ -69,6 +79,15 @@ def _add_baselines(kinds) -> None:
             parser.add_argument("--tokenizer", default=None, help="folder or hub id (default: beside the weights)")
         if name == "clip":
             parser.add_argument("--no-heatmap", action="store_true", help="scores only")
+
+
+def exported(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from rahf.critic.published import exported as module
+
+    folder = module.import_exported(args.file, args.out)
+    terminal.say(f"model directory {folder}: start from it with rahf train CONFIG --start.model {folder}")
+    return 0
 
 
 def clip(args: argparse.Namespace) -> int:
