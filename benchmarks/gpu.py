@@ -51,6 +51,7 @@ class Sizes:
     overlap_seconds: int
     overlap: tuple[str, ...] = ()  # fields of the config
     precision: tuple[str, ...] = ()
+    small_card: tuple[str, ...] = ()
     rehearsal: tuple[str, ...] = ()
 
 
@@ -61,6 +62,9 @@ ON_GPU = Sizes(
 )  # fmt: skip
 ON_CPU = Sizes(
     "tiny", 4, 2, 2, 2, 0.2, "small", 8, "tiny", 3, overlap=("--train.log-every", "2"),
+    precision=("--model.vit.depth", "1", "--model.t5.encoder-layers", "1", "--model.t5.decoder-layers", "1"),
+    # Convolutions inside a loop are slow where nothing is optimised: 23 s a step at 64 x 64 pixels.
+    small_card=("--model.image-size", "32"),
     rehearsal=("--steps", "2", "--limit", "8"),
 )  # fmt: skip
 
@@ -87,7 +91,7 @@ def measurements(sizes: Sizes, data: str, out: pathlib.Path) -> list[Measurement
     peer = ("torch_peer.py", *network, "--variant")
     small_card = (
         *("train_step.py", *network, "--batch", "4", "--train.accumulate", "4", "--model.remat", "full"),
-        "--model.scan-layers",
+        *("--model.scan-layers", *sizes.small_card),
     )
     lora = ("--optimizer.lora.rank", "16", "--optimizer.trainable", "heatmap_*", "score_*")
     quarter = ("--model.heatmap-head.kind", "quarter")
@@ -218,6 +222,9 @@ class Run:
         environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "rahf_gpu_cache"))
         if not self.gpu:
             environment["JAX_PLATFORMS"] = "cpu"
+            # What counts here is that everything runs: nearly all of the time would go into optimising programs.
+            environment.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+            environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # torch.compile would call a C++ compiler for each kernel
         if measurement.gib and self.gpu:
             fraction = measurement.gib * 1024 / self.gpu["memory_mib"]
             environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{min(fraction, 1.0):.4f}"
