@@ -224,7 +224,7 @@ class Run:
             environment["JAX_PLATFORMS"] = "cpu"
             # What counts here is that everything runs: nearly all of the time would go into optimising programs.
             environment.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-            environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # torch.compile would call a C++ compiler for each kernel
+            environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # torch.compile calls a C++ compiler for each kernel
         if measurement.gib and self.gpu:
             fraction = measurement.gib * 1024 / self.gpu["memory_mib"]
             environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{min(fraction, 1.0):.4f}"
