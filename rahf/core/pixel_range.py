@@ -12,6 +12,8 @@ PICTURE = (-1e-3, 1 + 1e-3)
 OPTIMIZED = (-0.25, 1.25)
 #: What is expected, for messages about other types.
 EXPECTED_TYPES = "expected uint8 0..255 or floats in [0,1]"
+#: What is wrong with an array whose mask would be ignored.
+MASKED = "a masked array, whose values under the mask are unclear; use pixels.filled(value)"
 _CERTAINLY_BYTES = 2.0  # above it the values cannot come from [0, 1], not even after steps
 
 

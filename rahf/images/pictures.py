@@ -100,6 +100,8 @@ def as_array(source: Any, name: str) -> np.ndarray:
         source = source.detach().cpu()
         if "bfloat16" in str(source.dtype):  # NumPy has no such type
             source = source.float()
+    if isinstance(source, np.ma.MaskedArray):
+        raise ImageError(f"{name}: {pixel_range.MASKED}")
     try:
         return np.asarray(source)
     except Exception as error:  # JAX's own class for tracers; JAX is not imported here

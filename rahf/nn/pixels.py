@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,10 @@ def batch(pixels: Any, name: str = "pixels") -> tuple[Array, bool]:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ImageError(f"{name} of type {array.dtype}; {pixel_range.EXPECTED_TYPES}")
     if not isinstance(array, jax.core.Tracer):
-        pixel_range.check(name, float(array.min()), float(array.max()), pixel_range.OPTIMIZED)
+        # XLA's CPU backend drops NaN from the minimum and maximum of arrays of some shapes.
+        finite = bool(jnp.isfinite(array).all())
+        low, high = (float(array.min()), float(array.max())) if finite else (math.nan, math.nan)
+        pixel_range.check(name, low, high, pixel_range.OPTIMIZED)
     return array, single
 
 
@@ -143,6 +147,10 @@ def _array(pixels: Any, name: str) -> Array:
             raise ImageError(f"{name} of type {pixels.dtype}; {pixel_range.EXPECTED_TYPES}")
         if isinstance(pixels, np.ndarray) and pixels.dtype.kind not in "fuibV":
             raise ImageError(f"{name} of type {pixels.dtype}; {pixel_range.EXPECTED_TYPES}")
+        if isinstance(pixels, np.ma.MaskedArray):
+            raise ImageError(f"{name}: {pixel_range.MASKED}")
+        if isinstance(pixels, np.ndarray) and not pixels.dtype.isnative:  # JAX takes no other order of bytes
+            pixels = pixels.astype(pixels.dtype.newbyteorder("="))
         return jnp.asarray(pixels)
     raise ArgumentTypeError(
         f"{name}: expected an array [B,h,w,3] of JAX or NumPy, found {kind.__module__}.{kind.__name__}; "

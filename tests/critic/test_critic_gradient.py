@@ -106,6 +106,8 @@ def test_bytes_are_scored_as_the_critic_scores_the_picture(critic):
 
 
 ZEROS = np.zeros((1, 8, 8, 3), np.float32)
+#: XLA's minimum and maximum of such an array are not NaN.
+SOME_NAN = np.where(np.random.default_rng(0).random((2, 64, 48, 3)) > 0.9, np.nan, 0.5).astype(np.float32)
 
 
 @pytest.mark.parametrize("pixels, message", [
@@ -117,6 +119,9 @@ ZEROS = np.zeros((1, 8, 8, 3), np.float32)
     (np.linspace(-1, 1, 192, dtype=np.float32).reshape(1, 8, 8, 3), r"from -1 to 1, expected 0..1; pixels in -1..1\?"),
     (ZEROS + 1.3, "floats from 1.3 to 1.3, expected 0..1; clip them"),
     (ZEROS + np.nan, "pixels are not finite"),
+    (SOME_NAN, "pixels are not finite"),
+    (jnp.asarray(SOME_NAN), "pixels are not finite"),
+    (np.ma.masked_array(ZEROS, ZEROS > 0.5), "pixels: a masked array, .* use pixels.filled"),
     ([np.zeros((8, 8, 3)), np.zeros((8, 9, 3))], "images of 2 shapes in one list"),
     ([], "there are none"),
     ([Image.new("RGB", (8, 8))], r"pixels\[0\]: expected an array .* found PIL.Image.Image; critic.score"),
@@ -143,7 +148,8 @@ def test_every_way_takes_the_same_pixels(critic):
     array = smooth(32, 32)
     tokens, floats = critic.tokens("a cat"), array.astype(np.float32) / 255
     expected = critic.scores(floats, tokens)
-    for pixels in (array, jnp.asarray(array), floats.astype(np.float64), jnp.asarray(floats), [floats], (array,)):
+    for pixels in (array, jnp.asarray(array), floats.astype(np.float64), jnp.asarray(floats), [floats], (array,),
+                   floats.astype(">f4")):  # fmt: skip
         scores = critic.scores(pixels, tokens)
         np.testing.assert_allclose(scores.reshape(4), expected, atol=1e-5)
         np.testing.assert_allclose(energy.score(critic, "a cat")(pixels).reshape(()), 1 - expected[3], atol=1e-5)

@@ -79,6 +79,7 @@ FLOAT = np.zeros((6, 8, 3), np.float32)
     (np.full((6, 8, 3), 200.0), "floats from 200 to 200, expected 0..1; pixels in 0..255 given as float"),
     (FLOAT - 1, r"floats from -1 to -1, expected 0..1; pixels in -1..1\? Use \(x \+ 1\) / 2"),
     (FLOAT + np.nan, "pixels are not finite"),
+    (np.ma.masked_array(FLOAT, FLOAT > 0.5), "image 0: a masked array"),
     (FLOAT + 1.5, "floats from 1.5 to 1.5, expected 0..1; clip"),
     (np.zeros((3, 64, 48), np.uint8), r"shape \(3, 64, 48\), expected \[h,w,3\]; .*channels first \(CHW\)"),
     (np.zeros((2, 3, 64, 48), np.uint8), r"image 0: .*channels first \(CHW\)"),

@@ -168,6 +168,7 @@ def test_shards_of_another_dataset_and_truncated_ones(tmp_path):
     (tmp_path / "cut/train-1.parquet").write_bytes(whole.read_bytes()[:-100])
     summary = prepare(open_source(None, tmp_path / "cut"), tmp_path / "out", **ALL_TRAIN, progress=False)
     assert "train-1.parquet is truncated" in summary.unreadable[0]
+    assert summary.left_out == summary.refused + len(summary.unreadable)
     assert any("train-1.parquet" in line["reason"] for line in refused(tmp_path / "out"))
     whole.unlink()
     with pytest.raises(DatasetError, match="no shard can be read.*truncated"):
