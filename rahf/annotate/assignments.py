@@ -25,30 +25,33 @@ def hold(database: Database, person_id: int) -> list[int]:
     Returns:
       Numbers of the pictures that the person holds and has not answered, in order; empty: nothing is left to do.
     """
-    project, now = database.project, database.clock()
-    with database.write() as connection:
-        release_expired(connection, now)
-        held = _held(connection, person_id)
-        if held:
-            connection.execute(
-                sa.update(assignments)
-                .where(assignments.c.person_id == person_id, assignments.c.state == "leased")
-                .values(until=now + project.lease_seconds)
-            )
-        done = _counts(connection, person_id)
-        limit = project.most_pictures - done["work"] if project.most_pictures else project.ahead
-        number = done["all"]
-        while len(held) < project.ahead:
-            work_held = sum(purpose == "work" for _, purpose in held)
-            chosen = _choose(connection, person_id, project, done, held, work_held < limit)
-            if chosen is None:
-                break
-            _lease(connection, chosen[0], person_id, now + project.lease_seconds, number)
-            number += 1
-            held.append(chosen)
-            done[chosen[1]] = done.get(chosen[1], 0) + 1
-            done["all"] += 1
-        return [picture for picture, _ in held]
+    project = database.project
+    return database.together(lambda connection: _hold(connection, database.clock(), project, person_id))
+
+
+def _hold(connection: Connection, now: float, project: Project, person_id: int) -> list[int]:
+    release_expired(connection, now)
+    held = _held(connection, person_id)
+    if held:
+        connection.execute(
+            sa.update(assignments)
+            .where(assignments.c.person_id == person_id, assignments.c.state == "leased")
+            .values(until=now + project.lease_seconds)
+        )
+    done = _counts(connection, person_id)
+    limit = project.most_pictures - done["work"] if project.most_pictures else project.ahead
+    number = done["all"]
+    while len(held) < project.ahead:
+        work_held = sum(purpose == "work" for _, purpose in held)
+        chosen = _choose(connection, person_id, project, done, held, work_held < limit)
+        if chosen is None:
+            break
+        _lease(connection, chosen[0], person_id, now + project.lease_seconds, number)
+        number += 1
+        held.append(chosen)
+        done[chosen[1]] = done.get(chosen[1], 0) + 1
+        done["all"] += 1
+    return [picture for picture, _ in held]
 
 
 def release_expired(connection: Connection, now: float) -> int:

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -65,6 +65,19 @@ class Project:
                 raise AnnotateError(f"{option} is {value}, expected {low} to {high}")
 
 
+_Result = TypeVar("_Result")
+
+
+class _Job:
+    """A change that waits to be made."""
+
+    def __init__(self, change: Callable[[Connection], Any]):
+        self.change = change
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = False
+
+
 class Database:
     """A database of one project.
 
@@ -77,6 +90,7 @@ class Database:
         self.engine = engine
         self.clock = clock
         self._lock = threading.Lock()  # fair among the threads of this process, where waiting on SQLite's own is not
+        self._jobs: list[_Job] = []
         self.secret = bytes.fromhex(self.setting("secret"))
 
     @contextlib.contextmanager
@@ -88,10 +102,56 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """A connection that may change data; nobody else writes meanwhile. On disk when the block has ended."""
-        with self._lock, self.engine.connect().execution_options(rahf_write=True) as connection, connection.begin():
+        with self._lock, self._writing() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self.engine.connect().execution_options(rahf_write=True) as connection, connection.begin():
             if self.engine.dialect.name == "postgresql":
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_OF_POSTGRESQL})
             yield connection
+
+    def together(self, change: Callable[[Connection], _Result]) -> _Result:
+        """Makes a change in one transaction with the changes that wait beside it; on disk when this returns.
+
+        Bringing a transaction to the disk takes longer than a save itself. So whoever gets the lock first makes the
+        changes of all who wait for it. An AnnotateError concerns its own change only, and must be raised before the
+        change writes anything; after any other error each change gets a transaction of its own.
+
+        Args:
+          change: gets the connection; what it raises is raised here.
+        """
+        job = _Job(change)
+        self._jobs.append(job)
+        while not job.done:
+            with self._lock:
+                if not job.done:
+                    jobs, self._jobs = self._jobs, []
+                    self._make(jobs)
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def _make(self, jobs: list[_Job]) -> None:
+        """Makes changes in one transaction; or, where that fails, each in its own."""
+        try:
+            with self._writing() as connection:
+                for job in jobs:
+                    try:
+                        job.result = job.change(connection)
+                    except AnnotateError as error:
+                        job.error = error
+        except BaseException as error:
+            for job in jobs:
+                job.error = error
+            if len(jobs) > 1 and isinstance(error, Exception):
+                for job in jobs:
+                    job.error = None
+                    self._make([job])
+        finally:
+            for job in jobs:
+                job.done = True
 
     def setting(self, name: str) -> str | None:
         """A stored value."""

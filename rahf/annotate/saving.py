@@ -20,10 +20,45 @@ from rahf.annotate import answers as answers_lib
 from rahf.annotate import assignments as assignments_lib
 from rahf.annotate.answers import BadAnswer
 from rahf.annotate.database import Database
-from rahf.annotate.tables import answers, pictures, saves
+from rahf.annotate.tables import answers, assignments, pictures, saves
 
 _SAVE_ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
 _MOST_SECONDS = 24 * 3600.0
+
+
+# Statements of every save, built once: building them takes longer than running them.
+_KNOWN = (
+    sa.select(saves.c.person_id, saves.c.picture_id, saves.c.revision, saves.c.current, pictures.c.purpose)
+    .join(pictures, pictures.c.id == saves.c.picture_id)
+    .where(saves.c.save_id == sa.bindparam("save_id"))
+)
+#: A picture that the person was given, and the person's current answer (None where there is none).
+_STATE = (
+    sa.select(
+        pictures.c.prompt,
+        pictures.c.width,
+        pictures.c.height,
+        pictures.c.purpose,
+        assignments.c.state,
+        answers.c.revision,
+        answers.c.complete,
+        answers.c.answer,
+    )
+    .join(assignments, assignments.c.picture_id == pictures.c.id)
+    .outerjoin(
+        answers,
+        sa.and_(answers.c.picture_id == assignments.c.picture_id, answers.c.person_id == assignments.c.person_id),
+    )
+    .where(pictures.c.id == sa.bindparam("picture"), assignments.c.person_id == sa.bindparam("person"))
+)
+_NOTE = sa.insert(saves)
+_COLUMNS = ("picture_id", "person_id", "answer", "complete", "skip_reason", "revision", "seconds", "saved")
+_INSERT = sa.insert(answers).values({name: sa.bindparam(name) for name in _COLUMNS})
+_UPDATE = (
+    sa.update(answers)
+    .where(answers.c.picture_id == sa.bindparam("picture"), answers.c.person_id == sa.bindparam("person"))
+    .values({name: sa.bindparam(name) for name in _COLUMNS[2:]})
+)
 
 
 class NotTheirs(answers_lib.AnnotateError):
@@ -38,12 +73,14 @@ class Receipt(NamedTuple):
       revision: that the save has.
       current: whether it was the newest when it came.
       repeated: whether it had been stored before.
+      training: whether the picture is one of which the person is told what was expected.
     """
 
     save_id: str
     revision: int
     current: bool
     repeated: bool
+    training: bool
 
 
 def save(database: Database, person_id: int, body: Any) -> Receipt:
@@ -59,31 +96,39 @@ def save(database: Database, person_id: int, body: Any) -> Receipt:
       NotTheirs: the person was never given the picture, or another one has used the save id.
       BadAnswer: a field cannot be used.
     """
-    save_id, picture_id, revision, seconds = _fields(body)
-    with database.write() as connection:
-        known = connection.execute(sa.select(saves).where(saves.c.save_id == save_id)).first()
-        if known is not None:
-            if known.person_id != person_id or known.picture_id != picture_id:
-                raise NotTheirs("there is no such save")
-            return Receipt(save_id, known.revision, known.current, True)
-        if not assignments_lib.is_theirs(connection, picture_id, person_id):
-            raise NotTheirs("there is no such picture")
-        picture = connection.execute(sa.select(pictures).where(pictures.c.id == picture_id)).one()
-        values = _values(body, picture)
-        row = {"picture_id": picture_id, "person_id": person_id, "revision": revision, "seconds": seconds, **values}
-        current = store(connection, row, database.clock())
-        connection.execute(
-            sa.insert(saves).values(
-                save_id=save_id,
-                picture_id=picture_id,
-                person_id=person_id,
-                revision=revision,
-                current=current,
-                body=json.dumps({**values, "seconds": seconds}, separators=(",", ":")),
-                received=database.clock(),
-            )
-        )
-        return Receipt(save_id, revision, current, False)
+    fields = _fields(body)
+    return database.together(lambda connection: _save(connection, database.clock(), person_id, fields, body))
+
+
+def _save(
+    connection: Connection, now: float, person_id: int, fields: tuple[str, int, int, float], body: Mapping[str, Any]
+) -> Receipt:
+    save_id, picture_id, revision, seconds = fields
+    known = connection.execute(_KNOWN, {"save_id": save_id}).first()
+    if known is not None:
+        if known.person_id != person_id or known.picture_id != picture_id:
+            raise NotTheirs("there is no such save")
+        return Receipt(save_id, known.revision, known.current, True, known.purpose == "training")
+    state = connection.execute(_STATE, {"picture": picture_id, "person": person_id}).first()
+    if state is None:
+        raise NotTheirs("there is no such picture")
+    values = _values(body, state)
+    row = {"picture_id": picture_id, "person_id": person_id, "revision": revision, "seconds": seconds, **values}
+    current = _store(connection, row, state, now)
+    text = json.dumps({**values, "seconds": seconds}, separators=(",", ":"))
+    connection.execute(
+        _NOTE,
+        {
+            "save_id": save_id,
+            "picture_id": picture_id,
+            "person_id": person_id,
+            "revision": revision,
+            "current": current,
+            "body": text,
+            "received": now,
+        },
+    )
+    return Receipt(save_id, revision, current, False, state.purpose == "training")
 
 
 def _fields(body: Any) -> tuple[str, int, int, float]:
@@ -114,37 +159,52 @@ def _values(body: Mapping[str, Any], picture: Any) -> dict[str, Any]:
 
 
 def store(connection: Connection, row: dict[str, Any], now: float) -> bool:
-    """Makes a save the current answer unless a newer one is there; returns whether it did."""
-    key = (answers.c.picture_id == row["picture_id"], answers.c.person_id == row["person_id"])
-    before = connection.execute(sa.select(answers).where(*key)).first()
-    if before is not None and before.revision > row["revision"]:
+    """Makes a checked answer the current one unless a newer one is there; returns whether it did.
+
+    Args:
+      connection: of a write.
+      row: all columns of `tables.answers` but ``saved``.
+      now: the time.
+    """
+    state = connection.execute(_STATE, {"picture": row["picture_id"], "person": row["person_id"]}).one()
+    return _store(connection, row, state, now)
+
+
+def _store(connection: Connection, row: dict[str, Any], state: Any, now: float) -> bool:
+    if state.revision is not None and state.revision > row["revision"]:
         return False
-    if before is not None and before.complete and not row["complete"] and row["skip_reason"] is None:
+    if state.complete and not row["complete"] and row["skip_reason"] is None:
         # A finished answer under change stays finished where the change can stand as one.
-        row["complete"] = _is_complete(connection, row)
+        row["complete"] = _is_complete(state, row)
         if not row["complete"]:
             return False
-    if before is None:
-        connection.execute(sa.insert(answers).values(**row, saved=now))
-    else:
-        connection.execute(sa.update(answers).where(*key).values(**row, saved=now))
-    if row["skip_reason"] is not None:
-        assignments_lib.finish(connection, row["picture_id"], row["person_id"], "skipped")
-    elif row["complete"]:
-        assignments_lib.finish(connection, row["picture_id"], row["person_id"], "answered")
-    if row["complete"] or (before is not None and before.complete):
+    connection.execute(_INSERT if state.revision is None else _UPDATE, {**row, "saved": now, **_key(row)})
+    outcome = "skipped" if row["skip_reason"] is not None else "answered" if row["complete"] else state.state
+    if outcome != state.state:
+        assignments_lib.finish(connection, row["picture_id"], row["person_id"], outcome)
+    if _judges_otherwise(row, state):
         _note_dispute(connection, row["picture_id"])
     return True
 
 
-def _is_complete(connection: Connection, row: Mapping[str, Any]) -> bool:
-    picture = connection.execute(sa.select(pictures).where(pictures.c.id == row["picture_id"])).one()
+def _key(row: Mapping[str, Any]) -> dict[str, int]:
+    return {"picture": row["picture_id"], "person": row["person_id"]}
+
+
+def _is_complete(picture: Any, row: Mapping[str, Any]) -> bool:
     words = answers_lib.count_words(picture.prompt)
     try:
         answers_lib.check(json.loads(row["answer"]), words, picture.width, picture.height, complete=True)
     except BadAnswer:
         return False
     return True
+
+
+def _judges_otherwise(row: Mapping[str, Any], state: Any) -> bool:
+    """Whether the finished scores of the person have changed."""
+    after = json.loads(row["answer"])["scores"] if row["complete"] else None
+    before = json.loads(state.answer)["scores"] if state.complete else None
+    return after != before
 
 
 def _note_dispute(connection: Connection, picture_id: int) -> None:

@@ -84,7 +84,13 @@ def serve(
     sys.stdout.flush()
     options = {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]} if tls else {}
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30, **options
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        **options,
     )
     server = uvicorn.Server(config)
     if started is not None:

@@ -103,11 +103,6 @@ def _item(connection: Connection, person: Person, number: int) -> dict[str, Any]
     return tree
 
 
-def training_feedback(database: Database, person: Person, number: int) -> dict[str, Any] | None:
-    """How a finished answer to a training picture compares with the right one; None for other pictures."""
-    return items(database, person, [number])[0].get("feedback")
-
-
 def _feedback(row: Any, answer: dict[str, Any]) -> dict[str, Any]:
     right = json.loads(row.answer)
     compared = gold.compare(answer, right, split_words(row.prompt), row.height)

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import shutil
-import threading
 import time
 
 import pytest
@@ -17,8 +16,8 @@ pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install
 import sqlalchemy as sa
 from playwright import sync_api as playwright
 
-from rahf.annotate import answers, assignments, importing, people, saving, serve, tables
-from tests.helpers.annotate_maker import PROMPT, answer, body, project
+from rahf.annotate import answers, assignments, importing, people, saving, tables
+from tests.helpers.annotate_maker import PROMPT, Site, answer, body, project
 from tests.helpers.feedback_maker import HEIGHT, picture
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -27,40 +26,6 @@ if CHROMIUM is None:
 
 #: Where screenshots of each step go; nowhere unless it is set.
 SHOTS = os.environ.get("RAHF_SCREENSHOTS")
-
-
-class Site:
-    """A served project that can be stopped and started again on the same port."""
-
-    def __init__(self, database):
-        self.database, self.port = database, 0
-        self.start()
-
-    def start(self):
-        servers = []
-        started = threading.Event()
-
-        def note(server, address):
-            servers.append(server)
-            self.address, self.port = address, int(address.rsplit(":", 1)[1].strip("/"))
-            started.set()
-
-        self.thread = threading.Thread(
-            target=serve.serve, args=(self.database,), kwargs={"port": self.port, "started": note}
-        )
-        self.thread.start()
-        assert started.wait(10)
-        self.server = servers[0]
-
-    def stop(self):
-        self.server.should_exit = True
-        self.thread.join(10)
-        assert not self.thread.is_alive()
-
-    def answers(self):
-        with self.database.read() as connection:
-            rows = connection.execute(sa.select(tables.answers).order_by(tables.answers.c.id)).all()
-        return [(row.complete, row.skip_reason, json.loads(row.answer)) for row in rows]
 
 
 @pytest.fixture

@@ -128,8 +128,8 @@ def test_a_save_is_acknowledged_once_and_the_newest_revision_counts(small):
     who, other = person(small), person(small, "B")
     (held,) = assignments.hold(small, who.id)
     third = body(held, 3, answer=answer(score=5))
-    assert saving.save(small, who.id, third) == (third["save_id"], 3, True, False)
-    assert saving.save(small, who.id, third) == (third["save_id"], 3, True, True)
+    assert saving.save(small, who.id, third) == (third["save_id"], 3, True, False, False)
+    assert saving.save(small, who.id, third) == (third["save_id"], 3, True, True, False)
     late = saving.save(small, who.id, body(held, 2, answer=answer(score=1)))
     assert not late.current
     (stored,) = rows(small, tables.answers)

@@ -2,8 +2,11 @@
 
 import json
 import secrets
+import threading
 
-from rahf.annotate import importing, people
+import sqlalchemy as sa
+
+from rahf.annotate import importing, people, serve, tables
 from rahf.annotate.database import open_database
 from rahf.core.labels import SCORES
 from tests.helpers.feedback_maker import HEIGHT, WIDTH, picture
@@ -66,3 +69,41 @@ def body(picture, revision=1, complete=True, **changes):
         "answer": answer(),
         **changes,
     }
+
+
+class Site:
+    """A served project that can be stopped and started again on the same port."""
+
+    def __init__(self, database):
+        self.database, self.port = database, 0
+        self.start()
+
+    def start(self):
+        servers = []
+        started = threading.Event()
+
+        def note(server, address):
+            servers.append(server)
+            self.address, self.port = address, int(address.rsplit(":", 1)[1].strip("/"))
+            started.set()
+
+        self.thread = threading.Thread(
+            target=serve.serve, args=(self.database,), kwargs={"port": self.port, "started": note}
+        )
+        self.thread.start()
+        assert started.wait(10)
+        self.server = servers[0]
+
+    def stop(self):
+        self.server.should_exit = True
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+    def answers(self):
+        with self.database.read() as connection:
+            rows = connection.execute(sa.select(tables.answers).order_by(tables.answers.c.id)).all()
+        return [(row.complete, row.skip_reason, json.loads(row.answer)) for row in rows]
+
+    def end(self):
+        """The name that the programs of benchmarks/annotate.py use."""
+        self.stop()
