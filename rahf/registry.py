@@ -45,6 +45,16 @@ FAMILIES: dict[str, Family] = {
         task="rahf.diffusion.task:PixelDiffusionTask.from_config",
         load="rahf.diffusion.pixel_generator:load",
     ),
+    "motion": Family(
+        "rahf.config.motion:MotionConfig",
+        task="rahf.motion.task:MotionTask.from_config",
+        load="rahf.motion.model:load",
+    ),
+    "motion-renderer": Family(
+        "rahf.config.motion:MotionRendererConfig",
+        task="rahf.motion.renderer_task:RendererTask.from_config",
+        load="rahf.motion.renderer_task:load",
+    ),
     "stable-diffusion": Family(
         "rahf.config.stable_diffusion:StableDiffusionConfig",
         task="rahf.diffusion.task:stable_diffusion_task",

@@ -74,7 +74,11 @@ class MotionCounts(counts_lib.PreparationCounts):
 
 
 class FrequencyScales:
-    """Collects magnitudes for the 95th percentile of each frequency, an even sample of each clip."""
+    """Collects magnitudes for the 95th percentile of each frequency, an even sample of each clip.
+
+    Magnitudes of exactly 0 do not count: in drawn scenes most pixels stand still, and the percentile would be 0. Flow
+    of videos has none.
+    """
 
     def __init__(self):
         self.samples: list[np.ndarray] = []
@@ -84,8 +88,10 @@ class FrequencyScales:
         self.samples.append(magnitudes[:, :: max(1, magnitudes.shape[1] // _SAMPLES)])
 
     def values(self) -> list[float]:
-        """Of each frequency, at least 1e-6."""
-        return np.maximum(np.percentile(np.concatenate(self.samples, 1), 95.0, axis=1), 1e-6).tolist()
+        """Of each frequency; of one in which nothing moves the largest of all."""
+        magnitudes = np.concatenate(self.samples, 1)
+        scales = [float(np.percentile(one[one > 0], 95.0)) if (one > 0).any() else 0.0 for one in magnitudes]
+        return [scale or max(max(scales), 1e-6) for scale in scales]
 
 
 def prepare_scenes(

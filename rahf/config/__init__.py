@@ -19,6 +19,7 @@ from rahf.config.critic import (
 )
 from rahf.config.diffusion import PixelDiffusionConfig
 from rahf.config.model import FamilyConfig, ImageModelConfig
+from rahf.config.motion import MotionConfig, MotionRendererConfig
 from rahf.config.read import find, from_dict, from_json, load, read_saved, to_json
 from rahf.config.saliency import SaliencyConfig, SaliencyLossConfig
 from rahf.config.schema import (
@@ -63,6 +64,8 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "MeshConfig",
+    "MotionConfig",
+    "MotionRendererConfig",
     "OptimizerConfig",
     "PixelDiffusionConfig",
     "ResNetBaselineConfig",

@@ -18,7 +18,7 @@ from rahf.core.errors import ConfigError
 _MAY_BE_0 = {"steps", "warmup_steps", "eval_every", "attention_from", "eos_token_id", "jpeg_quality", "steps_offset"}
 #: Ids, and numbers that may be below 0. A mesh is checked against the devices.
 _FREE = {"task_ids", "pad_token_ids", "image_mean", "mesh"}
-_BELOW_1 = {"dropout", "ema_decay", "b1", "b2", "prompt_dropout"}
+_BELOW_1 = {"dropout", "ema_decay", "b1", "b2", "prompt_dropout", "image_dropout"}
 _SHARES = {
     "crop_probability", "crop_keep", "crop_keeps_mass", "photometric_probability", "brightness", "hue",
     "grey_probability", "final_fraction", "tag_rest",

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,9 @@ from rahf import images
 from rahf.core import files
 from rahf.core.errors import ArgumentError, DatasetError, ImageError
 from rahf.images.resize import resize
-from rahf.motion import loops, render, touch, video_file
+from rahf.motion import loops, render, renderer_task, touch, video_file
+from rahf.motion import model as model_lib
+from rahf.motion.critique import Critique
 from rahf.motion.preview import Preview
 
 #: How strongly the ends of a loop are drawn together (`rahf.motion.loops.close`).
@@ -82,6 +84,22 @@ def load_volume(source: str | os.PathLike, clip: str | None = None) -> SpectralV
     return read.clip(source, clip).volume
 
 
+def drawn_volume(model: str | os.PathLike, photo: str | os.PathLike, **options: Any) -> SpectralVolume:
+    """The motion that a motion model draws for a photograph.
+
+    Args:
+      model: run directory or checkpoint of the motion family.
+      photo: any picture.
+      options: of `rahf.motion.model.MotionGenerator.volume`.
+
+    Raises:
+      CheckpointError: no motion model there.
+      ImageError, ArgumentError: as there.
+    """
+    picture = images.load_rgb(photo)
+    return model_lib.load(model).volume(picture, **options)
+
+
 def animate_photo(
     photo: str | os.PathLike,
     volume: SpectralVolume,
@@ -91,6 +109,8 @@ def animate_photo(
     mask: str | os.PathLike | None = None,
     preview: str | os.PathLike | None = None,
     page: str | os.PathLike | None = None,
+    renderer: str | os.PathLike | None = None,
+    critic: tuple[str | os.PathLike, str, str | os.PathLike] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Animated:
     """Animates one photograph. Frames are rendered and written one by one.
@@ -102,6 +122,8 @@ def animate_photo(
       options: how it moves.
       mask: a grey picture: white moves, black stands still, grey in between; resized to the photograph.
       preview: PNG to write: slice over x and time, flow colours, mean motion.
+      renderer: run of a trained renderer that draws the frames; None: splatting alone.
+      critic: a critic, the prompt that it judges frames by, and the report to write: PNG, and JSON beside it.
       page: HTML page to write, in which the photograph is dragged.
       progress: called with frames done and their number.
 
@@ -112,8 +134,10 @@ def animate_photo(
     """
     if out is None and page is None:
         raise ArgumentError("animate: nothing to write; give --out VIDEO or --interactive PAGE.html")
-    if preview is not None and out is None:
-        raise ArgumentError("--preview belongs to --out: it shows the frames of a video")
+    if (preview is not None or critic is not None) and out is None:
+        raise ArgumentError("--preview and --report belong to --out: they show the frames of a video")
+    if critic is not None and pathlib.Path(critic[2]).suffix.lower() != ".png":
+        raise ArgumentError(f"{os.fspath(critic[2])}: the report is a picture; name a file that ends in .png")
     picture, notes = _photograph(photo, options.max_side), []
     height, width = picture.shape[:2]
     grid = volume.spectrum.shape[1:3]
@@ -133,20 +157,26 @@ def animate_photo(
             notes.append(f"a loop takes whole periods of {volume.period:g} s: {seconds:g} s")
     times = render.frame_times(volume, seconds, options.fps, options.loop)
     video_file.check(out, width, height, len(times), options.fps)
-    renderer = render.Renderer(picture, volume, options.magnify, shares)
-    shown = Preview(np.asarray(renderer.importance))
+    network = None if renderer is None else renderer_task.load(renderer)
+    drawing = render.Renderer(picture, volume, options.magnify, shares, network=network)
+    judged = None if critic is None else Critique(critic[0], critic[1], len(times))
+    shown = Preview(np.asarray(drawing.importance))
     with video_file.writer(out, options.fps) as video:
         for number, time in enumerate(times):
-            pixels = renderer.frame(float(time))
+            pixels = drawing.frame(float(time))
             video.add(pixels)
             if preview is not None:
                 shown.add(pixels)
+            if judged is not None:
+                judged.add(pixels)
             progress(number + 1, len(times))
     if preview is not None:
         farthest = max(
-            times[:: max(1, len(times) // 30)], key=lambda time: float(abs(renderer.flow(float(time))).mean())
+            times[:: max(1, len(times) // 30)], key=lambda time: float(abs(drawing.flow(float(time))).mean())
         )
-        files.write_atomically(preview, shown.png(picture, np.asarray(renderer.flow(float(farthest)))))
+        files.write_atomically(preview, shown.png(picture, np.asarray(drawing.flow(float(farthest)))))
+    if judged is not None:
+        judged.write(critic[2], options.fps)
     return Animated((width, height), len(times), len(times) / options.fps, tuple(notes))
 
 

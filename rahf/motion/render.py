@@ -8,6 +8,7 @@ held at a time.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -21,6 +22,8 @@ from rahf.motion import spectrum as spectrum_lib
 from rahf.motion import splat
 
 Method = Literal["softmax", "average", "backward"]
+#: Draws frames: pictures float32 [B,h,w,3] in [0,1], displacements [B,h,w,2], importance [B,h,w] → float32 [B,h,w,3].
+Frames = Callable[[Array, Array, Array], Array]
 _LEVELS = 6  # of the pyramid that fills holes: up to 64 pixels across
 _PREFERENCE = 4.0  # exponent of how much less what moves most counts in a hole than what stands still
 
@@ -35,6 +38,7 @@ class Renderer:
         magnify: float = 1.0,
         mask: Float[np.ndarray, "H W"] | None = None,
         method: Method = "softmax",
+        network: Frames | None = None,
     ):
         """Builds.
 
@@ -44,6 +48,7 @@ class Renderer:
           magnify: factor of all displacements.
           mask: how much of its motion each pixel keeps, in [0,1]; None: all.
           method: "average" and "backward" are baselines: equal weights, and bilinear samples at ``q - F(q)``.
+          network: draws the frames instead; `rahf.motion.renderer_task.load`.
 
         Raises:
           ArgumentError: a factor that is not positive, a mask of another size, or another method.
@@ -59,7 +64,7 @@ class Renderer:
         self._picture = jnp.asarray(picture, jnp.float32) / 255.0
         self._spectrum = jnp.asarray(volume.spectrum) * magnify
         self._mask = jnp.ones((height, width)) if mask is None else jnp.asarray(mask, jnp.float32)
-        self._method = method
+        self._method, self._network = method, network
         motion = _mean_motion(self._spectrum, volume.frames)
         grid = volume.spectrum.shape[1:3]
         factor = ((height / grid[0]) * (width / grid[1])) ** 0.5
@@ -72,6 +77,8 @@ class Renderer:
     def frame(self, time: float) -> UInt8[np.ndarray, "H W 3"]:
         """The picture at a time, in frames of the volume; also between two frames."""
         flow = self.flow(time)
+        if self._network is not None:
+            return np.asarray(_eight_bit(self._network(self._picture[None], flow[None], self.importance[None])[0]))
         if self._method == "backward":
             return np.asarray(_backward(self._picture, flow))
         weights = self.importance if self._method == "softmax" else jnp.zeros_like(self.importance)
@@ -100,6 +107,28 @@ def frame_times(volume: SpectralVolume, seconds: float, fps: float, loop: bool) 
         periods = max(1, round(seconds / volume.period))
         return np.arange(count) * (periods * volume.frames / count)
     return np.arange(count) * (volume.fps / fps)
+
+
+def splatted(
+    pictures: Float[Array, "b h w c"],
+    flow: Float[Array, "b h w 2"],
+    importance: Float[Array, "b h w"],
+    weights: Float[Array, "b h w"] | None = None,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w"]]:
+    """Pictures along their motion, holes filled; and how much arrived at each pixel.
+
+    Args:
+      pictures: in [0,1].
+      flow: displacements of their pixels.
+      importance: mean motion of each pixel.
+      weights: of the splatting; None: the importance.
+    """
+    # The importance comes along, to tell what stands still from what moves at the edge of a hole.
+    values = jnp.concatenate([pictures, importance[..., None]], -1)
+    moved = splat.softmax_splat(values, flow, importance if weights is None else weights)
+    largest = jnp.maximum(importance.max((1, 2), keepdims=True), 1e-6)
+    still = jnp.exp(-_PREFERENCE * moved.values[..., -1] / largest)
+    return fill_holes(moved.values[..., :-1], moved.coverage, still), moved.coverage
 
 
 def fill_holes(
@@ -156,11 +185,7 @@ def _forward(
     importance: Float[Array, "H W"],
     weights: Float[Array, "H W"],
 ) -> UInt8[Array, "H W 3"]:
-    # Where a pixel moves on average comes along, to tell what stands still from what moves at the edge of a hole.
-    values = jnp.concatenate([picture, importance[..., None]], -1)
-    moved = splat.softmax_splat(values[None], flow[None], weights[None])
-    still = jnp.exp(-_PREFERENCE * moved.values[..., -1] / jnp.maximum(importance.max(), 1e-6))
-    return _eight_bit(fill_holes(moved.values[..., :-1], moved.coverage, still)[0])
+    return _eight_bit(splatted(picture[None], flow[None], importance[None], weights[None])[0][0])
 
 
 @jax.jit

@@ -94,9 +94,14 @@ def from_channels(channels: Float[Array, "*b h w 4"]) -> Complex[Array, "*b h w 
 
 
 def frequency_scales(channels: Float[np.ndarray, "n k h w 4"]) -> Float[np.ndarray, " k"]:
-    """The 95th percentile of the magnitudes of each frequency over a training set, float32 [K]; at least 1e-6."""
+    """The 95th percentile of the magnitudes of each frequency over a training set, float32 [K].
+
+    Magnitudes of exactly 0 do not count, as in `rahf prepare motion`: in drawn scenes most pixels stand still. At least
+    1e-6.
+    """
     magnitudes = np.abs(np.moveaxis(np.asarray(channels), 1, 0)).reshape(channels.shape[1], -1)
-    return np.maximum(np.percentile(magnitudes, PERCENTILE, axis=1), 1e-6).astype(np.float32)
+    scales = [np.percentile(one[one > 0], PERCENTILE) if (one > 0).any() else 0.0 for one in magnitudes]
+    return np.maximum(scales, 1e-6).astype(np.float32)
 
 
 def normalise(channels: Float[Array, "*b k h w 4"], scales: Float[Array, " k"]) -> Float[Array, "*b k h w 4"]:

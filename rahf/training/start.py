@@ -24,6 +24,7 @@ _HARMLESS = (
     "image_size",  # position embeddings are interpolated; whatever else depends on it has another shape, as of
     "vocab_size",
     "dropout", "prior", "compute_dtype", "attention", "remat", "scan_layers",
+    "stage", "image_dropout",  # of the motion family: which part is trained
     "variant", "task_ids", "tasks_per_example",  # the names of the heads tell
     "image_height", "image_width", "blur", "tower_rate", "flip", "loss",  # of saliency models
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """`rahf animate` and the function behind it: files of each kind, odd photographs, and what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,11 +41,13 @@ def frames_of(path):
 
 
 @pytest.fixture(scope="module")
-def loop(photo, tmp_path_factory):
-    """A loop of a motion that drifts away, as WebP, with its preview."""
+def loop(photo, tiny_run, tmp_path_factory):
+    """A loop of a motion that drifts away, as WebP, with its preview and a critic's report."""
     folder = tmp_path_factory.mktemp("loop")
-    options = AnimateOptions(seconds=1.3, fps=12.0, loop=True)
-    made = animate.animate_photo(photo, swaying(1.0), folder / "a.webp", options, preview=folder / "p.png")
+    options, critic = AnimateOptions(seconds=1.3, fps=12.0, loop=True), (tiny_run, "a red cat", folder / "r.png")
+    made = animate.animate_photo(
+        photo, swaying(1.0), folder / "a.webp", options, preview=folder / "p.png", critic=critic
+    )
     return made, folder
 
 
@@ -59,6 +63,20 @@ def test_a_loop_has_no_seam(loop):
 def test_the_preview_stacks_its_panels(loop):
     with Image.open(loop[1] / "p.png") as image:
         assert image.size == (25, 3 * 20 + 12 + 3 * 4)
+
+
+def test_a_critic_judges_the_frames(loop, tiny_critic):
+    """The report's numbers are those of the critic on the frames, as far as WebP keeps them."""
+    report = json.loads((loop[1] / "r.json").read_text())
+    assert report["frames"] == [*range(12)] and report["seconds"][6] == 0.5
+    frames = frames_of(loop[1] / "a.webp").astype(np.uint8)
+    prediction = tiny_critic(list(frames), "a red cat")
+    np.testing.assert_allclose(report["scores"]["overall"], prediction.score("overall"), atol=0.05)
+    np.testing.assert_allclose(
+        report["heatmap_means"]["implausibility"], prediction.heatmap("implausibility").mean((1, 2)), atol=0.05
+    )
+    with Image.open(loop[1] / "r.png") as image:
+        assert image.size == (640, 2 * 220 + 20)
 
 
 def test_gif_keeps_the_time(photo, tmp_path):
@@ -135,7 +153,11 @@ def test_what_is_refused(photo, tmp_path, monkeypatch):
     out = tmp_path / "out.webp"
     for call, kind, message in (
         (dict(), ArgumentError, "nothing to write"),
-        (dict(page=tmp_path / "p.html", preview=tmp_path / "p.png"), ArgumentError, "--preview belongs to --out"),
+        (
+            dict(page=tmp_path / "p.html", preview=tmp_path / "p.png"),
+            ArgumentError,
+            "--preview and --report belong to --out",
+        ),
         (dict(out=tmp_path / "a.avi"), ArgumentError, "ends in .mp4, .gif, .webp"),
         (dict(out=out, photo=tmp_path / "none.jpg"), ImageError, "No such file"),
         (dict(out=out, photo=tiny), ImageError, "30 x 5 pixels; expected 8 or more"),

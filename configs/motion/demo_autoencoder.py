@@ -1,0 +1,41 @@
+"""The autoencoder of spectral volumes, the first stage of a motion model, on drawn scenes.
+
+Command:   rahf prepare motion --synthetic 500 --size 128x80 --out data/motion
+           rahf train configs/motion/demo_autoencoder.py
+           rahf train configs/motion/demo_diffusion.py
+           rahf train configs/motion/demo_frequency.py
+Hardware:  2 CPU cores
+Result:    not yet run
+Use:       rahf animate photo.jpg --model runs/motion_frequency --out photo.mp4
+"""
+
+from rahf.config import AutoencoderKLConfig, Config, DataConfig, MotionConfig, OptimizerConfig, TrainConfig
+
+
+def config() -> Config:
+    """Clips of 128 x 80; latents of 32 x 20."""
+    return Config(
+        workdir="runs/motion_autoencoder",
+        data=DataConfig(path="data/motion", batch_size=16, eval_batch_size=16),
+        model=MotionConfig(
+            width=128,
+            height=80,
+            vae=AutoencoderKLConfig(
+                in_channels=4,
+                out_channels=4,
+                block_out_channels=(32, 64, 64),
+                layers_per_block=1,
+                norm_num_groups=8,
+            ),
+            block_out_channels=(64, 128),
+        ),
+        optimizer=OptimizerConfig(learning_rate=5e-4, schedule="cosine", warmup_steps=100, ema_decay=0.99),
+        train=TrainConfig(
+            steps=2000,
+            eval_every=500,
+            eval_examples=64,
+            checkpoint_every=500,
+            best_metric="loss/total",
+            best_mode="min",
+        ),
+    )

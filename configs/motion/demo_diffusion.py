@@ -1,0 +1,24 @@
+"""Latent diffusion over single frequencies, the second stage of a motion model; see demo_autoencoder.py.
+
+Command:   rahf train configs/motion/demo_diffusion.py
+Hardware:  2 CPU cores
+Result:    not yet run
+"""
+
+import dataclasses
+import pathlib
+
+from rahf import config as config_lib
+from rahf.config import Config, StartConfig
+
+
+def config() -> Config:
+    """The autoencoder is frozen; one frequency of each clip per step."""
+    demo = config_lib.load(str(pathlib.Path(__file__).with_name("demo_autoencoder.py")))
+    return dataclasses.replace(
+        demo,
+        workdir="runs/motion_diffusion",
+        model=dataclasses.replace(demo.model, stage="diffusion"),
+        start=StartConfig(model="runs/motion_autoencoder"),
+        train=dataclasses.replace(demo.train, steps=4000),
+    )

@@ -1,0 +1,25 @@
+"""Attention across frequencies, the third stage of a motion model; see demo_autoencoder.py.
+
+Command:   rahf train configs/motion/demo_frequency.py
+Hardware:  2 CPU cores
+Result:    not yet run
+"""
+
+import dataclasses
+import pathlib
+
+from rahf import config as config_lib
+from rahf.config import Config, StartConfig
+
+
+def config() -> Config:
+    """All else is frozen; all frequencies of few clips per step."""
+    demo = config_lib.load(str(pathlib.Path(__file__).with_name("demo_autoencoder.py")))
+    return dataclasses.replace(
+        demo,
+        workdir="runs/motion_frequency",
+        data=dataclasses.replace(demo.data, batch_size=2, eval_batch_size=4),
+        model=dataclasses.replace(demo.model, stage="frequency"),
+        start=StartConfig(model="runs/motion_diffusion"),
+        train=dataclasses.replace(demo.train, steps=1000),
+    )
