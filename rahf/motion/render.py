@@ -25,7 +25,9 @@ Method = Literal["softmax", "average", "backward"]
 #: Draws frames: pictures float32 [B,h,w,3] in [0,1], displacements [B,h,w,2], importance [B,h,w] → float32 [B,h,w,3].
 Frames = Callable[[Array, Array, Array], Array]
 _LEVELS = 6  # of the pyramid that fills holes: up to 64 pixels across
-_PREFERENCE = 4.0  # exponent of how much less what moves most counts in a hole than what stands still
+_PREFERENCE = 40.0  # exponent of how much less what moves most counts in a hole than what moves least near it
+_NEAR = 16  # pixels of a block; near is a block and its neighbours
+_DOUBT = 0.005  # weight at which a mean and the coarser one count alike
 
 
 class Renderer:
@@ -127,7 +129,9 @@ def splatted(
     values = jnp.concatenate([pictures, importance[..., None]], -1)
     moved = splat.softmax_splat(values, flow, importance if weights is None else weights)
     largest = jnp.maximum(importance.max((1, 2), keepdims=True), 1e-6)
-    still = jnp.exp(-_PREFERENCE * moved.values[..., -1] / largest)
+    arrived = moved.values[..., -1]
+    least = _least_nearby(jnp.where(moved.coverage > 0.05, arrived, jnp.inf))
+    still = jnp.exp(-_PREFERENCE * jnp.maximum(arrived - least, 0) / largest)
     return fill_holes(moved.values[..., :-1], moved.coverage, still), moved.coverage
 
 
@@ -154,9 +158,21 @@ def _fill(values: Array, keep: Array, weight: Array, levels: int) -> Array:
     total, sums = _halved(weight), _halved(values * weight)
     hit = total > 1e-12
     means = jnp.where(hit, sums / jnp.where(hit, total, 1.0), 0.0)
-    confidence = jnp.clip(4 * total, 0, 1)
-    coarse = _fill(means, confidence, confidence, levels - 1)
+    confidence = total / (total + _DOUBT)
+    coarse = _fill(means, confidence, total, levels - 1)
     return keep * values + (1 - keep) * jax.image.resize(coarse, values.shape, "linear")
+
+
+def _least_nearby(values: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
+    """The smallest value of each pixel's block and of the eight around it; 0 where there is none."""
+    b, h, w = values.shape
+    padded = jnp.pad(values, ((0, 0), (0, -h % _NEAR), (0, -w % _NEAR)), constant_values=jnp.inf)
+    blocks = padded.reshape(b, padded.shape[1] // _NEAR, _NEAR, padded.shape[2] // _NEAR, _NEAR).min((2, 4))
+    around = jax.lax.stop_gradient(jnp.pad(blocks, ((0, 0), (1, 1), (1, 1)), constant_values=jnp.inf))
+    rows, columns = blocks.shape[1:]
+    least = jnp.stack([around[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]).min(0)
+    least = jnp.where(jnp.isfinite(least), least, 0.0)
+    return jnp.repeat(jnp.repeat(least, _NEAR, 1), _NEAR, 2)[:, :h, :w]
 
 
 def _halved(values: Array) -> Array:

@@ -48,7 +48,7 @@ def test_holes_take_the_colour_of_what_stands_still():
     values = np.zeros((1, 8, 8, 1), np.float32)
     values[:, :, 5:] = 1
     coverage, preference = np.ones((1, 8, 8), np.float32), np.ones((1, 8, 8), np.float32)
-    coverage[:, :, 3:5], preference[:, :, 5:] = 0, 0.01
+    coverage[:, :, 3:5], preference[:, :, 5:] = 0, 0.0001
     filled = np.asarray(jax.jit(render.fill_holes)(values, coverage, preference))
     assert filled[0, :, 3:5].max() < 0.2
     np.testing.assert_array_equal(filled[0, :, :3], values[0, :, :3])
