@@ -20,6 +20,7 @@ from data_pipelines.video.prepare import MOTION_FILE
 from rahf.config import Config
 from rahf.config.motion import MotionConfig
 from rahf.core.errors import NotFinite, TrainError
+from rahf.core.files import read_regular
 from rahf.core.tree import Params
 from rahf.diffusion import schedules
 from rahf.diffusion.networks.autoencoder import AutoencoderKL
@@ -86,7 +87,7 @@ class MotionTask(Task[MotionBatch]):
         elif config.start.model:
             folder = checkpoint.find(config.start.model)[0]
         read.description(folder)
-        return cls(config, (folder / MOTION_FILE).read_bytes())
+        return cls(config, read_regular(folder / MOTION_FILE))
 
     def build(self) -> Callable[[], nnx.Module]:
         return lambda: MotionModel(self.config.model)
