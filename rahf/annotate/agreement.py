@@ -44,8 +44,12 @@ def judgements(database: Database, purpose: str = "work") -> Iterator[Judgement]
             yield Judgement(picture, person, json.loads(answer), width, height)
 
 
-def measure(all_judgements: Sequence[Judgement]) -> dict[str, Any]:
+def measure(all_judgements: Sequence[Judgement], only: str | None = None) -> dict[str, Any]:
     """Agreement as a tree that JSON can hold: NaN is None.
+
+    Args:
+      all_judgements: by picture.
+      only: the one person to describe; None: everybody.
 
     Returns:
       ``pictures``, ``answers``, ``pictures_with_two``; ``scores`` by name (``alpha``, ``equal``, ``within_one_step``,
@@ -72,6 +76,8 @@ def measure(all_judgements: Sequence[Judgement]) -> dict[str, Any]:
         "people": {},
     }
     for name, column in columns.items():
+        if only not in (None, name):
+            continue
         tree["people"][name] = {
             "answers": int((~np.isnan(ratings[0][:, column])).sum()),
             "scores": {

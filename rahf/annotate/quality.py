@@ -25,7 +25,7 @@ RECENT = 300
 DISPUTED = 0.5
 _QUICK_SECONDS = 5.0
 _PAGE = 30
-_MOST_OF_AGREEMENT = 2_000  # pictures
+_MOST_OF_AGREEMENT = 300  # pictures
 
 
 def overview(database: Database) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def person(database: Database, pseudonym: str) -> dict[str, Any]:
     ]
     seconds = [one.seconds for one in own]
     judged = of_pictures(database, work)
-    measured = agreement.measure(judged)["people"].get(pseudonym, {})
+    measured = agreement.measure(judged, pseudonym)["people"].get(pseudonym, {})
     return {
         "pseudonym": pseudonym,
         "label": row.label,
@@ -139,7 +139,7 @@ def of_pictures(database: Database, numbers: list[int]) -> list[Judgement]:
 
 
 def measured_agreement(database: Database) -> dict[str, Any]:
-    """Agreement on the newest pictures that several people have answered; at most 2,000 of them."""
+    """Agreement on the newest 300 pictures that several people have answered: more would take too long for a page."""
     query = (
         sa.select(pictures.c.id)
         .where(pictures.c.purpose == "work", pictures.c.answered > 1)
