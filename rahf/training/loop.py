@@ -27,7 +27,7 @@ from rahf.training.progress import Reporter
 from rahf.training.step import StepMetrics, make_train_step
 from rahf.training.task import Loader, SavedFile, Task
 
-_STOPPING = "\n{}: stopping after this step, with a checkpoint; Ctrl-C again ends at once, without one\n"
+_STOPPING = "\n{}: stopping after this step, with a checkpoint; Ctrl-C now ends at once, without one\n"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_a_run_says_at_once_that_it_stops_and_how_to_end_it(capfd):
         assert not interrupt.at(1)
         signal.raise_signal(signal.SIGINT)
         said = capfd.readouterr().err
-        assert said == "\nSIGINT: stopping after this step, with a checkpoint; Ctrl-C again ends at once, without one\n"
+        assert said == "\nSIGINT: stopping after this step, with a checkpoint; Ctrl-C now ends at once, without one\n"
         assert interrupt.at(1) and interrupt.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
