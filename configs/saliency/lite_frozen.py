@@ -24,6 +24,8 @@ def config() -> Config:
             image_std=(128 / 255,) * 3,
             frozen_stages=3,
             tower_rate=0.3,
+            mirrored=True,
+            smoothing=1.0,  # chosen on `dev`: lowers NSS and raises CC, KLD and SIM
         ),
         optimizer=OptimizerConfig(
             learning_rate=2e-3,

@@ -48,6 +48,9 @@ class SaliencyConfig(FamilyConfig):
     frozen_stages: int = 7
     flip: bool = True  # half of the training pictures are mirrored
     loss: SaliencyLossConfig = SaliencyLossConfig()
+    # Of the trained model, not of training:
+    mirrored: bool = False  # mean of the densities of a picture and of its mirror image, turned back
+    smoothing: float = 0.0  # standard deviation in cells of a Gaussian over the density
     # How it is computed, which changes neither results nor parameters:
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     remat: Literal["none", "dots", "block", "full"] = "none"

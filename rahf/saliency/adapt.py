@@ -17,16 +17,17 @@ import optax
 from data_pipelines.gaze import examples
 from data_pipelines.gaze.examples import GazeBatch
 from data_pipelines.loading.examples import RecordSequence
+from rahf.config import SaliencyConfig
 from rahf.core import tree
 from rahf.core.errors import ArgumentError, NotFinite
 from rahf.images import check_header
 from rahf.nn import functional
 from rahf.saliency import losses
+from rahf.saliency.from_run import finished
 from rahf.saliency.network import ADAPTED, SaliencyNetwork
 from rahf.saliency.predictor import Saliency
 
 _STEPS, _RATE = 300, 0.03
-_NO_BLUR = np.log(1e-3)  # of a Gaussian so narrow that it changes nothing
 
 
 def adapt(model: Saliency, source: RecordSequence, pictures: int = 50, steps: int = _STEPS) -> Saliency:
@@ -35,7 +36,7 @@ def adapt(model: Saliency, source: RecordSequence, pictures: int = 50, steps: in
     The log-likelihood of the fixations is maximised; for pictures without fixations, minus the KLD of the density.
 
     Args:
-      model: a run or an exported file.
+      model: of a run directory.
       source: records of `rahf prepare saliency`.
       pictures: how many of them are used.
       steps: of Adam.
@@ -44,21 +45,22 @@ def adapt(model: Saliency, source: RecordSequence, pictures: int = 50, steps: in
       A new model; `model` stays as it is.
 
     Raises:
-      ArgumentError: no pictures.
+      ArgumentError: no pictures, or an exported file.
       NotFinite: the adaptation diverged.
     """
     count = min(pictures, len(source))
     if count < 1:
         raise ArgumentError(f"adapt: expected at least one picture, found {count}")
+    if model.graphdef is None:
+        raise ArgumentError("adapt: an exported file holds no gradient of its parameters; give the run directory")
     groups = _readouts(model, [source[index] for index in range(count)])
-    graphdefs = [functional.abstract(lambda config=config: SaliencyNetwork(config))[0] for config, _, _ in groups]
-    dtypes = jax.tree.map(lambda leaf: leaf.dtype, model.params)
-    fixed = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), model.params)
+    fixed = model.params
 
     def objective(adapted: tree.Params) -> jax.Array:
         total = 0.0
-        for graphdef, (_, readout, batch) in zip(graphdefs, groups):
-            logs = functional.merge(graphdef, fixed | adapted).finish(readout, batch.frame)
+        for config, graphdef, readout, batch in groups:
+            network, bias = functional.merge(graphdef, fixed | adapted), jnp.ones(len(batch.frame))
+            logs = finished(config, network, readout, jnp.asarray(batch.frame), bias)
             values = losses.measures(logs, batch)
             fixated = batch.counts.sum((1, 2)) > 0
             total += jnp.where(fixated, -values["likelihood"], values["kld"]).sum()
@@ -79,10 +81,9 @@ def adapt(model: Saliency, source: RecordSequence, pictures: int = 50, steps: in
     adapted, value = run({name: fixed[name] for name in ADAPTED})
     if not np.isfinite(value):
         raise NotFinite("adapt: the likelihood is not finite; are the fixations those of these pictures?")
-    cast = lambda name: jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), adapted[name], dtypes[name])
     return Saliency(
         model.config,
-        model.params | {name: cast(name) for name in ADAPTED},
+        model.params | adapted,
         model.functions,
         name=f"{model.name}-adapted",
         step=model.step,
@@ -92,13 +93,8 @@ def adapt(model: Saliency, source: RecordSequence, pictures: int = 50, steps: in
     )
 
 
-def _readouts(model: Saliency, records: list[Any]) -> list[tuple[Any, jax.Array, GazeBatch]]:
-    """For each canvas that occurs: the network's config on it, what the decoder says, and the examples.
-
-    With scale 1, no blur and no centre bias the log-density is the readout but for a constant, which the softmax drops.
-    """
-    like = lambda name, value: jax.tree.map(lambda leaf: jnp.full(leaf.shape, value, leaf.dtype), model.params[name])
-    params = model.params | {"scale": like("scale", 1.0), "blur": like("blur", _NO_BLUR)}
+def _readouts(model: Saliency, records: list[Any]) -> list[tuple[SaliencyConfig, Any, jax.Array, GazeBatch]]:
+    """For each canvas that occurs: the network's config and structure on it, the decoder's readouts, the examples."""
     by_canvas: dict[int, list[int]] = {}
     for number, record in enumerate(records):
         header = check_header(record.image)
@@ -107,11 +103,10 @@ def _readouts(model: Saliency, records: list[Any]) -> list[tuple[Any, jax.Array,
     for canvas, numbers in sorted(by_canvas.items()):
         height, width = model.canvases[canvas]
         config = dataclasses.replace(model.config.model, image_height=height, image_width=width)
-        made = [examples.example(records[number], number, config) for number in numbers]
-        function = jax.jit(model.functions[canvas])
-        parts = [
-            function(params, one.image[None].astype(np.float32) / 255, one.frame[None], np.zeros(1, np.float32))
-            for one in made
-        ]
-        groups.append((config, jnp.concatenate(parts), examples.stack(made)._replace(image=None)))
+        graphdef, _ = functional.abstract(lambda config=config: SaliencyNetwork(config))
+        decoded = jax.jit(lambda params, image, graphdef=graphdef: functional.merge(graphdef, params).decoded(image))
+        batch = examples.stack([examples.example(records[number], number, config) for number in numbers])
+        copies = [batch.image, batch.image[:, :, ::-1]][: 1 + config.mirrored]
+        readouts = [decoded(model.params, image[None]) for copy in copies for image in copy]
+        groups.append((config, graphdef, jnp.concatenate(readouts), batch._replace(image=None)))
     return groups

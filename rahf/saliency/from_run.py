@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rahf.config import Config
+from rahf.config import Config, SaliencyConfig
 from rahf.core import tree
 from rahf.core.errors import CheckpointError
 from rahf.critic.from_run import weight_license
 from rahf.nn import functional
-from rahf.saliency.network import SaliencyNetwork
+from rahf.saliency.network import SaliencyNetwork, blurred, log_density
 from rahf.saliency.predictor import Function, Saliency, canvases
 from rahf.training import saved_model
+
+_LEAST = 1e-30  # of a density, in front of its logarithm
 
 
 def load(path: str | os.PathLike, *, dtype: Any = None) -> Saliency:
@@ -57,11 +62,33 @@ def network_functions(config: Config) -> list[Function]:
         graphdef, _ = functional.abstract(lambda: SaliencyNetwork(turned))
 
         def function(params, image, frame, bias):
-            return functional.merge(graphdef, params)(image, frame, bias)
+            return predicted(turned, functional.merge(graphdef, params), image, frame, bias)
 
         return function
 
     return [of_canvas(canvas) for canvas in canvases(config)]
+
+
+def predicted(config: SaliencyConfig, model: SaliencyNetwork, image: Any, frame: Any, bias: Any) -> jax.Array:
+    """The log-density that a trained model gives: the network's, with `mirrored` and `smoothing` of its config."""
+    if config.mirrored:
+        image = jnp.concatenate([image, image[:, :, ::-1]])
+    return finished(config, model, model.decoded(image), frame, bias)
+
+
+def finished(config: SaliencyConfig, model: SaliencyNetwork, readout: Any, frame: Any, bias: Any) -> jax.Array:
+    """The same from the decoder's readouts: of the pictures and, with `mirrored`, then of their mirror images."""
+    if not config.mirrored:
+        logs = model.finish(readout, frame, bias)
+    else:
+        turned = frame.at[:, 1].set(config.grid[1] - frame[:, 1] - frame[:, 3])
+        logs = model.finish(readout, jnp.concatenate([frame, turned]), jnp.concatenate([bias, bias]))
+        logs = logs.reshape(2, frame.shape[0], *logs.shape[1:])
+        logs = jnp.logaddexp(logs[0], logs[1][:, :, ::-1]) - math.log(2)
+    if not config.smoothing:
+        return logs
+    smooth = blurred(jnp.exp(logs), config.smoothing, frame)
+    return log_density(jnp.log(jnp.maximum(smooth, _LEAST)), frame)
 
 
 def model_id(config: Config, params: tree.Params, name: str, step: int | None) -> str:

@@ -26,7 +26,7 @@ _HARMLESS = (
     "dropout", "prior", "compute_dtype", "attention", "remat", "scan_layers",
     "stage", "image_dropout",  # of the motion family: which part is trained
     "variant", "task_ids", "tasks_per_example",  # the names of the heads tell
-    "image_height", "image_width", "blur", "tower_rate", "flip", "loss",  # of saliency models
+    "image_height", "image_width", "blur", "tower_rate", "flip", "loss", "mirrored", "smoothing",  # of saliency models
 )  # fmt: skip
 #: What the parameters are called that a part of a model's config describes.
 _DESCRIBES = {"vit": "vit", "t5": "encoder", "heatmap_head": "heatmap", "score_head": "score"}

@@ -17,6 +17,8 @@ MODEL = SaliencyConfig(
     convnext=ConvNextConfig(patch_size=4, widths=(4, 8), depths=(1, 1)),
     widths=(6, 4),
     blocks=1,
+    mirrored=True,
+    smoothing=0.5,
 )
 
 

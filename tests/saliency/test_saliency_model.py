@@ -84,6 +84,13 @@ def differentiated(saliency_model):
     return function, pixels, function(pixels)
 
 
+def test_a_mirrored_picture_has_the_mirrored_map(saliency_model):
+    """The mean with the mirror image is symmetric but for the centre bias; smoothing is, too."""
+    wide, turned = saliency_model([PICTURE, PICTURE[:, ::-1]], center_bias="none")
+    np.testing.assert_allclose(turned.cells, wide.cells[:, ::-1], atol=1e-4)
+    assert np.exp(wide.cells.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
+
+
 def test_the_pure_function_gives_the_same_and_a_gradient(saliency_model, differentiated):
     function, pixels, ((_, logs), gradient) = differentiated
     (prediction,) = saliency_model(PICTURE)
