@@ -185,6 +185,7 @@ def test_a_person_goes_from_the_link_to_the_third_picture(site, page):
     page.locator("#skip-reasons input[value='cannot judge']").check()
     shot(page, "6-skip")
     page.locator("#skip-dialog button.primary").click()
+    until(page, "document.getElementById('progress').textContent.startsWith('Picture 6')")
     saved(page)
     assert site.answers()[-1][1] == "cannot judge"
     page.keyboard.press("Alt+PageUp")

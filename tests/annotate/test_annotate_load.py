@@ -1,5 +1,6 @@
 """The programs of benchmarks/annotate.py in small: nothing acknowledged is lost or doubled."""
 
+import os
 import pathlib
 import sys
 import threading
@@ -12,7 +13,7 @@ pytest.importorskip("uvicorn", reason="needs uvicorn: pip install rahf[annotate]
 
 import sqlalchemy as sa
 
-from rahf.annotate import assignments, saving, tables
+from rahf.annotate import assignments, exporting, quality, saving, tables
 from rahf.annotate.answers import BadAnswer
 from rahf.annotate.database import open_database
 from tests.helpers.annotate_maker import Site, answer, body, person, project
@@ -87,3 +88,25 @@ def test_changes_made_together_do_not_touch_each_other(tmp_path):
     with database.read() as connection:
         assert len(connection.execute(sa.select(tables.saves)).all()) == 6
     database.close()
+
+
+def test_the_same_rules_in_postgresql(tmp_path):
+    """Run with RAHF_TEST_POSTGRESQL=postgresql://USER@HOST/NAME, an empty database."""
+    place = os.environ.get("RAHF_TEST_POSTGRESQL")
+    if place is None:
+        pytest.skip("needs RAHF_TEST_POSTGRESQL, the address of an empty PostgreSQL database")
+    database = project(tmp_path, 3, place=place, people_per_picture=2, ahead=2)
+    crowd = [person(database, name) for name in "ABC"]
+    for score, who in enumerate(crowd, 2):
+        while held := assignments.hold(database, who.id):
+            sent = body(held[0], answer=answer(score=score))
+            assert saving.save(database, who.id, sent).current and saving.save(database, who.id, sent).repeated
+    quality.adjudicate(database, crowd[0].id, 1, answer(score=1))
+    assert quality.overview(database)["counts"]["work"]["answers"] == 6
+    assert quality.person(database, crowd[0].pseudonym)["answers"] > 0
+    exported = list(exporting.collect(database, adjudicated=True))
+    assert [len(one.answers) for one in exported] == [1, 2, 2]
+    database.close()
+    again = open_database(place)
+    assert again.project.people_per_picture == 2 and len(again.secret) == 32
+    again.close()
