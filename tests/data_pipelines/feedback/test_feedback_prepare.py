@@ -14,7 +14,7 @@ from data_pipelines.feedback import folder, splits
 from data_pipelines.feedback.prepare import prepare
 from data_pipelines.prepare.consolidate import RawAnnotation, consolidate
 from data_pipelines.prepare.splits import SPLITS
-from data_pipelines.store import schema
+from data_pipelines.store import write as write_lib
 from rahf import text
 from rahf.cli import main as cli
 from rahf.core.batch import HEATMAPS, SCORES
@@ -283,9 +283,9 @@ def test_the_vocabulary_is_learnt_from_the_prompts_that_are_trained_on(tmp_path)
 def test_one_picture_at_a_time(three, monkeypatch):
     """A record is written before the next picture is read, but for the one that the writer looks ahead."""
     events = []
-    read, example = folder.Folder.read, schema.to_example
+    read, checked = folder.Folder.read, write_lib._check  # called for each record as it is written
     monkeypatch.setattr(folder.Folder, "read", lambda *a: events.append("read") or read(*a))
-    monkeypatch.setattr(schema, "to_example", lambda r: events.append("write") or example(r))
+    monkeypatch.setattr(write_lib, "_check", lambda *a: events.append("write") or checked(*a))
     prepare(*three, dev=0, test=0, progress=False)
     assert events == ["read", "write", "read", "write", "read", "write"]
 
