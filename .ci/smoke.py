@@ -25,10 +25,11 @@ TINY = (
 PROMPT = "a red star left of two blue rings"
 
 
-def import_all() -> int:
-    """Imports every module of ours; the number of modules."""
+def import_all() -> tuple[int, list[str]]:
+    """Imports every module of ours; the number of modules, and the packages that say which extra they lack."""
     import data_pipelines
     import rahf
+    from rahf.core.errors import ExtraMissing
 
     names = [
         module.name
@@ -36,9 +37,13 @@ def import_all() -> int:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
         if not module.name.startswith("rahf.configs") and not module.name.endswith("__main__")
     ]
+    lacking = []
     for name in names:
-        importlib.import_module(name)
-    return len(names)
+        try:
+            importlib.import_module(name)
+        except ExtraMissing:
+            lacking.append(name)
+    return len(names) - len(lacking), lacking
 
 
 def rahf_command(*arguments: str) -> None:
@@ -81,14 +86,15 @@ def main() -> None:
         read_version_0(pathlib.Path(sys.argv[1]))
         print("smoke run: read what version 0 wrote", flush=True)
         return
-    modules = import_all()
+    modules, lacking = import_all()
     rahf_command("doctor")
     golden = pathlib.Path(sys.argv[1]) if sys.argv[1:] else None
     if golden is not None:
         read_version_0(golden)
     train_and_read()
     read = "read what version 0 wrote" if golden else "had nothing of version 0 to read"
-    print(f"smoke run: imported {modules} modules, {read}, trained, evaluated, exported and read", flush=True)
+    without = f" but {', '.join(lacking)}" if lacking else ""
+    print(f"smoke run: imported {modules} modules{without}, {read}, trained, evaluated, exported and read", flush=True)
 
 
 if __name__ == "__main__":
