@@ -10,6 +10,14 @@ from rahf.cli import interrupt
 from rahf.training.loop import Interrupt
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Python hears the signal, also where a shell started the tests in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def ended():
     """Exit codes with which the process would have ended, and an event for the first."""

@@ -76,7 +76,7 @@ def test_padding_changes_nothing(garbage):
     run, params, batch = compiled(AUGMENTED), made(AUGMENTED)[1], fake()
     longer = with_garbage(padded(batch)) if garbage else padded(batch)
     expected, actual = run(params, batch), run(params, longer)
-    close(actual[0].heatmaps[:3], expected[0].heatmaps)
+    close(actual[0].heatmaps[:3], expected[0].heatmaps, 3e-5)  # values of about -5
     close(actual[0].scores[:3], expected[0].scores)
     close(actual[0].sequence[:3, :11][batch.target_mask], expected[0].sequence[batch.target_mask])
     close(actual[1], expected[1])
