@@ -115,8 +115,9 @@ def test_zero_scale_is_the_plain_sampler_bit_for_bit(sampler):
             network, schedule, start(), energy=energy, options=GuidanceOptions(**options), key=key
         )
 
-    plain = run(None)
-    zero = run(quadratic, scale=0.0)
+    with jax.disable_jit():  # two compiled programs may round a product and a sum as one
+        plain = run(None)
+        zero = run(quadratic, scale=0.0)
     traced = jax.jit(lambda scale: run(quadratic, scale=scale))(0.0)
     np.testing.assert_array_equal(zero.sample, plain.sample)
     np.testing.assert_allclose(traced.sample, plain.sample, rtol=1e-5, atol=1e-5)

@@ -109,7 +109,7 @@ def run_loop(place, compute, steps: int) -> list[str]:
     train = config_lib.TrainConfig(steps=steps, log_every=3, eval_every=0, checkpoint_every=100)
     run.task = SimpleNamespace(loss_parts=OF_LABELS)
     run.config, run.step_function, run.pending = config_lib.Config(train=train), step_function, []
-    run.learning_rate, run.best = lambda step: 0.0, float("nan")
+    run.learning_rate, run.best, run.loader = lambda step: 0.0, float("nan"), Loader()
     run.reporter = SimpleNamespace(train=lambda *_: None, say=lambda *_: None, pause=lambda: None)
     run.evaluate, run.save = lambda *_: {}, lambda *_: None
     with prefetched(Loader(), place) as run.batches:
