@@ -37,23 +37,24 @@ def assert_same_end(run, finished) -> None:
     assert len({(row["step"], "eval/loss/total" in row) for row in rows}) == len(rows) == 8
 
 
-def test_a_killed_run_ends_bit_identically(tiny_config, finished_run, tmp_path):
+def test_a_killed_run_ends_bit_identically(small_config, finished_small_run, tmp_path):
+    # A critic's run goes on bit-identically in tests/project/test_golden_v0.py.
     seed = random.SystemRandom().randrange(2**32)
     step = random.Random(seed).randrange(2, STEPS + 1)
     print(f"seed {seed}: killed at step {step}, then while saving")  # shown if the test fails
     run = tmp_path / "run"
-    killed = train_maker.in_process("train", str(tiny_config), "--workdir", str(run), stop=f"SIGKILL:{step}")
+    killed = train_maker.in_process("train", str(small_config), "--workdir", str(run), stop=f"SIGKILL:{step}")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = (step - 1) // 4 * 4
     reached = max([0, *saved(run)])
     assert reached in (before, max(before - 4, 0))  # the last one may still have been on its way to the disk
 
-    killed = train_maker.in_process("train", str(tiny_config), "--workdir", str(run), stop="saving:1")
+    killed = train_maker.in_process("train", str(small_config), "--workdir", str(run), stop="saving:1")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert f"killed beside {reached + 4}" in killed.stdout
 
-    assert train(tiny_config, run) == 0
-    assert_same_end(run, finished_run)
+    assert train(small_config, run) == 0
+    assert_same_end(run, finished_small_run)
 
 
 def test_signals_save_and_say_so(small_config, finished_small_run, tmp_path, monkeypatch, capsys):
