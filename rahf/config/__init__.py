@@ -36,6 +36,7 @@ from rahf.config.schema import (
 from rahf.config.stable_diffusion import (
     AutoencoderKLConfig,
     AutoencoderTinyConfig,
+    ControlNetConfig,
     SchedulerConfig,
     StableDiffusionConfig,
     UNetConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "ClipTextConfig",
     "Config",
     "ConfigError",
+    "ControlNetConfig",
     "ConvNextConfig",
     "CriticConfig",
     "DataConfig",

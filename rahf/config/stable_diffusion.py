@@ -34,6 +34,16 @@ class UNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ControlNetConfig:
+    """A ControlNet (Zhang et al. 2023): a copy of a U-Net's way down, steered by a picture. Defaults: of SD 1.5."""
+
+    unet: UNetConfig = UNetConfig()  # of the U-Net that it steers
+    conditioning_channels: int = 3  # of the picture
+    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)  # each but the first halves the side
+    controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = "rgb"
+
+
+@dataclasses.dataclass(frozen=True)
 class AutoencoderKLConfig:
     """Pictures to latents and back (Rombach et al. 2022). Defaults: Stable Diffusion's."""
 

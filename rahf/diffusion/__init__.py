@@ -15,6 +15,7 @@ from rahf.core.lazy import attach
 _lazy, __dir__, __all__ = attach(
     __name__,
     {
+        "ControlNet": "rahf.diffusion.controlnet",
         "GeneratedImages": "rahf.diffusion.generated",
         "Generator": "rahf.diffusion.pixel_generator",
         "GuidanceOptions": "rahf.diffusion.sample.options",
@@ -22,6 +23,8 @@ _lazy, __dir__, __all__ = attach(
         "export_diffusers": "rahf.diffusion.published.export_folder",
         "import_stable_diffusion": "rahf.diffusion.published.import_folder",
         "load": "rahf.diffusion.loading",
+        "load_controlnet": "rahf.diffusion.published.controlnet_folder",
+        "save_controlnet": "rahf.diffusion.published.controlnet_folder",
     },
 )
 __getattr__ = renamed.moved(__name__, {"painter": "rahf.steer:painter"}, otherwise=_lazy)

@@ -21,6 +21,7 @@ import numpy as np
 
 from rahf.config import Config, SchedulerConfig, StableDiffusionConfig
 from rahf.core.errors import ArgumentError, CheckpointError, NotFinite
+from rahf.diffusion import controlnet as controlnet_lib
 from rahf.diffusion import pipeline_inputs as inputs
 from rahf.diffusion import schedulers
 from rahf.diffusion.generated import GeneratedImages
@@ -52,6 +53,7 @@ class Task(NamedTuple):
       seeds: uint32 [B], of the noise that steps draw.
       image: float32 [B,H,W,3] in [0,1] to start from or to repaint; None: start from noise.
       mask: float32 [B,H,W], 1: repaint; None: all of it.
+      hint: float32 [B,H,W,c] in [0,1], what a ControlNet reads; None: it takes no part.
     """
 
     ids: tuple[np.ndarray, ...]
@@ -60,6 +62,7 @@ class Task(NamedTuple):
     seeds: np.ndarray
     image: np.ndarray | None
     mask: np.ndarray | None
+    hint: np.ndarray | None = None
 
     def rows(self, start: int, size: int) -> Task:
         """A batch of `size` pictures; the last one is repeated where there are not as many."""
@@ -77,6 +80,7 @@ class Plan(NamedTuple):
     energy: energy_lib.Energy | None
     options: GuidanceOptions
     paste_back: bool
+    control_scales: np.ndarray | None = None  # float32 [steps], of a ControlNet
 
     @property
     def classifier_free(self) -> bool:
@@ -91,9 +95,17 @@ class Pipeline:
       config, params, tokenizer: of the model.
       scheduler: that sampling follows; another one may be set, e.g.
         ``dataclasses.replace(pipe.scheduler, kind="euler")``.
+      controlnet: that `control_image` is read by; None: none. May be set.
     """
 
-    def __init__(self, config: Config, params: functional.Params, tokenizer: ClipTokenizer):
+    def __init__(
+        self,
+        config: Config,
+        params: functional.Params,
+        tokenizer: ClipTokenizer,
+        controlnet: controlnet_lib.ControlNet | None = None,
+    ):
+        """Raises CheckpointError: a ControlNet for another base; names the first misfit."""
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self._tokenizers = [tokenizer.with_special(number) for number in config.model.pad_token_ids]
         self.scheduler: SchedulerConfig = config.model.scheduler
@@ -102,6 +114,19 @@ class Pipeline:
         self.inpaints = is_inpainting(config.model)
         self._programs = functools.cache(self._compiled)
         self.compiled: dict[Any, Any] = {}  # functions that others compile for this pipeline
+        self.controlnet = controlnet
+
+    @property
+    def controlnet(self) -> controlnet_lib.ControlNet | None:
+        """The ControlNet; setting one for another base raises CheckpointError."""
+        return self._controlnet
+
+    @controlnet.setter
+    def controlnet(self, controlnet: controlnet_lib.ControlNet | None) -> None:
+        if controlnet is not None:
+            controlnet_lib.check_base(controlnet, self.config.model)
+            controlnet = dataclasses.replace(controlnet, params=jax.device_put(controlnet.params))
+        self._controlnet = controlnet
 
     def __call__(
         self,
@@ -116,6 +141,10 @@ class Pipeline:
         latents: Any = None,
         image: Any = None,
         mask_image: Any = None,
+        control_image: Any = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float = 0.0,
+        control_guidance_end: float = 1.0,
         strength: float | None = None,
         eta: float = 0.0,
         energy: universal_guidance.EnergyFunction | None = None,
@@ -138,6 +167,10 @@ class Pipeline:
           image: float32 [B,H,W,3] in [0,1], or uint8: to start from, or with a mask to repaint.
           mask_image: float [B,H,W] in [0,1], 1: repaint. Networks of inpainting read it; with all others the known part
             is laid over the latents at every step.
+          control_image: what `controlnet` reads: float32 [B,H,W,3] in [0,1], or maps [B,H,W], or uint8; brought to
+            the picture's size. None: the ControlNet takes no part.
+          controlnet_conditioning_scale: how strongly it steers: a number, or one per step.
+          control_guidance_start, control_guidance_end: shares of the steps from which on and until which it acts.
           strength: share of the steps that an image goes through; None: 0.8, with a mask 1.
           eta: noise of DDIM, 0 to 1.
           energy: of pictures in [0,1], to be lowered; see `rahf.nn.energy`.
@@ -159,11 +192,16 @@ class Pipeline:
         Warns:
           rahf.text.PromptWarning: a prompt is longer than 77 tokens; names the words that are cut off.
         """
-        task = self.task(prompts, negative_prompt, seeds, latents, image, mask_image, (height, width))
+        task = self.task(prompts, negative_prompt, seeds, latents, image, mask_image, (height, width), control_image)
         if self.inpaints and mask_image is None:
             raise ArgumentError("this is a model of inpainting: give image and mask_image")
         plan = self._plan(task, num_inference_steps, eta, guidance_scale, strength, paste_back)
         plan = plan._replace(energy=_energy(energy, reward, prompts, len(task.seeds)), options=self._options(options))
+        if task.hint is not None:
+            interval = control_guidance_start, control_guidance_end
+            plan = plan._replace(
+                control_scales=controlnet_lib.scales(controlnet_conditioning_scale, plan.steps, *interval)
+            )
         if batch_size < 1:
             raise ArgumentError(f"batch_size: expected at least 1, found {batch_size}")
         count = len(task.seeds)
@@ -217,12 +255,18 @@ class Pipeline:
         image: Any = None,
         mask_image: Any = None,
         size: tuple[int | None, int | None] = (None, None),
+        control_image: Any = None,
     ) -> Task:
         """Arguments of a call, checked, with a row per picture. Raises ArgumentError as the call."""
         image = None if image is None else inputs.pictures("image", image)
         mask = None if mask_image is None else inputs.masks(mask_image, image)
         height, width = inputs.size(*size, image, self.config.model.image_size, self.scale_factor)
         shape = (height // self.scale_factor, width // self.scale_factor, self.channels)
+        hint = None
+        if control_image is not None:
+            if self.controlnet is None:
+                raise ArgumentError("control_image: this pipeline has no ControlNet; set pipe.controlnet first")
+            hint = controlnet_lib.hints(control_image, self.controlnet.config, (height, width))
         seeds = np.atleast_1d(np.asarray(seeds))
         if seeds.ndim != 1 or seeds.dtype.kind not in "iu" or seeds.min() < 0 or seeds.max() >= 2**32:
             raise ArgumentError(f"seeds: expected whole numbers from 0 to 2**32 - 1, found {seeds}")
@@ -235,6 +279,7 @@ class Pipeline:
                 "latents": None if latents is None else inputs.noise(latents, shape),
                 "images": image,
                 "masks": mask,
+                "control images": hint,
             }
         )
         if negative is None and not self.config.model.force_zeros_for_empty_prompt:
@@ -243,7 +288,8 @@ class Pipeline:
         if noise is None:
             noise = np.asarray(_noise(rows["seeds"], shape))
         negative_ids = None if rows["negative prompts"] is None else self.tokens(rows["negative prompts"])
-        return Task(self.tokens(rows["prompts"]), negative_ids, noise, rows["seeds"], rows["images"], rows["masks"])
+        others = rows["seeds"], rows["images"], rows["masks"], rows["control images"]
+        return Task(self.tokens(rows["prompts"]), negative_ids, noise, *others)
 
     def _plan(self, task: Task, steps, eta, guidance_scale, strength, paste_back) -> Plan:
         if not (np.isscalar(guidance_scale) and np.isfinite(guidance_scale)):
@@ -269,7 +315,7 @@ class Pipeline:
     def _batch(self, task: Task, plan: Plan, first: int, report: Callable[[int], None] | None) -> GeneratedImages:
         size = tuple(side * self.scale_factor for side in task.noise.shape[1:3])
         conditions = self._programs("prompts", size)(self.params, task.ids, task.negative_ids)
-        known = self._known(task)
+        known = self._known(task)._replace(control=self._control(task))
         if plan.energy is not None:
             generated = self._guided(task, plan, conditions, known)
         else:
@@ -279,6 +325,12 @@ class Pipeline:
             images = jnp.where(task.mask[..., None] > 0, generated.images, task.image)
             generated = generated._replace(images=images)
         return generated
+
+    def _control(self, task: Task) -> controlnet_lib.Control | None:
+        if task.hint is None:
+            return None
+        network = controlnet_lib.network(self.controlnet.config, self.config.model)
+        return controlnet_lib.Control(self.controlnet.params, jnp.asarray(task.hint), np.float32(1), network)
 
     def _known(self, task: Task) -> _Known:
         """Latents of the picture to start from, and what a network of inpainting reads besides."""
@@ -310,6 +362,9 @@ class Pipeline:
             following = rows[number + 1] if number + 1 < len(rows) else None
             # Where the step leads: the known part then has the noise of the next step, or none.
             level = _level(following)
+            if known.control is not None:
+                scale_now = plan.control_scales[plan.start + number]
+                known = known._replace(control=dataclasses.replace(known.control, scale=scale_now))
             latents, previous, finite = step(
                 self.params, conditions, scale, row, level, latents, previous, noise, seeds, np.int32(number), known
             )
@@ -321,6 +376,12 @@ class Pipeline:
         return latents
 
     def _guided(self, task: Task, plan: Plan, conditions, known: _Known) -> GeneratedImages:
+        if known.control is not None:
+            # Steps of a guided sampling are told by their timesteps.
+            table = np.zeros(self.scheduler.num_train_timesteps, np.float32)
+            timesteps = schedulers.guided(self.scheduler, plan.steps, plan.eta).timesteps
+            table[np.asarray(timesteps)] = plan.control_scales
+            known = known._replace(control=dataclasses.replace(known.control, scale=table))
         program = self._programs("guided", self.scheduler, plan.steps, plan.eta, plan.start, plan.classifier_free)
         generated, latents = program(
             self.params, conditions, task.noise, task.seeds, plan.guidance_scale, known, plan.energy, plan.options
@@ -345,9 +406,9 @@ class Pipeline:
 
         def program(params, conditions, noise, seeds, guidance_scale, known, energy, options):
             model = functional.merge(self.graphdef, params)
-            network = model
+            network = _controlled(model, known.control)
             if known.masked is not None:
-                network, conditions = _with_extra(model), tuple((c, known.masked) for c in conditions)
+                network, conditions = _with_extra(network), tuple((c, known.masked) for c in conditions)
             denoiser = denoisers.epsilon(network, alphas_cumprod, scheduler.prediction_type)
             if classifier_free:
                 denoiser = denoisers.classifier_free(denoiser, guidance_scale)
@@ -380,18 +441,27 @@ class _Known(NamedTuple):
       latents: [B,h,w,c].
       mask: [B,h,w,1], 1: repaint.
       masked: [B,h,w,1+c], mask and latents of the masked picture, for networks that read them.
+      control: of a ControlNet.
     """
 
     latents: Any
     mask: Any
     masked: Any
+    control: controlnet_lib.Control | None = None
 
     def starts(self, start: int) -> bool:
         """Whether sampling from step `start` on begins with the picture: without a mask even at the first step."""
         return self.latents is not None and (start > 0 or self.mask is None)
 
 
-def _with_extra(model: StableDiffusion) -> Callable[..., jax.Array]:
+def _controlled(model: StableDiffusion, control: controlnet_lib.Control | None) -> Callable[..., jax.Array]:
+    """The network, with a ControlNet if there is one."""
+    if control is None:
+        return model
+    return lambda z, t, cond: model(z, t, cond, control.residuals(z, t, cond))
+
+
+def _with_extra(model: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """A network of inpainting, whose conditions come with what it reads besides the latents."""
     return lambda z, t, pair: model(jnp.concatenate([z, pair[1]], -1), t, pair[0])
 
@@ -411,7 +481,7 @@ def _step(
         else:
             cond = conditions[0]
         times = jnp.broadcast_to(row.timestep, len(scaled))
-        output = model(jnp.concatenate([scaled, *extra], -1), times, cond)
+        output = _controlled(model, known.control)(jnp.concatenate([scaled, *extra], -1), times, cond)
         if classifier_free:
             prompt, negative = jnp.split(output, 2)
             output = negative + scale * (prompt - negative)

@@ -31,6 +31,13 @@ def pointwise(use_linear_projection: bool) -> Pointwise:
     return lambda path: path.split("/")[-2] in names
 
 
+def controlnet_pointwise(use_linear_projection: bool) -> Pointwise:
+    """The same for a ControlNet, whose outputs go through 1x1 convolutions."""
+    of_unet = pointwise(use_linear_projection)
+    outputs = ("controlnet_down_blocks", "controlnet_mid_block")
+    return lambda path: path.split("/")[0] in outputs or of_unet(path)
+
+
 def tensor_name(path: str) -> str:
     """The name in files of a parameter's path."""
     *parents, leaf = path.split("/")

@@ -60,7 +60,7 @@ _SIZES = dict(intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, 
 
 
 #: Of the U-Nets of pipelines, which compile faster so; of 1.x and 2.x, and of XL.
-_TWO_LEVELS = (
+TWO_LEVELS = (
     dict(
         block_out_channels=(16, 32),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -105,7 +105,7 @@ def _scheduler(kind: str):
 def pipeline(kind: str):
     """A pipeline of 16 x 16 pixels, latents of 8 x 8."""
     torch.manual_seed(0)
-    sizes = TINY_UNET | UNETS.get(kind, UNETS["1.x"]) | _TWO_LEVELS[kind == "xl"]
+    sizes = TINY_UNET | UNETS.get(kind, UNETS["1.x"]) | TWO_LEVELS[kind == "xl"]
     if kind in ("2.x", "xl"):
         sizes["attention_head_dim"] = (2, 4)
     unet = UNet2DConditionModel(**sizes, sample_size=8, in_channels=9 if kind == "inpainting" else 4)

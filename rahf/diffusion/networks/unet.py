@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,26 @@ class Conditions(NamedTuple):
     time_ids: Float[Array, "b 6"] | None = None
 
 
+class Residuals(NamedTuple):
+    """What a ControlNet adds inside a U-Net.
+
+    Attributes:
+      down: of each skip connection of the way down, in its order: [B,h,w,c] of the skip's size.
+      mid: [B,h,w,c], of the middle block's output.
+    """
+
+    down: tuple[Array, ...]
+    mid: Array
+
+    def scaled(self, scale: Any) -> Residuals:
+        """All of them times a number, or times float [B,1,1,1]; their dtype stays."""
+        return Residuals(*jax.tree.map(lambda x: (scale * x).astype(x.dtype), tuple(self)))
+
+
 class DownBlock(nnx.Module):
     """Residual blocks, each perhaps with a transformer; then the side is halved."""
 
-    def __init__(self, build: _Builder, level: int, inputs: int, last: bool):
+    def __init__(self, build: Builder, level: int, inputs: int, last: bool):
         config, outputs = build.config, build.config.block_out_channels[level]
         widths = [inputs, *[outputs] * (config.layers_per_block - 1)]
         self.resnets = layers.Numbered([build.resnet(width, outputs) for width in widths])
@@ -60,7 +76,7 @@ class DownBlock(nnx.Module):
 class MiddleBlock(nnx.Module):
     """A residual block, a transformer, a residual block."""
 
-    def __init__(self, build: _Builder):
+    def __init__(self, build: Builder):
         width = build.config.block_out_channels[-1]
         self.resnets = layers.Numbered([build.resnet(width, width) for _ in range(2)])
         self.attentions = layers.Numbered([build.transformer(len(build.config.block_out_channels) - 1)])
@@ -72,7 +88,7 @@ class MiddleBlock(nnx.Module):
 class UpBlock(nnx.Module):
     """Residual blocks over x and what the way down kept, each perhaps with a transformer; then the side is doubled."""
 
-    def __init__(self, build: _Builder, level: int, inputs: int, skips: list[int]):
+    def __init__(self, build: Builder, level: int, inputs: int, skips: list[int]):
         config, outputs = build.config, build.config.block_out_channels[level]
         widths = [inputs, *[outputs] * config.layers_per_block]
         self.resnets = layers.Numbered([build.resnet(width + skips.pop(), outputs) for width in widths])
@@ -90,12 +106,34 @@ class UpBlock(nnx.Module):
         return x if self.last else self.upsamplers[0](x, skips[-1].shape[1:3])
 
 
-class _Builder(NamedTuple):
+class Builder(NamedTuple):
     """Builds the blocks of one network."""
 
     config: UNetConfig
     dtype: jnp.dtype
     implementation: str
+
+    def way_down(self, network: nnx.Module) -> None:
+        """Gives a network all up to the middle block: the U-Net and its ControlNet have the same."""
+        config, dtype, widths = self.config, self.dtype, self.config.block_out_channels
+        temb_channels, levels, downs, before = 4 * widths[0], len(widths), [], widths[0]
+        network.conv_in = layers.Conv3x3(config.in_channels, widths[0], dtype=dtype)
+        network.time_embedding = blocks.TimestepEmbedding(widths[0], temb_channels, dtype=dtype)
+        if config.addition_time_embed_dim:
+            inputs = config.projection_class_embeddings_input_dim
+            network.add_embedding = blocks.TimestepEmbedding(inputs, temb_channels, dtype=dtype)
+        for level, width in enumerate(widths):
+            downs.append(DownBlock(self, level, before, level + 1 == levels))
+            before = width
+        network.down_blocks, network.mid_block = layers.Numbered(downs), MiddleBlock(self)
+
+    def skip_widths(self) -> list[int]:
+        """Channels of the skip connections, in the order of the way down."""
+        config, widths = self.config, self.config.block_out_channels
+        skips = [widths[0]]
+        for level, width in enumerate(widths):
+            skips += [width] * (config.layers_per_block + (level + 1 < len(widths)))
+        return skips
 
     def resnet(self, inputs: int, outputs: int) -> blocks.ResnetBlock2D:
         config = self.config
@@ -126,21 +164,12 @@ class UNet2DConditionModel(nnx.Module):
         Raises:
           ConfigError: fields that do not fit each other; names them.
         """
-        _check(config)
-        build, widths = _Builder(config, dtype, attention), config.block_out_channels
-        temb_channels, levels = 4 * widths[0], len(widths)
+        check(config)
+        build, widths = Builder(config, dtype, attention), config.block_out_channels
+        levels = len(widths)
         self.config, self.dtype = config, dtype
-        self.conv_in = layers.Conv3x3(config.in_channels, widths[0], dtype=dtype)
-        self.time_embedding = blocks.TimestepEmbedding(widths[0], temb_channels, dtype=dtype)
-        if config.addition_time_embed_dim:
-            inputs = config.projection_class_embeddings_input_dim
-            self.add_embedding = blocks.TimestepEmbedding(inputs, temb_channels, dtype=dtype)
-        skips, downs, before = [widths[0]], [], widths[0]
-        for level, width in enumerate(widths):
-            downs.append(DownBlock(build, level, before, level + 1 == levels))
-            skips += [width] * (config.layers_per_block + (level + 1 < levels))
-            before = width
-        self.down_blocks, self.mid_block = layers.Numbered(downs), MiddleBlock(build)
+        build.way_down(self)
+        skips, before = build.skip_widths(), widths[-1]
         ups = []
         for level in reversed(range(levels)):
             ups.append(UpBlock(build, level, before, skips))
@@ -150,7 +179,11 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_out = layers.Conv3x3(before, config.out_channels, dtype=dtype)
 
     def __call__(
-        self, latents: Float[Array, "b h w c"], timesteps: Array, conditions: Conditions
+        self,
+        latents: Float[Array, "b h w c"],
+        timesteps: Array,
+        conditions: Conditions,
+        residuals: Residuals | None = None,
     ) -> Float[Array, "b h w o"]:
         """The prediction, float32 [B,h,w,4].
 
@@ -158,35 +191,44 @@ class UNet2DConditionModel(nnx.Module):
           latents: [B,h,w,in_channels], scaled as the scheduler demands.
           timesteps: [B], whole or fractional.
           conditions: of the prompts.
+          residuals: of a ControlNet, to be added to the skip connections and to the middle block's output.
         """
-        config = self.config
-        features = blocks.timestep_features(
-            timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift
-        )
-        temb = self.time_embedding(features)
-        if config.addition_time_embed_dim:
-            temb = temb + self._sizes(conditions)
+        temb = time_embedding(self, timesteps, conditions)
         text = conditions.text.astype(self.dtype)
-        x = self.conv_in(latents)
-        skips = [x]
-        for block in self.down_blocks:
-            x, of_block = block(x, temb, text)
-            skips += of_block
+        x, skips = way_down(self, self.conv_in(latents), temb, text)
         x = self.mid_block(x, temb, text)
+        if residuals is not None:
+            skips = [skip + added for skip, added in zip(skips, residuals.down, strict=True)]
+            x = x + residuals.mid
         for block in self.up_blocks:
             x = block(x, temb, text, skips)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
-    def _sizes(self, conditions: Conditions) -> Array:
-        config, time_ids = self.config, conditions.time_ids
-        features = blocks.timestep_features(
-            time_ids.reshape(-1), config.addition_time_embed_dim, config.flip_sin_to_cos, config.freq_shift
-        )
-        features = features.reshape(len(time_ids), -1)
-        return self.add_embedding(jnp.concatenate([conditions.pooled.astype(features.dtype), features], -1))
+
+def time_embedding(network: Any, timesteps: Array, conditions: Conditions) -> Float[Array, "b d"]:
+    """The embedding of the timestep, with XL's of sizes and pooled text, by a U-Net or a ControlNet."""
+    config = network.config
+    options = config.flip_sin_to_cos, config.freq_shift
+    temb = network.time_embedding(blocks.timestep_features(timesteps, config.block_out_channels[0], *options))
+    if not config.addition_time_embed_dim:
+        return temb
+    time_ids = conditions.time_ids
+    features = blocks.timestep_features(time_ids.reshape(-1), config.addition_time_embed_dim, *options)
+    features = features.reshape(len(time_ids), -1)
+    return temb + network.add_embedding(jnp.concatenate([conditions.pooled.astype(features.dtype), features], -1))
 
 
-def _check(config: UNetConfig) -> None:
+def way_down(network: Any, x: Array, temb: Array, text: Array) -> tuple[Array, list[Array]]:
+    """Output of the last block on the way down, and what the skip connections carry, x first."""
+    skips = [x]
+    for block in network.down_blocks:
+        x, of_block = block(x, temb, text)
+        skips += of_block
+    return x, skips
+
+
+def check(config: UNetConfig) -> None:
+    """Raises ConfigError for fields that do not fit each other; names them."""
     levels = len(config.block_out_channels)
     for name in ("cross_attention", "transformer_layers_per_block", "num_attention_heads"):
         if len(getattr(config, name)) != levels:

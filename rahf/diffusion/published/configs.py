@@ -9,6 +9,7 @@ from rahf.config import (
     AutoencoderKLConfig,
     AutoencoderTinyConfig,
     ClipTextConfig,
+    ControlNetConfig,
     SchedulerConfig,
     UNetConfig,
     from_dict,
@@ -75,6 +76,8 @@ _UNET_DEFAULTS = {
     "flip_sin_to_cos": True,
     "freq_shift": 0,
 }
+#: Fields of a ControlNet that must have these values, besides those of its U-Net.
+_CONTROLNET_FIXED = {"_class_name": "ControlNetModel", "global_pool_conditions": False}
 _VAE_FIXED = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
@@ -165,6 +168,25 @@ def unet(tree: Json, where: str) -> UNetConfig:
     )
 
 
+def controlnet(tree: Json, where: str) -> ControlNetConfig:
+    """The ControlNet that its `config.json` describes. Raises PretrainedError as `unet`."""
+    _check_fixed(tree, _CONTROLNET_FIXED, where)
+    order = tree.get("controlnet_conditioning_channel_order") or "rgb"
+    if order not in ("rgb", "bgr"):
+        raise PretrainedError(f"{where}: controlnet_conditioning_channel_order is {order!r}, expected 'rgb' or 'bgr'")
+    down = tree.get("down_block_types") or _UNET_DEFAULTS["down_block_types"]
+    # It has no way up: that of its U-Net mirrors the way down.
+    up = ["CrossAttnUpBlock2D" if _DOWN.get(kind) else "UpBlock2D" for kind in reversed(down)]
+    of_unet = {**tree, "_class_name": _UNET_FIXED["_class_name"], "up_block_types": up}
+    defaults = ControlNetConfig()
+    widths = tree.get("conditioning_embedding_out_channels") or defaults.conditioning_embedding_out_channels
+    channels = tree.get("conditioning_channels") or defaults.conditioning_channels
+    for name, values in (("conditioning_embedding_out_channels", widths), ("conditioning_channels", [channels])):
+        if not all(isinstance(value, int) and value > 0 for value in values):
+            raise PretrainedError(f"{where}: {name} is {tree[name]!r}, expected whole numbers above 0")
+    return ControlNetConfig(unet(of_unet, where), channels, tuple(widths), order)
+
+
 def vae(tree: Json, where: str) -> AutoencoderKLConfig:
     """The autoencoder that `vae/config.json` describes. Raises PretrainedError as `unet`."""
     _check_fixed(tree, _VAE_FIXED, where)
@@ -247,4 +269,4 @@ def _check_fixed(tree: Json, fixed: Json, where: str) -> None:
             )
 
 
-__all__ = ["PublishedScheduler", "scheduler", "text_encoder", "tiny_vae", "unet", "vae"]
+__all__ = ["PublishedScheduler", "controlnet", "scheduler", "text_encoder", "tiny_vae", "unet", "vae"]

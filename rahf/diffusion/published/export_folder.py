@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from rahf.config import ClipTextConfig, SchedulerConfig, StableDiffusionConfig, UNetConfig
+from rahf.config import ClipTextConfig, ControlNetConfig, SchedulerConfig, StableDiffusionConfig, UNetConfig
 from rahf.core import licenses
 from rahf.core.errors import CheckpointError
 from rahf.core.files import replacing_folder
@@ -140,6 +140,15 @@ def part_configs(model: StableDiffusionConfig) -> dict[str, dict[str, Any]]:
     if model.text_encoder_2 is not None:
         trees["text_encoder_2"] = _text(model.text_encoder_2, model.pad_token_ids[1], model.text_projection_dim)
     return trees
+
+
+def controlnet_config(config: ControlNetConfig) -> dict[str, Any]:
+    """The content of a ControlNet's `config.json`."""
+    tree = _unet(config.unet, 0)
+    for name in ("up_block_types", "sample_size", "out_channels"):
+        del tree[name]
+    own = {name: value for name, value in _lists(vars(config)).items() if name != "unet"}
+    return {**tree, "_class_name": "ControlNetModel", **own}
 
 
 def _unet(unet: UNetConfig, sample_size: int) -> dict[str, Any]:
