@@ -16,7 +16,8 @@ JSON (text "rahf"). A seed gives the same picture whatever the batch.
 Examples:
   rahf generate models/sd15 --prompt "a red cat" --seeds 0 1 2 3 --out cats/
   rahf generate models/sd15 --prompt "a red cat" --critic runs/demo --score overall --critic-scale 0.2 --out guided/
-  rahf generate models/sd15-inpainting --prompt "a red cat" --image photo.png --mask mask.png --out repainted/"""
+  rahf generate models/sd15-inpainting --prompt "a red cat" --image photo.png --mask mask.png --out repainted/
+  rahf generate models/sd21 --prompt "a red cat" --saliency map.png --controlnet models/gazefusion --out seen/"""
 
 
 def add(commands) -> None:
@@ -52,6 +53,16 @@ def add(commands) -> None:
     start.add_argument("--image", default=None, metavar="FILE", help="to start from, or to repaint")
     start.add_argument("--mask", default=None, metavar="FILE", help="white: repaint, black: keep; as rahf mask draws")
     start.add_argument("--strength", type=float, default=None, metavar="X", help="share of the steps, 0 to 1")
+    saliency = parser.add_argument_group("where people shall look (GazeFusion)")
+    saliency.add_argument(
+        "--saliency", "--smap", default=None, metavar="MAP", help="picture, white where people shall look"
+    )
+    saliency.add_argument(
+        "--controlnet", default=None, metavar="FOLDER", help="that reads it, in the form of diffusers"
+    )
+    saliency.add_argument(
+        "--saliency-scale", type=float, nargs="+", default=[1.0], metavar="X", help="strength; one, or one per step"
+    )
     critic = parser.add_argument_group("guidance by a critic")
     critic.add_argument("--critic", default=None, metavar="MODEL", help="whose score is raised; judge with another one")
     critic.add_argument("--score", default="overall", help="plausibility, alignment, aesthetics or overall")
@@ -68,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
     generate_files.silence_repeats()
     options = GenerateOptions(
         num_inference_steps=args.steps,
-        **{name: getattr(args, name) for name in vars(GenerateOptions()) if name in vars(args) and name != "lora"},
-        lora=tuple(args.lora or ()),
+        **{name: getattr(args, name) for name in vars(GenerateOptions()) if name in vars(args)}
+        | {"lora": tuple(args.lora or ()), "saliency_scale": tuple(args.saliency_scale)},
     )
     prompts = args.prompt or generate_files.prompts_of_file(args.prompts)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -21,11 +21,14 @@ from rahf.core.files import read_regular_text, write_atomically
 from rahf.core.version import __version__
 from rahf.critic import loading
 from rahf.diffusion import lora as lora_lib
+from rahf.diffusion import pipeline_inputs
 from rahf.diffusion.loading import load as load_diffusion
 from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.pixel_generator import Generator
+from rahf.diffusion.published.controlnet_folder import load_controlnet
 from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.images.decode import load_rgb
+from rahf.saliency import targets
 from rahf.text import PromptWarning
 
 #: Name of the PNG text that holds the parameters as JSON.
@@ -43,6 +46,9 @@ class GenerateOptions:
       score, critic_scale: which score it raises, and how strongly (`rahf.diffusion.GuidanceOptions.scale`).
       image, mask: paths of a picture to start from, and of its mask (white: repaint).
       lora: files of adapters, each perhaps with ``:SCALE``.
+      saliency: path of a map, white where people shall look; needs `controlnet`.
+      controlnet: folder of the ControlNet that reads it, in the layout of diffusers.
+      saliency_scale: how strongly it steers: one number, or one per step.
       scheduler: "ddim", "ddpm", "euler" or "dpmsolver++" instead of the model's own.
     """
 
@@ -61,6 +67,9 @@ class GenerateOptions:
     score: str = "overall"
     critic_scale: float = 0.1
     lora: tuple[str, ...] = ()
+    saliency: str | None = None
+    controlnet: str | None = None
+    saliency_scale: tuple[float, ...] = (1.0,)
 
 
 class GeneratedFile(NamedTuple):
@@ -132,6 +141,8 @@ def parameters(options: GenerateOptions, prompt: str, seed: int, image: np.ndarr
         fields = {name: value for name, value in fields.items() if name not in ("score", "critic_scale")}
     if not options.lora:
         del fields["lora"]
+    if options.saliency is None:
+        del fields["saliency_scale"]
     fields.pop("batch_size")  # has no influence
     size = {"height": image.shape[0], "width": image.shape[1]}
     where = {"model": os.fspath(model)} if isinstance(model, (str, os.PathLike)) else {}
@@ -192,6 +203,23 @@ def _pictures(options: GenerateOptions) -> tuple[np.ndarray | None, np.ndarray |
     return image, mask
 
 
+def _control(pipe: Pipeline, options: GenerateOptions, image: np.ndarray | None) -> dict[str, Any]:
+    """Arguments of a ControlNet by a saliency map; without one, none."""
+    if options.saliency is None and options.controlnet is None:
+        return {}
+    if options.saliency is None or options.controlnet is None:
+        raise ArgumentError(
+            "saliency, controlnet: expected both: a map, and the folder of the ControlNet that reads it"
+        )
+    default, multiple = pipe.config.model.image_size, pipe.scale_factor
+    batch = None if image is None else image[None]
+    size = pipeline_inputs.size(options.height, options.width, batch, default, multiple)
+    target = targets.read(options.saliency, size)
+    pipe.controlnet = load_controlnet(options.controlnet)
+    scale = options.saliency_scale
+    return {"control_image": target, "controlnet_conditioning_scale": scale[0] if len(scale) == 1 else scale}
+
+
 def _pipeline_drawer(pipe: Pipeline, options: GenerateOptions) -> Callable[..., np.ndarray]:
     for place in options.lora:
         file, scale = lora_and_scale(place)
@@ -200,6 +228,7 @@ def _pipeline_drawer(pipe: Pipeline, options: GenerateOptions) -> Callable[..., 
         pipe.scheduler = dataclasses.replace(pipe.scheduler, kind=options.scheduler)
     image, mask = _pictures(options)
     fixed = {
+        **_control(pipe, options, image),
         "negative_prompt": options.negative_prompt,
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": 7.5 if options.guidance_scale is None else options.guidance_scale,
@@ -225,6 +254,7 @@ def _generator_drawer(generator: Generator, options: GenerateOptions) -> Callabl
     sizes = {options.height, options.width} - {None, side}
     refused = {"scheduler": options.scheduler, "strength": options.strength, "height and width": sizes or None}
     refused["lora"] = options.lora or None
+    refused |= {"saliency": options.saliency, "controlnet": options.controlnet}
     refused["image without a mask"] = options.image if options.mask is None else None
     for name, value in refused.items():
         if value is not None:
