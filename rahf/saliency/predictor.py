@@ -71,7 +71,7 @@ class Saliency:
         self.canvases = canvases(config)
         self.functions = tuple(functions)
         self._compiled = tuple(jax.jit(function) for function in self.functions)
-        self._log_density = jax.jit(self._log_density_of)
+        self._log_density = jax.jit(self.log_density_of)
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -175,7 +175,9 @@ class Saliency:
         logs = self._log_density(self.params, array, jnp.full(len(array), weight, jnp.float32))
         return logs[0] if single else logs
 
-    def _log_density_of(self, params: tree.Params, array: Any, bias: Any) -> Any:
+    def log_density_of(self, params: tree.Params, array: Any, bias: Any) -> Float[Array, "b H W"]:
+        """`log_density` with the parameters as an argument: uint8 or float [B,H,W,3] in [0,1], and the weight of the
+        learned centre bias, float32 [B], 1 or 0."""
         size = array.shape[1:3]
         number = self.canvas_of(size)
         frame = letterbox.fit(size, self._grid(number))
