@@ -35,6 +35,7 @@ def add(commands) -> None:
     _add_feedback(kinds)
     _add_planted(kinds)
     _add_saliency(kinds)
+    _add_gazefusion(kinds)
     _add_motion(kinds)
 
 
@@ -230,6 +231,52 @@ def saliency(args: argparse.Namespace) -> int:
         pixels_per_degree=args.pixels_per_degree,
         order=args.order,
         license=args.license,
+        dev=args.dev,
+        test=args.test,
+    )
+    return exit_codes.of_counts(counts.total("joined"), counts.left_out)
+
+
+def _add_gazefusion(kinds) -> None:
+    parser = command(
+        kinds,
+        "gazefusion",
+        gazefusion,
+        "square crops of captioned pictures with predicted saliency, to train a ControlNet on",
+        "The shorter side becomes 512 pixels; crops of 512 with a stride of 256. Captions: a.txt beside a.jpg, or a\n"
+        "file of captions by name. Near-black crops and pictures without a caption are left out and counted.\n"
+        "  rahf prepare gazefusion --images photos --captions captions.jsonl --out data/gazefusion",
+    )
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder of pictures")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
+    parser.add_argument("--captions", default=None, metavar="FILE", help="captions by name of the picture")
+    parser.add_argument("--saliency", default="saliency-lite", metavar="MODEL", help="that predicts the maps")
+    parser.add_argument("--center-bias", default="learned", help="of that model: learned, or none")
+    parser.add_argument("--size", type=int, default=512, metavar="PIXELS", help="side of the crops")
+    parser.add_argument("--sigma", type=float, default=10.0, metavar="X", help="blur of maps, in pixels of 512")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="crops that the model sees at once")
+    parser.add_argument("--license", default=None, metavar="TEXT", help="of the pictures, for the data sheet")
+    _add_shares(parser, 0.05)
+
+
+def gazefusion(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from data_pipelines.gazefusion import prepare
+    from rahf import registry
+    from rahf.core.errors import ArgumentError
+    from rahf.saliency.predictor import Saliency
+
+    model = registry.load(args.saliency)
+    if not isinstance(model, Saliency):
+        raise ArgumentError(f"--saliency {args.saliency}: expected a saliency model, found {model!r:.80}")
+    counts = prepare.prepare(
+        args.images,
+        args.out,
+        lambda crops: [one.density for one in model(crops, center_bias=args.center_bias, batch_size=args.batch_size)],
+        f"{model.model_id}, centre bias {args.center_bias}",
+        args.captions,
+        prepare.Options(args.size, args.sigma, args.batch_size),
+        args.license,
         dev=args.dev,
         test=args.test,
     )
