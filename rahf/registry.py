@@ -60,6 +60,11 @@ FAMILIES: dict[str, Family] = {
         task="rahf.diffusion.task:stable_diffusion_task",
         load="rahf.diffusion.pipeline:load",
     ),
+    "gazefusion": Family(
+        "rahf.config.gazefusion:GazeFusionConfig",
+        task="rahf.saliency.gazefusion.task:GazeFusionTask.from_config",
+        load="rahf.saliency.gazefusion.task:load",
+    ),
     "saliency": Family(
         "rahf.config.saliency:SaliencyConfig",
         task="rahf.saliency.task:SaliencyTask",

@@ -18,6 +18,7 @@ from rahf.config.critic import (
     ViTConfig,
 )
 from rahf.config.diffusion import PixelDiffusionConfig
+from rahf.config.gazefusion import GazeFusionConfig
 from rahf.config.model import FamilyConfig, ImageModelConfig
 from rahf.config.motion import MotionConfig, MotionRendererConfig
 from rahf.config.read import find, from_dict, from_json, load, read_saved, to_json
@@ -61,6 +62,7 @@ __all__ = [
     "DataConfig",
     "EfficientNetConfig",
     "FamilyConfig",
+    "GazeFusionConfig",
     "HeatmapHeadConfig",
     "ImageModelConfig",
     "LoraConfig",

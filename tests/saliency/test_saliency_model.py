@@ -10,9 +10,11 @@ from PIL import Image
 
 import rahf
 from data_pipelines import store
-from data_pipelines.gaze import examples
+from data_pipelines.gaze import density, examples
+from data_pipelines.gazefusion import prepare as prepare_gazefusion
 from rahf import config as config_lib
 from rahf import registry
+from rahf.cli import main as cli
 from rahf.config import Config
 from rahf.core import tree
 from rahf.core.errors import ArgumentError, ConfigError, DatasetError, ExportError, UnknownNameError
@@ -223,3 +225,20 @@ def test_scanpath_by_hand():
 def test_the_shipped_config_describes_the_shipped_family():
     config = config_lib.load("configs/saliency/lite.py")
     assert isinstance(config, Config) and config.model.family == "saliency" and config.start.model.endswith("frozen")
+
+
+def test_crops_with_its_maps(saliency_run, saliency_model, tmp_path):
+    """rahf prepare gazefusion: a run predicts the maps; the record's map is the model's, blurred and stretched."""
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(PICTURE).save(tmp_path / "pictures" / "a.png")
+    (tmp_path / "captions.jsonl").write_text('{"uid": "a", "caption": "a red cat"}\n')
+    arguments = ["--images", str(tmp_path / "pictures"), "--captions", str(tmp_path / "captions.jsonl")]
+    arguments += ["--saliency", str(saliency_run), "--size", "20", "--dev", "0", "--test", "0", "--batch-size", "2"]
+    assert cli.main(["prepare", "gazefusion", *arguments, "--out", str(tmp_path / "data")]) == 0
+    records = list(store.open_split(tmp_path / "data", "train"))
+    assert [record.uid for record in records] == ["a.png#0", "a.png#1", "a.png#2"]
+    assert {record.prompt for record in records} == {"a red cat"}
+    (predicted,) = saliency_model(np.ascontiguousarray(PICTURE[:, 10:30]), batch_size=2)
+    expected = prepare_gazefusion.to_unit(predicted.density, 20, 10.0)
+    stored = density.decode(records[1].saliency)
+    np.testing.assert_allclose(stored / stored.max(), expected, atol=1e-4)

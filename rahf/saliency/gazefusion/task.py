@@ -1,0 +1,255 @@
+"""A ControlNet by saliency maps as a `Task`. Everything but the ControlNet stays as it is published."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipelines import store
+from data_pipelines.gazefusion import loader as loader_lib
+from data_pipelines.gazefusion.loader import ControlBatch
+from rahf.config import Config, GazeFusionConfig, StableDiffusionConfig
+from rahf.core import licenses
+from rahf.core.errors import CheckpointError, ConfigError, DatasetError, NotFinite, TrainError
+from rahf.core.tree import Params, count
+from rahf.diffusion import controlnet as controlnet_lib
+from rahf.diffusion.networks.stable_diffusion import StableDiffusion, is_inpainting, latent_channels, vae_scale_factor
+from rahf.diffusion.pipeline import Pipeline
+from rahf.diffusion.pipeline_inputs import tokens
+from rahf.nn import functional
+from rahf.saliency.gazefusion import loss as loss_lib
+from rahf.saliency.gazefusion.loss import GazeFusionNetwork
+from rahf.text import ClipTokenizer
+from rahf.text.vocabulary import too_many_pieces
+from rahf.training import multihost, saved_model, sharding
+from rahf.training import start as start_lib
+from rahf.training.saved_model import SavedModel
+from rahf.training.task import Loader, Loss, SavedFile, Start, Task
+
+#: What is trained.
+TRAINABLE = ("controlnet/*",)
+
+
+class GazeFusionTask(Task[ControlBatch]):
+    """Trains a ControlNet on crops with saliency maps and captions; the pipeline beside it gets no gradient."""
+
+    def __init__(self, config: Config, tokenizer: ClipTokenizer):
+        """Args: a complete config, and the vocabulary of the pipeline's text towers.
+
+        Raises:
+          ConfigError: a picture size that is no multiple of the latents' cells, or other parameters to be trained.
+        """
+        super().__init__(config)
+        model: GazeFusionConfig = config.model
+        cell = vae_scale_factor(model.pipeline)
+        if model.image_size % cell:
+            raise ConfigError(
+                f"model.image_size: expected a multiple of {cell}, a cell of the latents, found {model.image_size}"
+            )
+        if config.optimizer.trainable != TRAINABLE or config.optimizer.lora.rank:
+            raise ConfigError(
+                f"optimizer.trainable: expected {TRAINABLE} and no LoRA, as the pipeline is locked; found "
+                f"{config.optimizer.trainable}, rank {config.optimizer.lora.rank}"
+            )
+        self.tokenizer = tokenizer
+        self._tokenizers = [tokenizer.with_special(number) for number in model.pipeline.pad_token_ids]
+        self.empty_ids = self.encode("")
+
+    @classmethod
+    def from_config(cls, config: Config) -> GazeFusionTask:
+        """The task of a run, completed by the config and the vocabulary of `start.model`.
+
+        Raises:
+          TrainError: no `start.model`, or a pipeline of inpainting.
+          CheckpointError: no model there, or one of another family.
+        """
+        start_lib.check(config)
+        if not config.start.model:
+            raise TrainError("start.model: expected the model directory of a Stable Diffusion pipeline")
+        if len(config.data.paths) > 1:
+            raise TrainError(f"data.path: a ControlNet reads one dataset, found {len(config.data.paths)}")
+        saved = _saved_pipeline(config)
+        pipeline = dataclasses.replace(saved.config.model, compute_dtype=config.model.pipeline.compute_dtype)
+        if is_inpainting(pipeline):
+            raise TrainError(f"start.model {config.start.model}: a pipeline of inpainting; expected text to picture")
+        model = dataclasses.replace(config.model, pipeline=pipeline, controlnet=controlnet_lib.of_base(pipeline))
+        optimizer = config.optimizer
+        if not optimizer.trainable:
+            optimizer = dataclasses.replace(optimizer, trainable=TRAINABLE)
+        return cls(dataclasses.replace(config, model=model, optimizer=optimizer), _tokenizer(saved, pipeline))
+
+    def encode(self, prompt: str) -> tuple[np.ndarray, ...]:
+        """A caption → int32 [L] for each text tower."""
+        pipeline = self.config.model.pipeline
+        rows = tokens([prompt], self._tokenizers, pipeline.text_encoder.positions, pipeline.pad_token_ids)
+        return tuple(row[0] for row in rows)
+
+    def build(self) -> Callable[[], nnx.Module]:
+        return lambda: GazeFusionNetwork(self.config.model)
+
+    def start(self, shapes: Params) -> Start:
+        """The pipeline's parameters, and those that the ControlNet takes from its U-Net."""
+        config, model = self.config, self.config.model
+        saved = _saved_pipeline(config)
+        base = jax.device_get(saved.params(lambda: StableDiffusion(model.pipeline)))
+        network = controlnet_lib.network(model.controlnet, model.pipeline)
+        params = {
+            "base": base,
+            "controlnet": controlnet_lib.copied(model.controlnet, network, base["unet"]),
+        }
+        of_model = licenses.model_licenses(saved.run)
+        record = {
+            "name": config.start.model,
+            "license": "; ".join(sorted(set(of_model.values()))) or "trained here",
+            "licenses": of_model,
+            "parameters": count(base),
+        }
+        return Start(params, {"model": record} | start_lib.shares(shapes, params))
+
+    def saved_files(self) -> Mapping[str, SavedFile]:
+        source = f"the pipeline's vocabulary {self.tokenizer.source}"
+        return {"tokenizer.model": SavedFile(self.tokenizer.model, source)}
+
+    def examples(self, split: str) -> loader_lib.Examples:
+        """The crops of a split. Raises DatasetError: data without saliency."""
+        path = self.config.data.paths[0]
+        if not store.has_field(path, "saliency"):
+            store.splits(path)  # an absent data set has its own message
+            raise DatasetError(f"{path}: has no saliency; make the data with `rahf prepare gazefusion`")
+        return loader_lib.Examples(path, split, self.config.model.image_size, self.encode)
+
+    def train_loader(self) -> Loader:
+        data = self.config.data
+        processes = jax.process_index(), jax.process_count()
+        examples = self.examples(data.train_split)
+        return loader_lib.TrainLoader(examples, data.batch_size, self.config.train.seed, *processes)
+
+    def normalizers(self, batch: ControlBatch) -> jax.Array:
+        return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
+
+    def loss(
+        self,
+        model: nnx.Module,
+        batch: ControlBatch,
+        key: jax.Array,
+        dropout_key: jax.Array | None,
+        step: jax.Array,
+        normalizers: Any,
+    ) -> Loss:
+        config, b = self.config.model, len(batch.image)
+        when, first, second, which = jax.random.split(key, 4)
+        # Spread evenly over all times (Kingma et al. 2021), which lowers the gradient's variance.
+        spread = (jax.random.uniform(when) + jnp.arange(b) / b) % 1.0
+        noises = [jax.random.normal(one, (b, *self._latents)) for one in (first, second)]
+        ids = self.dropped_ids(batch.ids, which, config.prompt_dropout)
+        values = loss_lib.per_example(config, model, batch, ids, self._timesteps(spread), *noises)
+        return Loss(jnp.where(batch.example_mask, values, 0.0).sum() / normalizers, {})
+
+    def dropped_ids(self, ids: Sequence[jax.Array], key: jax.Array, share: float) -> tuple[jax.Array, ...]:
+        """The captions int32 [B,L] of each tower, of which a random share is replaced by the empty one."""
+        dropped = jax.random.bernoulli(key, share, (len(ids[0]), 1))
+        return tuple(jnp.where(dropped, empty, row) for empty, row in zip(self.empty_ids, ids))
+
+    def repeatable(self, model: nnx.Module, batch: ControlBatch) -> jax.Array:
+        """The evaluation loss, float32 [B]: time and noise follow from an example's position in the split alone."""
+        keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(batch.index.astype(jnp.uint32))
+        noises = jax.vmap(lambda key: jax.random.normal(key, (2, *self._latents)))(keys)
+        spread = (batch.index.astype(jnp.float32) * 0.6180339887) % 1.0  # the golden ratio spreads any number evenly
+        ids = tuple(batch.ids)
+        return loss_lib.per_example(
+            self.config.model, model, batch, ids, self._timesteps(spread), noises[:, 0], noises[:, 1]
+        )
+
+    @property
+    def _latents(self) -> tuple[int, int, int]:
+        pipeline = self.config.model.pipeline
+        side = self.config.model.image_size // vae_scale_factor(pipeline)
+        return side, side, latent_channels(pipeline)
+
+    def _timesteps(self, share: jax.Array) -> jax.Array:
+        count = self.config.model.pipeline.scheduler.num_train_timesteps
+        return jnp.clip((share * count).astype(jnp.int32), 0, count - 1)
+
+    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> ControlEvaluator:
+        return ControlEvaluator(self, graphdef, mesh)
+
+    def metric_names(self) -> Sequence[str]:
+        return ["loss/total"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlEvaluation:
+    """``loss/total`` on a split."""
+
+    metrics: dict[str, float]
+    count: int  # examples, over all processes
+
+
+class ControlEvaluator:
+    """The mean loss on the evaluation split; each example has its own time and noise in every evaluation."""
+
+    def __init__(self, task: GazeFusionTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
+        self._task, self._mesh = task, mesh
+        self._step = jax.jit(lambda params, batch: task.repeatable(functional.merge(graphdef, params), batch))
+
+    def evaluate(self, params: Any, *, thorough: bool = False) -> ControlEvaluation:
+        """The mean over all examples. Raises NotFinite, naming the example."""
+        config, total, examples = self._task.config, 0.0, 0
+        batches = loader_lib.eval_batches(
+            self._task.examples(config.data.eval_split),
+            sharding.rounded_up(config.data.eval_batch_size, self._mesh),
+            jax.process_index(),
+            jax.process_count(),
+            config.train.eval_examples,
+        )
+        for batch in batches:
+            values = multihost.local_rows(self._step(params, sharding.to_devices(batch, self._mesh)), self._mesh)
+            rows = np.flatnonzero(batch.example_mask)
+            bad = rows[~np.isfinite(values[rows])]
+            if len(bad):
+                raise NotFinite(f"the loss of example {int(batch.index[bad[0]])} of the evaluated split is not finite")
+            total, examples = total + float(values[rows].astype(np.float64).sum()), examples + len(rows)
+        total, examples = (number.item() for number in map(np.asarray, multihost.total((total, examples))))
+        return ControlEvaluation({"loss/total": total / max(examples, 1)}, examples)
+
+    def summary(self, metrics: Mapping[str, float]) -> str:
+        """The loss."""
+        return f"loss {metrics['loss/total']:.4f}"
+
+
+def load(path: str | os.PathLike) -> Pipeline:
+    """The pipeline of a run with its trained ControlNet; `rahf.diffusion.save_controlnet` writes that alone.
+
+    Raises:
+      CheckpointError: no model there, or one of another family.
+    """
+    saved = saved_model.find(path)
+    model = saved.config.model
+    if not isinstance(model, GazeFusionConfig):
+        raise CheckpointError(f"{saved.run}: a model of the family {model.family!r}, no GazeFusion; use rahf.load")
+    params = saved.params(lambda: GazeFusionNetwork(model))
+    tokenizer = _tokenizer(saved, model.pipeline)
+    license = "; ".join(sorted(set(licenses.model_licenses(saved.run).values()))) or "trained here"
+    control = controlnet_lib.ControlNet(model.controlnet, params["controlnet"], str(saved.run), license)
+    return Pipeline(dataclasses.replace(saved.config, model=model.pipeline), params["base"], tokenizer, control)
+
+
+def _saved_pipeline(config: Config) -> SavedModel:
+    saved = saved_model.find(config.start.model)
+    if not isinstance(saved.config.model, StableDiffusionConfig):
+        raise CheckpointError(
+            f"start.model {config.start.model}: a model of the family {saved.config.model.family!r}, expected "
+            "'stable-diffusion', of `rahf import stable-diffusion`"
+        )
+    return saved
+
+
+def _tokenizer(saved: SavedModel, pipeline: StableDiffusionConfig) -> ClipTokenizer:
+    return saved.tokenizer(lambda one: too_many_pieces(one, pipeline.text_encoder.vocab_size, "text_encoder"))
