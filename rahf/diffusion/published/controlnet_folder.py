@@ -51,7 +51,9 @@ def load_controlnet(
         )
     config = configs.controlnet(source.read_json(file), str(file))
     params = _params(files.open_stem(located.folder, _STEM, _STEM, variants), config, located.folder)
-    return ControlNet(config, params, located.name, license or licenses.folder_license(located.folder))
+    license = license or licenses.folder_license(located.folder)
+    licenses.log_export_licenses(located.name, license)
+    return ControlNet(config, params, located.name, license)
 
 
 def save_controlnet(controlnet: ControlNet, folder: str | os.PathLike) -> pathlib.Path:
