@@ -14,7 +14,8 @@ from rahf.cli import main as cli
 from rahf.config import ControlNetConfig, UNetConfig
 from rahf.core.errors import ArgumentError, CheckpointError, PretrainedError
 from rahf.core.tree import flatten, unflatten
-from rahf.diffusion import GuidanceOptions, controlnet
+from rahf.diffusion import controlnet
+from rahf.diffusion.generated import GeneratedImages
 from rahf.saliency import targets
 from rahf.steer import generate_files
 from rahf.steer.generate_files import GenerateOptions
@@ -66,10 +67,24 @@ def test_control_in_a_pipeline(pipe):
     np.testing.assert_array_equal(drawn(control_guidance_end=0.5), drawn([1.0, 0.0]))
     np.testing.assert_array_equal(drawn(hint=np.repeat(ramp()[None, ..., None], 3, -1)), one)
     assert step._cache_size() == compiled
-    # Guided sampling finds the scale of a step by its timestep; guidance of scale 0 moves nothing.
+
+
+def test_guided_sampling_finds_the_scale_of_a_step_by_its_timestep(pipe, monkeypatch):
+    """What the compiled program is given; `test_controlnet_parity.py` has the residuals of such a table."""
+    calls, programs = [], pipe._programs
+
+    def program(params, conditions, noise, seeds, guidance_scale, known, energy, options):
+        calls.append(known.control)
+        return GeneratedImages(jnp.zeros((1, 8, 8, 3)), None, None), jnp.zeros((1, 4, 4, 4))
+
+    monkeypatch.setattr(pipe, "_programs", lambda kind, *rest: program if kind == "guided" else programs(kind, *rest))
+    pipe.controlnet = trained(pipe)
     red = lambda pixels: pixels[..., 0].mean((1, 2))
-    guided = drawn([1.0, 0.0], reward=red, options=GuidanceOptions(scale=0.0))
-    np.testing.assert_allclose(guided, drawn([1.0, 0.0]), atol=1e-4)
+    pipe("cat", control_image=ramp(), controlnet_conditioning_scale=[1.0, 0.5], reward=red, **STEPS)
+    (control,) = calls
+    # Two steps of DDIM, "leading" with an offset of 1, are those from 501 and from 1.
+    assert control.scale.shape == (1000,) and control.scale[501] == 1.0 and control.scale[1] == 0.5
+    assert np.count_nonzero(control.scale) == 2 and control.hint.shape == (1, 8, 8, 3)
 
 
 def test_generate_by_a_saliency_map(pipe, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """ControlNet against the PyTorch module of `diffusers`, through its folder and back."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,12 +93,17 @@ def test_controlnet(kind, tmp_path):
     def run(params, control_params, hint, latents, steps, conditions):
         control = controlnet_lib.Control(control_params, hint, np.float32(0.7), network)
         residuals = control.residuals(latents, steps, conditions)
-        return residuals, functional.merge(graphdef, params)(latents, steps, conditions, residuals)
+        # A scale for each timestep of training: that of row 0 is 0.7, that of row 1 is 0.
+        table = jnp.zeros(1000).at[7].set(0.7)
+        of_table = dataclasses.replace(control, scale=table).residuals(latents, steps, conditions)
+        return residuals, of_table, functional.merge(graphdef, params)(latents, steps, conditions, residuals)
 
-    residuals, output = run(params, ours.params, hint, latents, steps, unet.Conditions(text, pooled, sizes))
+    residuals, of_table, output = run(params, ours.params, hint, latents, steps, unet.Conditions(text, pooled, sizes))
     for one, other in zip(residuals.down, down, strict=True):
         agree(one, other)
     agree(residuals.mid, mid)
+    np.testing.assert_allclose(of_table.mid[0], residuals.mid[0], rtol=0, atol=1e-5)
+    assert not of_table.mid[1].any() and not of_table.down[0][1].any()
     agree(output, expected)
     again = ControlNetModel.from_pretrained(save_controlnet(ours, tmp_path / "ours"))
     for name, value in control.state_dict().items():
