@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from flax import nnx
 from data_pipelines import store
 from data_pipelines.gazefusion import loader as loader_lib
 from data_pipelines.gazefusion.loader import ControlBatch
+from rahf import config as config_lib
 from rahf.config import Config, GazeFusionConfig, StableDiffusionConfig
 from rahf.core import licenses
 from rahf.core.errors import CheckpointError, ConfigError, DatasetError, NotFinite, TrainError
@@ -26,10 +28,11 @@ from rahf.diffusion.pipeline_inputs import tokens
 from rahf.nn import functional
 from rahf.saliency.gazefusion import loss as loss_lib
 from rahf.saliency.gazefusion.loss import GazeFusionNetwork
-from rahf.text import ClipTokenizer
+from rahf.text import ClipTokenizer, load_tokenizer
 from rahf.text.vocabulary import too_many_pieces
 from rahf.training import multihost, saved_model, sharding
 from rahf.training import start as start_lib
+from rahf.training.run_lock import begun
 from rahf.training.saved_model import SavedModel
 from rahf.training.task import Loader, Loss, SavedFile, Start, Task
 
@@ -64,26 +67,24 @@ class GazeFusionTask(Task[ControlBatch]):
 
     @classmethod
     def from_config(cls, config: Config) -> GazeFusionTask:
-        """The task of a run, completed by the config and the vocabulary of `start.model`.
+        """The task of a run, completed by the config and the vocabulary of `start.model`, or by its own if it goes on.
 
         Raises:
           TrainError: no `start.model`, or a pipeline of inpainting.
           CheckpointError: no model there, or one of another family.
         """
         start_lib.check(config)
-        if not config.start.model:
-            raise TrainError("start.model: expected the model directory of a Stable Diffusion pipeline")
         if len(config.data.paths) > 1:
             raise TrainError(f"data.path: a ControlNet reads one dataset, found {len(config.data.paths)}")
-        saved = _saved_pipeline(config)
-        pipeline = dataclasses.replace(saved.config.model, compute_dtype=config.model.pipeline.compute_dtype)
+        published, tokenizer = _own(config) or _published(config)
+        pipeline = dataclasses.replace(published, compute_dtype=config.model.pipeline.compute_dtype)
         if is_inpainting(pipeline):
             raise TrainError(f"start.model {config.start.model}: a pipeline of inpainting; expected text to picture")
         model = dataclasses.replace(config.model, pipeline=pipeline, controlnet=controlnet_lib.of_base(pipeline))
         optimizer = config.optimizer
         if not optimizer.trainable:
             optimizer = dataclasses.replace(optimizer, trainable=TRAINABLE)
-        return cls(dataclasses.replace(config, model=model, optimizer=optimizer), _tokenizer(saved, pipeline))
+        return cls(dataclasses.replace(config, model=model, optimizer=optimizer), tokenizer)
 
     def encode(self, prompt: str) -> tuple[np.ndarray, ...]:
         """A caption → int32 [L] for each text tower."""
@@ -239,6 +240,22 @@ def load(path: str | os.PathLike) -> Pipeline:
     license = "; ".join(sorted(set(licenses.model_licenses(saved.run).values()))) or "trained here"
     control = controlnet_lib.ControlNet(model.controlnet, params["controlnet"], str(saved.run), license)
     return Pipeline(dataclasses.replace(saved.config, model=model.pipeline), params["base"], tokenizer, control)
+
+
+def _own(config: Config) -> tuple[StableDiffusionConfig, ClipTokenizer] | None:
+    """Of a run that goes on, which needs nothing but itself; None for one that begins, or is of another family."""
+    run = pathlib.Path(config.workdir)
+    model = config_lib.read_saved(run / "config.json").model if begun(run) else None
+    if not isinstance(model, GazeFusionConfig):
+        return None
+    return model.pipeline, load_tokenizer(run / "tokenizer.model")
+
+
+def _published(config: Config) -> tuple[StableDiffusionConfig, ClipTokenizer]:
+    if not config.start.model:
+        raise TrainError("start.model: expected the model directory of a Stable Diffusion pipeline")
+    saved = _saved_pipeline(config)
+    return saved.config.model, _tokenizer(saved, saved.config.model)
 
 
 def _saved_pipeline(config: Config) -> SavedModel:

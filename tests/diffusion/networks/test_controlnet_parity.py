@@ -1,6 +1,7 @@
 """ControlNet against the PyTorch module of `diffusers`, through its folder and back."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,16 @@ pytest.importorskip("diffusers", reason="needs diffusers: pip install rahf[torch
 
 from diffusers import ControlNetModel, UNet2DConditionModel  # noqa: E402
 
-from rahf.config import StableDiffusionConfig  # noqa: E402
+from rahf.config import ControlNetConfig, StableDiffusionConfig, UNetConfig  # noqa: E402
 from rahf.diffusion import controlnet as controlnet_lib  # noqa: E402
 from rahf.diffusion import load_controlnet, save_controlnet, weights  # noqa: E402
 from rahf.diffusion.networks import unet  # noqa: E402
 from rahf.diffusion.published import configs  # noqa: E402
+from rahf.diffusion.published.export_folder import controlnet_config  # noqa: E402
 from rahf.nn import functional  # noqa: E402
 from rahf.pretrained import files, strict  # noqa: E402
 from tests.helpers.parity import disturb  # noqa: E402
+from tests.helpers.stable_diffusion_maker import SD21_UNET, SDXL_UNET  # noqa: E402
 from tests.helpers.stable_diffusion_torch import TINY_UNET, TWO_LEVELS, UNETS  # noqa: E402
 
 pytestmark = [
@@ -52,6 +55,25 @@ def modules(kind):
         **own, conditioning_embedding_out_channels=(8, 16), controlnet_conditioning_channel_order=order
     )
     return base, disturb(control)
+
+
+@pytest.mark.parametrize("base", [UNetConfig(), SD21_UNET, SDXL_UNET], ids=["1.5", "2.1", "xl"])
+def test_published_sizes(base):
+    """Names and shapes of all tensors, none of which is allocated."""
+    config = ControlNetConfig(base)
+    fields = controlnet_config(config)
+    with torch.device("meta"):
+        module = ControlNetModel(**{name: value for name, value in fields.items() if name != "_class_name"})
+    network = controlnet_lib.network(config, StableDiffusionConfig())
+    _, shapes = functional.abstract(network.build)
+    layout = weights.controlnet_pointwise(base.use_linear_projection)
+    ours = {
+        weights.tensor_name(path): weights.stored_shape(path, leaf.shape, layout)
+        for path, leaf in functional.flatten(shapes).items()
+    }
+    assert ours == {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    if base == UNetConfig():
+        assert sum(map(math.prod, ours.values())) == 361_279_120  # of the published ControlNets of 1.5
 
 
 @pytest.mark.parametrize("kind", ["1.x", "xl"])

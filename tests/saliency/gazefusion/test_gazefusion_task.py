@@ -92,7 +92,7 @@ def test_captions_are_left_out(task):
     assert 60 < empty.sum() < 140 and (np.asarray(some)[~empty] == np.asarray(ids[0])[~empty]).all()
 
 
-def test_a_run_is_loaded_as_a_pipeline(task, started, tmp_path):
+def test_a_run_is_loaded_as_a_pipeline(config, task, started, tmp_path):
     """With the ControlNet in its place, the pipeline's parameters unchanged, and the license of the base."""
     _, params, record = started
     assert record["model"]["license"] == "mit" and record["random"]
@@ -102,6 +102,9 @@ def test_a_run_is_loaded_as_a_pipeline(task, started, tmp_path):
     assert isinstance(pipe, Pipeline) and pipe.controlnet.config == task.config.model.controlnet
     jax.tree.map(np.testing.assert_array_equal, pipe.params["unet"], base.params["unet"])
     assert not np.any(pipe.controlnet.params["controlnet_mid_block"]["kernel"])
+    # A run that goes on needs the pipeline's folder no more.
+    again = registry.task(dataclasses.replace(config, workdir=str(tmp_path / "run"), start=StartConfig()))
+    assert again.config.model == task.config.model and again.tokenizer.model == task.tokenizer.model
 
 
 def test_runs_that_make_no_sense(config, tiny_run):
