@@ -18,6 +18,7 @@ from rahf.config.critic import (
     ViTConfig,
 )
 from rahf.config.diffusion import PixelDiffusionConfig
+from rahf.config.feedback import DdpoConfig, DraftConfig
 from rahf.config.gazefusion import GazeFusionConfig
 from rahf.config.model import FamilyConfig, ImageModelConfig
 from rahf.config.motion import MotionConfig, MotionRendererConfig
@@ -60,6 +61,8 @@ __all__ = [
     "ConvNextConfig",
     "CriticConfig",
     "DataConfig",
+    "DdpoConfig",
+    "DraftConfig",
     "EfficientNetConfig",
     "FamilyConfig",
     "GazeFusionConfig",
