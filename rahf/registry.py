@@ -57,7 +57,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "stable-diffusion": Family(
         "rahf.config.stable_diffusion:StableDiffusionConfig",
-        task="rahf.diffusion.task:stable_diffusion_task",
+        task="rahf.steer.learning:task",
         load="rahf.diffusion.pipeline:load",
     ),
     "gazefusion": Family(

@@ -18,7 +18,7 @@ from rahf.config.critic import (
     ViTConfig,
 )
 from rahf.config.diffusion import PixelDiffusionConfig
-from rahf.config.feedback import DdpoConfig, DraftConfig
+from rahf.config.feedback import DdpoConfig, DraftConfig, FeedbackConfig
 from rahf.config.gazefusion import GazeFusionConfig
 from rahf.config.model import FamilyConfig, ImageModelConfig
 from rahf.config.motion import MotionConfig, MotionRendererConfig
@@ -65,6 +65,7 @@ __all__ = [
     "DraftConfig",
     "EfficientNetConfig",
     "FamilyConfig",
+    "FeedbackConfig",
     "GazeFusionConfig",
     "HeatmapHeadConfig",
     "ImageModelConfig",

@@ -16,7 +16,7 @@ class DraftConfig:
     rule: Literal["draft", "alignprop", "refl"] = "draft"
     k: int = 1
     stop_range: tuple[int, int] = (30, 39)  # refl, both included, of 40 steps: as published
-    margin: float | None = None  # rewards above it count no more: the loss is relu(margin - reward); refl: 2
+    margin: float = 0.0  # rewards above it count no more: the loss is relu(margin - reward); 0: all count; refl: 2
     loss_scale: float = 1.0  # factor of the loss; refl: 1e-3
 
 
@@ -28,3 +28,28 @@ class DdpoConfig:
     advantage_max: float = 5.0  # advantages are clamped to ± it
     least_of_prompt: int = 2  # pictures of a prompt from which its own mean and deviation are taken, else the batch's
     place_share: float = 0.0  # share of the advantage that a heatmap spreads over the places of the latents
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig:
+    """Fine-tuning of a generator by what critics say. Weight decay pulls adapters to the base model."""
+
+    # draft, ddpo: by rewards of the pictures that it draws; chosen: on pictures that `rahf select` has chosen.
+    method: Literal["", "draft", "ddpo", "chosen"] = ""
+    chosen: str = ""  # chosen: the file of `rahf select --chosen`
+    prompt_dropout: float = 0.1  # chosen: share of prompts left out, for classifier-free guidance
+    prompts: str = ""  # draft, ddpo: text file of training prompts, one a line
+    eval_prompts: str = ""  # likewise, of evaluation
+    critics: tuple[str, ...] = ("lite",)  # whose scores are the rewards: what `rahf.load` takes
+    scores: tuple[str, ...] = ("overall",)  # of each critic, or one for all
+    weights: tuple[float, ...] = ()  # of each critic's score, divided by their sum; (): equal
+    held_out: str = ""  # a critic that judges at every evaluation and guides nothing; empty: none
+    held_out_score: str = "overall"
+    patience: int = 2  # evaluations in a row at which guiding and held-out rewards must part for the run to stop
+    tolerance: float = 0.0  # the least fall of the held-out reward that counts
+    pictures_per_prompt: int = 1  # of a batch; ddpo compares those of a prompt
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.0
+    eta: float = 0.0  # noise of the sampler; ddpo: 1 as published
+    draft: DraftConfig = DraftConfig()
+    ddpo: DdpoConfig = DdpoConfig()

@@ -15,13 +15,16 @@ from typing import Any
 from rahf.core.errors import ConfigError
 
 #: Whole numbers that may be 0, as those may whose default is 0. All others are sizes and counts of at least 1.
-_MAY_BE_0 = {"steps", "warmup_steps", "eval_every", "attention_from", "eos_token_id", "jpeg_quality", "steps_offset"}
+_MAY_BE_0 = {
+    "steps", "warmup_steps", "eval_every", "attention_from", "eos_token_id", "jpeg_quality", "steps_offset",
+    "stop_range",
+}  # fmt: skip
 #: Ids, and numbers that may be below 0. A mesh is checked against the devices.
-_FREE = {"task_ids", "pad_token_ids", "image_mean", "mesh"}
+_FREE = {"task_ids", "pad_token_ids", "image_mean", "mesh", "margin", "guidance_scale"}
 _BELOW_1 = {"dropout", "ema_decay", "b1", "b2", "prompt_dropout", "image_dropout"}
 _SHARES = {
     "crop_probability", "crop_keep", "crop_keeps_mass", "photometric_probability", "brightness", "hue",
-    "grey_probability", "final_fraction", "tag_rest",
+    "grey_probability", "final_fraction", "tag_rest", "eta", "place_share",
 }  # fmt: skip
 _ABOVE_0 = {"image_std", "layer_norm_eps", "eps", "prior", "blur", "tower_rate"}
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from rahf.config.critic import CriticConfig
+from rahf.config.feedback import FeedbackConfig
 from rahf.config.model import FamilyConfig
 
 
@@ -154,6 +155,7 @@ class Config:
     data: DataConfig = DataConfig()
     model: FamilyConfig = CriticConfig()  # of any family: rahf.config.critic, rahf.config.diffusion, …
     loss: LossConfig = LossConfig()  # of the critic families
+    feedback: FeedbackConfig = FeedbackConfig()  # of Stable Diffusion: what it learns from
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     start: StartConfig = StartConfig()

@@ -235,17 +235,6 @@ class Pipeline:
         program = self._programs("prompts", tuple(size))
         return program(self.params if params is None else params, tuple(ids), negative_ids)
 
-    def _encode_prompts(self, params, ids, negative_ids, size) -> tuple[Conditions, Conditions]:
-        model = functional.merge(self.graphdef, params)
-        time_ids = None
-        if self.config.model.text_encoder_2 is not None:
-            time_ids = jnp.tile(jnp.asarray([*size, 0, 0, *size], jnp.float32), (len(ids[0]), 1))
-        prompt = model.encode_prompt(ids, time_ids)
-        if negative_ids is None:
-            zeros = jnp.zeros_like
-            return prompt, Conditions(zeros(prompt.text), None if time_ids is None else zeros(prompt.pooled), time_ids)
-        return prompt, model.encode_prompt(negative_ids, time_ids)
-
     def task(
         self,
         prompts: Any,
@@ -396,7 +385,7 @@ class Pipeline:
         if kind == "decode":
             return jax.jit(lambda params, latents: merge(params).decode(latents))
         if kind == "prompts":
-            return jax.jit(lambda params, ids, negative: self._encode_prompts(params, ids, negative, static[0]))
+            return jax.jit(lambda params, ids, negative: merge(params).conditions(ids, negative, static[0]))
         return jax.jit(_step(self.graphdef, *static) if kind == "step" else self._guided_program(*static))
 
     def _guided_program(self, scheduler, steps, eta, start, classifier_free):

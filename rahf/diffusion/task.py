@@ -75,14 +75,6 @@ class PixelDiffusionTask(RecordTask):
         return ["loss/total"]
 
 
-def stable_diffusion_task(config: Config) -> PixelDiffusionTask:
-    """Raises TrainError: `rahf train` does not fine-tune Stable Diffusion."""
-    raise TrainError(
-        f"model.family {config.model.family!r}: rahf train does not fine-tune Stable Diffusion yet. Export the model "
-        "(rahf.diffusion.export_diffusers), train it with diffusers, and import the result"
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class DenoisingEvaluation:
     """Metrics of a diffusion model on a split: ``loss/total``."""

@@ -23,7 +23,7 @@ from rahf.training import optimizer as optimizer_lib
 from rahf.training import state as state_lib
 from rahf.training.checkpoint import Checkpointer
 from rahf.training.prefetch import Prefetch
-from rahf.training.progress import Reporter
+from rahf.training.progress import Reporter, read_rows
 from rahf.training.step import StepMetrics, make_train_step
 from rahf.training.task import Loader, SavedFile, Task
 
@@ -184,11 +184,14 @@ class _Run:
     def steps(self, state: state_lib.TrainState, interrupt: Interrupt) -> Finished:
         """Runs until the last step or an interrupt; nothing waits for the device but log points."""
         train = self.config.train
-        step, metrics = int(state.step), {}
-        if step >= train.steps:
+        step, metrics, stopped = int(state.step), {}, False
+        self.evaluations = _evaluations(self.workdir, step)
+        if reason := self.task.stop_reason(self.evaluations):
+            self.reporter.say(f"the run ended at step {step}: {reason}")
+        elif step >= train.steps:
             self.reporter.say(f"the run is complete at step {step}; raise train.steps to go on")
             metrics = self.evaluate(step, state) if self.checkpoints.best_metrics() is None else {}
-        while not (stopped := interrupt.at(step)) and step < train.steps:
+        while not reason and not (stopped := interrupt.at(step)) and step < train.steps:
             batch = self.next_batch(step, state)
             step += 1
             if step < train.steps:
@@ -201,7 +204,10 @@ class _Run:
             if last or (train.eval_every and step % train.eval_every == 0):
                 self.log(step)
                 metrics = self.evaluate(step, state)
-            if last or step % train.checkpoint_every == 0:
+                self.evaluations.append(metrics)
+                if reason := self.task.stop_reason(self.evaluations):
+                    self.reporter.say(f"ending at step {step}: {reason}")
+            if last or reason or step % train.checkpoint_every == 0:
                 self.save(step, state)
         if stopped:
             name = signal.Signals(interrupt.signal).name
@@ -300,6 +306,13 @@ class _Run:
         self._write_labels()
         self.checkpoints.save(state, self.batches.get_state())
         self.reporter.pause()
+
+
+def _evaluations(workdir: pathlib.Path, step: int) -> list[dict[str, float]]:
+    """Metrics of the evaluations of a run up to a step, in order; NaN where `metrics.jsonl` has none."""
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= step]
+    named = [{n.removeprefix("eval/"): v for n, v in row.items() if n.startswith("eval/")} for row in rows]
+    return [{n: float("nan") if v is None else v for n, v in metrics.items()} for metrics in named if metrics]
 
 
 def _value(config: Config, metrics: dict[str, float]) -> float:

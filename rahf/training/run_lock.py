@@ -22,7 +22,8 @@ _FREE = ("workdir", "data.path", "data.workers", "data.eval_batch_size", "train.
          "train.eval_examples", "train.checkpoint_every", "train.keep_checkpoints", "mesh",
          "model.attention", "model.remat", "model.scan_layers")  # fmt: skip
 #: What may change too, with a notice: to train longer, or past a breakdown.
-_TUNABLE = ("train.steps:", "train.accumulate:", "optimizer.learning_rate:", "optimizer.clip_norm:")
+_TUNABLE = ("train.steps:", "train.accumulate:", "optimizer.learning_rate:", "optimizer.clip_norm:",
+            "feedback.patience:", "feedback.tolerance:")  # fmt: skip
 #: What a run leaves that is ended before it has a `config.json`.
 _REMAINS = ("config.json.tmp", "tensorboard", lock.LOCK_FILE)  # the first one was left by version 0
 _UNFINISHED_CHECKPOINT = ".orbax-checkpoint-tmp"  # in the names of Orbax

@@ -196,6 +196,14 @@ class Task(abc.ABC, Generic[Batch]):
         """Whether this metric takes a thorough evaluation."""
         return False
 
+    def stop_reason(self, evaluations: Sequence[Mapping[str, float]]) -> str | None:
+        """Why the run should end before its last step; None: it should not.
+
+        Args:
+          evaluations: metrics of all evaluations so far, in order; NaN where one could not be measured.
+        """
+        return None
+
     def step_scale(self) -> tuple[float, Callable[[str], bool]]:
         """A factor on the optimizer's step, and for which parameters (by path) it counts."""
         return 1.0, lambda path: False

@@ -123,3 +123,21 @@ def test_training_is_one_public_call(tmp_path):
     assert rahf.train(toy(tmp_path)).step == 6 and jax.process_count() == 1
     with pytest.raises(ArgumentError, match=r"expected a rahf.Config, found 'demo.py'; rahf.config.load\(path\) reads"):
         rahf.train("demo.py")
+
+
+def test_a_task_may_end_its_run(tmp_path, monkeypatch, capsys):
+    """After the second evaluation, with a checkpoint; the same command goes no further and says why."""
+
+    class Ending(toy_family.ToyTask):
+        def stop_reason(self, evaluations):
+            assert all(np.isfinite(metrics["loss/total"]) for metrics in evaluations)
+            return f"{len(evaluations)} evaluations are enough" if len(evaluations) > 1 else None
+
+    monkeypatch.setitem(registry.FAMILIES, "toy", toy_family.ENTRY._replace(task=Ending))
+    run = toy(tmp_path / "run", steps=30)
+    assert registry.train(run).step == 6
+    assert params_of(tmp_path / "run", 6)
+    assert "ending at step 6: 2 evaluations are enough" in capsys.readouterr().out
+    assert registry.train(run).step == 6
+    assert "the run ended at step 6: 2 evaluations are enough" in capsys.readouterr().out
+    assert [row["step"] for row in train_maker.rows(tmp_path / "run") if "eval/loss/total" in row] == [3, 6]

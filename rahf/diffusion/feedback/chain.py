@@ -126,6 +126,11 @@ class Chain:
         fresh = noise(keys, state.latents.shape[1:], 1 + row.number) if self.stochastic else None
         return State(schedulers.advance(row.factors, state.latents, x0, eps, state.previous_x0, fresh), x0)
 
+    def draw(self, params: Any, conditions: Any, keys: Key[Array, " b"], shape: tuple[int, int, int]) -> Array:
+        """Pictures of all steps, float32 [B,H,W,3] in [0,1]; arguments as of `estimate` and `start`."""
+        body = lambda state, row: (self.step(params, conditions, row, state, keys), None)  # noqa: E731
+        return self.decode(params, jax.lax.scan(body, self.start(keys, shape), self.rows)[0].latents)
+
     def decode(self, params: Any, latents: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 3"]:
         """Pictures float32 [B,H,W,3] in [0,1]; the gradient reaches the latents, never the autoencoder."""
         frozen = jax.lax.stop_gradient(params)

@@ -66,6 +66,15 @@ def check(options: DdpoConfig) -> None:
         raise ArgumentError(f"ddpo.least_of_prompt: expected at least 2, found {options.least_of_prompt}")
 
 
+def check_chain(chain: Chain) -> None:
+    """Refuses steps without noise, and those that depend on the step before. Raises ArgumentError."""
+    if not chain.stochastic or chain.scheduler.kind not in ("ddim", "ddpm"):
+        raise ArgumentError(
+            f"scheduler: a policy gradient takes steps that draw noise: ddim with eta above 0, or ddpm; found "
+            f"{chain.scheduler.kind}{'' if chain.stochastic else ' without noise'}"
+        )
+
+
 def log_prob(
     after: Float[Array, "b h w c"], mean: Float[Array, "b h w c"], std_dev: Float[Array, ""]
 ) -> Float[Array, "b h w"]:
@@ -91,7 +100,7 @@ def sample(
     Raises:
       ArgumentError: steps that draw no noise, or that depend on the step before (other schedulers).
     """
-    _check_chain(chain)
+    check_chain(chain)
     params, conditions = jax.lax.stop_gradient((params, conditions))
     start = chain.start(keys, shape)
 
@@ -117,10 +126,11 @@ def advantages(rewards: Float[Array, " b"], prompts: Int[Array, " b"], options: 
     enough = same.sum(1) >= options.least_of_prompt
     weights = jnp.where(enough[:, None], same, 1.0)
     weights = weights / weights.sum(1, keepdims=True)
-    mean = weights @ rewards
-    # Of differences, so that large equal rewards have a deviation of exactly 0.
-    deviation = jnp.sqrt((weights * jnp.square(rewards[None] - mean[:, None])).sum(1))
-    values = (rewards - mean) / (deviation + _LEAST_DEVIATION)
+    # Of differences between rewards, so that nearly equal ones, far from 0, lose nothing by rounding.
+    differences = rewards[None] - rewards[:, None]
+    mean = (weights * differences).sum(1)
+    deviation = jnp.sqrt((weights * jnp.square(differences - mean[:, None])).sum(1))
+    values = -mean / (deviation + _LEAST_DEVIATION)
     return jnp.clip(values, -options.advantage_max, options.advantage_max)
 
 
@@ -168,7 +178,8 @@ def loss(
 
     Args:
       params, conditions: of now, differentiable; see `rahf.diffusion.feedback.draft.loss`.
-      trajectory: of `sample`.
+      trajectory: of `sample`. With `log_probs` None the policy is the one that has sampled: ratios are exactly 1,
+        which recomputed densities are only to rounding.
       advantages: [B], of pictures; or [B,h,w], of places (`place_advantages`), each of which then has its own ratio.
       base: pull towards this model: the loss has `pull_weight` times ``KL(step || step of the base)``, which for two
         normal distributions of one deviation is ``(mean - mean_base)² / (2 std_dev²)``, here per value of the latents.
@@ -177,14 +188,12 @@ def loss(
       ArgumentError: options or steps that make no sense; advantages of another shape.
     """
     check(options)
-    _check_chain(chain)
+    check_chain(chain)
     per_place = jnp.ndim(advantages) == 3
-    expected = trajectory.log_probs.shape[1:] if per_place else trajectory.log_probs.shape[1:2]
+    places = trajectory.latents.shape[1:4]
+    expected = places if per_place else places[:1]
     if jnp.shape(advantages) != expected:
-        raise ArgumentError(
-            f"advantages: expected one per picture or place, {trajectory.log_probs.shape[1:]}, found "
-            f"{jnp.shape(advantages)}"
-        )
+        raise ArgumentError(f"advantages: expected one per picture or place, {places}, found {jnp.shape(advantages)}")
     channels = trajectory.latents.shape[-1]
     trajectory, advantages = jax.lax.stop_gradient((trajectory, jnp.asarray(advantages, jnp.float32)))
 
@@ -204,7 +213,7 @@ def loss(
     def body(total, step):
         row, before, after, old = step
         log_probs, pull = of_step(params, conditions, before, after, row)
-        change = (log_probs - old) / channels
+        change = (log_probs - (jax.lax.stop_gradient(log_probs) if old is None else old)) / channels
         change = change if per_place else change.mean((1, 2))
         ratio = jnp.exp(change)
         low, high = 1 - options.clip_range, 1 + options.clip_range
@@ -224,11 +233,3 @@ def _mean(chain: Chain, params: Any, conditions: Any, row: Row, before: Array) -
     """The mean of the latents after a step."""
     x0, eps = chain.estimate(params, conditions, row, before)
     return schedulers.advance(row.factors, before, x0, eps, jnp.zeros_like(before))
-
-
-def _check_chain(chain: Chain) -> None:
-    if not chain.stochastic or chain.scheduler.kind not in ("ddim", "ddpm"):
-        raise ArgumentError(
-            f"scheduler: a policy gradient takes steps that draw noise: ddim with eta above 0, or ddpm; found "
-            f"{chain.scheduler.kind}{'' if chain.stochastic else ' without noise'}"
-        )

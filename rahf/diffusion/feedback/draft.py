@@ -103,7 +103,7 @@ def loss(
         latents, pull = track.sampled(state, options.k, number)
     images = chain.decode(params, latents)
     reward, parts = rewards_lib.total(rewards, images)
-    value = -reward if options.margin is None else jax.nn.relu(options.margin - reward)
+    value = -reward if not options.margin else jax.nn.relu(options.margin - reward)
     return options.loss_scale * value.mean() + pull_weight * pull.mean(), Judged(images, reward, parts, pull)
 
 

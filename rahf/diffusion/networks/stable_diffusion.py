@@ -58,6 +58,19 @@ class StableDiffusion(nnx.Module):
         pooled = self.text_projection(second.end).astype(jnp.float32)
         return Conditions(text, pooled, time_ids)
 
+    def conditions(
+        self, ids: Sequence[Array], negative_ids: Sequence[Array] | None, size: tuple[int, int]
+    ) -> tuple[Conditions, Conditions]:
+        """What the U-Net reads of prompts and of negative prompts (None: zeros), for pictures of (height, width)."""
+        time_ids = None
+        if self.config.text_encoder_2 is not None:
+            time_ids = jnp.tile(jnp.asarray([*size, 0, 0, *size], jnp.float32), (len(ids[0]), 1))
+        prompt = self.encode_prompt(ids, time_ids)
+        if negative_ids is None:
+            zeros = jnp.zeros_like
+            return prompt, Conditions(zeros(prompt.text), None if time_ids is None else zeros(prompt.pooled), time_ids)
+        return prompt, self.encode_prompt(negative_ids, time_ids)
+
     def encode(self, pictures: Float[Array, "b h w 3"], noise: Array | None = None) -> Float[Array, "b h2 w2 c"]:
         """Pictures in [0,1] → scaled latents: their mean, or with standard normal `noise` a draw of them."""
         distribution = self.vae.encode(2.0 * pictures - 1.0)

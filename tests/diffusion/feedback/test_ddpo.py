@@ -40,9 +40,10 @@ def moved(amount):
 def test_log_prob_is_scipys():
     after, mean = np.random.default_rng(0).normal(size=(2, 3, 2, 2, 4)).astype(np.float32)
     expected = stats.norm.logpdf(after, mean, 0.3).sum(-1)
+    after, mean = jnp.asarray(after), jnp.asarray(mean)
     np.testing.assert_allclose(ddpo.log_prob(after, mean, jnp.float32(0.3)), expected, rtol=1e-5)
     np.testing.assert_array_equal(ddpo.log_prob(after, mean, jnp.float32(0)), np.zeros((3, 2, 2)))
-    gradient = jax.grad(lambda mean: ddpo.log_prob(after, mean, jnp.float32(0)).sum())(jnp.asarray(mean))
+    gradient = jax.grad(lambda mean: ddpo.log_prob(after, mean, jnp.float32(0)).sum())(mean)
     np.testing.assert_array_equal(gradient, 0)
 
 
@@ -56,7 +57,10 @@ def test_a_trajectory(chain, trajectory):
         np.testing.assert_allclose(trajectory.latents[number], state.latents, atol=1e-5)
         state = chain.advance(row, state, x0, eps, toy.keys())
         std_dev = float(row.factors.of_noise)
-        assert std_dev > 0
+        if number == 3:  # the last step draws no noise
+            np.testing.assert_array_equal(state.latents, mean)
+            np.testing.assert_array_equal(trajectory.log_probs[3], 0)
+            break
         expected = stats.norm.logpdf(state.latents, mean, std_dev).sum(-1)
         np.testing.assert_allclose(trajectory.log_probs[number], expected, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(trajectory.latents[4], state.latents, atol=1e-5)
@@ -70,6 +74,9 @@ def test_the_first_ratio_is_one(chain, trajectory, places):
     np.testing.assert_allclose(measured.ratio, 1, atol=1e-6)
     np.testing.assert_allclose(value, -advantages.mean(), atol=1e-5)
     assert float(measured.kl) < 1e-10 and float(measured.pull) == 0
+    exact, measured = loss(chain, toy.params(), trajectory._replace(log_probs=None), shaped)
+    assert float(measured.ratio) == 1 and float(measured.clipped) == 0
+    np.testing.assert_allclose(exact, -advantages.mean(), atol=1e-6)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -84,9 +91,9 @@ def test_the_gradient_leads_to_better_pictures(chain, trajectory, sign):
 
 
 def log_probs(chain, params, trajectory):
-    """Densities of the steps of a trajectory under other parameters, float64 [N,B,h,w]."""
+    """Densities of the steps that draw noise under other parameters, float64 [N-1,B,h,w]."""
     values = []
-    for number in range(chain.length):
+    for number in range(chain.length - 1):
         row, before = chain.row(number), trajectory.latents[number]
         x0, eps = chain.estimate(params, toy.conditions(), row, before)
         mean = schedulers.advance(row.factors, before, x0, eps, jnp.zeros_like(before))
@@ -97,7 +104,7 @@ def log_probs(chain, params, trajectory):
 def test_ratios_are_clipped(chain, trajectory):
     """By hand from SciPy's densities, for pictures and for places; a clipped praise has no gradient."""
     params, options = moved(0.05), DdpoConfig(clip_range=0.01)
-    change = (log_probs(chain, params, trajectory) - np.asarray(trajectory.log_probs, np.float64)) / 4
+    change = (log_probs(chain, params, trajectory) - np.asarray(trajectory.log_probs[:3], np.float64)) / 4
     advantages = np.float32([1, -2, 0.5])
     maps = np.random.default_rng(1).uniform(-1, 1, size=(3, 2, 3)).astype(np.float32)
     for shaped, exponent in ((advantages, change.mean((2, 3))), (maps, change)):
@@ -108,11 +115,19 @@ def test_ratios_are_clipped(chain, trajectory):
         np.testing.assert_allclose(measured.ratio, ratio.mean(), rtol=1e-3)
         np.testing.assert_allclose(measured.clipped, ((ratio < 0.99) | (ratio > 1.01)).mean(), atol=1e-6)
         assert float(measured.clipped) > 0
-    praise = np.where(np.exp(change.mean((2, 3))).min(0) > 1.01, 1.0, 0.0)
-    blame = np.where(np.exp(change.mean((2, 3))).max(0) < 0.99, -1.0, 0.0)
-    assert (praise + blame).any()
-    gradient = jax.grad(lambda p: loss(chain, p, trajectory, np.float32(praise + blame), options)[0])(params)
-    np.testing.assert_array_equal(gradient["unet"]["kernel"], 0)
+
+
+def test_clipped_ratios_have_no_gradient():
+    """Of one step that draws: praise of what has become likelier, and blame of what has become less likely."""
+    chain, params = toy.chain(2, eta=1.0), moved(0.3)
+    trajectory = ddpo.sample(chain, toy.params(), toy.conditions(), toy.keys(), toy.SHAPE)
+    change = (log_probs(chain, params, trajectory)[0] - np.asarray(trajectory.log_probs[0])) / 4
+    advantages = np.where(change > 0.02, 1, np.where(change < -0.02, -1, 0)).astype(np.float32)
+    assert (advantages > 0).any() and (advantages < 0).any()
+    for clip_range, learns in ((0.01, False), (0.99, True)):
+        options = DdpoConfig(clip_range=clip_range)
+        gradient = jax.grad(lambda p: loss(chain, p, trajectory, advantages, options)[0])(params)
+        assert np.asarray(gradient["unet"]["kernel"]).any() == learns
 
 
 def test_pull_to_the_base_model(chain, trajectory):
@@ -121,7 +136,7 @@ def test_pull_to_the_base_model(chain, trajectory):
     plain, _ = loss(chain, params, trajectory, np.ones(3, np.float32))
     value, measured = loss(chain, params, trajectory, np.ones(3, np.float32), base=base, pull_weight=2.0)
     divergences = []
-    for number in range(4):
+    for number in range(3):
         row, before = chain.row(number), trajectory.latents[number]
         means = []
         for p in (params, toy.params()):
@@ -134,12 +149,15 @@ def test_pull_to_the_base_model(chain, trajectory):
 
 def test_advantages_per_prompt():
     """Prompt 0 has rewards 1 and 3, prompt 2 equal ones; the only picture of prompt 1 is compared with all."""
-    rewards, prompts = np.float32([1, 3, 10, 5, 5]), np.int32([0, 0, 1, 2, 2])
+    rewards, prompts = jnp.float32([1, 3, 10, 5, 5]), jnp.int32([0, 0, 1, 2, 2])
     values = np.asarray(ddpo.advantages(rewards, prompts, OPTIONS))
     np.testing.assert_allclose(values[[0, 1, 3, 4]], [-1, 1, 0, 0], atol=1e-5)
     np.testing.assert_allclose(values[2], (10 - rewards.mean()) / rewards.std(), rtol=1e-5)
-    many = np.float32([*[0] * 63, 1000])
-    clamped = np.asarray(ddpo.advantages(many, np.zeros(64, np.int32), OPTIONS))
+    close = ddpo.advantages(jnp.float32([1.1338, 1.13381]), jnp.int32([0, 0]), OPTIONS)
+    np.testing.assert_allclose(close, [-1, 1], atol=2e-3)  # the deviation is 5e-6
+    assert abs(float(close.sum())) < 1e-6
+    many = jnp.float32([*[0] * 63, 1000])
+    clamped = np.asarray(ddpo.advantages(many, jnp.zeros(64, jnp.int32), OPTIONS))
     assert clamped.max() == 5
     together = ddpo.advantages(rewards, prompts, dataclasses.replace(OPTIONS, least_of_prompt=6))
     np.testing.assert_allclose(together, (rewards - rewards.mean()) / rewards.std(), rtol=1e-5)
@@ -149,6 +167,7 @@ def test_advantages_of_places():
     """Blame where the heatmap is high, praise where it is low; the mean over places is the picture's."""
     heatmaps = np.zeros((3, 4, 6), np.float32)
     heatmaps[:2, :2, :2] = 0.6  # the first cell of 2 x 3
+    heatmaps = jnp.asarray(heatmaps)
     values = np.asarray(ddpo.place_advantages(jnp.float32([-1, 1, -3]), heatmaps, (2, 3), 1.0))
     np.testing.assert_allclose(values.mean((1, 2)), [-1, 1, -3], rtol=1e-5)
     assert values[0, 0, 0] == values[0].min() and abs(values[0, 1, 2]) < 1e-6

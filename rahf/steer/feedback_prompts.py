@@ -1,0 +1,155 @@
+"""Batches of prompts for a generator that learns from rewards of its own pictures: no pictures are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rahf.core import names, terminal
+from rahf.core.errors import ConfigError, DataError, DatasetError
+from rahf.core.files import read_regular_text
+
+
+class FeedbackBatch(NamedTuple):
+    """What pictures are drawn for; one row per picture.
+
+    Attributes:
+      ids, negative_ids: tokens of each text tower of the generator, int32 [B,L]; None: zeros (XL).
+      prompt: int32 [B], equal for equal prompts.
+      seeds: uint32 [B], of the noise.
+      tokens: for each critic, what it reads of the prompt: int32 [B,L] and bool [B,L].
+      example_mask: bool [B]; False: a row that only fills a batch of evaluation.
+    """
+
+    ids: tuple[Any, ...]
+    negative_ids: tuple[Any, ...] | None
+    prompt: Any
+    seeds: Any
+    tokens: tuple[tuple[Any, Any], ...]
+    example_mask: Any
+
+
+#: Prompts → the fields `ids`, `negative_ids` and `tokens` of a batch, one row per prompt.
+Encode = Callable[[Sequence[str]], tuple[Any, Any, Any]]
+
+
+def read(path: str, field: str) -> list[str]:
+    """The prompts of a text file, one a line; empty lines are left out.
+
+    Raises:
+      DatasetError: no file, or none that holds a prompt; names the field of the config.
+    """
+    if not path:
+        raise DatasetError(f"{field}: give a text file of prompts, one a line")
+    try:
+        lines = read_regular_text(path).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{field}: {path} cannot be read as text ({error})") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise DatasetError(f"{field}: {path} has no prompt; expected one a line")
+    return prompts
+
+
+class _Encoded:
+    """Prompts, encoded once."""
+
+    def __init__(self, prompts: Sequence[str], encode: Encode):
+        self.ids, self.negative_ids, self.tokens = encode(prompts)
+
+    def batch(self, prompt: np.ndarray, seeds: np.ndarray, real: np.ndarray) -> FeedbackBatch:
+        take = lambda rows: tuple(row[prompt] for row in rows)  # noqa: E731
+        negative = None if self.negative_ids is None else take(self.negative_ids)
+        tokens = tuple(take(rows) for rows in self.tokens)
+        return FeedbackBatch(take(self.ids), negative, prompt.astype(np.int32), seeds, tokens, real)
+
+
+class PromptLoader:
+    """An endless iterator of batches; see `rahf.training.task.Loader`. A batch follows from its number alone.
+
+    Attributes:
+      report: called with what the user should know.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        encode: Encode,
+        batch_size: int,
+        pictures_per_prompt: int,
+        seed: int,
+        process: tuple[int, int] = (0, 1),
+    ):
+        """Args:
+          prompts: of training; each occurs once in a round.
+          batch_size: over all processes.
+          pictures_per_prompt: rows of a batch that share a prompt, with noise of their own.
+          process: number of this process, and of all.
+
+        Raises:
+          ConfigError: a batch that cannot be shared by the processes or made of whole prompts.
+        """
+        if batch_size % pictures_per_prompt or batch_size % process[1]:
+            raise ConfigError(
+                f"data.batch_size {batch_size}: expected a multiple of feedback.pictures_per_prompt, "
+                f"{pictures_per_prompt}, and of the number of processes, {process[1]}"
+            )
+        self._encoded, self._count, self._size = _Encoded(prompts, encode), len(prompts), batch_size
+        self._each, self._seed, self._process, self._batches = pictures_per_prompt, seed % 2**32, process, 0
+        text = json.dumps([list(prompts), batch_size, pictures_per_prompt])
+        self._identity = {"seed": int(seed), "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
+        self.report: Callable[[str], None] = lambda line: terminal.say(names.one_line(line), stderr=True)
+
+    def __next__(self) -> FeedbackBatch:
+        number, each = self._batches, self._each
+        of_batch = self._size // each
+        places = number * of_batch + np.arange(of_batch)
+        prompt = np.repeat([self._order(place // self._count)[place % self._count] for place in places], each)
+        seeds = np.random.default_rng([self._seed, 1, number]).integers(2**32, size=self._size, dtype=np.uint32)
+        self._batches += 1
+        index, count = self._process
+        share = slice(index * self._size // count, (index + 1) * self._size // count)
+        real = np.ones(self._size, bool)
+        return self._encoded.batch(prompt[share], seeds[share], real[share])
+
+    def _order(self, number: int) -> np.ndarray:
+        """The order of the prompts in a round."""
+        return np.random.default_rng([self._seed, 0, int(number)]).permutation(self._count)
+
+    def get_state(self) -> dict[str, Any]:
+        """The number of batches so far, and the identity of the prompts."""
+        return {"batches": self._batches, **self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `get_state` was called. Raises DataError: it belongs to other prompts or another seed."""
+        batches, identity = state.get("batches"), {name: state.get(name) for name in self._identity}
+        if identity != self._identity or not isinstance(batches, int) or batches < 0:
+            raise DataError(
+                "the saved position belongs to other prompts, another batch size or another seed; give the original "
+                "ones, or start in a new run directory"
+            )
+        self._batches = batches
+
+    def __enter__(self) -> PromptLoader:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        return None
+
+
+def eval_batches(
+    prompts: Sequence[str], encode: Encode, batch_size: int, process: tuple[int, int] = (0, 1)
+) -> list[FeedbackBatch]:
+    """Every prompt once, with the seed of its position, in batches that are filled up with the last one."""
+    encoded, (index, count) = _Encoded(prompts, encode), process
+    batches = []
+    for first in range(0, len(prompts), batch_size):
+        rows = np.arange(first, first + batch_size)
+        share = rows[index * batch_size // count : (index + 1) * batch_size // count]
+        prompt = np.minimum(share, len(prompts) - 1)
+        batches.append(encoded.batch(prompt, prompt.astype(np.uint32), share < len(prompts)))
+    return batches
