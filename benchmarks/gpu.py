@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -61,7 +62,7 @@ ON_GPU = Sizes(
     precision=("--model.vit.depth", "4", "--model.t5.encoder-layers", "2", "--model.t5.decoder-layers", "2"),
 )  # fmt: skip
 ON_CPU = Sizes(
-    "tiny", 4, 2, 2, 2, 0.2, "small", 8, "tiny", 3, overlap=("--train.log-every", "2"),
+    "tiny", 4, 2, 2, 1, 0.1, "small", 8, "tiny", 3, overlap=("--train.log-every", "2"),
     precision=("--model.vit.depth", "1", "--model.t5.encoder-layers", "1", "--model.t5.decoder-layers", "1"),
     # Convolutions inside a loop are slow where nothing is optimised: 23 s a step at 64 x 64 pixels.
     small_card=("--model.image-size", "32"),
@@ -224,6 +225,9 @@ class Run:
             environment["JAX_PLATFORMS"] = "cpu"
             # What counts here is that everything runs: nearly all of the time would go into optimising programs.
             environment.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+            if tuple(int(n) for n in importlib.metadata.version("jaxlib").split(".")[:2]) < (0, 11):
+                flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+                environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
             environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # torch.compile calls a C++ compiler for each kernel
         if measurement.gib and self.gpu:
             fraction = measurement.gib * 1024 / self.gpu["memory_mib"]

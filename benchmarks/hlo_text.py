@@ -21,8 +21,8 @@ _BYTES = {
 _ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|\s)([a-z][\w\-]*)\(")
-_CALLS = re.compile(
-    r"(?:calls|body|condition|to_apply|called_computations|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)"
+_CALLS = re.compile(  # one name, or several in braces: "condition=%cond, body=%body" are two
+    r"(?:calls|body|condition|to_apply|called_computations|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 #: These move nothing: names, views and constants.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "iota"}
@@ -147,7 +147,7 @@ def _instruction(line: str) -> Instruction | None:
     if opcode[1] in ("reduce", "sort", "scatter", "select-and-scatter", "reduce-window", "map", "all-reduce"):
         calls = []
     op_name = re.search(r'op_name="([^"]*)"', rest)
-    names = tuple(name.strip().lstrip("%") for group in calls for name in group.split(","))
+    names = tuple(name.strip().lstrip("%") for group in calls for name in group.strip("{}").split(","))
     return Instruction(name, opcode[1], results, operands, names, op_name[1] if op_name else "", rest)
 
 

@@ -96,6 +96,15 @@ def test_a_part_takes_as_long_as_its_kernels(capsys, tmp_path, monkeypatch):
         hlo_text.Program("not a program")
 
 
+def test_a_loop_runs_its_condition_and_its_body():
+    import hlo_text
+
+    line = "  %loop = (s32[]) while((s32[]) %state), condition=%cond.1, body=%body_2"
+    assert hlo_text._instruction(line).calls == ("cond.1", "body_2")
+    line = "  %branches = f32[] conditional(s32[] %i, f32[] %x, f32[] %x), branch_computations={%one, %other.3}"
+    assert hlo_text._instruction(line).calls == ("one", "other.3")
+
+
 def test_a_program_of_this_machine_counts_as_its_trace():
     """Products and a convolution, in the order and the fusions that the compiler likes."""
     import hlo_text
