@@ -63,6 +63,13 @@ def after(seconds: float, number: int = signal.SIGKILL) -> None:
     timer.start()
 
 
+def tell(number: int) -> None:
+    """Sends this process a signal, and waits until the other processes of the run know of it."""
+    signal.raise_signal(number)
+    if number == signal.SIGTERM and int(os.environ.get("RAHF_PROCESSES", "1")) > 1:
+        time.sleep(5)  # JAX looks for it once a second; by then a short run might be at its end
+
+
 def arrange(how: str) -> None:
     """Prepares the end, as in the description of this file."""
     what, *when = how.split(":")
@@ -72,7 +79,7 @@ def arrange(how: str) -> None:
         while_saving(int(when[0]))
     else:
         number, delay = signal.Signals[what], [float(seconds) for seconds in when[1:]]
-        at_batch(int(when[0]), lambda: after(delay[0], number) if delay else signal.raise_signal(number))
+        at_batch(int(when[0]), lambda: after(delay[0], number) if delay else tell(number))
 
 
 if __name__ == "__main__":
