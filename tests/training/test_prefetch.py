@@ -1,6 +1,7 @@
 """One batch ahead: what is taken when, what a checkpoint says of it, and that nothing waits between log points."""
 
 import contextlib
+import pathlib
 import threading
 import time
 from types import SimpleNamespace
@@ -107,7 +108,8 @@ def run_loop(place, compute, steps: int) -> list[str]:
 
     run = object.__new__(loop._Run)
     train = config_lib.TrainConfig(steps=steps, log_every=3, eval_every=0, checkpoint_every=100)
-    run.task = SimpleNamespace(loss_parts=OF_LABELS)
+    run.task = SimpleNamespace(loss_parts=OF_LABELS, stop_reason=lambda evaluations: None)
+    run.workdir = pathlib.Path("a folder that is not there")
     run.config, run.step_function, run.pending = config_lib.Config(train=train), step_function, []
     run.learning_rate, run.best, run.loader = lambda step: 0.0, float("nan"), Loader()
     run.reporter = SimpleNamespace(train=lambda *_: None, say=lambda *_: None, pause=lambda: None)
