@@ -235,7 +235,11 @@ def main() -> None:
     if args.variant:  # JAX only counts operations then; on a GPU it would take most of the memory
         jax.config.update("jax_platforms", "cpu")
     config = measuring.preset(args.preset, args.batch, fields)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, tag_head=False))  # not in PyTorch
+    config = dataclasses.replace(  # PyTorch's network has no such head
+        config,
+        model=dataclasses.replace(config.model, tag_head=False),
+        loss=dataclasses.replace(config.loss, tag_weight=0.0),
+    )
     size = config.data.batch_size
     result = {"benchmark": "torch peer", "preset": args.preset, "batch": size, "torch": torch.__version__}
     if args.variant:
