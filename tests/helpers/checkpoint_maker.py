@@ -36,11 +36,14 @@ def steps(folder) -> list[str]:
 
 
 class full_disk:
-    """No file can grow beyond 20 kB, which to a program looks like a disk that is full: write(2) fails."""
+    """No file can grow beyond 1 kB, which to a program looks like a disk that is full: write(2) fails.
+
+    How large the files of a small checkpoint become differs from time to time; every one has files beyond 1 kB.
+    """
 
     def __enter__(self):
         self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, self.before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, self.before[1]))
 
     def __exit__(self, *_):
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
