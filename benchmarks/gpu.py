@@ -4,10 +4,11 @@
     python benchmarks/gpu.py --device-check      # only: what is this machine, does everything import
     python benchmarks/gpu.py --only train_full train_quarter --budget 300
 
-Runs the measurements in the order of their worth, each in a process of its own with a time limit. As soon as one has
-ended, its line is in OUT/gpu.jsonl and the tables in OUT/gpu.md: a run that is cut off keeps what it has. A failure is
-a line, too, and the run goes on. Called again, it measures what is still missing. This program does not import JAX: it
-would take the GPU's memory.
+Runs the measurements in the order of their worth, each in a process of its own with a time limit, PyTorch's inference
+in a second row beside ours: they import and compile at the same time, and each is timed alone (`turns`). As soon as one
+has ended, its line is in OUT/gpu.jsonl and the tables in OUT/gpu.md: a run that is cut off keeps what it has. A failure
+is a line, too, and the run goes on. Called again, it measures what is still missing. This program does not import JAX:
+it would take the GPU's memory.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import gpu_table
+import turns
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parent
 ROOT = BENCHMARKS.parent
@@ -58,8 +61,12 @@ class Sizes:
 
 ON_GPU = Sizes(
     "vitl", 32, 8, 4, 3, 2.0, "base", 64, "fast", 60,
-    # A heatmap head's sums run over as many positions as ever; fewer layers compile in a third of the time.
-    precision=("--model.vit.depth", "4", "--model.t5.encoder-layers", "2", "--model.t5.decoder-layers", "2"),
+    # A heatmap head's sums still run over 37,000 positions an example. All of it at 384 pixels took more than 200 s:
+    # XLA tries every kernel for each convolution in float32.
+    precision=(
+        *("--model.vit.depth", "4", "--model.t5.encoder-layers", "2", "--model.t5.decoder-layers", "2"),
+        *("--model.image-size", "192"),
+    ),
 )  # fmt: skip
 ON_CPU = Sizes(
     "tiny", 4, 2, 2, 1, 0.1, "small", 8, "tiny", 3, overlap=("--train.log-every", "2"),
@@ -80,6 +87,7 @@ class Measurement:
     least: int = 15  # with less time left it is not begun
     torch: bool = False  # needs PyTorch
     data: bool = False  # needs a prepared dataset
+    turn: Literal["own", "shared", "alone"] = "alone"  # takes its turns itself, times nothing, must have the machine
     gib: float | None = None  # of device memory that JAX may use
     environment: tuple[tuple[str, str], ...] = ()
 
@@ -95,30 +103,48 @@ def measurements(sizes: Sizes, data: str, out: pathlib.Path) -> list[Measurement
         *("--model.scan-layers", *sizes.small_card),
     )
     lora = ("--optimizer.lora.rank", "16", "--optimizer.trainable", "heatmap_*", "score_*")
-    quarter = ("--model.heatmap-head.kind", "quarter")
+    quarter, parts = ("--model.heatmap-head.kind", "quarter"), ("--train.accumulate", "2")
     overlap = ("--preset", sizes.overlap_preset, *large, "--seconds", str(sizes.overlap_seconds), *sizes.overlap)
     return [
-        Measurement("device", ("gpu_limits.py", "--device"), 90),
-        Measurement("check_attention", ("gpu_checks.py", "attention", *check), 90),
-        Measurement("check_precision", ("gpu_checks.py", "precision", *check, *sizes.precision), 150, 40),
-        Measurement("check_upsampling", ("gpu_checks.py", "upsampling", *check), 90),
-        Measurement("check_export", ("gpu_checks.py", "export"), 120, 30),
-        Measurement("limits", ("gpu_limits.py",), 60),
-        Measurement("train_full", ("train_step.py", *network, *large, "--trace", str(out / "trace_full")), 200, 60),
+        Measurement("device", ("gpu_limits.py", "--device"), 90, turn="shared"),
+        Measurement("check_attention", ("gpu_checks.py", "attention", *check), 120, turn="shared"),
+        Measurement(
+            "check_precision", ("gpu_checks.py", "precision", *check, *sizes.precision), 200, 40, turn="shared"
+        ),
+        Measurement("check_export", ("gpu_checks.py", "export"), 150, 30, turn="shared"),
+        Measurement("limits", ("gpu_limits.py",), 90),
+        Measurement(
+            "train_full",
+            ("train_step.py", *network, *large, "--trace", str(out / "trace_full")),
+            300,
+            60,
+            turn="own",
+        ),
+        # These two need nearly all of the memory, also while they compile.
+        Measurement("torch_tuned", (*peer, "tuned", *large), 300, 60, torch=True),
+        Measurement("torch_eager", (*peer, "eager", "--batch", str(sizes.eager_batch)), 200, 30, torch=True),
         Measurement(
             "train_quarter",
             ("train_step.py", *network, *large, *quarter, "--trace", str(out / "trace_quarter")),
-            160,
+            300,
             60,
+            turn="own",
         ),
-        Measurement("torch_eager", (*peer, "eager", "--batch", str(sizes.eager_batch)), 90, 30, torch=True),
-        Measurement("torch_tuned", (*peer, "tuned", *large), 200, 60, torch=True),
-        Measurement("inference_all", ("inference.py", *network, *large), 120, 40),
-        Measurement("inference_scores", ("inference.py", *network, *large, "--mode", "scores"), 90, 30),
-        Measurement("torch_inference_all", (*peer, "tuned", *large, "--work", "all"), 120, 40, torch=True),
-        Measurement("torch_inference_scores", (*peer, "tuned", *large, "--work", "scores"), 90, 40, torch=True),
-        Measurement("memory16_lora", (*small_card, *lora), 150, 50, gib=16),
-        Measurement("memory16_adafactor", (*small_card, "--optimizer.kind", "adafactor"), 150, 50, gib=16),
+        Measurement("train_parts", ("train_step.py", *network, *large, *parts), 300, 60, turn="own"),
+        Measurement("inference_all", ("inference.py", *network, *large), 200, 40, turn="own"),
+        Measurement("inference_scores", ("inference.py", *network, *large, "--mode", "scores"), 200, 30, turn="own"),
+        Measurement("torch_inference_all", (*peer, "tuned", *large, "--work", "all"), 200, 40, torch=True, turn="own"),
+        Measurement(
+            "torch_inference_scores",
+            (*peer, "tuned", *large, "--work", "scores"),
+            200,
+            40,
+            torch=True,
+            turn="own",
+        ),
+        Measurement("check_upsampling", ("gpu_checks.py", "upsampling", *check), 120),
+        Measurement("memory16_lora", (*small_card, *lora), 200, 50, gib=16, turn="own"),
+        Measurement("memory16_adafactor", (*small_card, "--optimizer.kind", "adafactor"), 200, 50, gib=16, turn="own"),
         Measurement(
             "decode", ("decode.py", "--size", sizes.decoder, "--tokens", str(sizes.tokens), "--repeats", "3"), 90, 30
         ),
@@ -159,11 +185,16 @@ class Run:
         self.end = time.monotonic() + budget
         self.file = out / "gpu.jsonl"
         out.mkdir(parents=True, exist_ok=True)
+        self._writing = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
 
     def measure(self, measurement: Measurement, program: Sequence[str] | None = None) -> str:
         """Runs one measurement and writes its line; returns its status: ok, error, timeout or skipped."""
         left = self.end - time.monotonic()
         line: dict[str, Any] = {"measurement": measurement.name, "time": _now()}
+        if self._stopped:
+            return "interrupted"
         if left < measurement.least:
             line |= {
                 "status": "skipped",
@@ -172,48 +203,56 @@ class Run:
         elif measurement.torch and importlib.util.find_spec("torch") is None:
             line |= {"status": "skipped", "error": "PyTorch is not installed"}
         else:
-            try:
-                line |= self._run(measurement, program, min(measurement.limit, left))
-            except BaseException:  # the whole run is being ended
-                self.write(line | {"status": "interrupted", "error": "the run was ended from outside"})
-                raise
+            line |= self._run(measurement, program, min(measurement.limit, left))
+            if self._stopped:
+                line |= {"status": "interrupted", "error": "the run was ended from outside"}
         self.write(line)
         return line["status"]
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends a line, on disk before this returns, and makes the tables anew."""
-        with self.file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        (self.out / "gpu.md").write_text(gpu_table.tables(gpu_table.read(self.file)))
+        with self._writing:
+            with self.file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            (self.out / "gpu.md").write_text(gpu_table.tables(gpu_table.read(self.file)))
+
+    def stop(self) -> None:
+        """Ends what is running, and begins nothing more."""
+        self._stopped = True
+        for process in tuple(self._running):
+            _kill(process)
 
     def _run(self, measurement: Measurement, program: Sequence[str] | None, limit: float) -> dict[str, Any]:
         script, *arguments = measurement.command
         begins = [*program, script] if program else [sys.executable, str(BENCHMARKS / script)]
         if measurement.name == "rehearsal":  # its training is to end in time for its evaluation
             arguments += ["--seconds", str(int(limit * 0.6))]
+        if measurement.turn != "own":
+            begins = [sys.executable, str(BENCHMARKS / "turns.py"), measurement.turn, *begins]
         command = [*begins, *arguments]
         begin = time.monotonic()
-        with tempfile.TemporaryFile("w+") as stdout, (self.out / "log.txt").open("a") as stderr:
-            stderr.write(f"\n== {measurement.name}: {' '.join(command)}\n")
-            stderr.flush()
-            start = stderr.tell()
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
             status, code = self._wait(command, self._environment(measurement), stdout, stderr, limit)
-            stdout.seek(0)
-            result = _last_json(stdout.read())
+            for file in (stdout, stderr):
+                file.seek(0)
+            result, log = _last_json(stdout.read()), stderr.read()
+        with self._writing, (self.out / "log.txt").open("a") as file:
+            file.write(f"\n== {measurement.name}: {' '.join(command)}\n{log}")
         line: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - begin, 1)}
         if measurement.gib and self.gpu:
             line["memory_limit_gib"] = measurement.gib
         if result is not None:
             line["result"] = result
+        end = log.strip()[-1500:]
         if status == "ok" and code:
-            line |= {"status": "error", "error": f"exit code {code}: {_tail(self.out / 'log.txt', start)}"}
+            line |= {"status": "error", "error": f"exit code {code}: {end}"}
         elif status == "ok" and (result is None or "error" in result):
             reason = "it printed no result" if result is None else str(result["error"])
             line |= {"status": "error", "error": reason}
         elif status == "timeout":
-            line["error"] = f"stopped after {limit:.0f} s: {_tail(self.out / 'log.txt', start)}"
+            line["error"] = f"stopped after {limit:.0f} s: {end}"
         return line
 
     def _environment(self, measurement: Measurement) -> dict[str, str]:
@@ -229,26 +268,30 @@ class Run:
                 flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
                 environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
             environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # torch.compile calls a C++ compiler for each kernel
+        environment[turns.VARIABLE] = str(self.out / ".turns")
         if measurement.gib and self.gpu:
             fraction = measurement.gib * 1024 / self.gpu["memory_mib"]
             environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{min(fraction, 1.0):.4f}"
+        if measurement.turn == "shared":
+            environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # another program has memory at the same time
         return environment | dict(measurement.environment)
 
     def _wait(self, command, environment, stdout, stderr, limit) -> tuple[str, int]:
         """Waits for a process and whatever it starts; ends all of them after `limit` seconds."""
         process = subprocess.Popen(
-            command, env=environment, stdout=stdout, stderr=stderr, cwd=ROOT, start_new_session=True
+            command, env=environment, stdout=stdout, stderr=stderr, cwd=ROOT, start_new_session=True, text=True
         )
+        self._running.add(process)
+        if self._stopped:  # meanwhile
+            _kill(process)
         try:
             return "ok", process.wait(limit)
         except subprocess.TimeoutExpired:
             return "timeout", -1
         finally:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            _kill(process)
             process.wait()
+            self._running.discard(process)
 
 
 def _now() -> str:
@@ -267,11 +310,12 @@ def _last_json(text: str) -> dict[str, Any] | None:
     return None
 
 
-def _tail(file: pathlib.Path, start: int) -> str:
-    """The end of what a process wrote to stderr."""
-    with file.open("rb") as log:
-        log.seek(start)
-        return log.read().decode(errors="replace").strip()[-1500:]
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Ends a process and whatever it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -322,14 +366,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = set() if args.again else gpu_table.succeeded(gpu_table.read(run.file))
     about = {**(gpu or {"gpu": None}), "python": platform.python_version(), "budget": args.budget, "only": wanted}
     run.write({"measurement": "run", "time": _now(), "status": "ok", "result": about})
-    failed = []
-    for measurement in (m for m in every if m.name in wanted and m.name not in done):
-        if measurement.data and not data.is_dir() and prepare_data(run, data) != "ok":
-            failed.append("data")
-        begin = time.monotonic()
-        status = run.measure(measurement)
-        print(f"{measurement.name}: {status}, {time.monotonic() - begin:.0f} s", flush=True)
-        failed += [measurement.name] if status in ("error", "timeout") else []
+    failed: list[str] = []
+
+    def work(row: Iterable[Measurement]) -> None:
+        for measurement in row:
+            if measurement.data and not data.is_dir() and prepare_data(run, data) != "ok":
+                failed.append("data")
+            begin = time.monotonic()
+            status = run.measure(measurement)
+            print(f"{measurement.name}: {status}, {time.monotonic() - begin:.0f} s", flush=True)
+            if status in ("error", "timeout"):
+                failed.append(measurement.name)
+
+    todo = [m for m in every if m.name in wanted and m.name not in done]
+    second = [m for m in todo if m.name.startswith("torch_inference") or m.name == "check_export"]
+    workers = [threading.Thread(target=work, args=(row,)) for row in ([m for m in todo if m not in second], second)]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            worker.join()
+    except BaseException:  # the whole run is being ended: say so in the lines of what is running
+        run.stop()
+        for worker in workers:
+            worker.join()
+        raise
     if args.device_check:
         print(json.dumps(gpu_table.read(run.file).get("device"), indent=1))
     else:

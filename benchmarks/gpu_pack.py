@@ -15,8 +15,10 @@ import argparse
 import importlib.metadata
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 from packaging.requirements import Requirement
@@ -80,16 +82,30 @@ def installed(file: pathlib.Path | None) -> frozenset[str]:
 
 
 def download(versions: dict[str, str], folder: pathlib.Path) -> list[str]:
-    """Fetches wheels for Python 3.12 on Linux; returns the packages that have none, which are then not packed."""
+    """Fetches wheels for Python 3.12 on Linux, and builds those of packages of Python alone that publish none.
+
+    Returns the packages for which there is neither, which are then not packed.
+    """
     missing = []
     options = [f"--platform={platform}" for platform in PLATFORMS]
     options += ["--python-version=3.12", "--implementation=cp", "--abi=cp312", "--abi=abi3", "--abi=none"]
     for name, version in sorted(versions.items()):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--only-binary=:all:", *options, "-d", str(folder), f"{name}=={version}"]
-        if subprocess.run(command, capture_output=True).returncode:
+        if subprocess.run(command, capture_output=True).returncode and not build(f"{name}=={version}", folder):
             missing.append(f"{name}=={version}")
     return missing
+
+
+def build(requirement: str, folder: pathlib.Path) -> bool:
+    """Builds a package's wheel from its source; keeps one that runs on every machine, and returns whether it is one."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        built = subprocess.run([*command, "-w", place, requirement], capture_output=True).returncode == 0
+        wheels = list(pathlib.Path(place).glob("*-none-any.whl")) if built else []
+        for wheel in wheels:
+            shutil.copy(wheel, folder)
+    return bool(wheels)
 
 
 def copy_data(source: pathlib.Path, target: pathlib.Path, size: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ import time
 
 import jax
 import measuring
+import turns
 
 from rahf.critic import apply
 from rahf.critic.networks import build as build_lib
@@ -26,6 +27,7 @@ def main() -> None:
     parser = measuring.arguments(__doc__.split("\n")[0])
     parser.add_argument("--mode", choices=("all", "scores", "heatmaps", "generate"), default="all")
     args, fields = parser.parse_known_args()
+    turns.share()
     config = measuring.preset(args.preset, args.batch, fields)
     size, length = config.data.batch_size, config.data.max_target_tokens
     build = build_lib.build(config.model)
@@ -41,12 +43,14 @@ def main() -> None:
     result = {"benchmark": "inference", "mode": args.mode, "preset": args.preset, **measuring.described(config, size)}
     compiled, compilation = measuring.compiled(jax.jit(function), *arguments)
     result |= compilation
+    operations = count_flops(function, *arguments, trips=length)
+    turns.alone()
     start = time.perf_counter()
     jax.block_until_ready(compiled(*arguments))
     result["first_step_seconds"] = round(time.perf_counter() - start, 3)
     peak = measuring.matmul_peak(config.model.compute_dtype)
     seconds = measuring.per_call(lambda: compiled(*arguments), args.seconds, args.rounds)
-    result |= measuring.speed(seconds, size, count_flops(function, *arguments, trips=length), peak)
+    result |= measuring.speed(seconds, size, operations, peak)
     result |= {"peak_gib": round(measuring.peak_memory(), 2), "planned_gib": measuring.memory_of(compiled)}
     print(json.dumps(result))
 

@@ -16,6 +16,7 @@ import time
 import jax
 import measuring
 import profiling
+import turns
 
 from rahf.core import process
 from rahf.critic.task import CriticTask
@@ -49,6 +50,7 @@ def main() -> None:
     )
     args, fields = parser.parse_known_args()
     process.dispatch_in_line()
+    turns.share()
     config = measuring.preset(args.preset, args.batch, fields)
     size = config.data.batch_size
     setup = state_lib.setup(CriticTask(config, None))
@@ -70,6 +72,8 @@ def main() -> None:
     state = state_lib.create(CriticTask(config, None), setup)
     compiled, compilation = measuring.compiled(step, state, batch)
     result |= compilation
+    operations = flops(config, batch)
+    turns.alone()
     start = time.perf_counter()
     state, metrics = jax.block_until_ready(compiled(state, batch))
     result["first_step_seconds"] = round(time.perf_counter() - start, 3)
@@ -81,7 +85,7 @@ def main() -> None:
         return metrics
 
     seconds = measuring.per_call(call, args.seconds, args.rounds)
-    result |= measuring.speed(seconds, size, flops(config, batch), peak)
+    result |= measuring.speed(seconds, size, operations, peak)
     result |= {"peak_gib": round(measuring.peak_memory(), 2), "planned_gib": measuring.memory_of(compiled)}
     if args.trace:
         result["trace"] = profiling.traced(call, 3, args.trace, compiled.as_text())

@@ -16,6 +16,7 @@ from rahf.critic.networks import build
 from rahf.critic.networks.multi_head import Rahf
 from rahf.critic.networks.outputs import Fused, Logits
 from rahf.nn import functional
+from rahf.nn.execution import full_precision
 from rahf.text import Tokenizer
 
 
@@ -78,12 +79,12 @@ def network(config: Config, tokenizer: Tokenizer) -> Network:
     """The functions of a critic whose network is built of Flax modules."""
     graphdef, _ = functional.abstract(build.build(config.model))
     suffix, length = tokenizer.suffix_ids[0], config.data.max_target_tokens
-    return Network(
+    functions = (
         functools.partial(forward, graphdef, suffix, length),
         functools.partial(scores, graphdef),
         functools.partial(heatmaps, graphdef),
-        graphdef,
     )
+    return Network(*(full_precision(function, config.model.compute_dtype) for function in functions), graphdef)
 
 
 def word_probabilities(

@@ -5,6 +5,7 @@ Neither changes results or the names of parameters: the parameters of layers are
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,9 +37,29 @@ def execution_of(config: ImageModelConfig) -> Execution:
     return Execution(config.attention, config.remat, config.scan_layers)
 
 
+def full_precision(function: Callable, dtype: str) -> Callable:
+    """A function whose products are computed as exactly as `dtype` says, on every device.
+
+    By default JAX multiplies float32 values on a GPU in TF32, with 10 bits, and on a TPU in bfloat16. A prediction in
+    float32 would then differ by device: on an H200 a heatmap of an exported file by 0.014 from the CPU's.
+    """
+    if dtype != "float32":
+        return function
+
+    @functools.wraps(function)
+    def exact(*args: Any, **kwargs: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return exact
+
+
 def keep_products(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """Policy `dots`: keep the results of matrix products with parameters and of convolutions; the rest is cheap."""
-    if primitive is jax.lax.conv_general_dilated_p:
+    """Policy `dots`: keep the results of matrix products with parameters, convolutions and cuDNN's fused attention.
+
+    The rest is cheap. On an H200 computing the attentions again took 8 of 500 ms of a step of ViT-L with T5-base.
+    """
+    if primitive is jax.lax.conv_general_dilated_p or primitive.name.startswith("dot_product_attention_fwd"):
         return True
     return checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *_, **parameters)
 

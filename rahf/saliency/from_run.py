@@ -18,6 +18,7 @@ from rahf.core import tree
 from rahf.core.errors import CheckpointError
 from rahf.critic.from_run import weight_license
 from rahf.nn import functional
+from rahf.nn.execution import full_precision
 from rahf.saliency.network import SaliencyNetwork, blurred, log_density
 from rahf.saliency.predictor import Function, Saliency, canvases
 from rahf.training import saved_model
@@ -64,7 +65,7 @@ def network_functions(config: Config) -> list[Function]:
         def function(params, image, frame, bias):
             return predicted(turned, functional.merge(graphdef, params), image, frame, bias)
 
-        return function
+        return full_precision(function, config.model.compute_dtype)
 
     return [of_canvas(canvas) for canvas in canvases(config)]
 

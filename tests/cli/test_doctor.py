@@ -15,6 +15,7 @@ from rich.console import Console
 from rahf.cli import doctor, machine_checks
 from rahf.cli import main as cli
 from rahf.core import compile_cache, process
+from rahf.nn import attention
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -129,6 +130,20 @@ def test_attention_on_a_gpu_is_tried(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # it is a CPU, so cuDNN must fail
     (check,) = machine_checks.fused_attention()
     assert check.verdict == "warning" and check.found.startswith("XLA; cuDNN does not work here: ")
+
+
+def test_attention_on_a_gpu_is_tried_as_the_network_calls_it(monkeypatch):
+    """cuDNN's kernel does not take a mask [B,1,1,K], which is refused before it is called."""
+    computed = attention.padded_attention
+
+    def like_cudnn(*args):
+        assert args[-1] == "cudnn"
+        return computed(*args[:-1], "xla")
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "padded_attention", like_cudnn)
+    (check,) = machine_checks.fused_attention()
+    assert check.verdict == "ok" and check.found.startswith("cuDNN, masks included; differs by ")
 
 
 def test_a_cache_that_does_not_work_is_noticed(monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ from rahf.critic import losses
 from rahf.critic.networks import heads
 from rahf.critic.networks.build import build
 from rahf.nn import functional, t5, vit
-from rahf.nn.execution import Execution, remat_part, run_layers
+from rahf.nn.execution import Execution, full_precision, remat_part, run_layers
 from tests.helpers.model_maker import PLAIN, compiled, fake, made
 
 F32 = jnp.dtype("float32")
@@ -167,3 +167,23 @@ def test_blocks_of_one_are_not_scanned():
 class _Add:
     def __call__(self, x):
         return x + 1
+
+
+def test_predictions_in_float32_are_float32_on_every_device():
+    """By default a GPU multiplies float32 in TF32, and a TPU in bfloat16; this holds for the gradient, too."""
+
+    def function(x, kernel):
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return (y.reshape(1, -1) @ y.reshape(-1, 1)).sum()
+
+    shapes = [jax.ShapeDtypeStruct(shape, F32) for shape in ((1, 4, 4, 2), (3, 3, 2, 2))]
+
+    def precisions(function):
+        text = jax.jit(jax.value_and_grad(function)).lower(*shapes).as_text()
+        lines = [line for line in text.splitlines() if "dot_general" in line or "convolution(" in line]
+        assert len(lines) >= 4
+        return {"HIGHEST" in line for line in lines}
+
+    assert precisions(function) == {False}
+    assert precisions(full_precision(function, "float32")) == {True}
+    assert full_precision(function, "bfloat16") is function

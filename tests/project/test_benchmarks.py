@@ -70,8 +70,29 @@ def test_torch_peer_shows_the_peak_beside_the_ratio(benchmark, monkeypatch):
     for work in ("train", "all", "scores"):
         alone = benchmark("torch_peer", "--variant", "eager", "--work", work)
         assert alone["images_per_second"] > 0 and alone["device"] == "cpu" and alone["batch"] == 3
-        assert ("share_of_matmul_peak" in alone) == (work == "train")
+        assert "share_of_matmul_peak" not in alone  # its products and convolutions have no common limit
     assert torch.is_grad_enabled()
+
+
+def test_pytorch_takes_half_the_batch_where_the_memory_does_not_suffice(monkeypatch, capsys):
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install rahf[torch]")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import torch_peer
+
+    def inference(config, size, tuned, work):
+        if size > least:
+            raise torch.OutOfMemoryError
+        return lambda: torch.zeros(size)
+
+    monkeypatch.setattr(torch_peer, "torch_inference", inference)
+    monkeypatch.setattr(torch_peer, "torch_matmul_peak", lambda dtype: 1.0)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    least = 8
+    assert torch_peer.largest(None, 32, False, "scores", 1, 0.001)["batch"] == 8
+    assert capsys.readouterr().err == "out of memory with 32 examples\nout of memory with 16 examples\n"
+    least = 0
+    assert torch_peer.largest(None, 4, False, "scores", 1, 0.001) == {"error": "out of memory"}
 
 
 def test_presets_are_configs(monkeypatch):

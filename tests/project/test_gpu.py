@@ -1,7 +1,10 @@
 """benchmarks/gpu.py: order, limits, failures, what a cut-off run keeps; its tables; the pack for a bare machine."""
 
 import json
+import os
+import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -81,6 +84,53 @@ def test_the_memory_of_a_small_card_is_a_real_limit(tmp_path):
     this = gpu.Run(tmp_path, 1, {"gpu": "NVIDIA H100", "memory_mib": 81920}, tmp_path)
     assert this._environment(measurement(gib=16))["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.2000"
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in this._environment(measurement())
+
+
+def test_two_compile_at_a_time_and_one_is_timed(tmp_path, monkeypatch):
+    import turns
+
+    code = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'a'), getattr(fcntl, sys.argv[2]) | fcntl.LOCK_NB)"
+
+    def free(kind):
+        arguments = [sys.executable, "-c", code, str(tmp_path / "turns"), kind]
+        return subprocess.run(arguments, capture_output=True).returncode == 0
+
+    monkeypatch.setattr(turns, "_held", [])
+    monkeypatch.delenv(turns.VARIABLE, raising=False)
+    turns.alone()
+    assert not turns._held  # nobody else is there
+    monkeypatch.setenv(turns.VARIABLE, str(tmp_path / "turns"))
+    try:
+        turns.share()
+        assert free("LOCK_SH") and not free("LOCK_EX")
+        turns.alone()
+        assert not free("LOCK_SH")
+    finally:
+        os.close(turns._held[0])
+    assert free("LOCK_EX")
+    # A program that knows nothing of turns keeps the lock in its own process.
+    program = [sys.executable, "-c", "print('on', flush=True); input()"]
+    command = [sys.executable, str(ROOT / "benchmarks/turns.py"), "alone", *program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout.readline() == "on\n" and not free("LOCK_SH")
+        running.communicate("\n")
+    assert free("LOCK_EX")
+
+
+def test_an_ended_run_says_what_was_running(tmp_path):
+    import gpu
+
+    this = gpu.Run(tmp_path / "out", 60, None, tmp_path / "site")
+    code = "import time; print('{\"a\": 1}', flush=True); time.sleep(60)"
+    worker = threading.Thread(target=this.measure, args=(measurement(), [sys.executable, "-c", code]))
+    worker.start()
+    while not this._running:
+        time.sleep(0.01)
+    this.stop()
+    worker.join()
+    (line,) = lines(this.file)
+    assert line["status"] == "interrupted" and line["error"] == "the run was ended from outside"
+    assert this.measure(measurement(), [sys.executable, "-c", "print('{}')"]) == "interrupted"  # nothing is begun
 
 
 def test_every_measurement_is_a_program_that_takes_its_arguments(tmp_path):
@@ -185,6 +235,7 @@ def test_pack_takes_what_the_machine_lacks(tmp_path, monkeypatch):
     text = gpu_pack.pack(tmp_path / "pack", None, None, 1, [])
     assert {"grain", "array-record", "tyro", "tensorflow-datasets"} <= wanted.keys()
     assert not {"jax", "torch", "numpy", "pytest"} & wanted.keys()
+    assert "promise" in wanted  # published as source alone: download builds its wheel
     assert "not packed: x==1" in text and (tmp_path / "pack" / "wheels").is_dir()
     (tmp_path / "freeze.txt").write_text("\n")
     with pytest.raises(ValueError, match="expected what `pip freeze` prints"):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from jax import export as jax_export
 
 import rahf
 from rahf import config as config_lib
@@ -91,6 +92,16 @@ def small(checkpoint, folder) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def pictures() -> list[np.ndarray]:
     return [smooth(h, w, seed) for seed, (h, w) in enumerate([(40, 60), (32, 32), (90, 33)])]
+
+
+def test_it_computes_in_float32_on_every_device(critic, checkpoint, full):
+    """A GPU multiplies float32 in TF32 unless a program says otherwise: a heatmap then differed by 0.014."""
+    program = jax_export.deserialize(bytearray(archive.read_archive(full)[1]["functions/heatmaps.jax_export"]))
+    text = str(program.mlir_module())
+    lines = [
+        line for line in text.splitlines() if " stablehlo.dot_general " in line or "stablehlo.convolution(" in line
+    ]
+    assert len(lines) > 10 and not [line for line in lines if "HIGHEST" not in line]
 
 
 def test_it_gives_the_checkpoints_numbers(critic, checkpoint, pictures):
