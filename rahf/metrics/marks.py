@@ -6,18 +6,17 @@ in which nothing is marked counts: what is predicted there is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
 from rahf.core.batch import HEATMAPS
-from rahf.images.resize import resize
-from rahf.metrics.accumulator import Accumulator, divide
+from rahf.metrics.accumulator import divide
 from rahf.metrics.keywords import precision_recall_f1
+from rahf.metrics.marked_maps import MarkedMapMetrics
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
-    from jaxtyping import Bool, Float, Integer, Real
+    from jaxtyping import Bool, Float
 
 LEVELS = 128  # thresholds in equal steps from 0 to 1
 _PAIRS = ("tp", "fp", "fn")
@@ -40,51 +39,22 @@ class MarkCurve(NamedTuple):
     human: tuple[float, float] | None
 
 
-class MarkMetrics(Accumulator):
+class MarkMetrics(MarkedMapMetrics):
     """`marks/<map>/{average_precision,precision,recall,f1,base_rate}`, the last four of people with `_human`, `count`.
 
     Precision, recall and F1 are those at one half. NaN where nothing is marked at all.
     """
 
-    def update(
+    shapes: ClassVar = {"levels": (2, LEVELS), "human": (len(_PAIRS),)}
+
+    def compared(
         self,
-        prediction: Real[np.ndarray, "B h w 2"],
-        truth: Real[np.ndarray, "B H W 2"],
-        mask: Bool[np.ndarray, "B 2"],
-        index: Integer[np.ndarray, " B"],
-        annotators: Sequence[Sequence[np.ndarray | None]] | None = None,
-    ) -> None:
-        """Adds a batch. Pixels are compared at the truth's own resolution.
-
-        Args:
-          prediction: [B,h,w,2] in [0,1], order HEATMAPS; resized to the truth if its sides differ.
-          truth: uint8 [B,H,W,2] 0..255, or float in [0,1].
-          mask: bool [B,2], True where a labelled map exists.
-          index: int [B] position in the split; negative for filling, whose maps are ignored.
-          annotators: for each example and heatmap bool [n,h,w], the maps of its annotators, or None; None: of nobody.
-        """
-        index, mask = np.asarray(index), np.asarray(mask, bool)
-        levels = np.zeros((*mask.shape, 2, LEVELS))
-        human = np.zeros((*mask.shape, len(_PAIRS)))
-        for row, kind in zip(*np.nonzero(mask & (index >= 0)[:, None])):
-            actual = truth[row, :, :, kind]
-            actual = actual >= (128 if actual.dtype == np.uint8 else 0.5)
-            predicted = np.asarray(prediction[row, :, :, kind], np.float32)
-            if predicted.shape != actual.shape:
-                predicted = resize(predicted, actual.shape)
-            levels[row, kind] = _levels(predicted, actual)
-            people = None if annotators is None else annotators[row][kind]
-            if people is not None and len(people) > 1:
-                human[row, kind] = _people(people)
-        self._add(index, levels=levels, human=human, mask=mask)
-
-    def _empty(self) -> dict[str, np.ndarray]:
-        shape = (0, len(HEATMAPS))
-        return {
-            "levels": np.zeros((*shape, 2, LEVELS)),
-            "human": np.zeros((*shape, len(_PAIRS))),
-            "mask": np.zeros(shape, bool),
-        }
+        actual: Bool[np.ndarray, "H W"],
+        predicted: Float[np.ndarray, "H W"],
+        people: Bool[np.ndarray, "n H W"] | None,
+    ) -> dict[str, Float[np.ndarray, "..."]]:
+        human = np.zeros(len(_PAIRS)) if people is None else _people(people)
+        return {"levels": _levels(predicted, actual), "human": human}
 
     def statistics(self, weights: Float[np.ndarray, "R N"]) -> dict[str, Float[np.ndarray, " R"]]:
         arrays = self.to_arrays()

@@ -9,25 +9,23 @@ RichHF-18K.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import scipy.ndimage
 
 from rahf.core.batch import HEATMAPS
 from rahf.images.regions import TOUCHING
-from rahf.images.resize import resize
-from rahf.metrics.accumulator import Accumulator, divide, weighted_mean
+from rahf.metrics.accumulator import divide, weighted_mean
+from rahf.metrics.marked_maps import MarkedMapMetrics, marked
 
 if TYPE_CHECKING:  # whoever only reads an exported model does without
-    from jaxtyping import Bool, Float, Integer, Real
+    from jaxtyping import Bool, Float
 
 #: Who predicts: the model, what is trivial, people. The model's metrics have no ending.
 PREDICTORS = ("", "_all", "_none", "_centre", "_human")
 #: Measures of one predictor, in the order in which reports show them.
 MEASURES = ("mask_iou", "box_f1", "image_accuracy", "cell_accuracy")
-MARKED = 0.5  # share of annotators
 BOX_IOU = 0.5  # from which two boxes are the same region
 CELLS = 8  # along each side; a cell is marked if one of its pixels is
 CENTRE = 0.25  # radius of the disc in the centre, in heights of the picture
@@ -36,7 +34,7 @@ _PAIRS = ("11", "10", "01", "00")  # truth, prediction
 _COLUMNS = ("iou", "ious", "tp", "fp", "fn", *(f"{of}_{pair}" for of in ("image", "cell") for pair in _PAIRS))
 
 
-class RegionMetrics(Accumulator):
+class RegionMetrics(MarkedMapMetrics):
     """`regions/<map>/{mask_iou,box_f1,image_accuracy,cell_accuracy}`, the same with the endings of PREDICTORS, counts.
 
     `mask_iou` is the mean over maps in which something is marked. `box_f1` counts boxes of connected regions over all
@@ -45,37 +43,15 @@ class RegionMetrics(Accumulator):
     one of the two classes does not occur. People have `_human` only where their own maps were kept.
     """
 
-    def update(
+    shapes: ClassVar = {"values": (len(PREDICTORS), len(_COLUMNS))}
+
+    def compared(
         self,
-        prediction: Real[np.ndarray, "B h w 2"],
-        truth: Real[np.ndarray, "B H W 2"],
-        mask: Bool[np.ndarray, "B 2"],
-        index: Integer[np.ndarray, " B"],
-        annotators: Sequence[Sequence[np.ndarray | None]] | None = None,
-    ) -> None:
-        """Adds a batch. Regions are compared at the truth's own resolution.
-
-        Args:
-          prediction: [B,h,w,2] in [0,1], order HEATMAPS; resized to the truth if its sides differ.
-          truth: uint8 [B,H,W,2] 0..255, or float in [0,1].
-          mask: bool [B,2], True where a labelled map exists.
-          index: int [B] position in the split; negative for filling, whose maps are ignored.
-          annotators: for each example and heatmap bool [n,h,w], the maps of its annotators, or None; None: of nobody.
-        """
-        index, mask = np.asarray(index), np.asarray(mask, bool)
-        values = np.zeros((*mask.shape, len(PREDICTORS), len(_COLUMNS)))
-        for row, kind in zip(*np.nonzero(mask & (index >= 0)[:, None])):
-            actual = _marked(truth[row, :, :, kind])
-            predicted = np.asarray(prediction[row, :, :, kind], np.float32)
-            if predicted.shape != actual.shape:
-                predicted = resize(predicted, actual.shape)
-            others = None if annotators is None else annotators[row][kind]
-            values[row, kind] = _compared(actual, _marked(predicted), others)
-        self._add(index, values=values, mask=mask)
-
-    def _empty(self) -> dict[str, np.ndarray]:
-        shape = (0, len(HEATMAPS))
-        return {"values": np.zeros((*shape, len(PREDICTORS), len(_COLUMNS))), "mask": np.zeros(shape, bool)}
+        actual: Bool[np.ndarray, "H W"],
+        predicted: Float[np.ndarray, "H W"],
+        people: Bool[np.ndarray, "n H W"] | None,
+    ) -> dict[str, Float[np.ndarray, "..."]]:
+        return {"values": _compared(actual, marked(predicted), people)}
 
     def statistics(self, weights: Float[np.ndarray, "R N"]) -> dict[str, Float[np.ndarray, " R"]]:
         arrays = self.to_arrays()
@@ -115,10 +91,6 @@ def _balanced(hits: np.ndarray, missed: np.ndarray, alarms: np.ndarray, rejectio
     return (divide(hits, hits + missed) + divide(rejections, alarms + rejections)) / 2
 
 
-def _marked(values: np.ndarray) -> np.ndarray:
-    return values >= (128 if values.dtype == np.uint8 else MARKED)
-
-
 def _compared(actual: np.ndarray, predicted: np.ndarray, annotators: np.ndarray | None) -> np.ndarray:
     """float64 [P,C]: the columns of every predictor for one map."""
     rows = np.zeros((len(PREDICTORS), len(_COLUMNS)))
@@ -126,7 +98,7 @@ def _compared(actual: np.ndarray, predicted: np.ndarray, annotators: np.ndarray 
     guesses = (predicted, np.ones_like(actual), np.zeros_like(actual), _disc(actual.shape))
     for place, guess in enumerate(guesses):
         rows[place] = _columns(truth, _Parts(guess))
-    if annotators is not None and len(annotators) > 1:
+    if annotators is not None:
         votes = annotators.sum(0)
         for one in annotators:
             others = 2 * (votes - one) >= len(annotators) - 1
