@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,12 +45,12 @@ def judgements(database: Database, purpose: str = "work") -> Iterator[Judgement]
             yield Judgement(picture, person, json.loads(answer), width, height)
 
 
-def measure(all_judgements: Sequence[Judgement], only: str | None = None) -> dict[str, Any]:
+def measure(all_judgements: Sequence[Judgement], only: Collection[str] | None = None) -> dict[str, Any]:
     """Agreement as a tree that JSON can hold: NaN is None.
 
     Args:
       all_judgements: by picture.
-      only: the one person to describe; None: everybody.
+      only: the people to describe, by pseudonym; None: everybody.
 
     Returns:
       ``pictures``, ``answers``, ``pictures_with_two``; ``scores`` by name (``alpha``, ``equal``, ``within_one_step``,
@@ -75,33 +76,68 @@ def measure(all_judgements: Sequence[Judgement], only: str | None = None) -> dic
         "marks": {heatmap: _overlap([pair[2] for pair in marks[heatmap]]) for heatmap in POINT_FIELDS},
         "people": {},
     }
-    for name, column in columns.items():
-        if only not in (None, name):
-            continue
-        tree["people"][name] = {
-            "answers": int((~np.isnan(ratings[0][:, column])).sum()),
-            "scores": {
-                score: {
-                    "alpha": _number(measures.krippendorff_alpha(ratings[index], rater=column)),
-                    "bias": _number(_bias(ratings[index], column)),
-                }
-                for index, score in enumerate(SCORES)
-            },
-            "words": {"kappa": _number(measures.cohen_kappa_with_others(words, column))},
-            "marks": {
-                heatmap: _overlap([pair[2] for pair in marks[heatmap] if name in pair[:2]]) for heatmap in POINT_FIELDS
-            },
-        }
+    described = names if only is None else [name for name in names if name in only]
+    if described:
+        starts = _starts(all_judgements)
+        pairs = {heatmap: _by_person(of_heatmap) for heatmap, of_heatmap in marks.items()}
+        for name in described:
+            own = [one for one in all_judgements if one.person == name]
+            tree["people"][name] = {
+                **_person(ratings, words, own, columns[name], numbers, starts),
+                "marks": {heatmap: _overlap(pairs[heatmap].get(name, [])) for heatmap in POINT_FIELDS},
+            }
     return tree
 
 
-def _word_table(all_judgements: Sequence[Judgement], columns: Mapping[str, int]) -> np.ndarray:
-    """float [words of all pictures, people]: 1 aligned, 0 misaligned, NaN no answer."""
+def _person(
+    ratings: np.ndarray,
+    words: np.ndarray,
+    own: Sequence[Judgement],
+    column: int,
+    numbers: Mapping[int, int],
+    starts: Mapping[int, int],
+) -> dict[str, Any]:
+    """Scores and words of one person and the others: on the person's pictures, because no other one counts."""
+    pictures = [numbers[one.picture] for one in own]
+    places = [starts[one.picture] + word for one in own for word in range(len(one.answer["word_labels"]))]
+    return {
+        "answers": len(own),
+        "scores": {
+            score: {
+                "alpha": _number(measures.krippendorff_alpha(ratings[index][pictures], rater=column)),
+                "bias": _number(_bias(ratings[index][pictures], column)),
+            }
+            for index, score in enumerate(SCORES)
+        },
+        "words": {"kappa": _number(measures.cohen_kappa_with_others(words[places], column))},
+    }
+
+
+def _starts(all_judgements: Sequence[Judgement]) -> dict[int, int]:
+    """Place of the first word of each picture among the words of all."""
     starts, total = {}, 0
     for one in all_judgements:
         if one.picture not in starts:
             starts[one.picture] = total
             total += len(one.answer["word_labels"])
+    return starts
+
+
+def _by_person(
+    pairs: Sequence[tuple[str, str, measures.PairOverlap]],
+) -> dict[str, list[measures.PairOverlap]]:
+    """The pairs of each person."""
+    overlaps: dict[str, list[measures.PairOverlap]] = {}
+    for first, second, overlap in pairs:
+        overlaps.setdefault(first, []).append(overlap)
+        overlaps.setdefault(second, []).append(overlap)
+    return overlaps
+
+
+def _word_table(all_judgements: Sequence[Judgement], columns: Mapping[str, int]) -> np.ndarray:
+    """float [words of all pictures, people]: 1 aligned, 0 misaligned, NaN no answer."""
+    starts = _starts(all_judgements)
+    total = sum(len(labels) for labels in {one.picture: one.answer["word_labels"] for one in all_judgements}.values())
     table = np.full((total, len(columns)), math.nan)
     for one in all_judgements:
         labels = one.answer["word_labels"]
@@ -118,10 +154,8 @@ def _mark_pairs(all_judgements: Sequence[Judgement]) -> dict[str, list[tuple[str
     for group in by_picture.values():
         for heatmap, field in POINT_FIELDS.items():
             maps = [draw_discs(one.answer[field], one.width, one.height, _MAP_SIDE) for one in group]
-            for i, first in enumerate(group):
-                for j in range(i + 1, len(group)):
-                    overlap = measures.pair_overlap(maps[i], maps[j])
-                    pairs[heatmap].append((first.person, group[j].person, overlap))
+            overlaps = zip(itertools.combinations(group, 2), measures.pair_overlaps(np.stack(maps)))
+            pairs[heatmap] += [(first.person, second.person, overlap) for (first, second), overlap in overlaps]
     return pairs
 
 

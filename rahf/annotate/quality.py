@@ -91,7 +91,7 @@ def person(database: Database, pseudonym: str) -> dict[str, Any]:
     ]
     seconds = [one.seconds for one in own]
     judged = of_pictures(database, work)
-    measured = agreement.measure(judged, pseudonym)["people"].get(pseudonym, {})
+    measured = agreement.measure(judged, {pseudonym})["people"].get(pseudonym, {})
     return {
         "pseudonym": pseudonym,
         "label": row.label,
@@ -139,7 +139,10 @@ def of_pictures(database: Database, numbers: list[int]) -> list[Judgement]:
 
 
 def measured_agreement(database: Database) -> dict[str, Any]:
-    """Agreement on the newest 300 pictures that several people have answered: more would take too long for a page."""
+    """Agreement on the newest 300 pictures that several people have answered: more would take too long for a page.
+
+    Of single people the page has `person`, so they are left out.
+    """
     query = (
         sa.select(pictures.c.id)
         .where(pictures.c.purpose == "work", pictures.c.answered > 1)
@@ -148,7 +151,7 @@ def measured_agreement(database: Database) -> dict[str, Any]:
     )
     with database.read() as connection:
         numbers = list(connection.scalars(query))
-    return agreement.measure(of_pictures(database, numbers))
+    return agreement.measure(of_pictures(database, numbers), only=())
 
 
 def disputed(database: Database, page: int = 0) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ A missing answer is NaN; every measure uses the units that at least two people a
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -161,10 +162,22 @@ def pair_overlap(first: Bool[np.ndarray, "*s"], second: Bool[np.ndarray, "*s"]) 
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     if first.shape != second.shape:
         raise ArgumentError(f"maps of different shapes: {first.shape} and {second.shape}")
-    areas = int(first.sum()) + int(second.sum())
+    return pair_overlaps(np.stack([first, second]))[0]
+
+
+def pair_overlaps(maps: Bool[np.ndarray, "R ..."]) -> list[PairOverlap]:
+    """Overlaps of all pairs of people's binary maps [R, …], in the order of `itertools.combinations`."""
+    flat = np.asarray(maps, bool).reshape(len(maps), -1).astype(np.float32)
+    common = flat @ flat.T  # counts below 2^24 are exact in float32
+    return [
+        _overlap(int(common[i, j]), int(common[i, i] + common[j, j]))
+        for i, j in itertools.combinations(range(len(maps)), 2)
+    ]
+
+
+def _overlap(common: int, areas: int) -> PairOverlap:
     if not areas:
         return PairOverlap(float("nan"), float("nan"), True)
-    common = int((first & second).sum())
     return PairOverlap(common / (areas - common), 2 * common / areas, False)
 
 

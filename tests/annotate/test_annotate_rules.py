@@ -5,6 +5,7 @@ import json
 import sqlite3
 import stat
 
+import numpy as np
 import pytest
 
 pytest.importorskip("sqlalchemy", reason="needs SQLAlchemy: pip install rahf[annotate]")
@@ -17,6 +18,7 @@ from data_pipelines.feedback.prepare import prepare
 from rahf.annotate import agreement, answers, assignments, exporting, gold, importing, people, saving, tables
 from rahf.annotate.database import open_database
 from rahf.core.errors import AnnotateError
+from rahf.metrics import agreement as measures
 from tests.helpers.annotate_maker import PROMPT, answer, body, person, project, write_project
 from tests.helpers.feedback_maker import HEIGHT, WIDTH, picture, records
 
@@ -331,6 +333,24 @@ def test_what_is_exported_can_be_prepared_and_has_pseudonyms_only(small, tmp_pat
     assert len(record.annotator_implausibility) == 2
 
 
+def test_agreement_of_a_person_counts_all_pictures_and_words(small):
+    """The same as the measures of the whole tables, in which most people have not answered most pictures."""
+    for number in range(5):
+        work(small, person(small, str(number)), 2, answer=answer(score=1 + number % 3, wrong=[number % 5]))
+    listed = list(agreement.judgements(small))
+    names, shown = sorted({one.person for one in listed}), sorted({one.picture for one in listed})
+    ratings, words = np.full((len(shown), len(names)), np.nan), np.full((5 * len(shown), len(names)), np.nan)
+    for one in listed:
+        row, column = shown.index(one.picture), names.index(one.person)
+        ratings[row, column] = one.answer["scores"]["overall"]
+        words[5 * row : 5 * row + 5, column] = one.answer["word_labels"]
+    for column, name in enumerate(names):
+        measured = agreement.measure(listed)["people"][name]
+        alpha = measures.krippendorff_alpha(ratings, rater=column)
+        assert measured["scores"]["overall"]["alpha"] == pytest.approx(alpha, nan_ok=True)
+        assert measured["words"]["kappa"] == pytest.approx(measures.cohen_kappa_with_others(words, column))
+
+
 def test_agreement_of_a_project(small):
     for number in range(3):
         work(small, person(small, str(number)), 3, answer=answer(score=2 + number, misaligned=[(5, 5)][:number]))
@@ -342,5 +362,8 @@ def test_agreement_of_a_project(small):
     biases = [one["scores"]["overall"]["bias"] for one in measured["people"].values()]
     assert min(biases) < 0 < max(biases)
     json.dumps(measured, allow_nan=False)
+    listed = list(agreement.judgements(small))
+    (who, one), *_ = measured["people"].items()
+    assert agreement.measure(listed, {who})["people"] == {who: one} and agreement.measure(listed, ())["people"] == {}
     empty = agreement.measure([])
     assert empty["answers"] == 0 and empty["scores"]["overall"]["alpha"] is None

@@ -110,6 +110,9 @@ def test_overlap_of_two_maps():
     overlap = agreement.pair_overlap(first, second)
     assert overlap == (2 / 4, 4 / 6, False)
     assert agreement.pair_overlap(first, np.zeros((4, 4), bool)) == (0, 0, False)
+    third = np.random.default_rng(0).random((4, 4)) < 0.5
+    pairs = [agreement.pair_overlap(a, b) for a, b in ((first, second), (first, third), (second, third))]
+    assert agreement.pair_overlaps(np.stack([first, second, third])) == pairs
     with pytest.raises(ArgumentError, match="shapes"):
         agreement.pair_overlap(first, np.zeros((2, 2), bool))
 
