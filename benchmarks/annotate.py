@@ -292,9 +292,12 @@ def kills(place: str, folder: pathlib.Path, times: int, crowd: int = 6, most_sec
                     client.close()
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(crowd)]
+        before = len(acknowledged)
         for thread in threads:
             thread.start()
-        time.sleep(generator.uniform(0.3, 0.3 + most_seconds))
+        while len(acknowledged) == before and any(thread.is_alive() for thread in threads):
+            time.sleep(0.01)  # a loaded machine takes seconds to let the first person in
+        time.sleep(generator.uniform(0, most_seconds))
         server.end(signal.SIGKILL)
         stop.set()
         for thread in threads:
