@@ -15,10 +15,11 @@ from rahf.core import json_text
 from rahf.core.errors import DatasetError
 from rahf.core.files import check_not_lfs_pointer
 
-#: Fields of a line. Others are counted as unknown. The last three are notes of `rahf annotate`, which are not read.
+#: Fields of a line. Others are counted as unknown. The last four are notes of `rahf annotate`, which are not read.
 FIELDS = (
     "uid", "image", "prompt", "split", "width", "height", "annotators",
     "scores", "word_labels", "implausibility", "misalignment", "raters", "adjudicated", "explanation",
+    "premarks",
 )  # fmt: skip
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

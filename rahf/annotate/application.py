@@ -17,7 +17,7 @@ from data_pipelines.feedback.folder import Folder
 from data_pipelines.prepare.counts import Refused
 from data_pipelines.prepare.stored_images import storable
 from rahf import images
-from rahf.annotate import assignments, people, quality, saving, views
+from rahf.annotate import assignments, people, premarks, quality, saving, views
 from rahf.annotate.database import Database
 from rahf.annotate.guards import Guards, Rate
 from rahf.annotate.people import Person
@@ -260,6 +260,13 @@ def _saved(request: Request, sent: dict[str, Any]) -> Response:
     if receipt.training and sent["complete"]:
         tree["feedback"] = views.items(database, person, [sent["picture"]])[0].get("feedback")
     return _json(tree)
+
+
+@_router.post("/api/premarks")
+def _premarks(shared: Shared, person: Changer, sent: Sent) -> Response:
+    number = sent.get("picture")
+    shown = premarks.show(shared.database, person.id, number if type(number) is int else -1)
+    return _json({"premarks": None if shown is None else shown.to_json()})
 
 
 @_router.get("/pictures/{number}")

@@ -19,8 +19,8 @@ _TAKEN = ("leased", "answered")
 def hold(database: Database, person_id: int) -> list[int]:
     """Gives a person work: renews the leases that it holds and fills them up to `Project.ahead`.
 
-    First come training pictures, then pictures that the fewest people have taken, and among them a hidden gold picture
-    after each `Project.gold_every`.
+    First come training pictures, then pictures that the fewest people have taken (or, by `Project.order`, of which a
+    critic is least sure), and among them a hidden gold picture after each `Project.gold_every`.
 
     Returns:
       Numbers of the pictures that the person holds and has not answered, in order; empty: nothing is left to do.
@@ -149,12 +149,20 @@ def _choose(
         picture = _first(connection, person_id, "gold", limited=False)
         if picture is not None:
             return picture, "gold"
-    picture = _first(connection, person_id, "work", limited=True)
+    picture = _first(connection, person_id, "work", limited=True, balanced=project.order == "random")
     return None if picture is None else (picture, "work")
 
 
-def _first(connection: Connection, person_id: int, purpose: str, limited: bool) -> int | None:
-    """The picture that the fewest people have taken, of those that the person has never had."""
+def _first(connection: Connection, person_id: int, purpose: str, limited: bool, balanced: bool = True) -> int | None:
+    """The next of the pictures that the person has never had.
+
+    Args:
+      connection: of a write.
+      person_id: for whom.
+      purpose: of the picture.
+      limited: leave out those that as many people have taken as wanted.
+      balanced: what the fewest people have taken comes first; False: one picture after the other.
+    """
     mine = sa.select(assignments.c.id).where(
         assignments.c.picture_id == pictures.c.id,
         assignments.c.person_id == person_id,
@@ -164,6 +172,7 @@ def _first(connection: Connection, person_id: int, purpose: str, limited: bool) 
     if limited:
         # A picture that as many people have skipped as were to answer it is left to the administrator.
         query = query.where(pictures.c.taken < pictures.c.wanted, pictures.c.skipped < pictures.c.wanted)
+    if limited and balanced:
         query = query.order_by(pictures.c.taken, pictures.c.position)
     else:
         query = query.order_by(pictures.c.position)

@@ -20,7 +20,10 @@ _CORNERS = 32  # of a disc's polygon
 def write(
     exported: Iterator[Exported], path: str | os.PathLike, kinds: tuple[str, ...] | None = None
 ) -> tuple[int, int]:
-    """Writes the file.
+    """Writes the file. ``annotations`` are marks of people alone.
+
+    Marks of a critic that people were shown are in the list ``premarks`` beside it, each with the model, the heatmap's
+    value (``score``), who was shown it and who agreed. Readers of COCO do not take them for annotations.
 
     `rahf prepare regions` reads it; it takes every region as implausible, so give it a file of that kind alone.
 
@@ -40,6 +43,7 @@ def write(
         raise AnnotateError(f"kinds of marks: expected some of {', '.join(POINT_FIELDS)}")
     categories = {kind: number for number, kind in enumerate(POINT_FIELDS, 1)}
     tree: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
+    premarks: list[dict[str, Any]] = []
     tree["categories"] = [
         {"id": categories[kind], "name": kind, "keypoints": ["mark"], "skeleton": []} for kind in kinds
     ]
@@ -53,8 +57,26 @@ def write(
                 for x, y in answer[POINT_FIELDS[kind]]:
                     mark = {"id": len(tree["annotations"]) + 1, "image_id": number, "category_id": categories[kind]}
                     tree["annotations"].append({**mark, **_disc(x, y, one.width, one.height), "rater": rater})
+        premarks += _premarks(one, number, {kind: categories[kind] for kind in kinds})
+    if premarks:
+        tree["premarks"] = premarks
     write_atomically(path, json.dumps(tree, ensure_ascii=False) + "\n")
     return len(tree["images"]), len(tree["annotations"])
+
+
+def _premarks(exported: Exported, number: int, categories: dict[str, int]) -> list[dict[str, Any]]:
+    """The different marks of critics of a picture."""
+    marks: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for rater, shown in exported.shown.items():
+        for kind, category in categories.items():
+            for place, (x, y, value) in enumerate(shown.marks.get(POINT_FIELDS[kind], [])):
+                mark = {"image_id": number, "category_id": category, **_disc(x, y, exported.width, exported.height)}
+                whose = {"score": value, "model": shown.model, "shown_to": [], "accepted_by": []}
+                mark = marks.setdefault((shown.model, kind, x, y), {**mark, **whose})
+                mark["shown_to"].append(rater)
+                if place in shown.accepted.get(POINT_FIELDS[kind], []):
+                    mark["accepted_by"].append(rater)
+    return list(marks.values())
 
 
 def _disc(x: float, y: float, width: int, height: int) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from rahf.core.names import one_line
 _VERSION = 1
 _BUSY_SECONDS = 30
 _LOCK_OF_POSTGRESQL = 7_243_001  # any number that nobody else uses for an advisory lock of this database
+#: In which pictures are given to people.
+ORDERS = ("random", "uncertainty")
 _SQLITE_START = b"SQLite format 3\0"
 
 
@@ -38,6 +40,8 @@ class Project:
       gold_every: after how many pictures a hidden gold picture follows; 0: never.
       training: how many training pictures a person must do first, of those that there are.
       most_pictures: after that many answers a person is finished and gets the completion code; 0: no limit.
+      order: "random": the pictures that the fewest people have taken first; "uncertainty": those of which a critic is
+        least sure first, each until as many people have it as wanted (`rahf.annotate.premarks`).
     """
 
     title: str = "Rich feedback"
@@ -47,6 +51,7 @@ class Project:
     gold_every: int = 10
     training: int = 3
     most_pictures: int = 0
+    order: str = "random"
 
     def check(self) -> None:
         """Raises AnnotateError for a rule that cannot be followed."""
@@ -63,6 +68,8 @@ class Project:
             if not low <= value <= high:
                 option = f"--{name.replace('_', '-')}"
                 raise AnnotateError(f"{option} is {value}, expected {low} to {high}")
+        if self.order not in ORDERS:
+            raise AnnotateError(f"--order is {self.order!r:.40}, expected {' or '.join(ORDERS)}")
 
 
 _Result = TypeVar("_Result")
@@ -284,11 +291,22 @@ def _check_tables(engine: Engine, what: str, create: bool) -> None:
                     put_setting(connection, "version", str(_VERSION))
                     put_setting(connection, "secret", secrets.token_hex(32))
             return
-        if not set(tables.metadata.tables) <= names:
+        later = {table.name for table in tables.ADDED_LATER}
+        if not set(tables.metadata.tables) - later <= names:
             raise AnnotateError(f"{what} is not a database of `rahf annotate`; give another one")
         with engine.connect() as connection:
             version = connection.scalar(sa.select(tables.settings.c.value).where(tables.settings.c.name == "version"))
+        if version == str(_VERSION) and not later <= names:
+            _add_tables(engine)
     except sa.exc.DBAPIError as error:
         raise AnnotateError(f"{what} cannot be opened: {one_line(error.orig, 200)}") from error
     if version != str(_VERSION):
         raise AnnotateError(f"{what} was made by another version of rahf (tables {version}, this one has {_VERSION})")
+
+
+def _add_tables(engine: Engine) -> None:
+    """Adds to the database of an earlier rahf the tables and indexes that it does not have."""
+    with engine.connect().execution_options(rahf_write=True) as connection, connection.begin():
+        tables.metadata.create_all(connection)
+        for index in tables.pictures.indexes:
+            index.create(connection, checkfirst=True)

@@ -1,7 +1,8 @@
 """Answers as Label Studio's JSON, and back. Nothing is fetched: an address in a task only names a file of the folder.
 
 Marks are key points in percent of the picture as shown, scores are ratings of 1 to 5, wrong words are spans of the
-prompt (https://labelstud.io/guide/export#Label-Studio-JSON-format-of-annotated-tasks).
+prompt (https://labelstud.io/guide/export#Label-Studio-JSON-format-of-annotated-tasks). Marks of a critic are
+predictions of a task, and never results of a person's annotation.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ _MOST_BYTES = 1 << 29
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
 
 #: What to paste into a project's "Labeling Interface" in Label Studio for the tasks that `write` makes.
+_MARKS = '<Label value="implausible" background="#b34700"/><Label value="misaligned" background="#005a9c"/>'
 CONFIG = (
-    """<View>
+    f"""<View>
   <Image name="image" value="$image" zoom="true" zoomControl="true"/>
   <KeyPointLabels name="marks" toName="image">
-    <Label value="implausible" background="#b34700"/><Label value="misaligned" background="#005a9c"/>
+    {_MARKS}
   </KeyPointLabels>
   <Text name="prompt" value="$prompt"/>
   <Labels name="words" toName="prompt"><Label value="misaligned" background="#a61b1b"/></Labels>
@@ -52,10 +54,17 @@ CONFIG = (
     + "".join(f'  <Header value="{name}"/><Rating name="{name}" toName="image" maxRating="5"/>\n' for name in SCORES)
     + "</View>\n"
 )
+#: Added where critics' marks are exported: the control of the predictions.
+_PREMARKS_CONFIG = f"""  <KeyPointLabels name="premarks" toName="image">
+    {_MARKS}
+  </KeyPointLabels>
+"""
 
 
 def task(exported: Exported, number: int, prefix: str) -> dict[str, Any]:
-    """A task with one annotation per person.
+    """A task with one annotation per person, and one prediction per critic whose marks people were shown.
+
+    ``meta.premarks`` says, as in a feedback file, who was shown which of them and agreed.
 
     Args:
       exported: a picture with its answers.
@@ -67,34 +76,53 @@ def task(exported: Exported, number: int, prefix: str) -> dict[str, Any]:
         for rater, answer in exported.answers.items()
     ]
     data = {"image": prefix + exported.name, "prompt": exported.prompt, "uid": exported.uid}
-    return {"id": number, "data": data, "annotations": annotations}
+    tree = {"id": number, "data": data, "annotations": annotations}
+    if not exported.shown:
+        return tree
+    return {**tree, "predictions": _predictions(exported), "meta": {"premarks": exported.premarks()}}
+
+
+def _predictions(exported: Exported) -> list[dict[str, Any]]:
+    """The marks of each critic that people were shown."""
+    listed = []
+    for model, marks in {one.model: one.marks for one in exported.shown.values()}.items():
+        results = [
+            _key_point(exported, f"c{len(LABELS) * place + kind}", "premarks", label, x, y) | {"score": value}
+            for kind, (label, field) in enumerate(LABELS.items())
+            for place, (x, y, value) in enumerate(marks.get(field, []))
+        ]
+        listed.append({"model_version": model, "result": results})
+    return listed
 
 
 def _results(exported: Exported, answer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    shown = {
-        "original_width": exported.width,
-        "original_height": exported.height,
-        "image_rotation": 0,
-    }
     count = 0
     for label, field in LABELS.items():
         for x, y in answer[field]:
             count += 1
-            value = {
-                "x": 100 * x / exported.width,
-                "y": 100 * y / exported.height,
-                "width": 0.5,
-                "keypointlabels": [label],
-            }
-            yield _result(f"p{count}", "keypointlabels", "marks", "image", value) | shown
+            yield _key_point(exported, f"p{count}", "marks", label, x, y)
     for name, score in answer["scores"].items():
-        yield _result(f"s{name}", "rating", name, "image", {"rating": score}) | shown
+        yield _result(f"s{name}", "rating", name, "image", {"rating": score}) | _size(exported)
     start = 0
     for text, word in pieces(exported.prompt, split_words(exported.prompt)):
         if word is not None and not answer["word_labels"][word]:
             value = {"start": start, "end": start + len(text), "text": text, "labels": [_MISSING_WORD]}
             yield _result(f"w{word}", "labels", "words", "prompt", value)
         start += len(text)
+
+
+def _size(exported: Exported) -> dict[str, int]:
+    return {"original_width": exported.width, "original_height": exported.height, "image_rotation": 0}
+
+
+def _key_point(exported: Exported, name: str, control: str, label: str, x: float, y: float) -> dict[str, Any]:
+    value = {
+        "x": 100 * x / exported.width,
+        "y": 100 * y / exported.height,
+        "width": 0.5,
+        "keypointlabels": [label],
+    }
+    return _result(name, "keypointlabels", control, "image", value) | _size(exported)
 
 
 def _result(name: str, kind: str, control: str, to: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -108,16 +136,18 @@ def write(exported: Iterator[Exported], path: str | os.PathLike, prefix: str = "
       Number of pictures, and of answers.
     """
     count = answered = 0
+    premarks = False
     with open_atomically(path) as file:
         file.write(b"[")
         for one in exported:
+            premarks |= bool(one.shown)
             file.write(b"\n" if not count else b",\n")
             file.write(json.dumps(task(one, count + 1, prefix), ensure_ascii=False).encode())
             count += 1
             answered += len(one.answers)
         file.write(b"\n]\n")
     with open_atomically(pathlib.Path(path).with_suffix(".xml")) as file:
-        file.write(CONFIG.encode())
+        file.write((CONFIG.replace("</View>", f"{_PREMARKS_CONFIG}</View>") if premarks else CONFIG).encode())
     return count, answered
 
 
@@ -136,7 +166,9 @@ def read(path: str | os.PathLike, pictures: str | os.PathLike, out: str | os.Pat
 
     Key points (or rectangles and ellipses, of which the centre counts) labelled "implausible" and "misaligned" are
     marks; ratings and numbers of controls named after a score are scores; labelled spans of the prompt are wrong words.
-    What nobody was asked stays missing: marks where no annotation of the file has any, words likewise.
+    A mark that a person took over from a prediction unchanged (``origin`` "prediction") is a model's: it is counted and
+    not read; ``meta.premarks`` of `write` is kept. What nobody was asked stays missing: marks where no annotation of
+    the file has any, words likewise.
 
     Args:
       path: JSON, a list of tasks.
@@ -306,7 +338,9 @@ def _line(
     if not annotators:
         raise Refused("no label", "no annotation says anything that is read here")
     uid = data.get("uid")
-    return {
+    meta = tree.get("meta")
+    premarks = _list(meta.get("premarks")) if isinstance(meta, dict) else []
+    line = {
         "uid": uid if isinstance(uid, str) and uid else name,
         "image": name,
         "prompt": prompt,
@@ -314,6 +348,7 @@ def _line(
         "height": shown.height,
         "annotators": annotators,
     }
+    return {**line, "premarks": premarks} if premarks else line
 
 
 #: Type of a result → whether its x and y are the middle already.
@@ -335,7 +370,10 @@ def _annotator(
         answer["word_labels"] = [1] * len(words)
     for result in _list(annotation.get("result")):
         kind, value = result.get("type"), result.get("value")
-        if not isinstance(value, dict) or not _take(answer, kind, value, result, prompt, words, shown):
+        if kind in _SHAPES and result.get("origin") == "prediction":
+            name = f"{one_line(kind, 30)} taken over from a prediction"
+            converted.unread[name] = converted.unread.get(name, 0) + 1
+        elif not isinstance(value, dict) or not _take(answer, kind, value, result, prompt, words, shown):
             name = one_line(f"{kind} of {result.get('from_name')}", 60)
             converted.unread[name] = converted.unread.get(name, 0) + 1
     return answer

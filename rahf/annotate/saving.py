@@ -3,6 +3,9 @@
 The browser keeps a save until it is acknowledged, and numbers the revisions of an answer. The answer with the highest
 revision is the current one; of two with the same revision, from two windows, the one that came last. Every acknowledged
 save stays in the table `saves`, so that nothing that was acknowledged is lost, whichever is current.
+
+Once a critic's marks were shown to a person, what the person had answered before stays as it is, and later saves go to
+the table `aided` (`rahf.annotate.premarks`): a person's own answer is never one that a model has had a part in.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from rahf.annotate import answers as answers_lib
 from rahf.annotate import assignments as assignments_lib
 from rahf.annotate.answers import BadAnswer
 from rahf.annotate.database import Database
-from rahf.annotate.tables import answers, assignments, pictures, saves
+from rahf.annotate.tables import aided, answers, assignments, pictures, saves
 
 _SAVE_ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
 _MOST_SECONDS = 24 * 3600.0
@@ -43,11 +46,16 @@ _STATE = (
         answers.c.revision,
         answers.c.complete,
         answers.c.answer,
+        aided.c.marks.label("premarks"),
+        aided.c.accepted,
     )
     .join(assignments, assignments.c.picture_id == pictures.c.id)
     .outerjoin(
         answers,
         sa.and_(answers.c.picture_id == assignments.c.picture_id, answers.c.person_id == assignments.c.person_id),
+    )
+    .outerjoin(
+        aided, sa.and_(aided.c.picture_id == assignments.c.picture_id, aided.c.person_id == assignments.c.person_id)
     )
     .where(pictures.c.id == sa.bindparam("picture"), assignments.c.person_id == sa.bindparam("person"))
 )
@@ -58,6 +66,11 @@ _UPDATE = (
     sa.update(answers)
     .where(answers.c.picture_id == sa.bindparam("picture"), answers.c.person_id == sa.bindparam("person"))
     .values({name: sa.bindparam(name) for name in _COLUMNS[2:]})
+)
+_AIDED = (
+    sa.update(aided)
+    .where(aided.c.picture_id == sa.bindparam("picture"), aided.c.person_id == sa.bindparam("person"))
+    .values(answer=sa.bindparam("changed"), accepted=sa.bindparam("agreed"))
 )
 
 
@@ -90,7 +103,8 @@ def save(database: Database, person_id: int, body: Any) -> Receipt:
       database: of the project.
       person_id: who answers.
       body: parsed JSON with ``save_id``, ``picture``, ``revision`` (from 1), ``seconds``, ``complete``, and either
-        ``answer`` or ``skip_reason``.
+        ``answer`` or ``skip_reason``; where a critic's marks were shown also ``accepted``, by field of an answer the
+        numbers of the marks with which the person agrees.
 
     Raises:
       NotTheirs: the person was never given the picture, or another one has used the save id.
@@ -113,9 +127,11 @@ def _save(
     if state is None:
         raise NotTheirs("there is no such picture")
     values = _values(body, state)
+    accepted = _accepted(body.get("accepted"), state)
     row = {"picture_id": picture_id, "person_id": person_id, "revision": revision, "seconds": seconds, **values}
-    current = _store(connection, row, state, now)
-    text = json.dumps({**values, "seconds": seconds}, separators=(",", ":"))
+    current = _store(connection, row, state, now, accepted)
+    noted = {**values, "seconds": seconds} | ({} if accepted is None else {"accepted": accepted})
+    text = json.dumps(noted, separators=(",", ":"))
     connection.execute(
         _NOTE,
         {
@@ -158,6 +174,25 @@ def _values(body: Mapping[str, Any], picture: Any) -> dict[str, Any]:
     return {"answer": answers_lib.dumps(answer), "complete": complete, "skip_reason": reason}
 
 
+def _accepted(accepted: Any, state: Any) -> dict[str, list[int]] | None:
+    """The numbers of a critic's marks with which the person agrees, by field; None: the save says nothing of them."""
+    if accepted is None:
+        return None
+    if state.premarks is None:
+        raise BadAnswer("accepted: no marks of a critic were shown of this picture")
+    shown = json.loads(state.premarks)
+    if not isinstance(accepted, dict) or set(accepted) - set(shown):
+        raise BadAnswer(f"accepted: expected an object with {', '.join(shown)}")
+    checked = {}
+    for field, marks in shown.items():
+        numbers = accepted.get(field, [])
+        good = isinstance(numbers, list) and all(type(n) is int and 0 <= n < len(marks) for n in numbers)
+        if not good or len(set(numbers)) < len(numbers):
+            raise BadAnswer(f"accepted.{field}: expected different numbers of marks, each below {len(marks)}")
+        checked[field] = sorted(numbers)
+    return checked
+
+
 def store(connection: Connection, row: dict[str, Any], now: float) -> bool:
     """Makes a checked answer the current one unless a newer one is there; returns whether it did.
 
@@ -170,9 +205,16 @@ def store(connection: Connection, row: dict[str, Any], now: float) -> bool:
     return _store(connection, row, state, now)
 
 
-def _store(connection: Connection, row: dict[str, Any], state: Any, now: float) -> bool:
+def _store(
+    connection: Connection, row: dict[str, Any], state: Any, now: float, accepted: dict[str, list[int]] | None = None
+) -> bool:
     if state.revision is not None and state.revision > row["revision"]:
         return False
+    if state.premarks is not None:
+        changed = row["answer"] if row["answer"] != state.answer else None
+        agreed = state.accepted if accepted is None else json.dumps(accepted, separators=(",", ":"))
+        connection.execute(_AIDED, {"changed": changed, "agreed": agreed, **_key(row)})
+        row["answer"] = state.answer  # that of before
     if state.complete and not row["complete"] and row["skip_reason"] is None:
         # A finished answer under change stays finished where the change can stand as one.
         row["complete"] = _is_complete(state, row)

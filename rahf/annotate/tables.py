@@ -48,8 +48,9 @@ pictures = Table(
     Column("answered", Integer, nullable=False, default=0),
     Column("skipped", Integer, nullable=False, default=0),
     Column("dispute", Float),  # largest spread of a score, 0..1; None: fewer than two answers
-    Column("position", Float, nullable=False),  # order among pictures that as many people have taken
+    Column("position", Float, nullable=False),  # small first: random, or how sure a critic is (`Project.order`)
     Index("pictures_next", "purpose", "taken", "position"),
+    Index("pictures_order", "purpose", "position", "taken", "wanted", "skipped"),
     Index("pictures_disputed", "dispute"),
     Index("pictures_counts", "purpose", "answered", "wanted", "skipped"),
 )
@@ -135,3 +136,31 @@ studies = Table(
     Column("most_people", Integer, nullable=False),
     Column("joined", Integer, nullable=False, default=0),
 )
+
+#: Marks of a critic, one row for each picture that it has seen.
+premarks = Table(
+    "premarks",
+    metadata,
+    Column("picture_id", ForeignKey("pictures.id"), primary_key=True),
+    Column("model", Text, nullable=False),  # id of the critic
+    Column("marks", Text, nullable=False),  # JSON: by field of an answer a list of [x, y, value of the heatmap]
+    Column("uncertainty", Float),  # 0..1; None: the critic predicts neither heatmaps nor words
+)
+
+#: What a person did after the critic's marks were shown. The row of `answers` stays what the person answered before.
+aided = Table(
+    "aided",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("picture_id", ForeignKey("pictures.id"), nullable=False),
+    Column("person_id", ForeignKey("people.id"), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("marks", Text, nullable=False),  # as shown
+    Column("shown", Float, nullable=False),
+    Column("accepted", Text),  # JSON: by field the numbers of the marks with which the person agrees; None: none yet
+    Column("answer", Text),  # the person's answer after that; None: it has not changed
+    UniqueConstraint("picture_id", "person_id"),
+)
+
+#: Tables that databases of an earlier rahf do not have; they are added when such a database is opened.
+ADDED_LATER = (premarks, aided)

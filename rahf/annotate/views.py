@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from rahf.annotate import answers as answers_lib
-from rahf.annotate import gold, people
+from rahf.annotate import gold, people, premarks
 from rahf.annotate.database import Database
 from rahf.annotate.people import Person
 from rahf.annotate.saving import NotTheirs
@@ -28,6 +28,7 @@ def me(database: Database, person: Person, cookie: str) -> dict[str, Any]:
         "title": project.title,
         "scales": [scale._asdict() for scale in SCALES],
         "skip_reasons": list(answers_lib.SKIP_REASONS),
+        "premarks": premarks.are_there(database),
         **progress(database, person),
     }
 
@@ -98,6 +99,10 @@ def _item(connection: Connection, person: Person, number: int) -> dict[str, Any]
         "complete": bool(own.complete) if own is not None else False,
         "skip_reason": own.skip_reason if own is not None else None,
     }
+    shown = premarks.shown(connection, person.id, number)
+    if shown is not None:
+        tree["premarks"] = shown.to_json()
+        tree["answer"] = shown.answer or tree["answer"]  # the person goes on from the latest one
     if row.purpose == "training" and own is not None and own.complete:
         tree["feedback"] = _feedback(row, json.loads(own.answer))
     return tree

@@ -35,6 +35,22 @@ def add(commands) -> None:
     )
     parser.add_argument("--tls-certificate", default=None, metavar="FILE")
     parser.add_argument("--tls-key", default=None, metavar="FILE")
+    parser.add_argument(
+        "--model",
+        default=None,
+        metavar="MODEL",
+        help="critic whose marks a person is shown after their own: run directory, exported file, or name as in rahf "
+        "predict",
+    )
+    parser.add_argument(
+        "--premark-threshold", type=float, default=0.5, metavar="P", help="of --model: from this value of a heatmap on"
+    )
+    parser.add_argument(
+        "--order",
+        default=None,
+        choices=("random", "uncertainty"),
+        help="pictures of which --model is least sure first (default: random)",
+    )
     parser.add_argument("--title", default=None, help="shown on the page (default: Rich feedback)")
     for name, kind, text in (
         ("people-per-picture", int, "number of different people who answer each picture (default: 3)"),
@@ -127,7 +143,7 @@ def serve(args: argparse.Namespace) -> int:
         raise AnnotateError("give the database: --db feedback.sqlite")
     if (args.tls_certificate is None) != (args.tls_key is None):
         raise AnnotateError("--tls-certificate and --tls-key belong together")
-    from rahf.annotate import importing
+    from rahf.annotate import importing, premarks
     from rahf.annotate import serve as serving
     from rahf.annotate.database import open_database
 
@@ -138,6 +154,10 @@ def serve(args: argparse.Namespace) -> int:
         database.set_project(**changes)
     if args.images is not None:
         _print_imported(importing.import_pictures(database, args.images, args.prompts))
+    if args.model is not None:
+        _mark_by_critic(database, args.model, args.premark_threshold)
+    if args.order is not None or (args.model is not None and database.project.order == "uncertainty"):
+        premarks.set_order(database, args.order or "uncertainty")
     tls = (args.tls_certificate, args.tls_key) if args.tls_key else None
     try:
         serving.serve(database, args.host, args.port, args.host_name, tls)
@@ -146,12 +166,30 @@ def serve(args: argparse.Namespace) -> int:
     return 0
 
 
+def _mark_by_critic(database, model: str, threshold: float) -> None:
+    from rahf.annotate import critic_marks
+    from rahf.critic import loading
+
+    def progress(done: int, total: int) -> None:
+        terminal.say(f"{model}: {done} of {total} pictures marked", stderr=True)
+
+    made = critic_marks.make(database, loading.load(model), threshold, progress)
+    terminal.say(
+        f"marks of {model}: {made.new} pictures new, {made.already} already there, {len(made.refused)} refused"
+    )
+    _print_refused(made.refused)
+
+
 def _print_imported(imported) -> None:
     terminal.say(f"pictures: {imported.new} new, {imported.already} already there, {len(imported.refused)} refused")
-    for reason in imported.refused[:20]:
+    _print_refused(imported.refused)
+
+
+def _print_refused(reasons: list[str]) -> None:
+    for reason in reasons[:20]:
         terminal.say(f"  refused: {reason}", stderr=True)
-    if len(imported.refused) > 20:
-        terminal.say(f"  … and {len(imported.refused) - 20} more", stderr=True)
+    if len(reasons) > 20:
+        terminal.say(f"  … and {len(reasons) - 20} more", stderr=True)
 
 
 def people(args: argparse.Namespace) -> int:

@@ -172,6 +172,7 @@ def test_one_cannot_see_or_change_the_work_of_another(site):
         for path in (f"/api/items/{number}", f"/pictures/{number}"):
             assert second.get(path).status_code == 404
         assert second.post("/api/saves", body(number)).status_code == 404
+        assert second.post("/api/premarks", {"picture": number}).status_code == 404
     stolen = body(item["id"], 9)
     first.post("/api/saves", stolen)
     assert second.post("/api/saves", stolen).status_code == 404

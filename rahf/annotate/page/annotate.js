@@ -10,6 +10,7 @@ const RADIUS = 1 / 20; // of the picture's height: the disc that a mark stands f
 const AUTOSAVE = 700; // milliseconds after the last change
 const IDLE = 60; // seconds without input after which time does not count as looking
 const TIMEOUT = 15000;
+const PATIENCE = 3000; // milliseconds that a critic's marks are waited for
 
 let me = null;
 let items = new Map(); // pictures by number
@@ -121,6 +122,7 @@ function queueSave(item, changes = {}) {
     save_id: newId(), picture: item.id, revision: item.revision, seconds: Math.round(item.seconds * 10) / 10,
     complete: item.complete, answer: item.answer, skip_reason: item.skip_reason,
   };
+  if (item.premarks) save.accepted = item.premarks.accepted;
   const name = key("save", String(Date.now()).padStart(15, "0") + "-" + String(item.revision).padStart(8, "0"), save.save_id);
   if (!put(name, save)) memory.set(name, save);
   // What this save replaces need not be sent, unless it is on its way: then both are stored, in order of revision.
@@ -241,6 +243,7 @@ function adopt(item) {
   const ours = local && (local.dirty || local.revision > item.revision);
   const merged = ours ? { ...item, answer: local.answer, revision: local.revision, complete: local.complete,
     skip_reason: local.skip_reason, seconds: Math.max(local.seconds, item.seconds), dirty: local.dirty } : { ...item, dirty: false };
+  if (ours && local.premarks) merged.premarks = local.premarks;
   merged.answer = merged.answer || emptyAnswer(item);
   if (!merged.answer.word_labels) merged.answer.word_labels = Array(item.words).fill(1);
   if (ours && merged.complete) merged.state = "answered";
@@ -309,6 +312,7 @@ async function show(position) {
   render();
   scalesOf(item);
   showFeedback(item);
+  showPremarks(item);
   try {
     const url = await preload(item);
     if (current() === item) image.src = url;
@@ -419,7 +423,7 @@ function render() {
   $("previous").disabled = at <= 0;
   $("next").disabled = at >= order.length - 1;
   $("training-note").hidden = !item.training || Boolean(item.feedback);
-  $("finish").textContent = item.feedback && item.complete ? "Next picture" : item.complete ? "Save and next" : "Finish and next";
+  $("finish").textContent = (item.feedback || item.premarks) && item.complete && !item.dirty ? "Next picture" : item.complete ? "Save and next" : "Finish and next";
   drawCross();
   showProgress();
   if (focused) {
@@ -464,6 +468,17 @@ function drawMarks(item) {
     });
     if (item.feedback && item.complete) {
       for (const [x, y] of item.feedback.answer[name]) add(name, 0, x, y, "expected").tabIndex = -1;
+    }
+  }
+  if (item.premarks && item.complete) {
+    let number = 0;
+    for (const name of KINDS) {
+      for (const [x, y] of item.premarks.marks[name]) {
+        const mark = add(name, 0, x, y, "premark");
+        mark.tabIndex = -1;
+        mark.textContent = number += 1;
+        mark.setAttribute("aria-hidden", "true"); // the list beside the picture says it
+      }
     }
   }
   if (!list.children.length) {
@@ -558,6 +573,53 @@ function showFeedback(item) {
     box.append(text);
   }
   render();
+}
+
+function showPremarks(item) {
+  const box = $("premarks"), list = $("premark-list");
+  const shown = item.complete && item.premarks;
+  box.hidden = !shown;
+  list.replaceChildren();
+  if (!shown) return;
+  $("premarks-model").textContent = item.premarks.model;
+  let number = 0;
+  for (const name of KINDS) {
+    item.premarks.marks[name].forEach(([x, y, value], index) => {
+      const entry = document.createElement("li"), label = document.createElement("label"), input = document.createElement("input");
+      input.type = "checkbox";
+      input.checked = (item.premarks.accepted[name] || []).includes(index);
+      input.addEventListener("change", () => {
+        const accepted = new Set(item.premarks.accepted[name] || []);
+        if (input.checked) accepted.add(index); else accepted.delete(index);
+        item.premarks.accepted[name] = [...accepted].sort((a, b) => a - b);
+        changed(item);
+        render();
+      });
+      label.append(input, ` ${number += 1}: ${NAMES[name]}, at ${Math.round(x)}, ${Math.round(y)} (${Math.round(100 * value)}%)`);
+      entry.append(label);
+      list.append(entry);
+    });
+  }
+  render();
+}
+
+async function askPremarks(item) { // true: there are some, and the person looks at them before going on
+  if (!me.premarks || item.training || item.premarks || !online) return false;
+  const stored = new Promise((resolve) => { if (waitingSaves().length) flushedWaiters.push(() => resolve(true)); else resolve(true); });
+  const late = new Promise((resolve) => setTimeout(() => resolve(false), PATIENCE));
+  if (!(await Promise.race([stored, late]))) return false;
+  try {
+    const answer = await api("POST", "/api/premarks", { picture: item.id });
+    if (!answer.premarks) return false;
+    item.premarks = answer.premarks;
+    keepItem(item);
+  } catch (error) {
+    return false; // they are an offer: work goes on without them
+  }
+  if (current() !== item) return true;
+  showPremarks(item);
+  $("premarks").focus();
+  return true;
 }
 
 function showProgress() {
@@ -737,7 +799,7 @@ function globalKey(event) {
 
 async function finish() {
   const item = current();
-  if (item.complete && item.feedback && !item.dirty) { await goOn(); return; }
+  if (item.complete && (item.feedback || item.premarks) && !item.dirty) { await goOn(); return; }
   const missing = me.scales.filter((scale) => item.answer.scores[scale.name] === undefined);
   if (missing.length) {
     say("Not answered yet: " + missing.map((scale) => scale.question).join(" "));
@@ -756,6 +818,7 @@ async function finish() {
   }
   item.state = "answered";
   keepItem(item);
+  if (await askPremarks(item)) return;
   await goOn();
   if (!$("work").hidden) $("stage").focus({ preventScroll: true });
 }
