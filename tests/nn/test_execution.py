@@ -17,8 +17,8 @@ from rahf.nn.execution import Execution, full_precision, remat_part, run_layers
 from tests.helpers.model_maker import PLAIN, compiled, fake, made
 
 F32 = jnp.dtype("float32")
-VIT = ViTConfig(patch_size=4, width=16, depth=4, heads=2, mlp_width=32, stem=(4,), dropout=0.2)
-T5 = T5Config(8, 16, head_width=8, heads=2, mlp_width=16, decoder_layers=3, dropout=0.2)
+VIT = ViTConfig(patch_size=4, width=16, depth=2, heads=2, mlp_width=32, stem=(4,), dropout=0.2)
+T5 = T5Config(8, 16, head_width=8, heads=2, mlp_width=16, decoder_layers=2, dropout=0.2)
 HEAD = HeatmapHeadConfig(conv_widths=(4,), up_widths=(4, 4))
 KEY = jax.random.key(3, impl="unsafe_rbg")  # compiles in a fraction of the time
 
@@ -81,7 +81,7 @@ def test_the_whole_network():
 
 def test_memory_falls():
     """XLA for CPUs undoes recomputation outside of loops, so it is seen in scanned layers."""
-    config = dataclasses.replace(VIT, width=32, mlp_width=128, dropout=0.0, stem=())
+    config = dataclasses.replace(VIT, depth=4, width=32, mlp_width=128, dropout=0.0, stem=())
 
     def temporaries(remat):
         execution = Execution(remat=remat, scan_layers=True)
