@@ -40,8 +40,10 @@ def model_and_images(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _is_model(path: str) -> bool:
+    if os.path.isdir(path):  # a folder named like a picture is one that cannot be read, unless a model lies in it
+        return not pictures.looks_like_image(path) or os.path.exists(os.path.join(path, "config.json"))
     if os.path.exists(path):
-        return os.path.isdir(path) or loading.is_exported(path)
+        return loading.is_exported(path)
     return path in shipped.names() or (not pictures.looks_like_image(path) and hub.is_id(path))
 
 

@@ -165,6 +165,8 @@ def test_look_writes_every_picture_and_names_the_others(saliency_run, saliency_m
     np.testing.assert_allclose(stored / 65535, saliency_model(PICTURE)[0].heatmap, atol=1e-4)
     assert look.model_and_images(["photo.jpg", "b.png"]) == (look.DEFAULT, ["photo.jpg", "b.png"])
     assert look.model_and_images([str(saliency_run), "b.png"]) == (str(saliency_run), ["b.png"])
+    (tmp_path / "a.png").mkdir()
+    assert look.model_and_images([str(tmp_path / "a.png"), "b.png"])[0] == look.DEFAULT  # refused alone, not the job
     with pytest.raises(ArgumentError, match="pictures"):
         look.model_and_images([str(saliency_run)])
 
