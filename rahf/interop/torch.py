@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from rahf.core import labels, pixel_range, process
 from rahf.core.batch import SCORES
 from rahf.core.errors import ArgumentError, ArgumentTypeError, ImageError
 from rahf.critic.critic import Critic
+from rahf.images import pictures as pictures_lib
 from rahf.nn import pixels as pixels_lib
 
 if TYPE_CHECKING:
@@ -116,7 +118,8 @@ def policy_reward(critic: Critic, score: str | Mapping[str, float] = "overall") 
 
     Returns:
       Function of (images [B,3,H,W] in [0,1], prompts, metadata) → (rewards float32 [B] on the images' device,
-      {score name: list of B floats} to be logged). Pixels are checked as by `as_torch`, then clipped to [0,1].
+      {score name: list of B floats} to be logged). Pixels are checked as by `as_torch`, then clipped to [0,1]. NumPy
+      arrays [B,H,W,3], the channels last, are taken, too.
     """
     all_scores, weights = as_torch(critic), labels.weights(score)
     critic.outputs.check_score(score)
@@ -124,7 +127,7 @@ def policy_reward(critic: Critic, score: str | Mapping[str, float] = "overall") 
     def reward(images: torch.Tensor, prompts: Sequence[str], metadata: Any = None) -> tuple[torch.Tensor, dict]:
         torch = _torch()
         with torch.no_grad():
-            scores = all_scores(_clipped(images), prompts)
+            scores = all_scores(clipped(_from_numpy(images)), prompts)
             logged = {name: scores[:, SCORES.index(name)].tolist() for name in critic.outputs.scores}
             return _weighted(scores, weights), logged
 
@@ -143,7 +146,7 @@ def differentiable_reward(critic: Critic, score: str | Mapping[str, float] = "ov
     differentiable = as_torch(critic, score)
 
     def reward(images: torch.Tensor, prompts: Sequence[str], metadata: Any = None) -> tuple[torch.Tensor, dict]:
-        return differentiable(_clipped(images), prompts), {}
+        return differentiable(clipped(images), prompts), {}
 
     return reward
 
@@ -217,8 +220,33 @@ def _function() -> type:
     return Score
 
 
-def _clipped(images: torch.Tensor) -> torch.Tensor:
-    """Checked before they are clipped: clipping would hide a picture in -1..1 or 0..255."""
+def for_critic(pictures: Any) -> Any:
+    """Pictures of a trainer in the form that a critic takes: tensors [B,3,H,W] or [3,H,W] with the channels last.
+
+    Tensors are clipped to [0,1]; all else (NumPy arrays [B,H,W,3], Pillow images, paths) is returned unchanged. PyTorch
+    is not needed for these.
+
+    Raises:
+      ImageError: a tensor of another shape, type or range.
+    """
+    module = sys.modules.get("torch")  # a tensor cannot exist where PyTorch has not been imported
+    if module is None or not isinstance(pictures, module.Tensor):
+        return pictures
+    return clipped(pictures.detach()).movedim(-3, -1)
+
+
+def _from_numpy(images: Any) -> Any:
+    """NumPy arrays [B,H,W,3] as tensors [B,3,H,W] on the CPU; all else unchanged. Raises ImageError."""
+    if not isinstance(images, np.ndarray):
+        return images
+    if images.ndim != 4 or not images.size:
+        raise ImageError(f"images: array of shape {images.shape}, expected [B,H,W,3]")
+    pictures_lib.check_channels(images[0], "images")
+    return _torch().from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
+
+
+def clipped(images: torch.Tensor) -> torch.Tensor:
+    """Pixels in [0,1], checked before they are clipped: clipping would hide a picture in -1..1 or 0..255."""
     _check(images)
     return images.clamp(0, 1) if images.is_floating_point() else images
 

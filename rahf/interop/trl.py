@@ -1,11 +1,12 @@
 """A critic as reward of a model that writes prompts, in the shape that TRL's trainers call (GRPO, RLOO).
 
-    reward = prompt_reward(critic, lambda prompts: pipe(list(prompts), output_type="pil").images)
+    reward = prompt_reward(critic, lambda prompts: pipe(list(prompts), output_type="pt").images)
     trainer = GRPOTrainer(model="...", reward_funcs=reward, train_dataset=wishes)   # a column "prompt"
 
 TRL 0.24 removed its trainers of diffusion models (`DDPOTrainer`, `AlignPropTrainer`). Its reward functions get keyword
-arguments, `prompts`, `completions` and the other columns of the dataset, and return one float per completion. For
-code of the shape of the removed trainers see `rahf.interop.torch.policy_reward` and `differentiable_reward`.
+arguments: `prompts`, `completions`, `completion_ids`, the other columns of the dataset, and in 1.9 `trainer_state`,
+`log_extra` and `log_metric`, too. They return one float per completion. For code of the shape of the removed trainers
+see `rahf.interop.torch.policy_reward` and `differentiable_reward`.
 
 This module does not import `trl`.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 from rahf.core.errors import ArgumentError
 from rahf.critic.critic import Critic
+from rahf.interop.torch import for_critic
 
 
 def prompt_reward(
@@ -30,7 +32,8 @@ def prompt_reward(
 
     Args:
       critic: of `rahf.load`.
-      generate: text-to-image: prompts → as many pictures, in any form that the critic takes.
+      generate: text-to-image: prompts → as many pictures: a PyTorch tensor [B,3,H,W], a NumPy array [B,H,W,3], or
+        anything else that the critic takes.
       score: a name of `rahf.core.batch.SCORES`, or weights by name.
       wish: the keyword argument with what the pictures shall show: TRL's own prompts, or a column of the dataset.
 
@@ -47,12 +50,14 @@ def prompt_reward(
 
     def reward(completions: Sequence[Any], prompts: Sequence[Any] = (), **columns: Any) -> list[float]:
         wishes = {"prompts": prompts, **columns}.get(wish)
-        if wishes is None or len(wishes) != len(completions):
+        if not isinstance(wishes, Sequence) or len(wishes) != len(completions):
+            count = len(wishes) if isinstance(wishes, Sequence) else "no such column"
+            listed = ["prompts", *(name for name, column in columns.items() if isinstance(column, Sequence))]
             raise ArgumentError(
                 f"wish: expected one text in the column {wish!r} for each of {len(completions)} completions, found "
-                f"{'no such column' if wishes is None else len(wishes)}; columns: {', '.join(['prompts', *columns])}"
+                f"{count}; columns: {', '.join(listed)}"
             )
-        pictures = generate([_text(completion) for completion in completions])
+        pictures = for_critic(generate([_text(completion) for completion in completions]))
         return [float(value) for value in critic.score(pictures, [_text(one) for one in wishes], score)]
 
     reward.__name__ = f"rahf_{score}" if isinstance(score, str) else "rahf_scores"  # TRL logs it by this name

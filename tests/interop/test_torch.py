@@ -130,6 +130,8 @@ def test_rewards_in_the_shapes_of_trainers(tiny_critic, all_scores, pixels):
     assert rewards.shape == (2,) and not rewards.requires_grad and rewards.device == images.device
     np.testing.assert_allclose(rewards, every[:, 1], atol=1e-6)
     np.testing.assert_allclose(logged["aesthetics"], every[:, 2], atol=1e-6)
+    channels_last = np.moveaxis(pixels, 1, -1)
+    np.testing.assert_array_equal(interop.policy_reward(tiny_critic, "alignment")(channels_last, PROMPTS)[0], rewards)
     outside = (images * 1.4 - 0.2).requires_grad_()
     rewards, logged = interop.differentiable_reward(tiny_critic, "alignment")(outside, PROMPTS, None)
     rewards.sum().backward()
@@ -170,7 +172,11 @@ def test_trainers_rewards_check_before_they_clip(tiny_critic):
             (torch.zeros(1, 8, 8, 3), "channels last"),
             (torch.zeros(1, 3, 8, 8, dtype=torch.int8), "int8; expected uint8"),
             ([Image.new("RGB", (8, 8))], "expected a tensor .* found builtins.list"),
-            (np.zeros((1, 3, 8, 8), np.float32), "expected a tensor .* found numpy.ndarray"),
+            (
+                np.zeros((1, 3, 8, 8), np.float32),
+                "found numpy.ndarray|looks like channels first",
+            ),
+            (np.zeros((8, 8), np.float32), "found numpy.ndarray|expected .B,H,W,3."),
         ):
             with pytest.raises((ImageError, TypeError), match=words):
                 reward(images, ["a cat"])
