@@ -11,11 +11,11 @@ from rahf.config import Config, DataConfig, MotionRendererConfig, OptimizerConfi
 
 
 def config() -> Config:
-    """Three scales; before training it draws what splatting alone draws."""
+    """Three scales; before training it draws what splatting alone draws. The tower of `lite` stands in for VGG."""
     return Config(
         workdir="runs/motion_renderer",
         data=DataConfig(path="data/motion", batch_size=8, eval_batch_size=8),
-        model=MotionRendererConfig(),
+        model=MotionRendererConfig(perceptual="lite"),
         optimizer=OptimizerConfig(learning_rate=5e-4, schedule="cosine", warmup_steps=50, ema_decay=0.99),
         train=TrainConfig(
             steps=1500,

@@ -25,7 +25,7 @@ class MotionBatch(NamedTuple):
 
     Attributes:
       image: uint8 [B,h,w,3], the first picture.
-      spectrum: float32 [B,K,h,w,4], not normalised.
+      spectrum: float32 [B,K,h,w,4], not normalised; the first K terms, as many as were asked for.
       time: int32 [B], a later frame, another one in each epoch.
       target: uint8 [B,h,w,3], the picture at that frame.
       example_mask: bool [B], False for examples that fill up the last batch.
@@ -43,13 +43,13 @@ class MotionBatch(NamedTuple):
 class _Maker:
     """(position, record) → an example; a picture that cannot be decoded is named."""
 
-    def __init__(self, where: str, records: int):
-        self.where, self.records = where, records
+    def __init__(self, where: str, records: int, terms: int | None):
+        self.where, self.records, self.terms = where, records, terms
 
     def __call__(self, index: int, record: MotionRecord) -> MotionBatch:
         epoch, index = divmod(index, self.records)
         image = images.load_rgb(record.image, what=f"{self.where}: picture of clip {record.uid}")
-        spectrum = record.volume.channels
+        spectrum = record.volume.channels[: self.terms]
         if image.shape[:2] != spectrum.shape[1:3]:
             raise DataError(f"{self.where}: clip {record.uid} has a picture of {image.shape[:2]} and a volume of "
                             f"{spectrum.shape[1:3]}; prepare the data again")  # fmt: skip
@@ -73,9 +73,16 @@ class TrainLoader:
     """
 
     def __init__(
-        self, path: str, split: str, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+        self,
+        path: str,
+        split: str,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        terms: int | None = None,
     ):
-        """Args as of `data_pipelines.loading.loader.train_loader`.
+        """Args as of `data_pipelines.loading.loader.train_loader`; only the first `terms` terms, None: all.
 
         Raises:
           DatasetError: no such data.
@@ -90,7 +97,7 @@ class TrainLoader:
         self._batch_size, self._process, self._examples = batch_size, (process_index, process_count), 0
         numbered = grain.MapDataset.source(_Numbered(source))
         order = int(np.random.SeedSequence([seed % 2**32]).generate_state(1)[0])
-        maker = _Maker(f"dataset {path}, split {split!r}", len(source))
+        maker = _Maker(f"dataset {path}, split {split!r}", len(source), terms)
         self._stream = numbered.shuffle(order).repeat().map(lambda pair: maker(*pair))
         self._iterator: Iterator[MotionBatch] | None = None
         self.report: Callable[[str], None] = lambda line: terminal.say(names.one_line(line), stderr=True)
@@ -160,15 +167,21 @@ class _Numbered:
 
 
 def eval_batches(
-    path: str, split: str, batch_size: int, process_index: int = 0, process_count: int = 1, limit: int | None = None
+    path: str,
+    split: str,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    limit: int | None = None,
+    terms: int | None = None,
 ) -> Iterator[MotionBatch]:
     """The clips of a split in order, once; the last batch is filled up with examples that do not count.
 
-    Every process gets its part of each batch of `batch_size`.
+    Every process gets its part of each batch of `batch_size`; only the first `terms` terms, None: all.
     """
     source = read.open_clips(path, split)
     count = len(source) if limit is None else min(limit, len(source))
-    maker, local = _Maker(f"dataset {path}, split {split!r}", len(source)), batch_size // process_count
+    maker, local = _Maker(f"dataset {path}, split {split!r}", len(source), terms), batch_size // process_count
     filler = maker(0, source[0])._replace(example_mask=np.bool_(False), index=np.int64(-1))
     for first in range(process_index * local, max(count, 1) + process_index * local, batch_size):
         numbers = range(first, min(first + local, count))

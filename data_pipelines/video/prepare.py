@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -101,6 +101,7 @@ def prepare_scenes(
     dev: float = 0.1,
     test: float = 0.1,
     size: tuple[int, int] = (256, 160),
+    terms: int = TERMS,
     seed: int = 0,
     workers: int = 0,
     progress: bool = True,
@@ -112,6 +113,7 @@ def prepare_scenes(
       count: number of scenes in all.
       dev, test: shares of the scenes.
       size: width and height in pixels.
+      terms: of the spectral volumes; those of drawn scenes are 0 from 16 on.
       seed: of all randomness.
       workers: processes that draw; 0: this one.
       progress: show a bar.
@@ -121,6 +123,7 @@ def prepare_scenes(
     """
     splits_lib.check_shares(dev, test)
     width, height = _check_size(size)
+    _check_terms(terms)
     if count < 1 or seed < 0 or workers < 0:
         raise DatasetError(f"--synthetic {count}, seed {seed}, workers {workers}: expected at least one scene, "
                            "and no negative number")  # fmt: skip
@@ -133,14 +136,14 @@ def prepare_scenes(
     ):
 
         def records(split: str) -> Iterator[MotionRecord]:
-            for record in draw((seed, split, index, width, height) for index in range(numbers[split])):
+            for record in draw((seed, split, index, width, height, terms) for index in range(numbers[split])):
                 counts.count(split, "records")
                 counts.count(split, "joined")
                 bars("drawing scenes", next(drawn), count)
                 yield record
 
         plan = {"synthetic": scenes.VERSION, "count": count, "seed": seed, "dev": dev, "test": test}
-        return _write(out, records, counts, plan, (width, height), FPS)
+        return _write(out, records, counts, _Plan(plan, (width, height), terms, FPS))
 
 
 def prepare_videos(
@@ -151,6 +154,7 @@ def prepare_videos(
     dev: float = 0.1,
     test: float = 0.1,
     size: tuple[int, int] = (256, 160),
+    terms: int = TERMS,
     fps: float = FPS,
     stride: int = STRIDE,
     filters: flow.Filters = flow.Filters(),
@@ -168,6 +172,7 @@ def prepare_videos(
         pixels of `size`: flow of another program instead of OpenCV's.
       dev, test: shares of the videos.
       size: width and height in pixels of pictures and flow; the middle of the video is cropped to that aspect ratio.
+      terms: of the spectral volumes.
       fps: rate to which videos are brought.
       stride: frames from one window's start to the next.
       filters: what is dropped.
@@ -178,6 +183,7 @@ def prepare_videos(
     """
     splits_lib.check_shares(dev, test)
     width, height = _check_size(size)
+    _check_terms(terms)
     if not (np.isfinite(fps) and 0 < fps <= 1000) or stride < 1:
         raise DatasetError(f"--fps {fps}, --stride {stride}: expected a positive rate and at least 1 frame")
     listed = decode.video_files(videos)
@@ -199,18 +205,19 @@ def prepare_videos(
                     refused.append({"video": str(path), "reason": kind, "detail": reason}),
                 )
                 joined = lambda: (counts.count(split, "records"), counts.count(split, "joined"))  # noqa: E731
-                clips = _clips(frames, stride, filters, flows, joined, note)
+                clips = _clips(frames, stride, terms, filters, flows, joined, note)
                 yield from (clip._replace(uid=f"{path.stem}-{number}-{clip.uid}") for clip in clips)
                 counts.resampled += bool(frames.resampled)
                 bars("reading videos", next(read), len(listed))
 
         plan = {"videos": [path.name for path in listed], "fps": fps, "stride": stride, "dev": dev, "test": test}
-        return _write(out, records, counts, plan, (width, height), fps, refused)
+        return _write(out, records, counts, _Plan(plan, (width, height), terms, fps), refused)
 
 
 def _clips(
     frames: decode.Frames,
     stride: int,
+    terms: int,
     filters: flow.Filters,
     flows: str | os.PathLike | None,
     joined: Callable[[], Any],
@@ -241,7 +248,7 @@ def _clips(
         yield MotionRecord(
             uid=str(first),
             image=_encoded(window[0]),
-            volume=volume_lib.of_texture(texture, TERMS, frames.fps),
+            volume=volume_lib.of_texture(texture, terms, frames.fps),
             times=times,
             targets=tuple(_encoded(window[time]) for time in times),
         )
@@ -267,13 +274,20 @@ def _flow_file(flows: str | os.PathLike, video: pathlib.Path, first: int, window
     return texture.astype(np.float32)
 
 
+class _Plan(NamedTuple):
+    """What decides about the bytes of a dataset: inputs by name, size in pixels, terms, and frames per second."""
+
+    inputs: dict[str, Any]
+    size: tuple[int, int]
+    terms: int
+    fps: float
+
+
 def _write(
     out: str | os.PathLike,
     records: Callable[[str], Iterable[MotionRecord]],
     counts: MotionCounts,
-    plan: dict[str, Any],
-    size: tuple[int, int],
-    fps: float,
+    plan: _Plan,
     refused: list[dict[str, Any]] | None = None,
 ) -> MotionCounts:
     target = pathlib.Path(out)
@@ -287,12 +301,14 @@ def _write(
 
     def description() -> str:
         counts.scales_from = next((split for split in splits_lib.SPLITS if scales[split].samples), "train")
-        width, height = size
-        values = {"frames": FRAMES, "fps": fps, "terms": TERMS, "width": width, "height": height}
+        width, height = plan.size
+        values = {"frames": FRAMES, "fps": plan.fps, "terms": plan.terms, "width": width, "height": height}
         values |= {"percentile": 95.0, "scales": scales[counts.scales_from].values()}
         return json.dumps(values, indent=2) + "\n"
 
-    text = json.dumps([_PLAN_VERSION, plan, size], sort_keys=True)
+    # Data of the usual number of terms keep the identity that they had before it could be chosen.
+    chosen = {} if plan.terms == TERMS else {"terms": plan.terms}
+    text = json.dumps([_PLAN_VERSION, plan.inputs | chosen, plan.size], sort_keys=True)
     lines = refused if refused is not None else []
     try:
         store.write_dataset(
@@ -315,13 +331,13 @@ def _write(
     return counts
 
 
-def _draw(job: tuple[int, str, int, int, int]) -> MotionRecord:
-    seed, split, index, width, height = job
+def _draw(job: tuple[int, str, int, int, int, int]) -> MotionRecord:
+    seed, split, index, width, height, terms = job
     drawn, times = scenes.scene(seed, split, index, width, height), target_times(FRAMES)
     return MotionRecord(
         uid=f"{drawn.kind}-{split}-{index}",
         image=_encoded(drawn.frame(0)),
-        volume=drawn.volume(),
+        volume=drawn.volume(terms),
         times=times,
         targets=tuple(_encoded(drawn.frame(time)) for time in times),
     )
@@ -331,6 +347,11 @@ def _encoded(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
+
+
+def _check_terms(terms: int) -> None:
+    if not 1 <= terms <= FRAMES // 2 + 1:
+        raise DatasetError(f"--terms {terms}: {FRAMES} frames have 1 to {FRAMES // 2 + 1} frequencies")
 
 
 def _check_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -79,15 +79,15 @@ class Scene(NamedTuple):
             texture[:, visible] = np.tensordot(factors.astype(np.complex64), shapes, 1).real
         return texture
 
-    def volume(self) -> SpectralVolume:
-        """The exact spectral volume, in closed form."""
-        spectrum = np.zeros((TERMS, *self.background.shape[:2], 2), np.complex64)
+    def volume(self, terms: int = TERMS) -> SpectralVolume:
+        """The exact spectral volume, in closed form: its first `terms` terms. Those from `TERMS` on are 0."""
+        spectrum = np.zeros((max(terms, TERMS), *self.background.shape[:2], 2), np.complex64)
         for layer in self.layers:
-            terms = layer.shapes * np.float32(self.frames / 2)
-            terms[0] = -self.frames * layer.shapes[1:].sum(0).real
+            values = layer.shapes * np.float32(self.frames / 2)
+            values[0] = -self.frames * layer.shapes[1:].sum(0).real
             visible = layer.opacity >= 0.5
-            spectrum[:, visible] = terms[:, visible]
-        return SpectralVolume(spectrum, self.frames, self.fps)
+            spectrum[:TERMS, visible] = values[:, visible]
+        return SpectralVolume(spectrum[:terms], self.frames, self.fps)
 
     def front(self) -> np.ndarray:
         """bool [h,w], where a layer is in front of the background in frame 0."""

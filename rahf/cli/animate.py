@@ -46,9 +46,12 @@ def add(commands) -> None:
     )
 
     judge = parser.add_argument_group("a critic's view")
-    judge.add_argument("--report", default=None, metavar="FILE.png", help="scores and heatmaps of frames over time")
-    judge.add_argument("--critic", default=None, metavar="MODEL", help="what rahf.load takes; with --report")
-    judge.add_argument("--prompt", default=None, metavar="TEXT", help="what the photograph shows; with --report")
+    judge.add_argument("--report", default=None, metavar="FILE.png", help="what models see in the frames, over time")
+    judge.add_argument("--prompt", default=None, metavar="TEXT", help="what the photograph shows, for the critic")
+    judge.add_argument("--critic", default=None, metavar="MODEL", help="scores frames by --prompt (default: lite)")
+    judge.add_argument(
+        "--saliency", default=None, metavar="MODEL", help="where people look (default: saliency-lite); none: leave out"
+    )
     model = parser.add_argument_group("a motion model")
     model.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another motion")
     model.add_argument("--steps", type=int, default=50, metavar="N", help="of DDIM")
@@ -66,10 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from rahf.core.errors import ArgumentError
     from rahf.motion import animate
 
-    critic = (args.critic, args.prompt, args.report)
-    if any(critic) and not all(critic):
-        raise ArgumentError("--report takes --critic MODEL and --prompt TEXT, too")
-    critic = critic if all(critic) else None
+    report = _report(args)
     if args.model is None:
         volume = animate.load_volume(args.spectrum, args.clip)
     else:
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             preview=args.preview,
             page=args.interactive,
             renderer=args.renderer,
-            critic=critic,
+            report=report,
             progress=lambda done, total: bar.update(shown, completed=done, total=total),
         )
     if args.save_spectrum is not None:
@@ -110,3 +110,19 @@ def run(args: argparse.Namespace) -> int:
         if path is not None:
             terminal.say(path)
     return 0
+
+
+def _report(args: argparse.Namespace):
+    """What `--report` and the options beside it ask for; None without it."""
+    from rahf.core.errors import ArgumentError
+    from rahf.motion.critique import Report
+    from rahf.saliency import loading
+
+    if args.report is None:
+        for name in ("prompt", "critic", "saliency"):
+            if getattr(args, name) is not None:
+                raise ArgumentError(f"--{name} belongs to --report FILE.png")
+        return None
+    critic = args.critic or ("lite" if args.prompt else None)
+    saliency = None if args.saliency == "none" else loading.load(args.saliency or "saliency-lite")
+    return Report(args.report, critic, args.prompt or "", saliency)

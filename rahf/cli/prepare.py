@@ -299,6 +299,7 @@ def _add_motion(kinds) -> None:
     source.add_argument("--videos", nargs="+", default=None, metavar="PATH", help="videos, or folders of videos")
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
     parser.add_argument("--size", default="256x160", metavar="WIDTHxHEIGHT", help="of pictures and flow, in pixels")
+    parser.add_argument("--terms", type=int, default=16, metavar="K", help="frequencies that are kept")
     parser.add_argument("--fps", type=float, default=30.0, help="videos: rate to which they are brought")
     parser.add_argument("--stride", type=int, default=10, metavar="FRAMES", help="videos: from one window to the next")
     parser.add_argument("--flows", default=None, metavar="DIR", help="videos: NAME/FIRST.npy, flow of another program")
@@ -325,7 +326,7 @@ def motion(args: argparse.Namespace) -> int:
     width, _, height = args.size.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise ArgumentError(f"--size {args.size}: expected WIDTHxHEIGHT, as 256x160")
-    options = dict(dev=args.dev, test=args.test, size=(int(width), int(height)))
+    options = dict(dev=args.dev, test=args.test, size=(int(width), int(height)), terms=args.terms)
     if args.videos is None:
         workers = args.workers if args.workers > 1 else 0
         counts = prepare.prepare_scenes(args.out, args.synthetic, seed=args.seed, workers=workers, **options)

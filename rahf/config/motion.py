@@ -24,7 +24,9 @@ class MotionConfig(FamilyConfig):
     prediction: Literal["slices", "volume"] = "slices"
     width: int = 256  # of pictures and motion, as the data was prepared
     height: int = 160
-    terms: int = 16  # K
+    terms: int = 16  # K; the first ones of the data's
+    # "adaptive": each frequency by its own scale, then the root (equation 4); "plain": all by one number, an ablation.
+    normalisation: Literal["adaptive", "plain"] = "adaptive"
     vae: AutoencoderKLConfig = AutoencoderKLConfig(
         in_channels=4, out_channels=4, block_out_channels=(32, 64, 64), layers_per_block=1, norm_num_groups=8
     )
@@ -46,5 +48,11 @@ class MotionRendererConfig(FamilyConfig):
     family: Literal["motion-renderer"] = "motion-renderer"
     block_out_channels: tuple[int, ...] = (16, 32, 64)  # of the scales; each but the first halves the side
     norm_num_groups: int = 4
+    # "softmax": what moves more hides what moves less; "average": all count alike, an ablation.
+    splat: Literal["softmax", "average"] = "softmax"
     gradient_weight: float = 0.2  # of differences of neighbours at four scales, beside the absolute error
+    # A fixed network whose features are compared, too: torchvision's VGG as .safetensors or .pth, or a critic with an
+    # EfficientNet-Lite tower, as the shipped "lite"; "": none.
+    perceptual: str = ""
+    perceptual_weight: float = 0.1
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "AnimateOptions": "rahf.motion.animate",
         "Renderer": "rahf.motion.render",
+        "Report": "rahf.motion.critique",
         "animate_photo": "rahf.motion.animate",
         "average_splat": "rahf.motion.splat",
         "close": "rahf.motion.loops",

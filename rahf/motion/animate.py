@@ -20,7 +20,7 @@ from rahf.core.errors import ArgumentError, DatasetError, ImageError
 from rahf.images.resize import resize
 from rahf.motion import loops, render, renderer_task, touch, video_file
 from rahf.motion import model as model_lib
-from rahf.motion.critique import Critique
+from rahf.motion.critique import Critique, Report
 from rahf.motion.preview import Preview
 
 #: How strongly the ends of a loop are drawn together (`rahf.motion.loops.close`).
@@ -110,7 +110,7 @@ def animate_photo(
     preview: str | os.PathLike | None = None,
     page: str | os.PathLike | None = None,
     renderer: str | os.PathLike | None = None,
-    critic: tuple[str | os.PathLike, str, str | os.PathLike] | None = None,
+    report: Report | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Animated:
     """Animates one photograph. Frames are rendered and written one by one.
@@ -123,7 +123,7 @@ def animate_photo(
       mask: a grey picture: white moves, black stands still, grey in between; resized to the photograph.
       preview: PNG to write: slice over x and time, flow colours, mean motion.
       renderer: run of a trained renderer that draws the frames; None: splatting alone.
-      critic: a critic, the prompt that it judges frames by, and the report to write: PNG, and JSON beside it.
+      report: what a critic and a saliency model say of the frames; None: nothing.
       page: HTML page to write, in which the photograph is dragged.
       progress: called with frames done and their number.
 
@@ -134,10 +134,10 @@ def animate_photo(
     """
     if out is None and page is None:
         raise ArgumentError("animate: nothing to write; give --out VIDEO or --interactive PAGE.html")
-    if (preview is not None or critic is not None) and out is None:
+    if (preview is not None or report is not None) and out is None:
         raise ArgumentError("--preview and --report belong to --out: they show the frames of a video")
-    if critic is not None and pathlib.Path(critic[2]).suffix.lower() != ".png":
-        raise ArgumentError(f"{os.fspath(critic[2])}: the report is a picture; name a file that ends in .png")
+    if report is not None:
+        report.check()
     picture, notes = _photograph(photo, options.max_side), []
     height, width = picture.shape[:2]
     grid = volume.spectrum.shape[1:3]
@@ -159,7 +159,7 @@ def animate_photo(
     video_file.check(out, width, height, len(times), options.fps)
     network = None if renderer is None else renderer_task.load(renderer)
     drawing = render.Renderer(picture, volume, options.magnify, shares, network=network)
-    judged = None if critic is None else Critique(critic[0], critic[1], len(times))
+    judged = None if report is None else Critique(report, len(times), np.asarray(drawing.importance))
     shown = Preview(np.asarray(drawing.importance))
     with video_file.writer(out, options.fps) as video:
         for number, time in enumerate(times):
@@ -176,7 +176,7 @@ def animate_photo(
         )
         files.write_atomically(preview, shown.png(picture, np.asarray(drawing.flow(float(farthest)))))
     if judged is not None:
-        judged.write(critic[2], options.fps)
+        judged.write(options.fps)
     return Animated((width, height), len(times), len(times) / options.fps, tuple(notes))
 
 

@@ -1,11 +1,17 @@
-"""A critic looks at the frames of a video: where and when a motion makes the picture implausible."""
+"""A critic and a saliency model look at the frames of a video.
+
+Where and when does a motion make the picture implausible, and does it draw the eye? A saliency model is handed over
+loaded: this package and `rahf.saliency` stand on one floor.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -18,28 +24,63 @@ from rahf.images.overlay import overlay
 
 #: Frames that are judged, evenly spread over a video.
 JUDGED = 24
+_MOVING = 0.1  # share of the largest mean motion from which on a pixel counts as moving
 _SIZE = 640, 220  # of a chart in pixels
 _COLOURS = ((30, 90, 200), (200, 110, 0), (20, 140, 80), (150, 40, 150))
+
+
+class SaliencyModel(Protocol):
+    """Says where people look; `rahf.saliency.predictor.Saliency` is one."""
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Sequence[Any]:
+        """For each uint8 [h,w,3] an object whose `density` is float32 [h,w] and sums to 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What is to be said of the frames of a video, and where.
+
+    Attributes:
+      path: PNG to write; the numbers go into a JSON file beside it.
+      critic: what `rahf.load` takes; None: no critic.
+      prompt: that the critic judges all frames by.
+      saliency: a loaded saliency model; None: none.
+    """
+
+    path: str | os.PathLike
+    critic: str | os.PathLike | None = None
+    prompt: str = ""
+    saliency: SaliencyModel | None = None
+
+    def check(self) -> None:
+        """Raises ArgumentError: another kind of file, an empty prompt, or neither critic nor saliency model."""
+        if pathlib.Path(self.path).suffix.lower() != ".png":
+            raise ArgumentError(f"{os.fspath(self.path)}: the report is a picture; name a file that ends in .png")
+        if self.critic is None and self.saliency is None:
+            raise ArgumentError("--report: nobody looks at the frames; give a critic and --prompt, or a saliency model")
+        if self.critic is not None and not self.prompt.strip():
+            raise ArgumentError("--prompt: a critic judges pictures by a prompt; describe the photograph")
 
 
 class Critique:
     """Keeps some frames of a video, and has them judged together."""
 
-    def __init__(self, critic: str | os.PathLike, prompt: str, frames: int):
+    def __init__(self, report: Report, frames: int, motion: np.ndarray):
         """Loads the critic, so that a wrong path ends the work before it begins.
 
         Args:
-          critic: what `rahf.load` takes.
-          prompt: that all frames are judged by.
+          report: what is wanted.
           frames: of the video.
+          motion: float [h,w], the mean motion of each pixel.
 
         Raises:
-          ArgumentError: an empty prompt.
+          ArgumentError: as `Report.check`.
           CheckpointError, ExportError: no critic there.
         """
-        if not prompt.strip():
-            raise ArgumentError("--prompt: a critic judges pictures by a prompt; describe the photograph")
-        self.critic, self.prompt = loading.load(critic), prompt
+        report.check()
+        self._report = report
+        self._critic = None if report.critic is None else loading.load(report.critic)
+        self._moving = motion >= _MOVING * max(float(motion.max()), 1e-9)
         self._wanted = {int(number) for number in np.linspace(0, frames - 1, min(frames, JUDGED)).round()}
         self._seen, self._kept = 0, []
 
@@ -49,34 +90,74 @@ class Critique:
             self._kept.append((self._seen, pixels))
         self._seen += 1
 
-    def write(self, path: str | os.PathLike, fps: float) -> dict[str, object]:
-        """Judges, writes charts and the least plausible frame as a PNG, and the numbers beside it as JSON.
+    def write(self, fps: float) -> dict[str, object]:
+        """Judges, writes charts and the frames that stand out as a PNG, and the numbers beside it as JSON.
 
         Args:
-          path: ends in .png.
           fps: of the video.
 
         Returns:
-          The numbers: times, scores by name, mean of each heatmap; what the critic does not predict is left out.
+          The numbers by frame: scores by name and mean of each heatmap (what the critic does not predict is left out);
+          of saliency see `attention`.
         """
         numbers, frames = [number for number, _ in self._kept], [pixels for _, pixels in self._kept]
-        prediction = self.critic(frames, self.prompt, progress=False)
-        seconds = [number / fps for number in numbers]
-        scores = _finite(dict(zip(SCORES, np.asarray(prediction.scores).T)))
-        maps = {} if prediction.heatmaps is None else dict(zip(HEATMAPS, np.moveaxis(prediction.heatmaps, -1, 0)))
-        means = _finite({name: values.mean((1, 2)) for name, values in maps.items()})
-        picture = [chart("scores, 1 is best", seconds, scores)] if scores else []
-        picture += [chart("mean of the heatmaps, 0 is best", seconds, means)] if means else []
-        if "implausibility" in means:
-            worst = int(means["implausibility"].argmax())
-            picture.append(overlay(frames[worst], maps["implausibility"][worst], "implausibility"))
-        values = {"prompt": self.prompt, "frames": numbers, "seconds": seconds}
-        values |= {"scores": {name: v.tolist() for name, v in scores.items()}}
-        values |= {"heatmap_means": {name: v.tolist() for name, v in means.items()}}
+        seconds, path = [number / fps for number in numbers], self._report.path
+        values: dict[str, object] = {"frames": numbers, "seconds": seconds}
+        pictures: list[np.ndarray] = []
+        if self._critic is not None:
+            values["prompt"] = self._report.prompt
+            self._judge(frames, seconds, values, pictures)
+        if self._report.saliency is not None:
+            densities = [one.density for one in self._report.saliency(frames)]
+            lines = attention(densities, self._moving)
+            pictures.append(chart("where people look", seconds, lines))
+            turned = int(lines["change"].argmax())
+            pictures.append(overlay(frames[turned], densities[turned] / densities[turned].max(), "saliency"))
+            values["saliency"] = {name: line.tolist() for name, line in lines.items()}
         with files.replacing(path) as unfinished:
-            stacked(picture).save(unfinished, "PNG")
+            stacked(pictures).save(unfinished, "PNG")
         files.write_atomically(pathlib.Path(path).with_suffix(".json"), json.dumps(values, indent=2) + "\n")
         return values
+
+    def _judge(
+        self,
+        frames: list[np.ndarray],
+        seconds: list[float],
+        values: dict[str, object],
+        pictures: list[np.ndarray],
+    ) -> None:
+        """Adds what the critic says to the numbers and pictures."""
+        prediction = self._critic(frames, self._report.prompt, progress=False)
+        scores = _finite(dict(zip(SCORES, np.asarray(prediction.scores).T)))
+        maps = {} if prediction.heatmaps is None else dict(zip(HEATMAPS, np.moveaxis(prediction.heatmaps, -1, 0)))
+        means = _finite({name: heatmaps.mean((1, 2)) for name, heatmaps in maps.items()})
+        pictures += [chart("scores, 1 is best", seconds, scores)] if scores else []
+        pictures += [chart("mean of the heatmaps, 0 is best", seconds, means)] if means else []
+        if "implausibility" in means:
+            worst = int(means["implausibility"].argmax())
+            pictures.append(overlay(frames[worst], maps["implausibility"][worst], "implausibility"))
+        values["scores"] = {name: line.tolist() for name, line in scores.items()}
+        values["heatmap_means"] = {name: line.tolist() for name, line in means.items()}
+
+
+def attention(densities: Sequence[np.ndarray], moving: np.ndarray) -> dict[str, np.ndarray]:
+    """How motion draws the eye, over frames.
+
+    Args:
+      densities: float [h,w] each, sum 1; the first one is the photograph at rest.
+      moving: bool [h,w], what moves.
+
+    Returns:
+      ``on motion``: share of the density on what moves, at its place in the photograph; ``moving area``: its share of
+      the picture, what an eye without preference would give; ``change``: half the sum of absolute differences from the
+      first density, 0: the same, 1: nothing in common. float64 [n] each, in [0,1].
+    """
+    stack = np.stack([density.astype(np.float64) / density.sum(dtype=np.float64) for density in densities])
+    return {
+        "on motion": stack[:, moving].sum(1),
+        "moving area": np.full(len(stack), moving.mean()),
+        "change": 0.5 * np.abs(stack - stack[0]).sum((1, 2)),
+    }
 
 
 def chart(title: str, seconds: Sequence[float], lines: Mapping[str, np.ndarray]) -> np.ndarray:

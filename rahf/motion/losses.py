@@ -44,7 +44,8 @@ def autoencoder(
       keys: of each example.
     """
     which, noise, jitter = _keys(keys, 3)
-    slices = _one_frequency(spectrum_lib.normalise(batch.spectrum, scales), _frequencies(which, scales))
+    normalised = spectrum_lib.normalise(batch.spectrum, scales, model.config.normalisation)
+    slices = _one_frequency(normalised, _frequencies(which, scales))
     # A drawn scene does not move at all in some frequencies. At an input of zeros every norm of the network multiplies
     # the gradient by 1000, and it overflows.
     shake = jax.vmap(lambda key: jax.random.normal(key, slices.shape[1:]))(jitter)
@@ -93,7 +94,7 @@ def denoising(
         timesteps = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(alphas_cumprod)))(when)
     kept = jax.vmap(lambda key: jax.random.uniform(key) >= config.image_dropout)(dropped)
     photographs = model.condition(batch.image, kept)
-    normalised = spectrum_lib.normalise(batch.spectrum, scales)
+    normalised = spectrum_lib.normalise(batch.spectrum, scales, config.normalisation)
     alone = config.stage != "frequency" and not model.volume
     if alone:
         frequencies = _frequencies(which, scales)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,7 @@ class MotionGenerator:
 
     def _compiled(self, steps: int, guided: bool, recurrences: int) -> Callable[..., Any]:
         config, description = self.config.model, self.description
+        scales = description.scales[: config.terms]
         abar = task_lib.alphas_cumprod(config)
         schedule = schedules.ddim(abar, steps)
         factor = 2 ** (len(config.vae.block_out_channels) - 1)
@@ -105,7 +107,7 @@ class MotionGenerator:
                 b, k = latents.shape[:2]
                 normalised = model.decode(latents.reshape(b * k, *latents.shape[2:]))
                 normalised = normalised.reshape(b, k, *normalised.shape[1:])
-                return spectrum_lib.denormalise(normalised, description.scales)
+                return spectrum_lib.denormalise(normalised, scales, config.normalisation)
 
             options = GuidanceOptions(scale=loop_scale if guided else 0.0, recurrences=recurrences)
             start = universal_guidance.noise(key, images.shape[0], shape)
@@ -116,6 +118,11 @@ class MotionGenerator:
             return decode(drawn.sample)
 
         return sample
+
+
+def run_of(path: str | os.PathLike) -> pathlib.Path:
+    """The run directory of what `load` takes. Raises CheckpointError: no model there."""
+    return saved_model.find(path).run
 
 
 def load(path: str | os.PathLike) -> MotionGenerator:

@@ -62,11 +62,12 @@ class RendererNetwork(nnx.Module):
           flow: displacements of their pixels.
           importance: of `rahf.motion.splat.softmax_splat`.
         """
-        base, coverage = render.splatted(pictures, flow, importance)
+        weights = importance if self.config.splat == "softmax" else jnp.zeros_like(importance)
+        base, coverage = render.splatted(pictures, flow, importance, weights)
         x, splats = self.conv_in(2 * pictures - 1), []
         for level, encoder in enumerate(self.encoders):
             x = encoder(x)
-            splats.append(self._moved(x, flow, importance))
+            splats.append(self._moved(x, flow, weights))
             if level in self.downsamplers.numbers:
                 x = self.downsamplers[level](x)
         y = None
@@ -78,11 +79,11 @@ class RendererNetwork(nnx.Module):
         features = jnp.concatenate([y, base.astype(y.dtype), coverage[..., None].astype(y.dtype)], -1)
         return base + self.conv_out(jax.nn.silu(self.norm_out(features))).astype(jnp.float32)
 
-    def _moved(self, x: Float[Array, "b h w c"], flow: Array, importance: Array) -> Float[Array, "b h w c1"]:
+    def _moved(self, x: Float[Array, "b h w c"], flow: Array, weights: Array) -> Float[Array, "b h w c1"]:
         """Features of one scale along the flow at that scale, and their coverage as a last channel."""
         b, height, width = x.shape[:3]
         scale = jnp.array([width / flow.shape[2], height / flow.shape[1]], jnp.float32)
         flow = jax.image.resize(flow, (b, height, width, 2), "linear") * scale
-        importance = jax.image.resize(importance, (b, height, width), "linear")
-        moved = splat.softmax_splat(x.astype(jnp.float32), flow, importance)
+        weights = jax.image.resize(weights, (b, height, width), "linear")
+        moved = splat.softmax_splat(x.astype(jnp.float32), flow, weights)
         return jnp.concatenate([moved.values, jnp.clip(moved.coverage, 0, 1)[..., None]], -1).astype(x.dtype)

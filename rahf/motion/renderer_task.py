@@ -4,44 +4,47 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from data_pipelines.video import loader as loader_lib
-from data_pipelines.video import read
 from data_pipelines.video.loader import MotionBatch
 from rahf.config import Config
 from rahf.config.motion import MotionRendererConfig
-from rahf.core.errors import CheckpointError, ConfigError, TrainError
+from rahf.core.errors import CheckpointError, ConfigError
 from rahf.core.tree import Params
-from rahf.motion import losses, splat
+from rahf.motion import features, losses, splat
 from rahf.motion import spectrum as spectrum_lib
+from rahf.motion.clip_task import ClipTask, checked
 from rahf.motion.render import Frames
 from rahf.motion.renderer_network import RendererNetwork
-from rahf.motion.task import MotionEvaluator
 from rahf.nn import functional
 from rahf.training import saved_model
 from rahf.training import start as start_lib
-from rahf.training.task import Loader, Loss, Start, Task
+from rahf.training.task import Loss, Start
 
 
-class RendererTask(Task[MotionBatch]):
+class RendererTask(ClipTask):
     """Trains the renderer on pairs of a first and a later picture.
 
-    The loss is the mean absolute error and that of differences of neighbours at four scales. The paper has a perceptual
-    loss over a published VGG instead, which is not read here.
+    The loss is the mean absolute error, that of differences of neighbours at four scales, and, with
+    `config.model.perceptual`, that of the features of a fixed network. The paper has the features of VGG alone.
     """
-
-    loss_parts = ("l1", "gradient")
 
     def __init__(self, config: Config, frames: int):
         """Args: the config, and the frames after which the data's motion repeats."""
         super().__init__(config)
+        model = config.model
+        for name in ("gradient_weight", "perceptual_weight"):
+            if not (np.isfinite(getattr(model, name)) and getattr(model, name) >= 0):
+                raise ConfigError(f"model.{name}: expected 0 or more, found {getattr(model, name)}")
+        self.perceptual = features.load(model.perceptual) if model.perceptual else None
+        self.loss_parts = ("l1", "gradient", *(["perceptual"] if self.perceptual else []))
         if any(width % config.model.norm_num_groups for width in config.model.block_out_channels):
             raise ConfigError(
                 f"model.block_out_channels: {config.model.block_out_channels} cannot be divided into norm_num_groups "
@@ -51,27 +54,19 @@ class RendererTask(Task[MotionBatch]):
 
     @classmethod
     def from_config(cls, config: Config) -> RendererTask:
-        """The task of a run. Raises TrainError, DatasetError."""
-        start_lib.check(config)
-        if config.start.vision or config.start.text:
-            raise TrainError("start.vision, start.text: a renderer has no published towers; give start.model")
-        if len(config.data.paths) > 1:
-            raise TrainError(f"data.path: a renderer reads one dataset, found {len(config.data.paths)}")
-        return cls(config, read.description(config.data.path).frames)
+        """The task of a run.
+
+        Raises:
+          TrainError, DatasetError: as `rahf.motion.clip_task.checked`.
+          PretrainedError, ArgumentError, CheckpointError, ExportError: no network for the perceptual loss.
+        """
+        return cls(config, checked(config, "a renderer").frames)
 
     def build(self) -> Callable[[], nnx.Module]:
         return lambda: RendererNetwork(self.config.model)
 
     def start(self, shapes: Params) -> Start | None:
         return start_lib.from_model(self.config, shapes) if self.config.start.model else None
-
-    def train_loader(self) -> Loader:
-        data = self.config.data
-        processes = jax.process_index(), jax.process_count()
-        return loader_lib.TrainLoader(data.path, data.train_split, data.batch_size, self.config.train.seed, *processes)
-
-    def normalizers(self, batch: MotionBatch) -> jax.Array:
-        return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
 
     def loss(
         self,
@@ -82,24 +77,22 @@ class RendererTask(Task[MotionBatch]):
         step: jax.Array,
         normalizers: Any,
     ) -> Loss:
-        values = jnp.where(batch.example_mask[:, None], self.values(model, batch), 0.0).sum(0) / normalizers
+        values = jnp.where(batch.example_mask[:, None], self.repeatable(model, batch), 0.0).sum(0) / normalizers
         return Loss(values[0], dict(zip(self.loss_parts, values[1:])))
 
-    def values(self, model: nnx.Module, batch: MotionBatch) -> Float[jax.Array, "b 3"]:
-        """Total, absolute error and error of gradients of each pair."""
+    def repeatable(self, model: nnx.Module, batch: MotionBatch) -> Float[jax.Array, "b n"]:
+        """Total, absolute error, error of gradients and perhaps of features of each pair."""
         spectrum = spectrum_lib.from_channels(jnp.asarray(batch.spectrum))
         flow = jax.vmap(lambda one, time: spectrum_lib.at_time(one, self.frames, time))(spectrum, batch.time)
         importance = jax.vmap(lambda one: splat.mean_motion_of(one, self.frames))(spectrum)
         drawn = model(batch.image.astype(jnp.float32) / 255, flow, importance)
-        error = drawn - batch.target.astype(jnp.float32) / 255
-        l1, gradient = jnp.abs(error).mean((1, 2, 3)), losses.multi_scale_gradient(error)
-        return jnp.stack([l1 + self.config.model.gradient_weight * gradient, l1, gradient], -1)
-
-    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> MotionEvaluator:
-        return MotionEvaluator(self.config, self.metric_names(), self.values, graphdef, mesh)
-
-    def metric_names(self) -> Sequence[str]:
-        return ["loss/total", *(f"loss/{part}" for part in self.loss_parts)]
+        target, config = batch.target.astype(jnp.float32) / 255, self.config.model
+        parts = [jnp.abs(drawn - target).mean((1, 2, 3)), losses.multi_scale_gradient(drawn - target)]
+        total = parts[0] + config.gradient_weight * parts[1]
+        if self.perceptual is not None:
+            parts.append(self.perceptual.difference(drawn, target))
+            total = total + config.perceptual_weight * parts[2]
+        return jnp.stack([total, *parts], -1)
 
 
 def load(path: str | os.PathLike) -> Frames:

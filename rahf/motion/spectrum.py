@@ -13,6 +13,8 @@ frames at r frames/s has the frequency k·r/T, so at 30 frames/s and T = 150 the
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,8 @@ from rahf.core.errors import ArgumentError
 
 #: Number of frames of a texture and of terms of its spectral volume (Li et al. 2024).
 FRAMES, TERMS = 150, 16
+#: How a network sees a spectral volume: each frequency by its own scale (equation 4), or all by the largest one.
+Normalisation = Literal["adaptive", "plain"]
 #: Share of the magnitudes that lies below the scale of a frequency.
 PERCENTILE = 95.0
 
@@ -104,20 +108,28 @@ def frequency_scales(channels: Float[np.ndarray, "n k h w 4"]) -> Float[np.ndarr
     return np.maximum(scales, 1e-6).astype(np.float32)
 
 
-def normalise(channels: Float[Array, "*b k h w 4"], scales: Float[Array, " k"]) -> Float[Array, "*b k h w 4"]:
+def normalise(
+    channels: Float[Array, "*b k h w 4"], scales: Float[Array, " k"], kind: Normalisation = "adaptive"
+) -> Float[Array, "*b k h w 4"]:
     """Frequency-adaptive normalisation: ``sign(S) sqrt(|S / s_f|)`` (equation 4). 95% of the values lie in [-1,1].
 
     The energy of natural motion falls so steeply with the frequency that scaling by one number leaves nothing of the
-    high ones. The root spreads small values.
+    high ones. The root spreads small values. "plain" is the ablation: ``S / max_f s_f``.
     """
+    if kind == "plain":
+        return channels / jnp.max(jnp.asarray(scales))
     ratio = jnp.abs(channels) / _per_frequency(scales)
     # The root has no derivative at 0.
     root = jnp.where(ratio > 0, jnp.sqrt(jnp.where(ratio > 0, ratio, 1.0)), 0.0)
     return jnp.sign(channels) * root
 
 
-def denormalise(normalised: Float[Array, "*b k h w 4"], scales: Float[Array, " k"]) -> Float[Array, "*b k h w 4"]:
-    """The inverse of `normalise`: ``sign(S') S'² s_f``."""
+def denormalise(
+    normalised: Float[Array, "*b k h w 4"], scales: Float[Array, " k"], kind: Normalisation = "adaptive"
+) -> Float[Array, "*b k h w 4"]:
+    """The inverse of `normalise`: ``sign(S') S'² s_f``; of "plain", ``S' max_f s_f``."""
+    if kind == "plain":
+        return normalised * jnp.max(jnp.asarray(scales))
     return normalised * jnp.abs(normalised) * _per_frequency(scales)
 
 

@@ -118,6 +118,11 @@ def _open_parts(
     return tensors
 
 
+def open_file(file: pathlib.Path) -> dict[str, StoredTensor]:
+    """Opens one file, by its name safetensors or a PyTorch state dict. Raises PretrainedError as the two readers."""
+    return open_safetensors(file) if file.suffix == ".safetensors" else open_torch(file)
+
+
 def open_safetensors(file: pathlib.Path) -> dict[str, StoredTensor]:
     """Opens one safetensors file. Raises PretrainedError if it is damaged or incomplete."""
     import safetensors

@@ -78,7 +78,7 @@ def published_resnet(name: str | os.PathLike | WeightsSource, revision: str | No
     """
     weights = locate_resnet(name, revision)
     if weights.folder.is_file():
-        return PublishedResNet(_infer(strict.Taker(_open_file(weights.folder), str(weights.folder))))
+        return PublishedResNet(_infer(strict.Taker(files.open_file(weights.folder), str(weights.folder))))
     tree, where = source.read_config(weights, ("resnet",)), str(weights.folder / "config.json")
     for field, expected in (
         ("layer_type", "bottleneck"),
@@ -117,7 +117,7 @@ def load_resnet(
     weights = locate_resnet(name, revision)
     where = str(weights.folder)
     if weights.folder.is_file():
-        names, prefix, tensors = _TORCHVISION, "", _open_file(weights.folder)
+        names, prefix, tensors = _TORCHVISION, "", files.open_file(weights.folder)
     else:
         names, tensors = _HUGGING_FACE, files.open_folder(weights)
         prefix = "resnet." if any(n.startswith("resnet.embedder.") for n in tensors) else ""
@@ -130,10 +130,6 @@ def load_resnet(
     _, expected = functional.abstract(lambda: ResNet(config, dtype=jnp.dtype("float32")))
     strict.check_complete(params, expected, where)
     return params
-
-
-def _open_file(file: pathlib.Path) -> dict[str, files.StoredTensor]:
-    return files.open_safetensors(file) if file.suffix == ".safetensors" else files.open_torch(file)
 
 
 def _infer(taker: strict.Taker) -> ResNetConfig:

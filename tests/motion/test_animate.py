@@ -1,6 +1,8 @@
 """`rahf animate` and the function behind it: files of each kind, odd photographs, and what is refused."""
 
+import dataclasses
 import json
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from data_pipelines.video import volume as volume_lib
 from data_pipelines.video.volume import SpectralVolume
 from rahf.cli import main as cli
 from rahf.core.errors import ArgumentError, DatasetError, ImageError
-from rahf.motion import animate, loops, render, video_file
+from rahf.motion import animate, critique, loops, render, video_file
 from rahf.motion.animate import AnimateOptions
+from rahf.motion.critique import Report
+from rahf.saliency import loading as saliency_loading
 
 
 def swaying(drift=0.0):
@@ -31,6 +35,16 @@ def photo(tmp_path_factory):
     return path
 
 
+class Look(NamedTuple):
+    density: np.ndarray
+
+
+def brightness(images):
+    """A saliency model: people look at what is bright."""
+    bright = [image.astype(np.float32).sum(-1) for image in images]
+    return [Look(one / one.sum()) for one in bright]
+
+
 def frames_of(path):
     with Image.open(path) as image:
         frames = []
@@ -42,11 +56,12 @@ def frames_of(path):
 
 @pytest.fixture(scope="module")
 def loop(photo, tiny_run, tmp_path_factory):
-    """A loop of a motion that drifts away, as WebP, with its preview and a critic's report."""
+    """A loop of a motion that drifts away, as WebP, with its preview and a report."""
     folder = tmp_path_factory.mktemp("loop")
-    options, critic = AnimateOptions(seconds=1.3, fps=12.0, loop=True), (tiny_run, "a red cat", folder / "r.png")
+    options, report = AnimateOptions(seconds=1.3, fps=12.0, loop=True), Report(folder / "r.png", tiny_run, "a red cat")
+    report = dataclasses.replace(report, saliency=brightness)
     made = animate.animate_photo(
-        photo, swaying(1.0), folder / "a.webp", options, preview=folder / "p.png", critic=critic
+        photo, swaying(1.0), folder / "a.webp", options, preview=folder / "p.png", report=report
     )
     return made, folder
 
@@ -76,8 +91,46 @@ def test_a_critic_judges_the_frames(loop, photo, tiny_critic):
     np.testing.assert_allclose(report["scores"]["overall"], prediction.score("overall"), atol=1e-4)
     means = prediction.heatmap("implausibility").mean((1, 2))
     np.testing.assert_allclose(report["heatmap_means"]["implausibility"], means, atol=1e-4)
+    densities = [one.density for one in brightness([drawing.frame(float(time)) for time in range(12)])]
+    change = [np.abs(density - densities[0]).sum() / 2 for density in densities]
+    np.testing.assert_allclose(report["saliency"]["change"], change, atol=1e-5)
+    assert change[0] == 0 < min(change[1:])
     with Image.open(loop[1] / "r.png") as image:
-        assert image.size == (640, 2 * 220 + 20)
+        assert image.size == (640, 3 * 220 + 2 * 20)
+
+
+def test_attention_by_hand():
+    """Of four pixels one moves; half of the density, then all of it, lies there."""
+    moving = np.array([[True, False], [False, False]])
+    lines = critique.attention([np.array([[0.5, 0.5], [0, 0]]), np.array([[2.0, 0], [0, 0]])], moving)
+    assert {name: line.tolist() for name, line in lines.items()} == {
+        "on motion": [0.5, 1.0],
+        "moving area": [0.25, 0.25],
+        "change": [0.0, 0.5],
+    }
+
+
+def test_a_report_without_a_critic(photo, tmp_path, capsys, monkeypatch):
+    """The command takes the shipped saliency model, and asks for a prompt before it takes a critic."""
+    loaded = []
+    monkeypatch.setattr(saliency_loading, "load", lambda name: loaded.append(name) or brightness)
+    volume_lib.save(tmp_path / "v.npz", swaying())
+    arguments = ["animate", str(photo), "--spectrum", str(tmp_path / "v.npz"), "--seconds", "0.1", "--fps", "12"]
+    arguments += ["--out", str(tmp_path / "a.webp")]
+    assert cli.main([*arguments, "--report", str(tmp_path / "r.png")]) == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert "scores" not in report and report["frames"] == [0] and 0 < report["saliency"]["on motion"][0] <= 1
+    assert loaded == ["saliency-lite"]
+    capsys.readouterr()
+    for options, message in (
+        (["--prompt", "a cat"], "--prompt belongs to --report FILE.png"),
+        (["--report", str(tmp_path / "s.jpg")], "s.jpg: the report is a picture"),
+        (["--report", str(tmp_path / "s.png"), "--critic", "lite"], "describe the photograph"),
+        (["--report", str(tmp_path / "s.png"), "--saliency", "none"], "nobody looks at the frames"),
+    ):
+        assert cli.main([*arguments[:-1], str(tmp_path / "b.webp"), *options]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "b.webp").exists()
 
 
 def test_gif_keeps_the_time(photo, tmp_path):

@@ -15,6 +15,7 @@ from rahf import images, registry
 from rahf.config import AutoencoderKLConfig, Config, ConfigError, DataConfig, MotionConfig, StartConfig
 from rahf.core.errors import ArgumentError, DataError, TrainError
 from rahf.motion import losses
+from rahf.motion import spectrum as spectrum_lib
 from rahf.motion.model import MotionGenerator
 from rahf.motion.network import MotionModel
 from rahf.motion.task import MotionTask
@@ -140,6 +141,17 @@ def test_an_autoencoder_of_clips_that_stand_still_has_a_finite_gradient(params):
     assert 0 < gradients("autoencoder", params, still)[3]["vae"] < 1e4
 
 
+def test_plain_normalisation_is_a_field_of_the_config(params):
+    """The loss is that of the other normalisation on what gives the same input to the network."""
+    plain, given = at_stage("autoencoder", normalisation="plain"), batch()
+    key = jax.random.split(jax.random.key(0), 2)
+    loss = jax.jit(lambda params, given: losses.autoencoder(model_of(plain, params), given, SCALES, key).l1.mean())
+    seen = spectrum_lib.normalise(given.spectrum, SCALES, "plain")
+    same = given._replace(spectrum=np.asarray(spectrum_lib.denormalise(seen, SCALES)))
+    _, _, parts, _ = gradients("autoencoder", params, same)
+    assert float(loss(params, given)) == pytest.approx(float(parts["l1"]), rel=1e-3)
+
+
 def test_denoisers_leave_the_autoencoder_alone(params):
     """An untrained denoiser is as far from the noise as its own output is large."""
     task, value, _, largest = gradients("frequency", params, batch())
@@ -206,7 +218,16 @@ def test_stages_and_sizes_are_checked(data, tmp_path):
     task = registry.task(config)
     assert isinstance(task, MotionTask) and [*task.saved_files()] == ["motion.json"]
     np.testing.assert_allclose(task.scales, read.description(data).scales)
+    # Fewer terms than the data have, as of the ablations.
+    fewer = registry.task(dataclasses.replace(config, model=dataclasses.replace(fitting, terms=4)))
+    np.testing.assert_array_equal(fewer.scales, task.scales[:4])
+    with fewer.train_loader() as loader:
+        assert next(loader).spectrum.shape[1:3] == (4, 16)
     for changed, message in (
+        (
+            dict(model=dataclasses.replace(fitting, terms=17)),
+            "and 16 terms; the model is configured for 32 x 16 and 17",
+        ),
         (dict(model=TINY), "clips of 32 x 16 pixels and 16 terms; the model is configured for 20 x 12 and 3"),
         (dict(model=dataclasses.replace(fitting, stage="diffusion")), 'starts from a run of stage "autoencoder"'),
         (dict(model=dataclasses.replace(fitting, stage="frequency")), 'starts from a run of stage "diffusion"'),
@@ -229,7 +250,8 @@ def test_batches_go_on_where_they_were(data):
         np.testing.assert_array_equal(next(loader).index, second.index)
         with pytest.raises(DataError, match="other data or another seed"):
             loader.set_state({**state, "seed": 1})
-    (last,) = eval_batches(data, "dev", 4)
+    (last,) = eval_batches(data, "dev", 4, terms=5)
+    assert last.spectrum.shape == (4, 5, 16, 32, 4)
     assert last.example_mask.tolist() == [True, False, False, False] and last.index.tolist() == [0, -1, -1, -1]
 
 

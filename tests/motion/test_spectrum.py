@@ -92,8 +92,11 @@ def test_adaptive_against_plain_normalisation():
     rng = np.random.default_rng(4)
     channels = rng.laplace(size=(8, 16, 4, 4, 4)).astype(np.float32) / (1 + np.arange(16.0))[:, None, None, None] ** 2
     used = lambda values: np.percentile(np.abs(values[:, -1]), 95)  # noqa: E731
-    plain = channels / np.percentile(np.abs(channels), 99.9)
-    adaptive = spectrum_lib.normalise(channels, spectrum_lib.frequency_scales(channels))
+    scales = spectrum_lib.frequency_scales(channels)
+    plain = spectrum_lib.normalise(channels, scales, "plain")
+    np.testing.assert_allclose(plain, channels / scales.max(), rtol=1e-6)
+    np.testing.assert_allclose(spectrum_lib.denormalise(plain, scales, "plain"), channels, rtol=1e-5)
+    plain, adaptive = np.asarray(plain), spectrum_lib.normalise(channels, scales)
     assert used(plain) < 0.02 and abs(used(np.asarray(adaptive)) - 1) < 0.01
 
 

@@ -14,7 +14,8 @@ from rahf.nn import depthwise as depthwise_lib
 from rahf.nn import efficientnet as efficientnet_net
 from rahf.nn import functional, gradients
 from rahf.nn import resnet as resnet_net
-from rahf.pretrained import convnext, efficientnet, resnet
+from rahf.nn import vgg as vgg_net
+from rahf.pretrained import convnext, efficientnet, resnet, vgg
 
 torch = pytest.importorskip("torch")
 DTYPE = jnp.dtype("float32")
@@ -202,6 +203,60 @@ def test_resnet_gives_the_map_of_every_stage(tmp_path):
     config = ResNetConfig(8, (8, 16, 24, 32), (1, 1, 2, 1))
     ours = maps_of(lambda: resnet_net.ResNet(config, dtype=DTYPE), resnet.load_resnet(tmp_path, config), image)
     assert_agree(ours, theirs[-4:])
+
+
+def vgg_in_torch(norm=False):
+    """torchvision's layout in little: two stages of two and one convolutions, and a classifier."""
+    torch.manual_seed(0)
+    nn = torch.nn
+    between = [nn.BatchNorm2d(4)] if norm else []
+    conv = lambda inputs, outputs: [nn.Conv2d(inputs, outputs, 3, padding=1)]  # noqa: E731
+    stages = [*conv(3, 4), *between, nn.ReLU(), *conv(4, 4), nn.ReLU(), nn.MaxPool2d(2), *conv(4, 6), nn.ReLU()]
+    classifier = nn.Sequential(nn.Linear(6, 2))
+    return nn.ModuleDict({"features": nn.Sequential(*stages, nn.MaxPool2d(2)), "classifier": classifier})
+
+
+def test_vgg_agrees_with_torchvisions_layout_in_pytorch(tmp_path):
+    """As .pth and as safetensors, with sides that do not halve; also cut off after its first stage."""
+    from safetensors.torch import save_file
+
+    module, image, theirs = vgg_in_torch(), picture(14)[:, :, :11], []
+    torch.save(module.state_dict(), tmp_path / "a.pth")
+    save_file(module.state_dict(), tmp_path / "a.safetensors")
+    x = torch.tensor(image).permute(0, 3, 1, 2)
+    for number, layer in enumerate(module["features"]):
+        x = layer(x)
+        theirs += [x] if number in (3, 6) else []
+    config = vgg_net.VGGConfig((4, 6), (2, 1))
+    assert vgg.published_vgg(tmp_path / "a.pth") == config
+    params = vgg.load_vgg(tmp_path / "a.safetensors", config)
+    assert_agree(maps_of(lambda: vgg_net.VGG(config, dtype=DTYPE), params, image), theirs)
+    first = vgg.load_vgg(tmp_path / "a.pth", config.first(1))
+    assert [*first["features"]] == ["0", "2"]
+    np.testing.assert_array_equal(first["features"]["2"]["kernel"], params["features"]["2"]["kernel"])
+
+
+def test_vgg16_has_the_positions_of_torchvision():
+    assert vgg_net.VGGConfig().numbers() == ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+
+
+def test_another_network_than_vgg_is_refused(tmp_path):
+    torch.save(vgg_in_torch(norm=True).state_dict(), tmp_path / "norm.pth")
+    torch.save({"conv1.weight": torch.zeros(4, 3, 7, 7)}, tmp_path / "other.pth")
+    state = vgg_in_torch().state_dict()
+    torch.save({**state, "surplus": torch.zeros(3)}, tmp_path / "more.pth")
+    config = vgg_net.VGGConfig((4, 6), (2, 1))
+    for name, message in (
+        ("norm.pth", "without batch normalization, found batch normalization"),
+        ("other.pth", "found no `features`"),
+        ("more.pth", "surplus: not part of this network"),
+        ("none.pth", "no such file; give torchvision's VGG"),
+    ):
+        with pytest.raises(PretrainedError, match=message):
+            vgg.load_vgg(tmp_path / name, config)
+    with pytest.raises(PretrainedError, match=r"VGG.depths is \(1, 1\), the checkpoint has \(2, 1\)"):
+        torch.save(state, tmp_path / "a.pth")
+        vgg.load_vgg(tmp_path / "a.pth", vgg_net.VGGConfig((4, 6), (1, 1)))
 
 
 @pytest.mark.parametrize(

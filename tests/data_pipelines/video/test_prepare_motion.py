@@ -38,6 +38,16 @@ def test_scales_are_percentiles_of_the_training_split(drawn):
             assert scale == described.scales.max()  # a frequency in which nothing moves
 
 
+def test_another_number_of_terms(tmp_path):
+    """A drawn scene has none above the 16th; with fewer the first ones are left."""
+    prepare.prepare_scenes(tmp_path / "out", 1, dev=0, test=0, size=(16, 16), terms=24, progress=False)
+    clip, whole = read.clip(tmp_path / "out", "train:0"), scenes.scene(0, "train", 0, 16, 16).volume()
+    assert read.description(tmp_path / "out").terms == len(clip.volume.spectrum) == 24
+    np.testing.assert_allclose(clip.volume.spectrum[:16], whole.spectrum, rtol=1e-3, atol=1e-3)
+    assert not clip.volume.spectrum[16:].any()
+    np.testing.assert_array_equal(scenes.scene(0, "train", 0, 16, 16).volume(4).spectrum, whole.spectrum[:4])
+
+
 def test_wrong_places(drawn, tiny_data):
     for place, message in (("test", "SPLIT:NUMBER"), ("test:1", "clips 0 to 0, found 1"), ("best:0", "no split")):
         with pytest.raises(DatasetError, match=message):
@@ -51,6 +61,7 @@ def test_wrong_places(drawn, tiny_data):
     [
         (dict(count=0), "at least one scene"),
         (dict(count=3, size=(30, 24)), "multiples of 8"),
+        (dict(count=3, terms=77), "--terms 77: 150 frames have 1 to 76 frequencies"),
         (dict(count=3, dev=0.6, test=0.5), "nothing to train on"),
     ],
 )
