@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import pathlib
 import time
@@ -38,7 +39,8 @@ _FILES = {
 }
 _COOKIE = "rahf_session"
 _PICTURE_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-_REMEMBERED = 1.0  # seconds
+_REMEMBERED = 5.0  # seconds
+_MARGIN = 0.5  # seconds before the end of that in which a person is asked for again
 _MOST_SESSIONS = 10_000
 
 
@@ -62,7 +64,7 @@ class _State:
         self._sessions: dict[str, tuple[float, Person]] = {}
 
     def person_of(self, cookie: str) -> Person | None:
-        """The person of a cookie, remembered for a second: somebody kept out by another process stays that long."""
+        """The person of a cookie, remembered for five seconds: somebody kept out by another process stays that long."""
         now = time.monotonic()
         since, person = self._sessions.get(cookie, (-_REMEMBERED, None))
         if person is not None and now - since < _REMEMBERED:
@@ -73,6 +75,13 @@ class _State:
         if person is not None:
             self._sessions[cookie] = (now, person)
         return person
+
+    async def remember(self, cookie: str) -> None:
+        """Asks the database for the person of a cookie where need be, in another thread."""
+        since, _ = self._sessions.get(cookie, (-_REMEMBERED, None))
+        if cookie and time.monotonic() - since >= _REMEMBERED - _MARGIN:
+            self._sessions.pop(cookie, None)
+            await run_in_threadpool(self.person_of, cookie)
 
     def forget_sessions(self) -> None:
         """Asks the database again for everybody."""
@@ -246,20 +255,21 @@ def _item(shared: Shared, person: Visitor, number: str) -> Response:
     return _json(views.items(shared.database, person, [_number(number)])[0])
 
 
-@_router.post("/api/saves")
 async def _save(request: Request) -> Response:
-    # One hop to a thread, where dependencies would take one each: fifty people may save at once.
-    sent = await _object(request)
-    return await run_in_threadpool(_saved, request, sent)
-
-
-def _saved(request: Request, sent: dict[str, Any]) -> Response:
+    # Fifty people may save at once. So there is no thread for each of them, and no dependency that takes one: one
+    # thread writes, and this one parses and waits.
+    await _shared(request).remember(request.cookies.get(_COOKIE, ""))
     person, database = _changer(request), _shared(request).database
-    receipt = saving.save(database, person.id, sent)
+    sent = await _object(request)
+    receipt = await asyncio.wrap_future(saving.save_later(database, person.id, sent))
     tree = receipt._asdict()
     if receipt.training and sent["complete"]:
-        tree["feedback"] = views.items(database, person, [sent["picture"]])[0].get("feedback")
+        (item,) = await run_in_threadpool(views.items, database, person, [sent["picture"]])
+        tree["feedback"] = item.get("feedback")
     return _json(tree)
+
+
+_router.add_route("/api/saves", _save, methods=["POST"])  # without FastAPI's own work for dependencies
 
 
 @_router.post("/api/premarks")

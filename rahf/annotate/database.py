@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -76,13 +78,28 @@ _Result = TypeVar("_Result")
 
 
 class _Job:
-    """A change that waits to be made."""
+    """A change that waits to be made, and the future of who waits for it."""
 
     def __init__(self, change: Callable[[Connection], Any]):
         self.change = change
+        self.future: concurrent.futures.Future = concurrent.futures.Future()
         self.result: Any = None
         self.error: BaseException | None = None
-        self.done = False
+        self.waited_for = True
+
+    def begin(self) -> _Job:
+        """Says that the change is being made. It is made even for somebody who does not wait any more."""
+        self.waited_for = self.future.set_running_or_notify_cancel()
+        return self
+
+    def tell(self) -> None:
+        """Hands out what the change has returned or raised."""
+        if not self.waited_for:
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
 
 
 class Database:
@@ -97,7 +114,8 @@ class Database:
         self.engine = engine
         self.clock = clock
         self._lock = threading.Lock()  # fair among the threads of this process, where waiting on SQLite's own is not
-        self._jobs: list[_Job] = []
+        self._jobs: collections.deque[_Job] = collections.deque()  # its methods are atomic
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "rahf-writer")
         self.secret = bytes.fromhex(self.setting("secret"))
 
     @contextlib.contextmanager
@@ -120,28 +138,42 @@ class Database:
             yield connection
 
     def together(self, change: Callable[[Connection], _Result]) -> _Result:
-        """Makes a change in one transaction with the changes that wait beside it; on disk when this returns.
+        """Makes a change in one transaction with those that wait beside it; on disk when this returns.
 
-        Bringing a transaction to the disk takes longer than a save itself. So whoever gets the lock first makes the
-        changes of all who wait for it. An AnnotateError concerns its own change only, and must be raised before the
-        change writes anything; after any other error each change gets a transaction of its own.
+        See `together_later`. Must not be called within `write`.
+        """
+        return self.together_later(change).result()
+
+    def together_later(self, change: Callable[[Connection], _Result]) -> concurrent.futures.Future[_Result]:
+        """Makes a change in one transaction with those that wait beside it; on disk when the future is done.
+
+        Bringing a transaction to the disk takes longer than a save itself, and many threads that wait for one lock take
+        turns at the processor. So one thread makes all changes: while it brings some to the disk, the next ones gather.
+        An AnnotateError concerns its own change only, and must be raised before the change writes anything; after any
+        other error each change gets a transaction of its own.
 
         Args:
-          change: gets the connection; what it raises is raised here.
+          change: gets the connection; called in another thread. What it raises is raised by the future.
         """
         job = _Job(change)
         self._jobs.append(job)
-        while not job.done:
-            with self._lock:
-                if not job.done:
-                    jobs, self._jobs = self._jobs, []
-                    self._make(jobs)
-        if job.error is not None:
-            raise job.error
-        return job.result
+        self._writer.submit(self._make_waiting)
+        return job.future
+
+    def _make_waiting(self) -> None:
+        """Makes the changes that wait by now."""
+        jobs = []
+        with self._lock:
+            while self._jobs:
+                jobs.append(self._jobs.popleft().begin())
+            self._make(jobs)
+        for job in jobs:
+            job.tell()
 
     def _make(self, jobs: list[_Job]) -> None:
         """Makes changes in one transaction; or, where that fails, each in its own."""
+        if not jobs:
+            return
         try:
             with self._writing() as connection:
                 for job in jobs:
@@ -156,9 +188,6 @@ class Database:
                 for job in jobs:
                     job.error = None
                     self._make([job])
-        finally:
-            for job in jobs:
-                job.done = True
 
     def setting(self, name: str) -> str | None:
         """A stored value."""
@@ -197,7 +226,8 @@ class Database:
         return folder
 
     def close(self) -> None:
-        """Closes all connections."""
+        """Makes the changes that wait, and closes all connections."""
+        self._writer.shutdown()
         self.engine.dispose()
 
 

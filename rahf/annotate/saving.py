@@ -10,6 +10,7 @@ the table `aided` (`rahf.annotate.premarks`): a person's own answer is never one
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import math
 import re
@@ -67,6 +68,8 @@ _UPDATE = (
     .where(answers.c.picture_id == sa.bindparam("picture"), answers.c.person_id == sa.bindparam("person"))
     .values({name: sa.bindparam(name) for name in _COLUMNS[2:]})
 )
+_FINISHED = sa.select(answers.c.answer).where(answers.c.picture_id == sa.bindparam("picture"), answers.c.complete)
+_DISPUTE = sa.update(pictures).where(pictures.c.id == sa.bindparam("picture")).values(dispute=sa.bindparam("spread"))
 _AIDED = (
     sa.update(aided)
     .where(aided.c.picture_id == sa.bindparam("picture"), aided.c.person_id == sa.bindparam("person"))
@@ -110,8 +113,13 @@ def save(database: Database, person_id: int, body: Any) -> Receipt:
       NotTheirs: the person was never given the picture, or another one has used the save id.
       BadAnswer: a field cannot be used.
     """
+    return save_later(database, person_id, body).result()
+
+
+def save_later(database: Database, person_id: int, body: Any) -> concurrent.futures.Future[Receipt]:
+    """Like `save`, for a caller who has other things to do meanwhile; it is on disk when the future is done."""
     fields = _fields(body)
-    return database.together(lambda connection: _save(connection, database.clock(), person_id, fields, body))
+    return database.together_later(lambda connection: _save(connection, database.clock(), person_id, fields, body))
 
 
 def _save(
@@ -250,8 +258,6 @@ def _judges_otherwise(row: Mapping[str, Any], state: Any) -> bool:
 
 
 def _note_dispute(connection: Connection, picture_id: int) -> None:
-    rows = connection.scalars(
-        sa.select(answers.c.answer).where(answers.c.picture_id == picture_id, answers.c.complete)
-    ).all()
+    rows = connection.scalars(_FINISHED, {"picture": picture_id}).all()
     dispute = answers_lib.spread([json.loads(row) for row in rows])
-    connection.execute(sa.update(pictures).where(pictures.c.id == picture_id).values(dispute=dispute))
+    connection.execute(_DISPUTE, {"picture": picture_id, "spread": dispute})
