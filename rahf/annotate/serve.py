@@ -40,6 +40,23 @@ def listen(host: str, port: int) -> socket.socket:
         raise AnnotateError(f"cannot listen on {host}, port {port}: {error}; give another --port or --host") from error
 
 
+def public_address(address: str, host: str, host_names: Sequence[str]) -> str:
+    """The address that people get in their links; `rahf annotate people` prints it.
+
+    Args:
+      address: that the server listens on, with a slash at its end.
+      host: of that address.
+      host_names: names by which browsers call the server. A server of this machine alone that has a name stands behind
+        a proxy with TLS.
+    """
+    if not host_names:
+        return address
+    if is_local(host):
+        return f"https://{host_names[0]}/"
+    scheme, _, rest = address.partition("://")
+    return f"{scheme}://{host_names[0]}:{rest.rstrip('/').rsplit(':', 1)[1]}/"
+
+
 def first_administrator(database: Database) -> str | None:
     """The token of a new administrator, where there is nobody yet; else None."""
     with database.read() as connection:
@@ -77,6 +94,7 @@ def serve(
             "the way. Give --tls-certificate and --tls-key, or stay on 127.0.0.1 behind a proxy with TLS",
             stderr=True,
         )
+    database.set("address", public_address(address, host, host_names))
     token = first_administrator(database)
     terminal.say(f"serving {address}")
     if token is not None:

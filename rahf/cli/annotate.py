@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 from rahf.cli.parsing import Formatter, command
 from rahf.core import exit_codes, terminal
+
+_SAID_EVERY = 10.0  # seconds between lines about the progress of a critic
 
 
 def add(commands) -> None:
@@ -95,7 +98,7 @@ def _action(actions, name: str, run, text: str, description: str = "") -> argpar
 
 def _add_people(actions) -> None:
     parser = _action(actions, "people", people, "list people, add some, or keep one out")
-    parser.add_argument("--add", action="append", default=[], metavar="LABEL", help="a person; prints the link's end")
+    parser.add_argument("--add", action="append", default=[], metavar="LABEL", help="a person; prints the link")
     parser.add_argument("--role", default="annotator", choices=("annotator", "administrator"), help="of --add")
     parser.add_argument("--renew", default=None, metavar="PSEUDONYM", help="a new link; the old one ends")
     parser.add_argument("--deactivate", default=None, metavar="PSEUDONYM", help="keep out; the answers stay")
@@ -170,8 +173,12 @@ def _mark_by_critic(database, model: str, threshold: float) -> None:
     from rahf.annotate import critic_marks
     from rahf.critic import loading
 
+    said = [time.monotonic()]
+
     def progress(done: int, total: int) -> None:
-        terminal.say(f"{model}: {done} of {total} pictures marked", stderr=True)
+        if time.monotonic() - said[0] >= _SAID_EVERY:
+            said[0] = time.monotonic()
+            terminal.say(f"{model}: {done} of {total} pictures marked", stderr=True)
 
     made = critic_marks.make(database, loading.load(model), threshold, progress)
     terminal.say(
@@ -199,17 +206,18 @@ def people(args: argparse.Namespace) -> int:
     from rahf.annotate.database import open_database
 
     database = open_database(args.db)
+    address = database.setting("address") or "SERVER/"  # of the last `rahf annotate`; it has not served yet
     for label in args.add:
         token = people_lib.add(database, label, args.role)
         page = "admin" if args.role == "administrator" else ""
-        terminal.say(f"{label}: append to the server's address: {page}#token={token}")
+        terminal.say(f"{label}: {address}{page}#token={token}")
     if args.renew is not None:
-        terminal.say(f"{args.renew}: #token={people_lib.renew(database, args.renew)}")
+        terminal.say(f"{args.renew}: {address}#token={people_lib.renew(database, args.renew)}")
     if args.deactivate is not None:
         people_lib.deactivate(database, args.deactivate)
     if args.study is not None:
         key = people_lib.add_study(database, args.study)
-        terminal.say(f"append to the server's address: ?study={key}&PROLIFIC_PID={{{{%PROLIFIC_PID%}}}}")
+        terminal.say(f"link of the study: {address}?study={key}&PROLIFIC_PID={{{{%PROLIFIC_PID%}}}}")
     if not (args.add or args.renew or args.deactivate or args.study):
         for one in quality.overview(database)["people"]:
             state = "" if one["active"] else ", kept out"

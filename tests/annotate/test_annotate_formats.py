@@ -234,7 +234,7 @@ def test_commands_on_people_gold_and_agreement(answered, tmp_path, capsys):
     place = ["--db", str(tmp_path / "feedback.sqlite")]
     assert cli.main(["annotate", "people", *place, "--add", "Ann", "--study", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "Ann: append to the server's address: #token=" in printed and "&PROLIFIC_PID={{%PROLIFIC_PID%}}" in printed
+    assert "Ann: SERVER/#token=" in printed and "&PROLIFIC_PID={{%PROLIFIC_PID%}}" in printed
     assert cli.main(["annotate", "people", *place]) == 0
     listed = capsys.readouterr().out
     assert listed.count("rater-") == 3 and "token" not in listed

@@ -369,6 +369,11 @@ def test_it_listens_on_this_machine_and_warns_elsewhere(site, capsys, monkeypatc
     serve.serve(site.database, port=0)
     out = capsys.readouterr()
     assert re.search(r"serving http://127.0.0.1:\d+/\nadministrator .*admin#token=\S{40,}", out.out) and not out.err
+    assert site.database.setting("address").startswith("http://127.0.0.1:")
+    for host, names, expected in (
+        ("127.0.0.1", [], "http://h:1/"), ("127.0.0.1", ["a.b"], "https://a.b/"), ("0.0.0.0", ["a.b"], "http://a.b:1/"),
+    ):  # fmt: skip
+        assert serve.public_address("http://h:1/", host, names) == expected
     serve.serve(site.database, host="0.0.0.0", port=0)
     out = capsys.readouterr()
     assert "warning: 0.0.0.0 is reached from other machines and there is no TLS" in out.err and "token=" not in out.out
