@@ -1,4 +1,4 @@
-"""Optimising the noise that sampling starts from: `edict`, `doodl.doodl`, `sgool.sgool`."""
+"""Going back from a picture to its noise (`inversion`, `edict`), and optimising noise: `doodl.doodl`, `sgool.sgool`."""
 
 from rahf.core.lazy import attach
 
@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "DoodlOptions": "rahf.diffusion.latents.doodl",
         "DoodlResult": "rahf.diffusion.latents.doodl",
+        "Inversion": "rahf.diffusion.latents.inversion",
         "Pair": "rahf.diffusion.latents.edict",
         "SaliencyOptions": "rahf.diffusion.latents.sgool",
         "coefficients": "rahf.diffusion.latents.edict",

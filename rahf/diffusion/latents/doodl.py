@@ -19,7 +19,7 @@ import numpy as np
 
 from rahf.core.errors import ArgumentError, NotFinite
 from rahf.diffusion import schedulers
-from rahf.diffusion.latents import edict
+from rahf.diffusion.latents import edict, inversion
 from rahf.diffusion.latents.edict import Pair
 from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.sample import denoisers
@@ -254,7 +254,7 @@ class _Programs:
             final = edict.denoise(denoiser, self._plan, arguments, pair, self._options.p)
             latents = (final.x + final.y) / 2
         else:
-            latents = _ddim(denoiser, self._plan, arguments, (pair.x + pair.y) / 2)
+            latents = inversion.sample(denoiser, self._plan, arguments, (pair.x + pair.y) / 2)
         return functional.merge(self._graphdef, params).decode(latents)
 
     def _update(self, params, conditions, state, numbers, energy, boxes, weight, seeds, number):
@@ -282,18 +282,6 @@ def _eps(graphdef: Any, prediction_type: Any, abar: np.ndarray, arguments: Any, 
     params, conditions, scale = arguments
     network = denoisers.epsilon(functional.merge(graphdef, params), abar, prediction_type)
     return denoisers.classifier_free(network, scale)(z, t, conditions)
-
-
-def _ddim(denoiser: edict.Denoiser, plan: edict.Coefficients, arguments: Any, z: jax.Array) -> jax.Array:
-    """Plain DDIM; the gradient keeps the latents of every step and computes all else again."""
-
-    @jax.checkpoint
-    def step(z, row):
-        timestep, a, b = row
-        return a * z + b * denoiser(arguments, z, jnp.broadcast_to(timestep, z.shape[:1])), None
-
-    rows = (jnp.asarray(plan.timestep), jnp.asarray(plan.a, z.dtype), jnp.asarray(plan.b, z.dtype))
-    return jax.lax.scan(step, z, rows)[0]
 
 
 def _perturbation(seeds: jax.Array, number: Any, shape: tuple[int, ...]) -> jax.Array:
