@@ -7,7 +7,9 @@ in float32, all else in a chosen dtype.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,11 @@ from jaxtyping import Array, Float
 from rahf.diffusion.networks.blocks import GroupNorm
 from rahf.nn import layers
 from rahf.nn.attention import attention
+
+#: Probabilities of attention, float32 [B,heads,queries,keys] → those that are used instead.
+Reweight = Callable[[Array], Array]
+#: The same, told the grid first: rows and columns of the queries.
+GridReweight = Callable[[tuple[int, int], Array], Array]
 
 #: One zero on each side, also where the stride is 2: "SAME" would pad an even side at its end only.
 AROUND = ((1, 1), (1, 1))
@@ -99,12 +106,26 @@ class Attention(nnx.Module):
         self.to_out = layers.Numbered([dense(width, width, dtype=dtype)])
         self.heads, self.implementation = heads, implementation
 
-    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None) -> Float[Array, "b n c"]:
+    def __call__(
+        self, x: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None, reweight: Reweight | None = None
+    ) -> Float[Array, "b n c"]:
         context = x if context is None else context
         split = lambda a: a.reshape(*a.shape[:-1], self.heads, -1)  # noqa: E731
         query, key, value = split(self.to_q(x)), split(self.to_k(context)), split(self.to_v(context))
-        y = attention(query, key, value, implementation=self.implementation)
+        if reweight is None:
+            y = attention(query, key, value, implementation=self.implementation)
+        else:
+            y = reweighted_attention(query, key, value, reweight)
         return self.to_out[0](y.reshape(x.shape))
+
+
+def reweighted_attention(
+    query: Float[Array, "b q h d"], key: Float[Array, "b k h d"], value: Float[Array, "b k h d"], reweight: Reweight
+) -> Float[Array, "b q h d"]:
+    """Attention whose probabilities pass through a function, and so are written out."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    probabilities = reweight(jax.nn.softmax(logits, -1))
+    return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
 
 
 class GroupNormAttention(Attention):
@@ -153,9 +174,12 @@ class BasicTransformerBlock(nnx.Module):
         self.norm3 = layers.LayerNorm(width, eps=1e-5, dtype=dtype)
         self.ff = FeedForward(width, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
+    def __call__(
+        self, x: Float[Array, "b n c"], context: Float[Array, "b m d"], reweight: Reweight | None = None
+    ) -> Float[Array, "b n c"]:
+        """`reweight` is of the attention to the text."""
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn2(self.norm2(x), context, reweight)
         return x + self.ff(self.norm3(x))
 
 
@@ -179,11 +203,15 @@ class Transformer2DModel(nnx.Module):
         self.transformer_blocks = layers.Numbered([block() for _ in range(depth)])
         self.proj_out = dense(width, width, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b m d"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], context: Float[Array, "b m d"], reweight: GridReweight | None = None
+    ) -> Float[Array, "b h w c"]:
+        """`reweight` is of the attention to the text, of all blocks."""
         b, h, w, c = x.shape
         y = self.proj_in(self.norm(x).reshape(b, h * w, c))
+        of_grid = None if reweight is None else functools.partial(reweight, (h, w))
         for block in self.transformer_blocks:
-            y = block(y, context)
+            y = block(y, context, of_grid)
         return x + self.proj_out(y).reshape(x.shape)
 
 

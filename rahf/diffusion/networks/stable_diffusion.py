@@ -15,7 +15,7 @@ from rahf.config import StableDiffusionConfig
 from rahf.core.errors import ConfigError
 from rahf.diffusion.networks import autoencoder
 from rahf.diffusion.networks.latent_blocks import dense
-from rahf.diffusion.networks.unet import Conditions, Residuals, UNet2DConditionModel
+from rahf.diffusion.networks.unet import Conditions, Observer, Residuals, UNet2DConditionModel
 from rahf.nn.clip_text import TextTower
 
 
@@ -82,10 +82,15 @@ class StableDiffusion(nnx.Module):
         return jnp.clip(self.vae.decode(latents / self.vae.config.scaling_factor) * 0.5 + 0.5, 0.0, 1.0)
 
     def __call__(
-        self, latents: Array, timesteps: Array, conditions: Conditions, residuals: Residuals | None = None
+        self,
+        latents: Array,
+        timesteps: Array,
+        conditions: Conditions,
+        residuals: Residuals | None = None,
+        observer: Observer | None = None,
     ) -> Array:
-        """The U-Net's prediction, with the residuals of a ControlNet."""
-        return self.unet(latents, timesteps, conditions, residuals)
+        """The U-Net's prediction, with the residuals of a ControlNet, before the eyes of an observer."""
+        return self.unet(latents, timesteps, conditions, residuals, observer)
 
 
 def vae_scale_factor(config: StableDiffusionConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +48,35 @@ class Residuals(NamedTuple):
         return Residuals(*jax.tree.map(lambda x: (scale * x).astype(x.dtype), tuple(self)))
 
 
+class Observer:
+    """Sees what a U-Net computes in one call, and may change its attention to the text.
+
+    A subclass overrides what it needs; arrays that it keeps belong to the trace of that call. The way of attention is
+    computed without a fused kernel while `attends` is True.
+    """
+
+    attends = False
+
+    def up(self, level: int, number: int, features: Float[Array, "b h w c"]) -> None:
+        """Output of residual block `number` of a level on the way up; level 0 is the largest."""
+
+    def attention(self, place: str, grid: tuple[int, int], probabilities: Float[Array, "b n q k"]) -> Array:
+        """The probabilities to use instead of those of one attention to the text, float32 [B,heads,queries,tokens].
+
+        Args:
+          place: "down", "mid" or "up".
+          grid: rows and columns of the queries.
+          probabilities: over tokens, sum 1.
+        """
+        return probabilities
+
+
+def _reweight(observer: Observer | None, place: str) -> blocks.GridReweight | None:
+    if observer is None or not observer.attends:
+        return None
+    return functools.partial(observer.attention, place)
+
+
 class DownBlock(nnx.Module):
     """Residual blocks, each perhaps with a transformer; then the side is halved."""
 
@@ -60,12 +90,14 @@ class DownBlock(nnx.Module):
             self.downsamplers = layers.Numbered([blocks.Downsample2D(outputs, dtype=build.dtype)])
         self.attends, self.last = config.cross_attention[level], last
 
-    def __call__(self, x: Array, temb: Array, text: Array) -> tuple[Array, list[Array]]:
+    def __call__(
+        self, x: Array, temb: Array, text: Array, observer: Observer | None = None
+    ) -> tuple[Array, list[Array]]:
         skips = []
         for number, resnet in enumerate(self.resnets):
             x = resnet(x, temb)
             if self.attends:
-                x = self.attentions[number](x, text)
+                x = self.attentions[number](x, text, _reweight(observer, "down"))
             skips.append(x)
         if not self.last:
             x = self.downsamplers[0](x)
@@ -81,8 +113,9 @@ class MiddleBlock(nnx.Module):
         self.resnets = layers.Numbered([build.resnet(width, width) for _ in range(2)])
         self.attentions = layers.Numbered([build.transformer(len(build.config.block_out_channels) - 1)])
 
-    def __call__(self, x: Array, temb: Array, text: Array) -> Array:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, temb), text), temb)
+    def __call__(self, x: Array, temb: Array, text: Array, observer: Observer | None = None) -> Array:
+        x = self.attentions[0](self.resnets[0](x, temb), text, _reweight(observer, "mid"))
+        return self.resnets[1](x, temb)
 
 
 class UpBlock(nnx.Module):
@@ -96,14 +129,18 @@ class UpBlock(nnx.Module):
             self.attentions = layers.Numbered([build.transformer(level) for _ in widths])
         if level:
             self.upsamplers = layers.Numbered([blocks.Upsample2D(outputs, dtype=build.dtype)])
-        self.attends, self.last = config.cross_attention[level], level == 0
+        self.attends, self.level = config.cross_attention[level], level
 
-    def __call__(self, x: Array, temb: Array, text: Array, skips: list[Array]) -> Array:
+    def __call__(
+        self, x: Array, temb: Array, text: Array, skips: list[Array], observer: Observer | None = None
+    ) -> Array:
         for number, resnet in enumerate(self.resnets):
             x = resnet(jnp.concatenate([x, skips.pop()], -1), temb)
+            if observer is not None:
+                observer.up(self.level, number, x)
             if self.attends:
-                x = self.attentions[number](x, text)
-        return x if self.last else self.upsamplers[0](x, skips[-1].shape[1:3])
+                x = self.attentions[number](x, text, _reweight(observer, "up"))
+        return x if self.level == 0 else self.upsamplers[0](x, skips[-1].shape[1:3])
 
 
 class Builder(NamedTuple):
@@ -184,6 +221,7 @@ class UNet2DConditionModel(nnx.Module):
         timesteps: Array,
         conditions: Conditions,
         residuals: Residuals | None = None,
+        observer: Observer | None = None,
     ) -> Float[Array, "b h w o"]:
         """The prediction, float32 [B,h,w,4].
 
@@ -192,16 +230,17 @@ class UNet2DConditionModel(nnx.Module):
           timesteps: [B], whole or fractional.
           conditions: of the prompts.
           residuals: of a ControlNet, to be added to the skip connections and to the middle block's output.
+          observer: sees the blocks' outputs and the attention to the text.
         """
         temb = time_embedding(self, timesteps, conditions)
         text = conditions.text.astype(self.dtype)
-        x, skips = way_down(self, self.conv_in(latents), temb, text)
-        x = self.mid_block(x, temb, text)
+        x, skips = way_down(self, self.conv_in(latents), temb, text, observer)
+        x = self.mid_block(x, temb, text, observer)
         if residuals is not None:
             skips = [skip + added for skip, added in zip(skips, residuals.down, strict=True)]
             x = x + residuals.mid
         for block in self.up_blocks:
-            x = block(x, temb, text, skips)
+            x = block(x, temb, text, skips, observer)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
 
@@ -218,11 +257,13 @@ def time_embedding(network: Any, timesteps: Array, conditions: Conditions) -> Fl
     return temb + network.add_embedding(jnp.concatenate([conditions.pooled.astype(features.dtype), features], -1))
 
 
-def way_down(network: Any, x: Array, temb: Array, text: Array) -> tuple[Array, list[Array]]:
+def way_down(
+    network: Any, x: Array, temb: Array, text: Array, observer: Observer | None = None
+) -> tuple[Array, list[Array]]:
     """Output of the last block on the way down, and what the skip connections carry, x first."""
     skips = [x]
     for block in network.down_blocks:
-        x, of_block = block(x, temb, text)
+        x, of_block = block(x, temb, text, observer)
         skips += of_block
     return x, skips
 
