@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 import time
 
 import pytest
@@ -17,12 +16,12 @@ import sqlalchemy as sa
 from playwright import sync_api as playwright
 
 from rahf.annotate import answers, assignments, importing, people, saving, tables
+from tests.helpers import chromium
 from tests.helpers.annotate_maker import PROMPT, Site, answer, body, project
 from tests.helpers.feedback_maker import HEIGHT, picture
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if CHROMIUM is None:
-    pytest.skip("there is no chromium here: apt-get install chromium", allow_module_level=True)
+if chromium.PATH is None:
+    pytest.skip(chromium.ABSENT, allow_module_level=True)
 
 #: Where screenshots of each step go; nowhere unless it is set.
 SHOTS = os.environ.get("RAHF_SCREENSHOTS")
@@ -46,7 +45,7 @@ def site(tmp_path):
 @pytest.fixture
 def page():
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=chromium.PATH, args=["--no-sandbox"])
         context = browser.new_context(viewport={"width": 1200, "height": 860})
         page = context.new_page()
         page.set_default_timeout(10_000)
@@ -91,6 +90,7 @@ def test_a_person_goes_from_the_link_to_the_third_picture(site, page):
     page.goto(site.address + "#token=" + people.add(site.database, "Ann"))
     page.wait_for_selector("#help[open]")
     shot(page, "1-instructions")
+    chromium.check_light_and_dark(page, "instructions")
     assert "token" not in page.url
     page.keyboard.press("Enter")  # "Begin" has the focus
 
@@ -106,6 +106,7 @@ def test_a_person_goes_from_the_link_to_the_third_picture(site, page):
     assert "The cat is blue." in told and "1 place not marked" in told and "red" in told
     assert page.locator(".mark.expected").count() == 1
     shot(page, "2-training")
+    chromium.check_light_and_dark(page, "training")
     page.locator("#finish").click()
 
     # The first picture by mouse: both kinds of marks, move, undo, redo, words, scores.
@@ -184,6 +185,7 @@ def test_a_person_goes_from_the_link_to_the_third_picture(site, page):
     page.locator("#skip-button").click()
     page.locator("#skip-reasons input[value='cannot judge']").check()
     shot(page, "6-skip")
+    chromium.check_light_and_dark(page, "skip")
     page.locator("#skip-dialog button.primary").click()
     until(page, "document.getElementById('progress').textContent.startsWith('Picture 6')")
     saved(page)
@@ -217,6 +219,7 @@ def test_hostile_texts_run_nowhere_and_administrators_see_all_marks(site, page):
     page.wait_for_selector("#person table")
     if SHOTS:
         page.screenshot(path=f"{SHOTS}/7-administration.png", full_page=True)
+    chromium.check_light_and_dark(page, "administration")
     page.locator("#judged button.primary").click()
     until(page, "document.getElementById('state').textContent.includes('saved')")
     page.goto(site.address)
@@ -225,3 +228,41 @@ def test_hostile_texts_run_nowhere_and_administrators_see_all_marks(site, page):
     page.wait_for_selector(".word")
     assert hostile in page.locator("#prompt").text_content() and page.title() == "Rich feedback"
     assert page.locator("#prompt img").count() == 0
+
+
+def test_a_critics_marks_come_after_the_persons_own(site, page):
+    """The marks are shown when the picture is finished, chosen by keyboard, and stored beside the answer."""
+    marks = json.dumps({"points_implausible": [[30, 20, 0.9]], "points_misaligned": [[50, 10, 0.6]]})
+    with site.database.write() as connection:
+        for number in connection.scalars(sa.select(tables.pictures.c.id)).all():
+            connection.execute(sa.insert(tables.premarks).values(picture_id=number, model="other-1", marks=marks))
+    site.database.set_project(training=0)
+    page.goto(site.address + "#token=" + people.add(site.database, "Ann"))
+    page.wait_for_selector("#help[open]")
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('picture').naturalWidth > 0")
+    assert "other-1" not in page.content() and page.locator("#premarks").is_hidden()
+    page.mouse.click(*at(page, 10, 10))
+    score(page, 3)
+    page.locator("#finish").click()
+    page.wait_for_selector("#premarks:not([hidden])")
+    assert page.evaluate("document.activeElement.id") == "premarks"
+    assert page.locator(".mark.premark").count() == 2 and "other-1" in page.locator("#premarks").text_content()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    saved(page)
+    shot(page, "8-critic")
+    chromium.check_light_and_dark(page, "a critic's marks")
+    (complete, _, own), *_ = site.answers()
+    assert complete and [round(v) for v in own["points_implausible"][0]] == [10, 10]
+    with site.database.read() as connection:
+        aided = connection.execute(sa.select(tables.aided)).one()
+    assert json.loads(aided.accepted) == {"points_implausible": [0], "points_misaligned": []} and aided.answer is None
+    page.reload()
+    until(page, "document.getElementById('progress').textContent.startsWith('Picture 2')")
+    page.locator("#previous").click()
+    page.wait_for_selector("#premarks:not([hidden])")
+    assert page.locator("#premark-list input").first.is_checked()
+    page.locator("#finish").click()
+    until(page, "document.getElementById('progress').textContent.startsWith('Picture 2')")
+    assert page.locator("#premarks").is_hidden()

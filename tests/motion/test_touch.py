@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from PIL import Image
 from data_pipelines.video.volume import SpectralVolume
 from rahf.core.errors import ArgumentError
 from rahf.motion import modal, touch
+from tests.helpers import chromium
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SIZE = (120, 160)
 
 
@@ -92,11 +91,11 @@ def test_what_is_refused(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install rahf[browser]")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium here: apt-get install chromium")
+    if chromium.PATH is None:
+        pytest.skip(chromium.ABSENT)
     with api.sync_playwright() as started:
         arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        opened = started.chromium.launch(executable_path=chromium.PATH, args=arguments)
         yield opened
         opened.close()
 

@@ -200,7 +200,7 @@ def test_everything_imported_is_asked_for():
         distributions.get(name, name).lower().replace("_", "-") for name in third_party("rahf", "data_pipelines")
     }
     # PyTorch and Ray in functions which say how to install them, as the package `rahf.annotate` does of its own.
-    annotate = required("options.extras_require", "annotate") - {"httptools"}  # which uvicorn takes where it is there
+    annotate = required("options.extras_require", "annotate") - {"httptools", "uvloop"}  # uvicorn's
     assert imported - asked == {"torch", "ray", *annotate}
     assert "torch" in required("options.extras_require", "torch") and "ray" in required("options.extras_require", "ray")
     assert not {"tensorflow", "torch", "tensorflow-cpu"} & asked
@@ -275,4 +275,15 @@ def test_make_does_what_the_readme_promises(tmp_path):
     run = (ROOT / ".ci/run").read_text()
     assert "export EXTRAS=test,torch,ray,annotate,browser,motion" in run.splitlines()
     assert run.splitlines()[-3:] == ["make lint", "make versions", "make test"]
-    assert (ROOT / ".ci/run").stat().st_mode & 0o111
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111 and ".ci/chromium" in run.splitlines()
+
+
+@pytest.mark.parametrize("user, reason", [(1000, "no right to install it"), (0, "apt-get could not install chromium")])
+def test_ci_goes_on_without_a_browser(tmp_path, user, reason):
+    """The tests in a browser are skipped then, with their own reason."""
+    for name, text in (("id", f"echo {user}"), ("apt-get", "exit 100")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    command = [shutil.which("bash"), str(ROOT / ".ci/chromium")]
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0 and reason in done.stdout and "are skipped" in done.stdout

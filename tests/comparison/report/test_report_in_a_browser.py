@@ -1,22 +1,21 @@
 """The report in Chromium: no error in its console, and everything that can be operated does what it says."""
 
 import re
-import shutil
 
 import pytest
 
 from rahf.comparison.report.run import report
+from tests.helpers import chromium
 from tests.helpers.predictions_maker import labels_of, write_predictions
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install rahf[browser]")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+pytestmark = pytest.mark.skipif(chromium.PATH is None, reason=chromium.ABSENT)
 
 
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium.PATH, args=["--no-sandbox"])
         yield browser
         browser.close()
 
@@ -138,3 +137,10 @@ def test_dark_on_a_phone(page, expect):
     expect(body).to_have_css("background-color", dark)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator(".item .stage").first.bounding_box()["width"] > 300
+
+
+def test_everybody_can_read_it(page):
+    chromium.check_light_and_dark(page, "report", leave_out=".item ~ .item")
+    # What is hardly to be seen is found: else the check above would find nothing, either.
+    page.evaluate("document.querySelector('h1').style.color = '#2a2a2a'")
+    assert "color-contrast" in {line.split(":")[0] for line in chromium.accessibility_faults(page, ".item, table")}
