@@ -65,6 +65,11 @@ FAMILIES: dict[str, Family] = {
         task="rahf.saliency.gazefusion.task:GazeFusionTask.from_config",
         load="rahf.saliency.gazefusion.task:load",
     ),
+    "augsal": Family(
+        "rahf.config.augsal:AugsalConfig",
+        task="rahf.saliency.augsal.task:AugsalTask.from_config",
+        load="rahf.saliency.augsal.model:load",
+    ),
     "saliency": Family(
         "rahf.config.saliency:SaliencyConfig",
         task="rahf.saliency.task:SaliencyTask",

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rahf.config import migrate
+from rahf.config.augsal import AugsalConfig, AugsalLossConfig
 from rahf.config.critic import (
     ClipBaselineConfig,
     ClipConfig,
@@ -50,6 +51,8 @@ _FORMER = {"ModelConfig": migrate.model_config, "DiffusionConfig": migrate.diffu
 
 __all__ = [
     "AugmentConfig",
+    "AugsalConfig",
+    "AugsalLossConfig",
     "AutoencoderKLConfig",
     "AutoencoderTinyConfig",
     "ClipBaselineConfig",

@@ -1,0 +1,325 @@
+"""Augsal's readouts as a `Task`. The diffusion model beside them stays as it is published.
+
+The pictures' features are those of the empty prompt: no set of this project holds captions beside gaze.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipelines import store
+from data_pipelines.gaze import loader as loader_lib
+from data_pipelines.gaze.examples import GazeBatch
+from rahf.config import AugsalConfig, AugsalLossConfig, Config, SaliencyConfig
+from rahf.core import licenses
+from rahf.core.errors import ConfigError, DatasetError, NotFinite, TrainError
+from rahf.core.tree import Params, count
+from rahf.diffusion.networks.stable_diffusion import StableDiffusion, latent_channels, vae_scale_factor
+from rahf.diffusion.pipeline_inputs import tokens
+from rahf.nn import functional
+from rahf.nn.boxes import regions
+from rahf.saliency import frozen_pipeline
+from rahf.saliency.augsal import features, latent_edits, losses
+from rahf.saliency.augsal.properties import PROPERTIES, properties
+from rahf.saliency.augsal.readouts import AugsalNetwork, Readings
+from rahf.saliency.gazefusion.loss import locked
+from rahf.saliency.network import cells_inside
+from rahf.text import ClipTokenizer
+from rahf.training import multihost, sharding
+from rahf.training import start as start_lib
+from rahf.training.task import Loader, Loss, SavedFile, Start, Task
+
+#: What is trained.
+TRAINABLE = ("readouts/*",)
+#: Parts of the loss, unweighted.
+PARTS = ("kld", "cc", *PROPERTIES, "edit")
+
+
+class AugsalTask(Task[GazeBatch]):
+    """Trains the readouts on pictures with densities; the pipeline beside them gets no gradient."""
+
+    loss_parts = PARTS
+
+    def __init__(self, config: Config, tokenizer: ClipTokenizer):
+        """Args: a complete config, and the vocabulary of the pipeline's text towers.
+
+        Raises:
+          ConfigError: sizes that do not fit each other, a gamma for other latents, other parameters to be trained, or a
+            class readout, for which no set of this project has labels.
+        """
+        super().__init__(config)
+        model: AugsalConfig = config.model
+        check(model)
+        if config.optimizer.trainable != TRAINABLE or config.optimizer.lora.rank:
+            raise ConfigError(
+                f"optimizer.trainable: expected {TRAINABLE} and no LoRA, as the pipeline is locked; found "
+                f"{config.optimizer.trainable}, rank {config.optimizer.lora.rank}"
+            )
+        self.tokenizer = tokenizer
+        special = [tokenizer.with_special(number) for number in model.pipeline.pad_token_ids]
+        length = model.pipeline.text_encoder.positions
+        self.empty_ids = tokens([""], special, length, model.pipeline.pad_token_ids)
+        self.plan = features.steps_of(model.pipeline.scheduler, model.num_inference_steps, model.times)
+        self.unweighted_parts = tuple(name for name, weight in weights(model.loss).items() if not weight)
+
+    @classmethod
+    def from_config(cls, config: Config) -> AugsalTask:
+        """The task of a run, completed by the config and the vocabulary of `start.model`, or by its own if it goes on.
+
+        Raises:
+          TrainError, CheckpointError: as `frozen_pipeline.pipeline_of`.
+        """
+        start_lib.check(config)
+        if len(config.data.paths) > 1:
+            raise TrainError(f"data.path: Augsal reads one dataset, found {len(config.data.paths)}")
+        pipeline, tokenizer = frozen_pipeline.pipeline_of(config, AugsalConfig)
+        pipeline = dataclasses.replace(pipeline, compute_dtype=config.model.pipeline.compute_dtype)
+        model, optimizer = dataclasses.replace(config.model, pipeline=pipeline), config.optimizer
+        if not optimizer.trainable:
+            optimizer = dataclasses.replace(optimizer, trainable=TRAINABLE)
+        return cls(dataclasses.replace(config, model=model, optimizer=optimizer), tokenizer)
+
+    def build(self) -> Callable[[], nnx.Module]:
+        return lambda: AugsalNetwork(self.config.model)
+
+    def start(self, shapes: Params) -> Start:
+        """The pipeline's parameters; the readouts start at random."""
+        saved = frozen_pipeline.published(self.config)
+        base = jax.device_get(saved.params(lambda: StableDiffusion(self.config.model.pipeline)))
+        of_model = licenses.model_licenses(saved.run)
+        record = {
+            "name": self.config.start.model,
+            "license": "; ".join(sorted(set(of_model.values()))) or "trained here",
+            "licenses": of_model,
+            "parameters": count(base),
+        }
+        return Start({"base": base}, {"model": record} | start_lib.shares(shapes, {"base": base}))
+
+    def saved_files(self) -> Mapping[str, SavedFile]:
+        source = f"the pipeline's vocabulary {self.tokenizer.source}"
+        return {"tokenizer.model": SavedFile(self.tokenizer.model, source)}
+
+    @functools.cached_property
+    def canvas(self) -> Config:
+        """The run's config as the loader of gaze reads it: a square canvas, one cell per cell of the readouts."""
+        model = self.config.model
+        side, stride = model.image_size, model.image_size // model.resolution
+        gaze = SaliencyConfig(image_height=side, image_width=side, stride=stride, flip=model.flip)
+        return dataclasses.replace(self.config, model=gaze)
+
+    def train_loader(self) -> Loader:
+        path = self.config.data.paths[0]
+        if not store.has_field(path, "saliency"):
+            store.splits(path)  # an absent data set has its own message
+            raise DatasetError(f"{path}: has no densities; make the data with `rahf prepare saliency`")
+        source = loader_lib.training_source(self.canvas)
+        return loader_lib.GazeTrainLoader(self.canvas, source, jax.process_index(), jax.process_count())
+
+    def normalizers(self, batch: GazeBatch) -> jax.Array:
+        return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
+
+    def loss(
+        self,
+        model: nnx.Module,
+        batch: GazeBatch,
+        key: jax.Array,
+        dropout_key: jax.Array | None,
+        step: jax.Array,
+        normalizers: jax.Array,
+    ) -> Loss:
+        config = self.config.model
+        of_boxes, of_edits = jax.random.split(key)
+        boxes = random_boxes(of_boxes, batch.frame, config.patch_sides, config.resolution)
+        base, latents, pictures = self._seen(model, batch)
+        readings = self._readings(base, model, latents, pictures, boxes)
+        values = parts(config.loss, readings, pictures, boxes, batch)
+        values["edit"] = jnp.zeros(len(pictures))
+        if config.edit_probability and config.loss.edit_weight:
+            values["edit"] = self._edit(of_edits, base, model, latents, pictures, boxes, readings.saliency)
+        mask = batch.example_mask.astype(jnp.float32)
+        sums = {name: (value * mask).sum() / normalizers for name, value in values.items()}
+        factors = weights(config.loss)
+        return Loss(sum(factors[name] * sums[name] for name in PARTS), sums)
+
+    def measured(self, model: nnx.Module, batch: GazeBatch) -> dict[str, jax.Array]:
+        """The parts of the evaluation loss, float32 [B]; the region is the middle half of the picture. No edits."""
+        boxes = middle_boxes(batch.frame, self.config.model.resolution)
+        base, latents, pictures = self._seen(model, batch)
+        readings = self._readings(base, model, latents, pictures, boxes)
+        return parts(self.config.model.loss, readings, pictures, boxes, batch)
+
+    def _seen(self, model: AugsalNetwork, batch: GazeBatch) -> tuple[StableDiffusion, jax.Array, jax.Array]:
+        base = locked(model.base)
+        pictures = batch.image.astype(jnp.float32) / 255
+        return base, jax.lax.stop_gradient(base.encode(pictures)), pictures
+
+    def _readings(self, base: StableDiffusion, model: AugsalNetwork, latents, pictures, boxes) -> Readings:
+        """All readouts of latents; nothing behind the features is differentiated."""
+        config, b = self.config.model, len(latents)
+        size = pictures.shape[1:3]
+        conditions, _ = base.conditions([jnp.repeat(jnp.asarray(ids), b, 0) for ids in self.empty_ids], None, size)
+        back = features.inverted(base, latents, conditions, self.plan)
+        seen = features.collect(base, back.trajectory[:-1], self.plan.timestep, conditions)
+        seen = jax.tree.map(jax.lax.stop_gradient, seen)
+        return model.readouts(seen, pictures, boxes, regions(boxes, (config.resolution,) * 2))
+
+    def _edit(self, key, base, model, latents, pictures, boxes, saliency) -> jax.Array:
+        """The edit loss of a share of the pictures: more brightness or contrast inside the box, in their latents."""
+        config, b = self.config.model, len(latents)
+        which, how, strength = jax.random.split(key, 3)
+        chosen = jax.random.bernoulli(which, config.edit_probability, (b,)).astype(jnp.float32)
+        low, high = config.edit_strength
+        alpha = jax.random.uniform(strength, (b,), minval=low, maxval=high)
+        mask = regions(boxes, latents.shape[1:3])
+        gamma = jnp.asarray(config.gamma, jnp.float32)
+        bright = jax.random.bernoulli(how, 0.5, (b, 1, 1, 1))
+        edited = jnp.where(
+            bright,
+            latent_edits.brightness(latents, mask, alpha, gamma),
+            latent_edits.contrast(latents, mask, alpha, gamma),
+        )
+        readings = self._readings(base, model, edited, pictures, boxes)
+        grid = regions(boxes, saliency.shape[1:])
+        return chosen * losses.edit(saliency, readings.saliency, grid, config.loss.edit_loss, config.loss.margin)
+
+    def eval_loader(self, mesh: jax.sharding.Mesh) -> loader_lib.GazeEvalLoader:
+        """The evaluation split, at most `train.eval_examples` of it."""
+        data = self.config.data
+        source = store.open_split(data.paths[0], data.eval_split)
+        size = sharding.rounded_up(data.eval_batch_size, mesh)
+        processes = jax.process_index(), jax.process_count()
+        return loader_lib.GazeEvalLoader(self.canvas, source, size, *processes, self.config.train.eval_examples)
+
+    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> AugsalEvaluator:
+        return AugsalEvaluator(self, graphdef, mesh)
+
+    def metric_names(self) -> Sequence[str]:
+        return ["loss/total", "saliency/kld", "saliency/cc", *(f"properties/{name}/rmse" for name in PROPERTIES)]
+
+
+def parts(
+    config: AugsalLossConfig, readings: Readings, pictures: jax.Array, boxes: jax.Array, batch: GazeBatch
+) -> dict[str, jax.Array]:
+    """Equations 3 and 4 without their weights: KLD, CC, and the squared error of each property, float32 [B]."""
+    inside = cells_inside(batch.frame, readings.saliency.shape[1:]).astype(jnp.float32)
+    truth = properties(pictures, regions(boxes, pictures.shape[1:3]), config.global_contrast)
+    errors = losses.squared_error(readings.properties, truth)
+    return {
+        "kld": losses.kld(readings.saliency, batch.density, inside=inside),
+        "cc": losses.cc(readings.saliency, batch.density, inside=inside),
+        **{name: errors[:, column] for column, name in enumerate(PROPERTIES)},
+    }
+
+
+def weights(config: AugsalLossConfig) -> dict[str, float]:
+    """Of each part in the loss; negative for what grows with agreement."""
+    return {
+        "kld": config.kld_weight,
+        "cc": -config.cc_weight,
+        **dict.fromkeys(("red", "green", "blue"), config.color_weight),
+        "brightness": config.brightness_weight,
+        "local_contrast": config.local_contrast_weight,
+        "global_contrast": config.global_contrast_weight,
+        "edit": config.edit_weight,
+    }
+
+
+def random_boxes(key: jax.Array, frame: Any, sides: tuple[float, float], resolution: int) -> jax.Array:
+    """One box inside each picture's frame, float32 [B,4]: left, top, right, bottom in shares of the canvas.
+
+    Args:
+      frame: int32 [B,4] of `rahf.images.letterbox.Frame`, in cells.
+      sides: smallest and largest side, in shares of the frame's.
+      resolution: cells along a side of the canvas.
+    """
+    b = len(frame)
+    of_side, of_place = jax.random.split(key)
+    side = jax.random.uniform(of_side, (b, 2), minval=sides[0], maxval=sides[1])
+    start = jax.random.uniform(of_place, (b, 2)) * (1 - side)
+    return _in_frame(jnp.concatenate([start, start + side], 1), frame, resolution)
+
+
+def middle_boxes(frame: Any, resolution: int) -> jax.Array:
+    """The middle half of each frame along both sides, as `random_boxes`."""
+    return _in_frame(jnp.tile(jnp.asarray([0.25, 0.25, 0.75, 0.75]), (len(frame), 1)), frame, resolution)
+
+
+def _in_frame(boxes: jax.Array, frame: Any, resolution: int) -> jax.Array:
+    top, left, rows, columns = jnp.asarray(frame, jnp.float32).T
+    scale = jnp.stack([columns, rows, columns, rows], 1)
+    return (boxes * scale + jnp.stack([left, top, left, top], 1)) / resolution
+
+
+def check(model: AugsalConfig) -> None:
+    """Raises ConfigError for sizes that do not fit each other, a gamma for other latents, or a class readout."""
+    cell = vae_scale_factor(model.pipeline)
+    for name, unit in (("resolution", model.resolution), ("a cell of the latents", cell)):
+        if model.image_size % unit:
+            raise ConfigError(f"model.image_size: expected a multiple of {unit} ({name}), found {model.image_size}")
+    stride = model.image_size // model.resolution
+    if stride & (stride - 1):
+        raise ConfigError(f"model.resolution: expected image_size divided by a power of 2, found {model.resolution}")
+    if model.classes:
+        raise ConfigError(
+            "model.classes: no prepared set of pictures with gaze has regions with classes to learn from; set it to 0"
+        )
+    channels = latent_channels(model.pipeline)
+    if len(model.gamma) != channels:
+        raise ConfigError(
+            f"model.gamma: expected {channels} numbers, one per channel of the latents, found {model.gamma}"
+        )
+    for name in ("patch_sides", "edit_strength"):
+        low, high = getattr(model, name)
+        if not 0 < low <= high:
+            raise ConfigError(f"model.{name}: expected the smallest, above 0, and the largest, found {low} and {high}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AugsalEvaluation:
+    """Means over the evaluation split."""
+
+    metrics: dict[str, float]
+    count: int  # examples, over all processes
+
+
+class AugsalEvaluator:
+    """CC and KLD of the saliency readout, and the errors of the properties of the middle of each picture."""
+
+    def __init__(self, task: AugsalTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
+        self._task, self._mesh = task, mesh
+        self._step = jax.jit(lambda params, batch: task.measured(functional.merge(graphdef, params), batch))
+
+    def evaluate(self, params: Any, *, thorough: bool = False) -> AugsalEvaluation:
+        """The means over all examples. Raises NotFinite, naming the example."""
+        sums, examples = dict.fromkeys(PARTS[:-1], 0.0), 0
+        for batch in self._task.eval_loader(self._mesh):
+            values = multihost.local_rows(self._step(params, sharding.to_devices(batch, self._mesh)), self._mesh)
+            rows = np.flatnonzero(batch.example_mask)
+            for name, column in values.items():
+                bad = rows[~np.isfinite(column[rows])]
+                if len(bad):
+                    raise NotFinite(
+                        f"{name} of example {int(batch.index[bad[0]])} of the evaluated split is not finite"
+                    )
+                sums[name] += float(column[rows].astype(np.float64).sum())
+            examples += len(rows)
+        sums, examples = jax.tree.map(lambda x: np.asarray(x).item(), multihost.total((sums, examples)))
+        means = {name: value / max(examples, 1) for name, value in sums.items()}
+        factors = weights(self._task.config.model.loss)
+        metrics = {"loss/total": sum(factors[name] * value for name, value in means.items())}
+        metrics |= {f"saliency/{name}": means[name] for name in ("kld", "cc")}
+        metrics |= {f"properties/{name}/rmse": math.sqrt(means[name]) for name in PROPERTIES}
+        return AugsalEvaluation(metrics, examples)
+
+    def summary(self, metrics: Mapping[str, float]) -> str:
+        """The main numbers in one line."""
+        return f"cc {metrics['saliency/cc']:.3f}  kld {metrics['saliency/kld']:.3f}"
