@@ -18,6 +18,7 @@ COMMANDS = (
     "predictions",
     "predict",
     "look",
+    "edit",
     "export",
     "mask",
     "select",
