@@ -72,6 +72,8 @@ class LossConfig:
     tag_weight: float = 0.0  # of naming the prompt's words from the image alone, with model.tag_head
     tag_steps: int = 0  # its weight falls linearly over them, to tag_rest of it; 0: stays
     tag_rest: float = 0.0
+    pair_weight: float = 0.0  # of pairs of known direction: a part made worse must get a hotter map
+    pair_margin: float = 0.1  # by which it must, in units of the heatmap
     heatmap_loss: Literal["mse", "weighted-mse", "bce"] = "mse"
     score_loss: Literal["mse", "bce"] = "mse"
 

@@ -15,7 +15,7 @@ from data_pipelines.loading.loader import train_loader
 from rahf.config import ClipBaselineConfig, Config, CriticConfig, FamilyConfig
 from rahf.core.batch import HEATMAPS, SCORES, Batch
 from rahf.core.tree import Params
-from rahf.critic import families, label_prompts, losses, tower_cache
+from rahf.critic import families, label_prompts, losses, pairs, tower_cache
 from rahf.critic import start as start_lib
 from rahf.critic.evaluation import several_sets
 from rahf.critic.evaluation.evaluator import CriticEvaluation, CriticEvaluator, metric_names, summary_line
@@ -41,6 +41,7 @@ class CriticTask(RecordTask):
         """
         super().__init__(config if tokenizer is None else label_prompts.resolve(config, tokenizer), tokenizer)
         losses.check(self.config)
+        pairs.check(self.config)
         self.cache: tower_cache.TowerCache | None = None
         if config.train.cache_tower:
             tower_cache.check(config)
@@ -50,6 +51,9 @@ class CriticTask(RecordTask):
         #: Whether the words of a data set have shares of people, which the loss then learns.
         self.soft = tokenizer is not None and has_soft_words(config)
         self.loss_parts = losses.OF_LABELS if self.tags is None else losses.Parts._fields
+        self.label_parts = self.loss_parts
+        if self.config.loss.pair_weight:
+            self.loss_parts = (*self.loss_parts, "pair")
         self.unweighted_parts = tuple(n for n in losses.OF_LABELS if not getattr(self.config.loss, f"{n}_weight"))
 
     @classmethod
@@ -126,7 +130,14 @@ class CriticTask(RecordTask):
                 total, parts = losses.total(
                     self.config.loss, logits, batch, step, self.suffix_id, normalizers, self.soft
                 )
-        return Loss(total, {name: getattr(parts, name) for name in self.loss_parts})
+        values = {name: getattr(parts, name) for name in self.label_parts}
+        if self.config.loss.pair_weight:
+            with jax.named_scope("pairs"):
+                count = normalizers.heatmaps[HEATMAPS.index("implausibility")]
+                margin = self.config.loss.pair_margin
+                values["pair"] = pairs.loss(model, batch, logits, key, dropout_key, margin, count)
+            total = total + self.config.loss.pair_weight * values["pair"]
+        return Loss(total, values)
 
     def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> RunEvaluator:
         return RunEvaluator(self, graphdef, mesh)
