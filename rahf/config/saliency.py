@@ -21,6 +21,8 @@ class SaliencyLossConfig:
     sim_weight: float = 1.0
     nss_weight: float = 1.0
     likelihood_weight: float = 1.0  # of the mean negative log-likelihood of a fixation, in nats above uniform
+    edit_weight: float = 0.1  # of edited pictures, with model.edit_probability above 0
+    edit_margin: float = 0.1  # by which the mass inside an edited part must rise, in nats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class SaliencyConfig(FamilyConfig):
     # towers, and at 7, that of the whole tower.
     frozen_stages: int = 7
     flip: bool = True  # half of the training pictures are mirrored
+    edit_probability: float = 0.0  # of showing a picture again, edited where people look, for loss.edit_weight
+    edit_strength: tuple[float, float] = (0.02, 0.2)  # smallest and largest, of pixels in [0,1]
     loss: SaliencyLossConfig = SaliencyLossConfig()
     # Of the trained model, not of training:
     mirrored: bool = False  # mean of the densities of a picture and of its mirror image, turned back

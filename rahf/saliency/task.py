@@ -19,6 +19,7 @@ from rahf.critic.towers import load_vision_part
 from rahf.nn import functional
 from rahf.saliency import cache as cache_lib
 from rahf.saliency import losses, network
+from rahf.saliency.augsal import pixel_edits
 from rahf.saliency.evaluate import RunEvaluator, metric_names
 from rahf.training import sharding
 from rahf.training import start as start_lib
@@ -41,6 +42,14 @@ class SaliencyTask(Task[GazeBatch]):
         if config.train.cache_tower:
             cache_lib.check(config)
         self.loss_parts = losses.PARTS
+        self.edits = config.model.edit_probability > 0 and config.model.loss.edit_weight > 0
+        if self.edits and config.train.cache_tower:
+            raise ConfigError(
+                "model.edit_probability: edited pictures are other ones every time; set it to 0, or "
+                "train.cache_tower to False"
+            )
+        if self.edits:
+            self.loss_parts = (*losses.PARTS, "edit")
         self.unweighted_parts = tuple(name for name, weight in losses.weights(config.model.loss).items() if not weight)
 
     def build(self) -> Callable[[], nnx.Module]:
@@ -91,7 +100,21 @@ class SaliencyTask(Task[GazeBatch]):
     ) -> Loss:
         log_density = model(batch.image, batch.frame)
         with jax.named_scope("loss"):
-            return Loss(*losses.total(self.config.model.loss, log_density, batch, normalizers))
+            total, parts = losses.total(self.config.model.loss, log_density, batch, normalizers)
+        if self.edits:
+            parts = parts | {"edit": self._edit(model, batch, log_density, key, normalizers)}
+            total = total + self.config.model.loss.edit_weight * parts["edit"]
+        return Loss(total, parts)
+
+    def _edit(
+        self, model: nnx.Module, batch: GazeBatch, log_density: jax.Array, key: jax.Array, normalizers: jax.Array
+    ) -> jax.Array:
+        """The loss of edits of known direction, over all examples: those without an edit count as met."""
+        config = self.config.model
+        edited = pixel_edits.edited(key, batch.image, batch.density, config.edit_probability, config.edit_strength)
+        after = model(edited.image, batch.frame)
+        values = pixel_edits.rise(log_density, after, edited.mask, config.loss.edit_margin)
+        return jnp.where(edited.counts & batch.example_mask, values, 0.0).sum() / normalizers
 
     def eval_loader(self, mesh: jax.sharding.Mesh, split: str | None = None) -> loader_lib.GazeEvalLoader:
         """The evaluation split of the run's first data set, at most `train.eval_examples` of it."""
