@@ -199,10 +199,10 @@ def check(pipe: Pipeline, num_inference_steps: int, start: int, iterations: int)
         raise ArgumentError(
             "scheduler: clip_sample clamps the clean estimate, which cannot be undone; set clip_sample=False"
         )
-    if scheduler.prediction_type == "sample" and scheduler.kind == "ddim" and scheduler.set_alpha_to_one:
+    if scheduler.prediction_type == "sample" and (scheduler.kind != "ddim" or scheduler.set_alpha_to_one):
         raise ArgumentError(
-            "scheduler: with prediction_type sample and set_alpha_to_one, the last step forgets its latents, which "
-            "cannot be undone; set set_alpha_to_one=False"
+            "scheduler: with prediction_type sample, the last step forgets its latents, which cannot be undone, unless "
+            "the scheduler is DDIM with set_alpha_to_one=False; set kind and set_alpha_to_one so"
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rahf import images
-from rahf.core import terminal
+from rahf.core import hub, shipped, terminal
 from rahf.core.errors import ArgumentError, CheckpointError
 from rahf.core.files import check_writable, read_regular, write_atomically
 from rahf.core.version import __version__
@@ -133,7 +133,10 @@ def _saliency(source: Any, picture: np.ndarray) -> tuple[np.ndarray, Saliency | 
     if isinstance(source, (str, os.PathLike)) and pictures.looks_like_image(os.fspath(source)):
         name = os.fspath(source)
         return np.asarray(images.load_grey(read_regular(source), what=name), np.float32), None
-    model = loading.load(source) if isinstance(source, (str, os.PathLike)) else source
+    model = source
+    if isinstance(source, (str, os.PathLike)):
+        is_id = hub.is_id(shipped.resolve(source))
+        model = loading.load(hub.download(str(source)) if is_id else source)
     (prediction,) = model(np.round(picture * 255).astype(np.uint8))
     return prediction.heatmap, model
 

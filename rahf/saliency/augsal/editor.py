@@ -163,6 +163,8 @@ class Editor:
           NotFinite: an edit leads to NaN or infinity.
         """
         pipe = self.pipe
+        if np.ndim(picture) != 3:
+            raise ArgumentError(f"picture: expected one, [H,W,3], found shape {np.shape(picture)}; edit one at a time")
         steps, count = options.num_inference_steps, options.attention_steps
         back = inversion.invert(
             pipe, picture, prompt, num_inference_steps=steps, start=steps - count, iterations=options.iterations

@@ -14,6 +14,7 @@ from rahf.config import AugsalConfig, Config
 from rahf.core.errors import ArgumentError, CheckpointError
 from rahf.core.tree import Params
 from rahf.diffusion.pipeline import Pipeline
+from rahf.images import letterbox
 from rahf.nn import functional
 from rahf.nn.boxes import regions
 from rahf.saliency import frozen_pipeline
@@ -72,13 +73,29 @@ class Augsal:
         return self._run(self.params, jnp.asarray(image), boxes, conditions)
 
     def measure(self, pictures: Any, region: Any) -> np.ndarray:
-        """Properties [B,6] of a region float [B,s,s], for `editor.Editor`: of the box around what is above 0."""
-        boxes = []
-        for mask in np.asarray(region) > 0:
+        """Properties [B,6] of a region of pictures of any size, for `editor.Editor`: of the box around what is above 0.
+
+        Args:
+          pictures: float [B,H,W,3] in [0,1]; letterboxed into the square of training.
+          region: float [B,H,W].
+        """
+        model = self.config.model
+        grid, side = (model.resolution,) * 2, model.image_size
+        fill = letterbox.fill_value((0.5, 0.5, 0.5))
+        canvases, boxes = [], []
+        for picture, mask in zip(np.asarray(pictures), np.asarray(region) > 0):
+            frame = letterbox.fit(picture.shape[:2], grid)
+            pixels = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+            canvases.append(letterbox.place(pixels, frame, (side, side), side // model.resolution, fill))
             rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-            (height, width) = mask.shape
-            boxes.append([columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height])
-        return np.asarray(self(pictures, np.asarray(boxes)).properties)
+            height, width = mask.shape
+            shares = np.array(
+                [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+            )
+            scale = np.array([frame.columns, frame.rows, frame.columns, frame.rows])
+            start = np.array([frame.left, frame.top, frame.left, frame.top])
+            boxes.append((start + shares * scale) / model.resolution)
+        return np.asarray(self(np.stack(canvases), np.stack(boxes)).properties)
 
 
 def load(path: str | os.PathLike) -> Augsal:

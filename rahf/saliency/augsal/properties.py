@@ -28,7 +28,10 @@ GlobalContrast = Literal["rms", "difference"]
 
 
 def properties(
-    pictures: Float[Array, "b h w 3"], region: Float[Array, "b h w"], global_contrast: GlobalContrast = "rms"
+    pictures: Float[Array, "b h w 3"],
+    region: Float[Array, "b h w"],
+    global_contrast: GlobalContrast = "rms",
+    whole: Array | None = None,
 ) -> Float[Array, "b 6"]:
     """The properties of a region of each picture.
 
@@ -41,23 +44,27 @@ def properties(
       pictures: in [0,1].
       region: weights of the pixels, at least 0, not 0 everywhere.
       global_contrast: see above.
+      whole: likewise, of the whole picture on a canvas; None: it fills the canvas.
 
     Returns:
       float32 [B,6], in the order of `PROPERTIES`; in [0,1] but for "difference".
     """
     pictures, region = pictures.astype(jnp.float32), region.astype(jnp.float32)
-    inside = region / jnp.maximum(region.sum((1, 2), keepdims=True), _EPS)
+    shares = lambda weights: weights / jnp.maximum(weights.sum((1, 2), keepdims=True), _EPS)  # noqa: E731
+    inside = shares(region)
     mean = lambda x: (x * inside).sum((1, 2))  # noqa: E731
+    whole = shares(jnp.ones(region.shape, jnp.float32) if whole is None else whole.astype(jnp.float32))
+    of_whole = lambda x: (x * whole).sum((1, 2))  # noqa: E731
     grey = pictures @ jnp.asarray(GREY, jnp.float32)
     channels = (pictures * inside[..., None]).sum((1, 2))
-    brightness, whole = mean(grey), grey.mean((1, 2))
+    brightness, middle = mean(grey), of_whole(grey)
     rms_about = lambda centre: _root(mean(jnp.square(grey - centre[:, None, None])))  # noqa: E731
     local = rms_about(brightness)
     if global_contrast == "rms":
-        contrast = rms_about(whole)
+        contrast = rms_about(middle)
     else:
-        std = _root(jnp.square(grey - whole[:, None, None]).mean((1, 2)))
-        contrast = jnp.abs(local / jnp.maximum(brightness, 1e-6) - std / jnp.maximum(whole, 1e-6))
+        std = _root(of_whole(jnp.square(grey - middle[:, None, None])))
+        contrast = jnp.abs(local / jnp.maximum(brightness, 1e-6) - std / jnp.maximum(middle, 1e-6))
     return jnp.concatenate([channels, jnp.stack([brightness, local, contrast], -1)], -1)
 
 

@@ -211,7 +211,9 @@ def parts(
 ) -> dict[str, jax.Array]:
     """Equations 3 and 4 without their weights: KLD, CC, and the squared error of each property, float32 [B]."""
     inside = cells_inside(batch.frame, readings.saliency.shape[1:]).astype(jnp.float32)
-    truth = properties(pictures, regions(boxes, pictures.shape[1:3]), config.global_contrast)
+    stride = pictures.shape[1] // inside.shape[1]
+    whole = jnp.repeat(jnp.repeat(inside, stride, 1), stride, 2)
+    truth = properties(pictures, regions(boxes, pictures.shape[1:3]), config.global_contrast, whole)
     errors = losses.squared_error(readings.properties, truth)
     return {
         "kld": losses.kld(readings.saliency, batch.density, inside=inside),

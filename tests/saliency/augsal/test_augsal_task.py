@@ -111,7 +111,11 @@ def test_a_run_is_loaded_and_reads_out_pictures(config, task, started, tmp_path)
     # `measure` reads the box around a region.
     region = np.zeros((2, 8, 8))
     region[0, :, :4], region[1, 2:, 2:] = 1, 1
-    np.testing.assert_allclose(model.measure(pictures, region), readings.properties, atol=1e-6)
+    eight_bits = np.round(pictures * 255).astype(np.uint8)
+    expected = model(eight_bits, [[0, 0, 0.5, 1], [0.25, 0.25, 1, 1]]).properties
+    np.testing.assert_allclose(model.measure(pictures, region), expected, atol=1e-6)
+    wide = model.measure(pictures[:, :4], region[:, :4])  # letterboxed: 8 x 4 pixels in the middle of 8 x 8
+    assert wide.shape == (2, 6) and np.isfinite(wide).all()
     with pytest.raises(ArgumentError, match="expected 8 x 8 pixels, as trained"):
         model(np.zeros((1, 16, 16, 3)))
     with pytest.raises(ArgumentError, match="left < right"):

@@ -119,6 +119,8 @@ def test_what_cannot_be_edited_is_refused(editor):
     ):
         with pytest.raises(ArgumentError, match=message):
             editor(PICTURE, prompt, saliency, dataclasses.replace(QUICK, **{"property": "brightness", **changes}))
+    with pytest.raises(ArgumentError, match="edit one at a time"):
+        editor(PICTURE[None], "a cat", SALIENCY, QUICK)
     for fields, message in (
         (dict(property="size"), "property: expected contrast, brightness, color"),
         (dict(strength=0.0), "strength: expected a number above 0 up to 1"),

@@ -33,6 +33,11 @@ def test_properties_against_a_slow_reference(kind):
     expected = [slow(*one, kind) for one in zip(PICTURES, inside)]
     np.testing.assert_allclose(properties(PICTURES, inside, kind), expected, atol=1e-5)
     assert len(PROPERTIES) == 6
+    # On a canvas with an edge that is no picture.
+    canvas = np.pad(PICTURES, ((0, 0), (2, 0), (0, 1), (0, 0)), constant_values=0.5)
+    around = lambda x: np.pad(x, ((0, 0), (2, 0), (0, 1)))
+    framed = properties(canvas, around(inside), kind, around(np.ones_like(inside)))
+    np.testing.assert_allclose(framed, expected, atol=1e-5)
 
 
 def test_a_flat_region_has_a_finite_gradient():
