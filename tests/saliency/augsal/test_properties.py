@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rahf.nn.boxes import regions
 from rahf.saliency.augsal import losses
-from rahf.saliency.augsal.properties import GREY, PROPERTIES, properties, regions
+from rahf.saliency.augsal.properties import GREY, PROPERTIES, properties
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.random((2, 6, 8, 3), np.float32)
