@@ -51,7 +51,7 @@ def check(config: Config) -> None:
         return
     if getattr(config.model, "variant", "multi-head") != "multi-head":
         raise ConfigError(
-            "loss.pair_weight: compares heatmaps of one pass; set it to 0, or model.variant to multi-head"
+            "loss.pair_weight: needs all heatmaps in one pass; set model.variant to multi-head, or it to 0"
         )
     if "heatmap/implausibility" not in families.outputs(config.model).label_names:
         raise ConfigError("loss.pair_weight: this model predicts no heatmap of implausibility to compare; set it to 0")
