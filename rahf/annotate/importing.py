@@ -13,7 +13,7 @@ import hashlib
 import os
 import pathlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -62,6 +62,8 @@ def import_pictures(
 ) -> Imported:
     """Adds the pictures of a folder. Those that are there already stay as they are, so this may be repeated.
 
+    Only a picture at work that nobody has seen becomes a training or gold picture where its uid is given as one.
+
     Args:
       database: of the project.
       folder: of pictures; stored, and the same in later calls.
@@ -84,15 +86,14 @@ def import_pictures(
     if stored is not None and os.path.realpath(stored) != source.root:
         raise AnnotateError(f"--images {folder}: the pictures of this database are in {stored}; give that folder")
     imported = Imported()
-    with database.write() as connection:
-        put_setting(connection, "folder", source.root)
     wanted = database.project.people_per_picture
     order = random.Random(seed)
     rows: list[dict[str, Any]] = []
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         for batch in _batches(_lines(source, folder, prompts, imported, purpose), _BATCH):
             known = _known(database, [item.uid for item, _ in batch])
-            new = {item.uid: (item, answer) for item, answer in batch if item.uid not in known}
+            usable = {uid for uid, stored in known.items() if purpose != "work" and stored != purpose}
+            new = {item.uid: (item, tree) for item, tree in batch if item.uid not in known or item.uid in usable}
             imported.already += len(batch) - len(new)
             described = pool.map(lambda pair: _describe(source, *pair), new.values())
             rows = []
@@ -103,9 +104,22 @@ def import_pictures(
                     rows.append({**row, "purpose": purpose, "wanted": wanted, "position": order.random()})
             if rows:
                 with database.write() as connection:
-                    connection.execute(sa.insert(tables.pictures), rows)
-            imported.new += len(rows)
+                    put_setting(connection, "folder", source.root)  # with the first pictures: a mistake binds nobody
+                    _store(connection, rows, known, imported)
     return imported
+
+
+def check_sources(folder: str | os.PathLike, file: str | os.PathLike | None, option: str = "--prompts") -> None:
+    """Checks that folder and file are there, so that a mistake makes no database; `option` names the file.
+
+    Raises:
+      DatasetError: no such folder.
+      AnnotateError: no such file.
+    """
+    Folder(folder)
+    if file is not None and not pathlib.Path(file).is_file():
+        state = "is no file" if pathlib.Path(file).exists() else "does not exist"
+        raise AnnotateError(f"{option} {file} {state}; expected a file with a line for each picture")
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -119,9 +133,30 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _known(database: Database, uids: list[str]) -> set[str]:
+def _known(database: Database, uids: list[str]) -> dict[str, str]:
+    """Purposes of the pictures that are there, by uid."""
+    columns = (tables.pictures.c.uid, tables.pictures.c.purpose)
     with database.read() as connection:
-        return set(connection.scalars(sa.select(tables.pictures.c.uid).where(tables.pictures.c.uid.in_(uids))))
+        rows = connection.execute(sa.select(*columns).where(tables.pictures.c.uid.in_(uids)))
+        return {uid: purpose for uid, purpose in rows}
+
+
+def _store(connection: Connection, rows: list[dict[str, Any]], known: Mapping[str, str], imported: Imported) -> None:
+    """Adds pictures; one at work that nobody has seen becomes a training or gold picture."""
+    fresh = [row for row in rows if row["uid"] not in known]
+    if fresh:
+        connection.execute(sa.insert(tables.pictures), fresh)
+    imported.new += len(fresh)
+    changed = ("purpose", "answer", "explanation")
+    for row in (row for row in rows if row["uid"] in known):
+        pictures = tables.pictures.c
+        seen = sa.select(tables.assignments.c.id).where(tables.assignments.c.picture_id == pictures.id).exists()
+        change = sa.update(tables.pictures).where(pictures.uid == row["uid"], pictures.purpose == "work", ~seen)
+        if connection.execute(change.values({name: row[name] for name in changed})).rowcount:
+            imported.new += 1
+        else:
+            what = f"{one_line(row['uid'], 100)}: it is a {known[row['uid']]} picture already"
+            imported.refused.append(f"{what}; give it another uid here, or take one that nobody has seen")
 
 
 def _lines(

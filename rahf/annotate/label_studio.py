@@ -206,6 +206,9 @@ def read(path: str | os.PathLike, pictures: str | os.PathLike, out: str | os.Pat
 
 
 def _tasks(path: str | os.PathLike) -> list[dict[str, Any]]:
+    if not os.path.isfile(path):
+        state = "is no file" if os.path.exists(path) else "does not exist"
+        raise AnnotateError(f"--tasks {path} {state}; expected Label Studio's export “JSON”")
     if os.path.getsize(path) > _MOST_BYTES:
         raise AnnotateError(f"{path}: more than {_MOST_BYTES // 10**6} MB; export fewer tasks at once")
     try:

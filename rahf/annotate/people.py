@@ -122,7 +122,7 @@ def enter(database: Database, token: str) -> Person | None:
 def add_study(database: Database, most_people: int) -> str:
     """Makes a key with which up to `most_people` people of a platform can join; returns it."""
     if not 1 <= most_people <= 10**6:
-        raise AnnotateError(f"--most-people {most_people}: expected 1 to 1000000")
+        raise AnnotateError(f"--study {most_people}: expected 1 to 1000000 people")
     name, hashed, key = _new_token()
     with database.write() as connection:
         connection.execute(sa.insert(tables.studies).values(key_name=name, key_hash=hashed, most_people=most_people))

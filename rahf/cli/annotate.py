@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 
 from rahf.cli.parsing import Formatter, command
@@ -150,6 +151,8 @@ def serve(args: argparse.Namespace) -> int:
     from rahf.annotate import serve as serving
     from rahf.annotate.database import open_database
 
+    if args.images is not None:
+        importing.check_sources(args.images, args.prompts)
     database = open_database(args.db, create=args.images is not None)
     rules = ("people_per_picture", "lease_seconds", "ahead", "gold_every", "training", "most_pictures", "title")
     changes = {name: getattr(args, name) for name in rules if getattr(args, name) is not None}
@@ -218,7 +221,7 @@ def people(args: argparse.Namespace) -> int:
     if args.study is not None:
         key = people_lib.add_study(database, args.study)
         terminal.say(f"link of the study: {address}?study={key}&PROLIFIC_PID={{{{%PROLIFIC_PID%}}}}")
-    if not (args.add or args.renew or args.deactivate or args.study):
+    if not (args.add or args.renew or args.deactivate or args.study is not None):
         for one in quality.overview(database)["people"]:
             state = "" if one["active"] else ", kept out"
             terminal.say(f"{one['pseudonym']}  {one['role']:<13} {one['answers']:>6} answers  {one['label']}{state}")
@@ -233,6 +236,7 @@ def gold(args: argparse.Namespace) -> int:
 
     database = open_database(args.db)
     purpose = "training" if args.training else "gold"
+    importing.check_sources(database.folder, args.answers, "--answers")
     imported = importing.import_pictures(database, database.folder, args.answers, purpose)
     _print_imported(imported)
     database.close()
@@ -262,9 +266,14 @@ def export(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from rahf.annotate import exporting
     from rahf.annotate.database import open_database
+    from rahf.core.errors import AnnotateError
 
     database = open_database(args.db)
     pictures_with_answers = exporting.collect(database, adjudicated=args.adjudicated)
+    first = next(pictures_with_answers, None)
+    if first is None:
+        raise AnnotateError(f"--db {args.db}: nobody has finished a picture yet; there is nothing to export")
+    pictures_with_answers = itertools.chain([first], pictures_with_answers)
     what = "answers"
     if args.format == "label-studio":
         from rahf.annotate import label_studio

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from data_pipelines.feedback.prepare import prepare
 from rahf.annotate import agreement, answers, assignments, exporting, gold, importing, people, saving, tables
 from rahf.annotate.database import open_database
+from rahf.cli import main as cli
 from rahf.core.errors import AnnotateError
 from rahf.metrics import agreement as measures
 from tests.helpers.annotate_maker import PROMPT, answer, body, person, project, write_project
@@ -331,6 +332,48 @@ def test_what_is_exported_can_be_prepared_and_has_pseudonyms_only(small, tmp_pat
     record = records(tmp_path / "out")["0.png"]
     assert record.scores.tolist() == [0.5] * 4 and record.word_labels == (1, 0, 1, 1, 1)
     assert len(record.annotator_implausibility) == 2
+
+
+def test_a_mistaken_folder_makes_no_database_and_binds_none(tmp_path, capsys):
+    pictures, prompts = write_project(tmp_path, 1)
+    place = tmp_path / "a.sqlite"
+    for mistake in (["--images", str(tmp_path / "absent")], ["--images", str(pictures), "--prompts", "absent.jsonl"]):
+        assert cli.main(["annotate", *mistake, "--db", str(place)]) == 1
+        assert "absent" in capsys.readouterr().err and not place.exists()
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["annotate", "--images", str(tmp_path / "empty"), "--db", str(place)]) == 1
+    assert "no picture in it" in capsys.readouterr().err
+    database = open_database(place)
+    assert importing.import_pictures(database, pictures, prompts).new == 1
+    database.close()
+
+
+def test_a_picture_at_work_becomes_gold_unless_somebody_has_seen_it(small, tmp_path):
+    seen = work(small, person(small), 1)[0]
+    lines = [{"image": f"{n}.png", "prompt": f"{PROMPT} {n}", "annotators": [answer()]} for n in range(4)]
+    (tmp_path / "gold.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    added = importing.import_pictures(small, small.folder, tmp_path / "gold.jsonl", "gold")
+    assert (added.new, added.already, len(added.refused)) == (3, 0, 1)
+    assert f"{seen - 1}.png: it is a work picture already" in added.refused[0]
+    again = importing.import_pictures(small, small.folder, tmp_path / "gold.jsonl", "gold")
+    assert (again.new, again.already, len(again.refused)) == (0, 3, 1)
+    stored = {row.id: (row.purpose, row.answer is not None) for row in rows(small, tables.pictures)}
+    assert stored == {n: ("work", False) if n == seen else ("gold", True) for n in range(1, 5)}
+    # The pictures' own file again: those that are gold by now stay so.
+    assert importing.import_pictures(small, small.folder, tmp_path / "prompts.jsonl").already == 4
+
+
+def test_nothing_is_exported_where_nobody_has_finished(small, tmp_path, capsys):
+    place = str(tmp_path / "feedback.sqlite")
+    assert cli.main(["annotate", "export", "--db", place, "--out", str(tmp_path / "f.jsonl")]) == 1
+    assert "nobody has finished" in capsys.readouterr().err and not (tmp_path / "f.jsonl").exists()
+    assert cli.main(["annotate", "gold", "--db", place, "--answers", "absent.jsonl"]) == 1
+    assert "--answers absent.jsonl does not exist" in capsys.readouterr().err
+    arguments = ["--tasks", "absent.json", "--images", small.folder, "--out", str(tmp_path / "f.jsonl")]
+    assert cli.main(["annotate", "from-label-studio", *arguments]) == 1
+    assert "--tasks absent.json does not exist" in capsys.readouterr().err
+    assert cli.main(["annotate", "people", "--db", place, "--study", "0"]) == 1
+    assert "--study 0: expected 1" in capsys.readouterr().err
 
 
 def test_agreement_of_a_person_counts_all_pictures_and_words(small):
