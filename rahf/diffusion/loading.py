@@ -7,7 +7,7 @@ import os
 from rahf.config import PixelDiffusionConfig, StableDiffusionConfig
 from rahf.core.errors import CheckpointError
 from rahf.diffusion import pipeline, pixel_generator
-from rahf.training import saved_model
+from rahf.diffusion import saved as saved_lib
 
 
 def load(path: str | os.PathLike) -> pipeline.Pipeline | pixel_generator.Generator:
@@ -19,7 +19,7 @@ def load(path: str | os.PathLike) -> pipeline.Pipeline | pixel_generator.Generat
     Raises:
       rahf.core.errors.CheckpointError: no model there, or one that is no diffusion model.
     """
-    saved = saved_model.find(path)
+    saved = saved_lib.find(path)
     if isinstance(saved.config.model, PixelDiffusionConfig):
         return pixel_generator.load(path)
     if isinstance(saved.config.model, StableDiffusionConfig):

@@ -15,6 +15,7 @@ import numpy as np
 from rahf.config import Config, PixelDiffusionConfig
 from rahf.core import pixel_range, process, renamed
 from rahf.core.errors import ArgumentError, CheckpointError, ImageError
+from rahf.diffusion import saved as saved_lib
 from rahf.diffusion import schedules
 from rahf.diffusion.generated import GeneratedImages
 from rahf.diffusion.networks import pixel_unet
@@ -25,7 +26,6 @@ from rahf.nn import functional
 from rahf.text import Tokenizer
 from rahf.text import prompts as prompts_lib
 from rahf.text.vocabulary import too_many_pieces
-from rahf.training import saved_model
 
 #: With an energy that is 0 everywhere, steps recur and nothing is guided.
 _ZERO = energy_lib.function(lambda pixels: jnp.zeros(len(pixels)), name="zero")
@@ -263,7 +263,7 @@ def load(path: str | os.PathLike) -> Generator:
       rahf.core.errors.CheckpointError: no model there, or one that is no diffusion model.
     """
     process.claim()
-    saved = saved_model.find(path)
+    saved = saved_lib.find(path)
     config = saved.config
     if not isinstance(config.model, PixelDiffusionConfig):
         raise CheckpointError(

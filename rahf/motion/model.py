@@ -131,7 +131,7 @@ def load(path: str | os.PathLike) -> MotionGenerator:
     Raises:
       CheckpointError: no model there, one of another family, or a run of the autoencoder alone, which cannot draw.
     """
-    saved = saved_model.find(path)
+    saved = saved_model.find(path, expected="a run directory of the family motion")
     if not isinstance(saved.config.model, MotionConfig):
         raise CheckpointError(f"{saved.run}: a {saved.config.model.family}, no motion model; load it with rahf.load")
     if saved.config.model.stage == "autoencoder":

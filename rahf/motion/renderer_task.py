@@ -101,7 +101,7 @@ def load(path: str | os.PathLike) -> Frames:
     Raises:
       CheckpointError: no model there, or one of another family.
     """
-    saved = saved_model.find(path)
+    saved = saved_model.find(path, expected="a run directory of the family motion-renderer")
     if not isinstance(saved.config.model, MotionRendererConfig):
         raise CheckpointError(
             f"{saved.run}: a {saved.config.model.family}, no renderer of motion; load it with rahf.load"

@@ -79,7 +79,7 @@ class MotionTask(ClipTask):
         if not fresh:
             folder = pathlib.Path(config.workdir)
         elif config.start.model:
-            folder = checkpoint.find(config.start.model)[0]
+            folder = checkpoint.find(config.start.model, "a run directory of the family motion")[0]
         read.description(folder)
         return cls(config, read_regular(folder / MOTION_FILE))
 

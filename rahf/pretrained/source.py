@@ -47,7 +47,10 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def locate(
-    name: str | os.PathLike | WeightsSource, revision: str | None = None, only: Iterable[str] | None = None
+    name: str | os.PathLike | WeightsSource,
+    revision: str | None = None,
+    only: Iterable[str] | None = None,
+    expected: str | None = None,
 ) -> WeightsSource:
     """Finds a checkpoint: a local folder, or a repository of the hub (downloaded once, then from the cache).
 
@@ -55,6 +58,8 @@ def locate(
       name: a folder with `config.json`, or a hub id such as ``google/vit-large-patch16-384``.
       revision: branch, tag or commit on the hub; None is its main branch.
       only: patterns of the files to fetch from the hub; None: configs and weights.
+      expected: what the folder should be, for the message where nothing is, if ids of the hub have an owner: without
+        one, a name is a folder that is missing. None: a folder of a network, whose id may be a name alone.
 
     Returns:
       The folder, with the commit that the hub resolved the revision to.
@@ -69,8 +74,10 @@ def locate(
         if revision is not None:
             raise PretrainedError(f"{text}: a revision ({revision}) has a meaning for hub ids only, not for folders")
         return WeightsSource(folder, text)
-    if folder.exists() or folder.is_absolute() or not _HUB_ID.fullmatch(text):
-        raise PretrainedError(f"{text}: expected a folder with config.json and weights, or a hub id like owner/name")
+    is_id = _HUB_ID.fullmatch(text) and (expected is None or "/" in text)
+    if folder.exists() or folder.is_absolute() or not is_id:
+        expected = expected or "a folder with config.json and weights"
+        raise PretrainedError(f"{text}: expected {expected}, or a hub id like owner/name")
     snapshot = _download(text, revision, only or (*_BESIDE, *_SAFE))
     if only is None and not any(snapshot.glob("model*.safetensors*")):
         snapshot = _download(text, revision, _PICKLED)

@@ -83,12 +83,13 @@ def check_fits(stored: functional.Params, expected: functional.Params, where: st
         )
 
 
-def find(path: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+def find(path: str | pathlib.Path, expected: str = "") -> tuple[pathlib.Path, pathlib.Path]:
     """Finds a model from what a user points at.
 
     Args:
       path: a run directory (its best checkpoint, else the newest) or one checkpoint of it
         (`RUN/checkpoints/latest/1000`), or the hub id of a repository that holds a run directory.
+      expected: what belongs there, for the message where nothing is; "": any model.
 
     Returns:
       The run directory (with `config.json` and `tokenizer.model`) and the checkpoint's `state` folder.
@@ -100,16 +101,12 @@ def find(path: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         path = hub.download(str(path))
     folder = pathlib.Path(path).resolve()
     if not folder.exists():
-        shipped_names = ", ".join(shipped.names()) or "none"
-        raise CheckpointError(
-            f"{path}: no such file or directory; expected a run directory of `rahf train`, a file of `rahf export`, or "
-            f"the name of a model that comes with rahf ({shipped_names})"
-        )
+        raise CheckpointError(f"{path}: no such file or directory; expected {expected or _any_model()}")
     run = next((p for p in (folder, *folder.parents[:3]) if (p / "config.json").is_file()), None)
     if run is None:
         contents = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "a file"
         raise CheckpointError(
-            f"{path}: not a model: expected a run directory with config.json and checkpoints/, "
+            f"{path}: not a model: expected {expected or 'a run directory'}, with config.json and checkpoints/, "
             f"found {contents or 'nothing'}"
         )
     if (folder / "state").is_dir():
@@ -123,6 +120,11 @@ def find(path: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         if steps:
             return run, candidate / str(steps[0]) / "state"
     raise CheckpointError(f"{path}: no finished checkpoint yet; has the run saved one?")
+
+
+def _any_model() -> str:
+    names = f"the name of a model that comes with rahf ({', '.join(shipped.names()) or 'none'})"
+    return f"a run directory of `rahf train`, a file of `rahf export`, or {names}"
 
 
 def load_params(state_folder: pathlib.Path, expected: functional.Params, skip: Sequence[str] = ()) -> functional.Params:

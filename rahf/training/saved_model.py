@@ -78,19 +78,20 @@ class SavedModel:
         return tokenizer
 
 
-def find(path: str | os.PathLike, dtype: Any = None) -> SavedModel:
+def find(path: str | os.PathLike, dtype: Any = None, expected: str = "") -> SavedModel:
     """Finds a model and reads its config; parameters and vocabulary are read when they are asked for.
 
     Args:
       path: a run directory (its best checkpoint, else the newest), or one checkpoint of it.
       dtype: "float32" or "bfloat16" to compute in; None: as it was trained.
+      expected: what belongs there, for the message where nothing is; "": any model.
 
     Raises:
       CheckpointError: there is no model; says what is there instead.
       rahf.config.ConfigError: `config.json` cannot be read or has an unknown field.
       rahf.core.errors.ArgumentError: another dtype.
     """
-    run, state = run_folder.find(path)
+    run, state = run_folder.find(path, expected)
     step = int(state.parent.name) if state.parent.name.isdigit() else None
     return SavedModel(_config(run / "config.json", dtype), run, state, step)
 

@@ -120,6 +120,19 @@ def test_a_bug_keeps_its_traceback(bug, monkeypatch):
         ("select MODEL c.jsonl --out m.jsonl --require overall", "constraint 'overall': expected a score, "),
         ("predict MODEL a.png b.png", "no prompt: give --prompt TEXT for all images, "),
         ("predict MODEL a.png --prompt x", "model: no such file or directory; expected a run directory"),
+        (
+            "generate nowhere --prompt x --out o",
+            "nowhere: no such file or directory; expected a model directory of ",
+        ),
+        (
+            "sgool nowhere --prompt x --out o --critic MODEL",
+            "directory; expected a model directory of `rahf import ",
+        ),
+        ("generate DIFFUSERS --prompt x --out o", "make a model directory of it first: rahf import stable-diffusion "),
+        (
+            "import stable-diffusion nowhere o",
+            "nowhere: expected the folder of a pipeline of diffusers, with ",
+        ),
         ("score MODEL nowhere.jsonl --out o", "nowhere.jsonl"),
         ("prepare synthetic --out d --train -1", "train=-1, dev=256, test=256, workers="),
         ("prepare synthetic --out d --size 8", "size 8: expected a side of at least 32 pixels"),
@@ -130,8 +143,9 @@ def test_a_bug_keeps_its_traceback(bug, monkeypatch):
 )
 def test_a_wrong_value_is_one_line(arguments, message, tmp_path, monkeypatch, capsys, tiny_data):
     monkeypatch.chdir(tmp_path)
-    places = {"MODEL": str(tmp_path / "model"), "DATA": str(tiny_data)}
+    places = {"MODEL": str(tmp_path / "model"), "DATA": str(tiny_data), "DIFFUSERS": str(tmp_path)}
     (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "b.png").write_bytes(b"")
     (tmp_path / "c.jsonl").write_text('{"image": "a.png", "prompt": "x"}\n')
     assert cli.main([places.get(word, word) for word in arguments.split()]) == 1

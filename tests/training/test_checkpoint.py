@@ -211,12 +211,14 @@ def test_what_a_user_may_point_at(opened, tmp_path):
 
 
 def test_what_is_not_a_model_is_said(tmp_path):
-    def error(path) -> str:
+    def error(path, *expected: str) -> str:
         with pytest.raises(CheckpointError) as raised:
-            checkpoint.find(path)
+            checkpoint.find(path, *expected)
         return str(raised.value)
 
     assert "no such file or directory; expected a run directory" in error(tmp_path / "absent")
+    assert "no such file or directory; expected a motion model" in error(tmp_path / "absent", "a motion model")
+    assert "not a model: expected a motion model, with config.json" in error(tmp_path, "a motion model")
     assert "found nothing" in error(tmp_path)
     (tmp_path / "picture.png").touch()
     assert "found picture.png" in error(tmp_path)

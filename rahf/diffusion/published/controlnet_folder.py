@@ -82,7 +82,7 @@ def _locate(name: str | os.PathLike, revision: str | None, variants: tuple[str, 
     """The folder, or the download of the config and of the first variant of the weights that there is."""
     if pathlib.Path(name).is_dir():
         return source.locate(name, revision)
-    located = source.locate(name, revision, only=("config.json", "README.md"))
+    located = source.locate(name, revision, ("config.json", "README.md"), "the folder of a ControlNet of diffusers")
     for variant in variants:
         stem = f"{_STEM}.{variant}" if variant else _STEM
         for ending in ("safetensors", "bin"):

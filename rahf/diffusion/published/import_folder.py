@@ -164,7 +164,7 @@ def _locate(name: str | os.PathLike, revision: str | None, variants: tuple[str, 
     """The folder, or the download of the configs and of the first variant of the weights that there is."""
     if pathlib.Path(name).is_dir():
         return source.locate(name, revision)
-    located = source.locate(name, revision, only=_BESIDE)
+    located = source.locate(name, revision, _BESIDE, "the folder of a pipeline of diffusers, with model_index.json")
     index = _index(located.folder)
     for part, (safe, pickled) in STEMS.items():
         if index.get(part, [None])[0] is None:

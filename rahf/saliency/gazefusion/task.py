@@ -22,6 +22,7 @@ from rahf.core import licenses
 from rahf.core.errors import CheckpointError, ConfigError, DatasetError, NotFinite, TrainError
 from rahf.core.tree import Params, count
 from rahf.diffusion import controlnet as controlnet_lib
+from rahf.diffusion import saved as saved_lib
 from rahf.diffusion.networks.stable_diffusion import StableDiffusion, is_inpainting, latent_channels, vae_scale_factor
 from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.pipeline_inputs import tokens
@@ -231,7 +232,7 @@ def load(path: str | os.PathLike) -> Pipeline:
     Raises:
       CheckpointError: no model there, or one of another family.
     """
-    saved = saved_model.find(path)
+    saved = saved_model.find(path, expected="a run directory of the family gazefusion")
     model = saved.config.model
     if not isinstance(model, GazeFusionConfig):
         raise CheckpointError(f"{saved.run}: a model of the family {model.family!r}, no GazeFusion; use rahf.load")
@@ -259,7 +260,7 @@ def _published(config: Config) -> tuple[StableDiffusionConfig, ClipTokenizer]:
 
 
 def _saved_pipeline(config: Config) -> SavedModel:
-    saved = saved_model.find(config.start.model)
+    saved = saved_lib.find(config.start.model)
     if not isinstance(saved.config.model, StableDiffusionConfig):
         raise CheckpointError(
             f"start.model {config.start.model}: a model of the family {saved.config.model.family!r}, expected "
