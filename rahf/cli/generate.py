@@ -38,10 +38,11 @@ def add(commands) -> None:
     parser.add_argument("--eta", type=float, default=None, metavar="X", help="noise of DDIM, 0 to 1")
     parser.add_argument(
         "--scheduler",
-        choices=("ddim", "ddpm", "euler", "dpmsolver++"),
+        choices=("ddim", "ddpm", "euler", "dpmsolver++", "pndm"),
         default=None,
         help="instead of the model's own",
     )
+    parser.add_argument("--karras", action="store_true", help="spread the steps of euler or dpmsolver++")
     parser.add_argument(
         "--lora",
         action="append",

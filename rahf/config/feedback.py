@@ -27,12 +27,13 @@ class DdpoConfig:
     clip_range: float = 1e-4  # importance ratios beyond 1 ± it give no gradient
     advantage_max: float = 5.0  # advantages are clamped to ± it
     least_of_prompt: int = 2  # pictures of a prompt from which its own mean and deviation are taken, else the batch's
+    updates: int = 1  # of the parameters, from each batch of pictures; from the second on, ratios differ from 1
     place_share: float = 0.0  # share of the advantage that a heatmap spreads over the places of the latents
 
 
 @dataclasses.dataclass(frozen=True)
 class FeedbackConfig:
-    """Fine-tuning of a generator by what critics say. Weight decay pulls adapters to the base model."""
+    """Fine-tuning of a generator by what critics say."""
 
     # draft, ddpo: by rewards of the pictures that it draws; chosen: on pictures that `rahf select` has chosen.
     method: Literal["", "draft", "ddpo", "chosen"] = ""
@@ -47,6 +48,10 @@ class FeedbackConfig:
     held_out_score: str = "overall"
     patience: int = 2  # evaluations in a row at which guiding and held-out rewards must part for the run to stop
     tolerance: float = 0.0  # the least fall of the held-out reward that counts
+    # draft, ddpo: factor of the pull to the base model in the loss. ddpo: the divergence of its steps from the base
+    # model's, per value of the latents; draft: the mean squared difference of the predicted noise over tracked steps.
+    # 0: none but that of weight decay on the adapters.
+    pull_weight: float = 0.0
     pictures_per_prompt: int = 1  # of a batch; ddpo compares those of a prompt
     num_inference_steps: int = 50
     guidance_scale: float = 5.0

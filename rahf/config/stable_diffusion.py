@@ -77,7 +77,7 @@ class AutoencoderTinyConfig:
 class SchedulerConfig:
     """How noise was added in training, and which steps remove it. Defaults: DDIM as for Stable Diffusion 1."""
 
-    kind: Literal["ddim", "ddpm", "euler", "dpmsolver++"] = "ddim"
+    kind: Literal["ddim", "ddpm", "euler", "dpmsolver++", "pndm"] = "ddim"
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
@@ -85,7 +85,7 @@ class SchedulerConfig:
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     steps_offset: int = 1
-    set_alpha_to_one: bool = False  # ddim: the last step leads to a clean picture, not to the noise of timestep 0
+    set_alpha_to_one: bool = False  # ddim, pndm: the last step leads to a clean picture, not to the noise of timestep 0
     rescale_betas_zero_snr: bool = False  # the last timestep is pure noise (Lin et al. 2024)
     clip_sample: bool = False  # ddim, ddpm: clamp the clean estimate; for models of pixels
     clip_sample_range: float = 1.0
@@ -95,6 +95,7 @@ class SchedulerConfig:
     lower_order_final: bool = True  # dpmsolver++: the last of fewer than 15 steps is of first order
     euler_at_final: bool = False  # dpmsolver++: the last step always is
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"  # euler, dpmsolver++: where the last step leads
+    use_karras_sigmas: bool = False  # euler, dpmsolver++: steps spread as by Karras et al. 2022, equation 5
 
 
 @dataclasses.dataclass(frozen=True)

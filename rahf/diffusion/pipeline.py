@@ -23,6 +23,8 @@ from rahf.config import Config, SchedulerConfig, StableDiffusionConfig
 from rahf.core.errors import ArgumentError, CheckpointError, NotFinite
 from rahf.diffusion import controlnet as controlnet_lib
 from rahf.diffusion import pipeline_inputs as inputs
+from rahf.diffusion import pipeline_programs as programs
+from rahf.diffusion import saved as saved_lib
 from rahf.diffusion import schedulers
 from rahf.diffusion.generated import GeneratedImages
 from rahf.diffusion.networks.stable_diffusion import (
@@ -32,42 +34,17 @@ from rahf.diffusion.networks.stable_diffusion import (
     latent_channels,
     vae_scale_factor,
 )
-from rahf.diffusion.sample import denoisers, universal_guidance
+from rahf.diffusion.pipeline_inputs import Task
+from rahf.diffusion.pipeline_programs import Known
+from rahf.diffusion.sample import universal_guidance
 from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.nn import energy as energy_lib
 from rahf.nn import functional
 from rahf.text import ClipTokenizer
 from rahf.text.vocabulary import too_many_pieces
-from rahf.training import saved_model
 
 #: Called after each step with the numbers of steps that are done and of all steps.
 Progress = Callable[[int, int], None]
-
-
-class Task(NamedTuple):
-    """What one batch is to become; NumPy arrays with one row per picture.
-
-    Attributes:
-      ids, negative_ids: tokens of each text tower; None: zeros take the negative prompt's place (XL).
-      noise: float32 [B,h,w,c], of unit variance.
-      seeds: uint32 [B], of the noise that steps draw.
-      image: float32 [B,H,W,3] in [0,1] to start from or to repaint; None: start from noise.
-      mask: float32 [B,H,W], 1: repaint; None: all of it.
-      hint: float32 [B,H,W,c] in [0,1], what a ControlNet reads; None: it takes no part.
-    """
-
-    ids: tuple[np.ndarray, ...]
-    negative_ids: tuple[np.ndarray, ...] | None
-    noise: np.ndarray
-    seeds: np.ndarray
-    image: np.ndarray | None
-    mask: np.ndarray | None
-    hint: np.ndarray | None = None
-
-    def rows(self, start: int, size: int) -> Task:
-        """A batch of `size` pictures; the last one is repeated where there are not as many."""
-        take = lambda x: x[np.minimum(np.arange(start, start + size), len(x) - 1)]  # noqa: E731
-        return jax.tree.map(take, self)
 
 
 class Plan(NamedTuple):
@@ -77,6 +54,7 @@ class Plan(NamedTuple):
     eta: float
     guidance_scale: float
     start: int  # number of the first step that is taken
+    calls: int  # of the network for a batch, without guidance by an energy: one per step, of PNDM one more
     energy: energy_lib.Energy | None
     options: GuidanceOptions
     paste_back: bool
@@ -112,7 +90,7 @@ class Pipeline:
         self.graphdef, _ = functional.abstract(lambda: StableDiffusion(config.model))
         self.scale_factor, self.channels = vae_scale_factor(config.model), latent_channels(config.model)
         self.inpaints = is_inpainting(config.model)
-        self._programs = functools.cache(self._compiled)
+        self._programs = functools.cache(functools.partial(programs.program, self.graphdef))
         self.compiled: dict[Any, Any] = {}  # functions that others compile for this pipeline
         self.controlnet = controlnet
 
@@ -206,9 +184,9 @@ class Pipeline:
             raise ArgumentError(f"batch_size: expected at least 1, found {batch_size}")
         count = len(task.seeds)
         size = min(batch_size, count) if plan.energy is None else count  # an energy's arrays are of all pictures
-        parts, total = [], -(-count // size) * (plan.steps - plan.start)
+        parts, total = [], -(-count // size) * plan.calls
         for first in range(0, count, size):
-            done = first // size * (plan.steps - plan.start)
+            done = first // size * plan.calls
             report = None if progress is None else (lambda step, done=done: progress(done + step, total))
             parts.append(self._batch(task.rows(first, size), plan, first, report))
         images = np.concatenate([np.asarray(part.images) for part in parts])[:count]
@@ -251,11 +229,7 @@ class Pipeline:
         mask = None if mask_image is None else inputs.masks(mask_image, image)
         height, width = inputs.size(*size, image, self.config.model.image_size, self.scale_factor)
         shape = (height // self.scale_factor, width // self.scale_factor, self.channels)
-        hint = None
-        if control_image is not None:
-            if self.controlnet is None:
-                raise ArgumentError("control_image: this pipeline has no ControlNet; set pipe.controlnet first")
-            hint = controlnet_lib.hints(control_image, self.controlnet.config, (height, width))
+        hint = inputs.hints(control_image, self.controlnet, (height, width))
         seeds = np.atleast_1d(np.asarray(seeds))
         if seeds.ndim != 1 or seeds.dtype.kind not in "iu" or seeds.min() < 0 or seeds.max() >= 2**32:
             raise ArgumentError(f"seeds: expected whole numbers from 0 to 2**32 - 1, found {seeds}")
@@ -275,7 +249,7 @@ class Pipeline:
             rows["negative prompts"] = [""] * count
         noise = rows["latents"]
         if noise is None:
-            noise = np.asarray(_noise(rows["seeds"], shape))
+            noise = np.asarray(programs.noise(rows["seeds"], shape))
         negative_ids = None if rows["negative prompts"] is None else self.tokens(rows["negative prompts"])
         others = rows["seeds"], rows["images"], rows["masks"], rows["control images"]
         return Task(self.tokens(rows["prompts"]), negative_ids, noise, *others)
@@ -291,8 +265,8 @@ class Pipeline:
             raise ArgumentError("strength: has a meaning together with image only")
         steps = int(steps)
         start = steps - min(max(int(steps * strength), 1), steps) if steps > 0 else 0
-        schedulers.steps(self.scheduler, steps, eta, start)  # refuses what makes no sense
-        return Plan(steps, float(eta), float(guidance_scale), start, None, GuidanceOptions(), paste_back)
+        calls = len(schedulers.steps(self.scheduler, steps, eta, start).timestep)  # refuses what makes no sense
+        return Plan(steps, float(eta), float(guidance_scale), start, calls, None, GuidanceOptions(), paste_back)
 
     def _options(self, options: GuidanceOptions) -> GuidanceOptions:
         scheduler = self.scheduler
@@ -304,7 +278,7 @@ class Pipeline:
     def _batch(self, task: Task, plan: Plan, first: int, report: Callable[[int], None] | None) -> GeneratedImages:
         size = tuple(side * self.scale_factor for side in task.noise.shape[1:3])
         conditions = self._programs("prompts", size)(self.params, task.ids, task.negative_ids)
-        known = self._known(task)._replace(control=self._control(task))
+        known = self._known(task)._replace(control=inputs.control(task, self.controlnet, self.config.model))
         if plan.energy is not None:
             generated = self._guided(task, plan, conditions, known)
         else:
@@ -315,27 +289,21 @@ class Pipeline:
             generated = generated._replace(images=images)
         return generated
 
-    def _control(self, task: Task) -> controlnet_lib.Control | None:
-        if task.hint is None:
-            return None
-        network = controlnet_lib.network(self.controlnet.config, self.config.model)
-        return controlnet_lib.Control(self.controlnet.params, jnp.asarray(task.hint), np.float32(1), network)
-
-    def _known(self, task: Task) -> _Known:
+    def _known(self, task: Task) -> Known:
         """Latents of the picture to start from, and what a network of inpainting reads besides."""
         if task.image is None:
-            return _Known(None, None, None)
+            return Known(None, None, None)
         latents = self.encode(task.image)
         if task.mask is None:
-            return _Known(latents, None, None)
+            return Known(latents, None, None)
         mask = inputs.latent_mask(task.mask, self.scale_factor)
         if not self.inpaints:
-            return _Known(latents, mask, None)
+            return Known(latents, mask, None)
         # Masked pixels are grey, the middle of the range.
         masked = np.where(task.mask[..., None] > 0, np.float32(0.5), task.image)
-        return _Known(latents, mask, jnp.concatenate([jnp.asarray(mask), self.encode(masked)], -1))
+        return Known(latents, mask, jnp.concatenate([jnp.asarray(mask), self.encode(masked)], -1))
 
-    def _sample(self, task: Task, plan: Plan, conditions, known: _Known, first: int, report) -> jax.Array:
+    def _sample(self, task: Task, plan: Plan, conditions, known: Known, first: int, report) -> jax.Array:
         """Latents after the last step."""
         steps = schedulers.steps(self.scheduler, plan.steps, plan.eta, plan.start)
         rows = [steps.row(number) for number in range(len(steps.timestep))]
@@ -344,18 +312,18 @@ class Pipeline:
         if known.starts(plan.start):
             latents = schedulers.add_noise(rows[0], known.latents, noise)
         clip = schedulers.clip_range(self.scheduler)
+        history, bad = schedulers.no_history(steps, latents), []
         step = self._programs("step", self.scheduler.prediction_type, clip, plan.classifier_free, steps.stochastic)
         seeds, scale = jnp.asarray(task.seeds), jnp.float32(plan.guidance_scale)
-        previous, bad = jnp.zeros_like(latents), []
         for number, row in enumerate(rows):
             following = rows[number + 1] if number + 1 < len(rows) else None
             # Where the step leads: the known part then has the noise of the next step, or none.
-            level = _level(following)
+            level = programs.noise_level(following)
             if known.control is not None:
-                scale_now = plan.control_scales[plan.start + number]
+                scale_now = plan.control_scales[plan.start + schedulers.step_of_call(self.scheduler, number)]
                 known = known._replace(control=dataclasses.replace(known.control, scale=scale_now))
-            latents, previous, finite = step(
-                self.params, conditions, scale, row, level, latents, previous, noise, seeds, np.int32(number), known
+            latents, history, finite = step(
+                self.params, conditions, scale, row, level, latents, history, noise, seeds, np.int32(number), known
             )
             bad.append(finite)
             if report is not None:
@@ -364,7 +332,7 @@ class Pipeline:
         _check_finite(np.asarray(jnp.stack(bad)), first, plan.start)
         return latents
 
-    def _guided(self, task: Task, plan: Plan, conditions, known: _Known) -> GeneratedImages:
+    def _guided(self, task: Task, plan: Plan, conditions, known: Known) -> GeneratedImages:
         if known.control is not None:
             # Steps of a guided sampling are told by their timesteps.
             table = np.zeros(self.scheduler.num_train_timesteps, np.float32)
@@ -377,125 +345,6 @@ class Pipeline:
         )
         _check_guided(np.asarray(latents), plan)
         return generated
-
-    def _compiled(self, kind: str, *static: Any) -> Callable[..., Any]:
-        merge = functools.partial(functional.merge, self.graphdef)
-        if kind == "encode":
-            return jax.jit(lambda params, pictures: merge(params).encode(pictures))
-        if kind == "decode":
-            return jax.jit(lambda params, latents: merge(params).decode(latents))
-        if kind == "prompts":
-            return jax.jit(lambda params, ids, negative: merge(params).conditions(ids, negative, static[0]))
-        return jax.jit(_step(self.graphdef, *static) if kind == "step" else self._guided_program(*static))
-
-    def _guided_program(self, scheduler, steps, eta, start, classifier_free):
-        schedule = schedulers.guided(scheduler, steps, eta)
-        schedule = type(schedule)(*(column[start:] for column in schedule))
-        alphas_cumprod = np.maximum(schedulers.alphas_cumprod(scheduler), 2.0**-24)
-
-        def program(params, conditions, noise, seeds, guidance_scale, known, energy, options):
-            model = functional.merge(self.graphdef, params)
-            network = _controlled(model, known.control)
-            if known.masked is not None:
-                network, conditions = _with_extra(network), tuple((c, known.masked) for c in conditions)
-            denoiser = denoisers.epsilon(network, alphas_cumprod, scheduler.prediction_type)
-            if classifier_free:
-                denoiser = denoisers.classifier_free(denoiser, guidance_scale)
-            else:
-                conditions = conditions[0]
-            if known.mask is not None and known.masked is None:
-                denoiser = denoisers.inpainting(denoiser, alphas_cumprod, known.latents, known.mask > 0)
-            abar = schedule.alphas_cumprod[0]
-            begin = np.sqrt(abar) * known.latents + np.sqrt(1 - abar) * noise if known.starts(start) else noise
-            sampled = universal_guidance.sample(
-                denoiser,
-                schedule,
-                begin,
-                conditions,
-                energy=energy,
-                decode=model.decode,
-                options=options,
-                key=jax.vmap(jax.random.key)(seeds),
-            )
-            images = model.decode(sampled.sample)
-            return GeneratedImages(images, sampled.energy, sampled.trace), sampled.sample
-
-        return program
-
-
-class _Known(NamedTuple):
-    """Of a picture that is started from or repainted, each None where there is none.
-
-    Attributes:
-      latents: [B,h,w,c].
-      mask: [B,h,w,1], 1: repaint.
-      masked: [B,h,w,1+c], mask and latents of the masked picture, for networks that read them.
-      control: of a ControlNet.
-    """
-
-    latents: Any
-    mask: Any
-    masked: Any
-    control: controlnet_lib.Control | None = None
-
-    def starts(self, start: int) -> bool:
-        """Whether sampling from step `start` on begins with the picture: without a mask even at the first step."""
-        return self.latents is not None and (start > 0 or self.mask is None)
-
-
-def _controlled(model: StableDiffusion, control: controlnet_lib.Control | None) -> Callable[..., jax.Array]:
-    """The network, with a ControlNet if there is one."""
-    if control is None:
-        return model
-    return lambda z, t, cond: model(z, t, cond, control.residuals(z, t, cond))
-
-
-def _with_extra(model: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A network of inpainting, whose conditions come with what it reads besides the latents."""
-    return lambda z, t, pair: model(jnp.concatenate([z, pair[1]], -1), t, pair[0])
-
-
-def _step(
-    graphdef: Any, prediction_type: str, clip: float | None, classifier_free: bool, stochastic: bool
-) -> Callable[..., Any]:
-    """One step of a scheduler: (latents, clean estimate before) → (latents, clean estimate, finite)."""
-
-    def step(params, conditions, scale, row, level, latents, previous_x0, noise, seeds, number, known):
-        model = functional.merge(graphdef, params)
-        scaled, twice = row.input_scale * latents, lambda *parts: jnp.concatenate(parts)
-        extra = [] if known.masked is None else [known.masked]
-        if classifier_free:
-            scaled, cond = twice(scaled, scaled), jax.tree.map(twice, *conditions)
-            extra = [twice(x, x) for x in extra]
-        else:
-            cond = conditions[0]
-        times = jnp.broadcast_to(row.timestep, len(scaled))
-        output = _controlled(model, known.control)(jnp.concatenate([scaled, *extra], -1), times, cond)
-        if classifier_free:
-            prompt, negative = jnp.split(output, 2)
-            output = negative + scale * (prompt - negative)
-        x0, eps = schedulers.convert(row, prediction_type, clip, latents, output)
-        fresh = _noise(seeds, latents.shape[1:], 1 + number) if stochastic else None
-        latents = schedulers.advance(row, latents, x0, eps, previous_x0, fresh)
-        if known.mask is not None and known.masked is None:
-            latents = jnp.where(known.mask > 0, latents, schedulers.add_noise(level, known.latents, noise))
-        return latents, x0, jnp.isfinite(latents).all((1, 2, 3))
-
-    return step
-
-
-def _level(following: schedulers.Steps | None) -> schedulers.Steps:
-    """The row whose noise the latents have after a step; after the last, none."""
-    one, zero = np.float32(1), np.float32(0)
-    if following is None:
-        return schedulers.Steps(zero, one, one, *[zero] * 6, one)
-    return following
-
-
-def _noise(seeds: Any, shape: tuple[int, ...], number: Any = 0) -> jax.Array:
-    """Standard normal noise of each seed, float32 [B,*shape]; `number` 0 is what sampling starts from."""
-    draw = lambda seed: jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), shape)  # noqa: E731
-    return jax.vmap(draw)(jnp.asarray(seeds))
 
 
 def _check_finite(finite: np.ndarray, first: int, start: int) -> None:
@@ -536,7 +385,7 @@ def load(path: str | os.PathLike) -> Pipeline:
     Raises:
       rahf.core.errors.CheckpointError: no model there, or one of another family.
     """
-    saved = saved_model.find(path)
+    saved = saved_lib.find(path)
     model = saved.config.model
     if not isinstance(model, StableDiffusionConfig):
         raise CheckpointError(

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from rahf.config import StableDiffusionConfig
 from rahf.core import pixel_range
 from rahf.core.errors import ArgumentError
+from rahf.diffusion import controlnet as controlnet_lib
 from rahf.text import ClipTokenizer, Encoded
 from rahf.text import prompts as prompts_lib
 from rahf.text.prompts import EncodedPrompt
+
+
+class Task(NamedTuple):
+    """What one batch is to become; NumPy arrays with one row per picture.
+
+    Attributes:
+      ids, negative_ids: tokens of each text tower; None: zeros take the negative prompt's place (XL).
+      noise: float32 [B,h,w,c], of unit variance.
+      seeds: uint32 [B], of the noise that steps draw.
+      image: float32 [B,H,W,3] in [0,1] to start from or to repaint; None: start from noise.
+      mask: float32 [B,H,W], 1: repaint; None: all of it.
+      hint: float32 [B,H,W,c] in [0,1], what a ControlNet reads; None: it takes no part.
+    """
+
+    ids: tuple[np.ndarray, ...]
+    negative_ids: tuple[np.ndarray, ...] | None
+    noise: np.ndarray
+    seeds: np.ndarray
+    image: np.ndarray | None
+    mask: np.ndarray | None
+    hint: np.ndarray | None = None
+
+    def rows(self, start: int, size: int) -> Task:
+        """A batch of `size` pictures; the last one is repeated where there are not as many."""
+        take = lambda x: x[np.minimum(np.arange(start, start + size), len(x) - 1)]  # noqa: E731
+        return jax.tree.map(take, self)
 
 
 def tokens(
@@ -159,3 +189,26 @@ def noise(value: Any, shape: tuple[int, ...]) -> np.ndarray:
         bad = int(np.flatnonzero(~np.isfinite(array).all((1, 2, 3)))[0])
         raise ArgumentError(f"latents: those of picture {bad} are not finite (NaN or infinite) before the first step")
     return array
+
+
+def hints(value: Any, controlnet: controlnet_lib.ControlNet | None, size: tuple[int, int]) -> np.ndarray | None:
+    """What a ControlNet reads, float32 [B,H,W,c] in [0,1] of the pictures' size; None stays None.
+
+    Raises:
+      ArgumentError: there is no ControlNet, or pictures of another form.
+    """
+    if value is None:
+        return None
+    if controlnet is None:
+        raise ArgumentError("control_image: this pipeline has no ControlNet; set pipe.controlnet first")
+    return controlnet_lib.hints(value, controlnet.config, size)
+
+
+def control(
+    task: Task, controlnet: controlnet_lib.ControlNet | None, model: StableDiffusionConfig
+) -> controlnet_lib.Control | None:
+    """The ControlNet with what it reads, at scale 1; None where it takes no part."""
+    if task.hint is None:
+        return None
+    network = controlnet_lib.network(controlnet.config, model)
+    return controlnet_lib.Control(controlnet.params, jnp.asarray(task.hint), np.float32(1), network)

@@ -49,7 +49,8 @@ class GenerateOptions:
       saliency: path of a map, white where people shall look; needs `controlnet`.
       controlnet: folder of the ControlNet that reads it, in the layout of diffusers.
       saliency_scale: how strongly it steers: one number, or one per step.
-      scheduler: "ddim", "ddpm", "euler" or "dpmsolver++" instead of the model's own.
+      scheduler: "ddim", "ddpm", "euler", "dpmsolver++" or "pndm" instead of the model's own.
+      karras: spread the steps of euler and dpmsolver++ as Karras et al. 2022 do, whatever the model says.
     """
 
     num_inference_steps: int = 50
@@ -60,6 +61,7 @@ class GenerateOptions:
     batch_size: int = 4
     eta: float | None = None
     scheduler: str | None = None
+    karras: bool = False
     image: str | None = None
     mask: str | None = None
     strength: float | None = None
@@ -139,8 +141,7 @@ def parameters(options: GenerateOptions, prompt: str, seed: int, image: np.ndarr
     fields = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
     if options.critic is None:
         fields = {name: value for name, value in fields.items() if name not in ("score", "critic_scale")}
-    if not options.lora:
-        del fields["lora"]
+    fields = {name: value for name, value in fields.items() if name not in ("lora", "karras") or value}
     if options.saliency is None:
         del fields["saliency_scale"]
     fields.pop("batch_size")  # has no influence
@@ -226,6 +227,10 @@ def _pipeline_drawer(pipe: Pipeline, options: GenerateOptions) -> Callable[..., 
         pipe.params = lora_lib.merged(pipe.params, lora_lib.read(file, pipe), scale)
     if options.scheduler is not None:
         pipe.scheduler = dataclasses.replace(pipe.scheduler, kind=options.scheduler)
+    if options.karras:
+        if pipe.scheduler.kind not in ("euler", "dpmsolver++"):
+            raise ArgumentError(f"karras: expected the scheduler euler or dpmsolver++, found {pipe.scheduler.kind}")
+        pipe.scheduler = dataclasses.replace(pipe.scheduler, use_karras_sigmas=True)
     image, mask = _pictures(options)
     fixed = {
         **_control(pipe, options, image),
@@ -253,7 +258,7 @@ def _generator_drawer(generator: Generator, options: GenerateOptions) -> Callabl
     side = generator.config.model.image_size
     sizes = {options.height, options.width} - {None, side}
     refused = {"scheduler": options.scheduler, "strength": options.strength, "height and width": sizes or None}
-    refused["lora"] = options.lora or None
+    refused |= {"lora": options.lora or None, "karras": options.karras or None}
     refused |= {"saliency": options.saliency, "controlnet": options.controlnet}
     refused["image without a mask"] = options.image if options.mask is None else None
     for name, value in refused.items():

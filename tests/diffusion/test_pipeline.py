@@ -12,9 +12,10 @@ from PIL import Image
 import rahf
 from rahf.cli import main as cli
 from rahf.core.errors import ArgumentError, CheckpointError, ImageError, NotFinite, TrainError
-from rahf.diffusion import GuidanceOptions
+from rahf.diffusion import GuidanceOptions, pipeline_programs
 from rahf.diffusion import pipeline as pipeline_lib
 from rahf.diffusion import pipeline_inputs as inputs
+from rahf.diffusion.pipeline import Pipeline
 from rahf.nn import energy
 from rahf.steer import generate_files
 from rahf.text import PromptWarning
@@ -67,7 +68,7 @@ def test_scale_seed_prompt_and_steps_compile_nothing_new(pipe):
 
 
 def test_given_noise_is_the_seeds_noise(pipe):
-    noise = np.asarray(pipeline_lib._noise(np.uint32([7]), (4, 4, 4)))
+    noise = np.asarray(pipeline_programs.noise(np.uint32([7]), (4, 4, 4)))
     ours = pipe("cat", latents=noise, **STEPS).images
     np.testing.assert_array_equal(ours, pipe("cat", seeds=7, **STEPS).images)
 
@@ -76,6 +77,13 @@ def test_progress_counts_all_steps(pipe):
     calls = []
     pipe("cat", seeds=[0, 1, 2], batch_size=2, progress=lambda done, total: calls.append((done, total)), **STEPS)
     assert calls == [(done, 6) for done in range(1, 7)]
+
+
+def test_pndm_calls_the_network_once_more(pipe):
+    plms = Pipeline(pipe.config, pipe.params, pipe.tokenizer)
+    plms.scheduler, calls = dataclasses.replace(pipe.scheduler, kind="pndm"), []
+    plms("cat", progress=lambda done, total: calls.append((done, total)), **STEPS)
+    assert calls == [(n, 4) for n in range(1, 5)]
 
 
 def test_from_a_picture(pipe):
@@ -128,7 +136,7 @@ def test_latents_that_become_nan_name_step_picture_and_energy(pipe, monkeypatch)
     with pytest.raises(NotFinite, match="picture 0: .* after step 1"):
         pipe("cat", **STEPS)
     monkeypatch.undo()
-    plan = pipeline_lib.Plan(3, 0.0, 2.0, 0, energy.function(len, name="gloom"), GuidanceOptions(), True)
+    plan = pipeline_lib.Plan(3, 0.0, 2.0, 0, 3, energy.function(len, name="gloom"), GuidanceOptions(), True)
     with pytest.raises(NotFinite, match=r"picture 1: .* after 3 guided steps \(energies: gloom\)"):
         pipeline_lib._check_guided(np.array([0.0, np.nan])[:, None, None, None], plan)
     noise = np.zeros((2, 4, 4, 4), np.float32)

@@ -160,7 +160,7 @@ def test_the_record_and_a_scheduler_that_is_replaced(imported, tmp_path):
     (folder / "README.md").write_text("---\nlicense: openrail\n---\n")
     file = folder / "scheduler" / "scheduler_config.json"
     tree = json.loads(file.read_text())
-    file.write_text(json.dumps(tree | {"_class_name": "PNDMScheduler", "skip_prk_steps": True}))
+    file.write_text(json.dumps(tree | {"_class_name": "PNDMScheduler", "skip_prk_steps": False}))
     result = import_stable_diffusion(folder, tmp_path / "model")
     record = json.loads((result.folder / "model.json").read_text())
     assert record["license"] == "openrail" and record["pipeline"] == "StableDiffusionPipeline"

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rahf.config import SchedulerConfig
+from rahf.config import SchedulerConfig, StableDiffusionConfig
 from rahf.core.errors import ArgumentError
 from rahf.diffusion import schedulers, schedules
-from rahf.diffusion.published import configs
+from rahf.diffusion.published import configs, export_folder
 
 BETAS = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
@@ -16,14 +16,14 @@ BETAS = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 def sample(config, steps, start, noises, network):
     """Clean latents from `start`, which has unit variance."""
     plan = schedulers.steps(config, steps, eta=0.7 if config.kind == "ddim" else 0.0)
-    latents, before = np.float32(plan.init_noise_sigma) * start, np.zeros_like(start)
-    for number in range(steps):
+    latents = np.float32(plan.init_noise_sigma) * start
+    history = np.asarray(schedulers.no_history(plan, start))
+    for number in range(len(plan.timestep)):
         row = plan.row(number)
         output = network(row.input_scale * latents, row.timestep)
         clip = schedulers.clip_range(config)
         x0, eps = schedulers.convert(row, config.prediction_type, clip, latents, output)
-        latents = np.asarray(schedulers.advance(row, latents, x0, eps, before, noises[number]))
-        before = np.asarray(x0)
+        latents, history = map(np.asarray, schedulers.advance(row, latents, x0, eps, history, noises[number]))
     return latents
 
 
@@ -68,6 +68,21 @@ CASES = {
     "solver to sigma_min": (
         "DPMSolverMultistepScheduler", dict(BETAS, final_sigmas_type="sigma_min", lower_order_final=False)
     ),
+    # With BETAS one of 18 timesteps is 575.5, which float32 and float64 round apart.
+    "solver as Karras": ("DPMSolverMultistepScheduler", dict(BETAS, beta_end=0.0122, use_karras_sigmas=True)),
+    "euler as Karras": ("EulerDiscreteScheduler", dict(BETAS, use_karras_sigmas=True)),
+    "euler as Karras, leading v": (
+        "EulerDiscreteScheduler",
+        dict(BETAS, timestep_spacing="leading", steps_offset=1, use_karras_sigmas=True,
+             prediction_type="v_prediction"),
+    ),
+    "pndm as Stable Diffusion 1": ("PNDMScheduler", dict(BETAS, steps_offset=1, skip_prk_steps=True)),
+    "pndm v trailing to a clean picture": (
+        "PNDMScheduler",
+        dict(BETAS, skip_prk_steps=True, prediction_type="v_prediction", timestep_spacing="trailing",
+             set_alpha_to_one=True),
+    ),
+    "pndm linspace": ("PNDMScheduler", dict(BETAS, skip_prk_steps=True, timestep_spacing="linspace")),
     "solver of first order": ("DPMSolverMultistepScheduler", dict(BETAS, solver_order=1, euler_at_final=True)),
 }  # fmt: skip
 
@@ -82,7 +97,10 @@ def test_as_in_diffusers(name, steps, monkeypatch):
     theirs = getattr(diffusers, kind)(**fields)
     config = configs.scheduler({**theirs.config, "_class_name": kind}, "scheduler_config.json").config
     rng = np.random.default_rng(0)
-    start, noises = rng.standard_normal((2, 3)).astype(np.float32), rng.standard_normal((steps, 2, 3)).astype("float32")
+    start, noises = (
+        rng.standard_normal((2, 3)).astype(np.float32),
+        rng.standard_normal((steps + 1, 2, 3)).astype("float32"),
+    )
     theirs.set_timesteps(steps)
     latents = torch.from_numpy(start) * theirs.init_noise_sigma
     drawn = {}
@@ -97,6 +115,18 @@ def test_as_in_diffusers(name, steps, monkeypatch):
     # With zero terminal SNR, Euler's float32 latents start 4096 times as large.
     size = max(1.0, float(theirs.init_noise_sigma) / 1000, np.abs(latents.numpy()).max())
     np.testing.assert_allclose(ours, latents.numpy(), rtol=0, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("kind", ["pndm", "euler", "dpmsolver++"])
+def test_what_is_exported_is_read_back(kind):
+    """And Runge-Kutta steps of PNDM are not taken for what they are not."""
+    config = SchedulerConfig(kind=kind, use_karras_sigmas=kind != "pndm", timestep_spacing="trailing")
+    tree = export_folder.part_configs(StableDiffusionConfig(scheduler=config))["scheduler"]
+    published = configs.scheduler(tree, "scheduler_config.json")
+    assert published == configs.PublishedScheduler(dataclasses.replace(config, set_alpha_to_one=kind != "pndm"), "")
+    if kind == "pndm":
+        published = configs.scheduler(tree | {"skip_prk_steps": False}, "scheduler_config.json")
+        assert published.config.kind == "ddim" and published.replaced == "PNDMScheduler"
 
 
 def test_two_steps_of_ddim_by_hand():
@@ -121,11 +151,26 @@ def test_zero_terminal_snr():
     assert schedulers.steps(dataclasses.replace(config, kind="euler"), 5).init_noise_sigma == pytest.approx(4096)
 
 
-@pytest.mark.parametrize("kind", ["ddim", "ddpm", "euler", "dpmsolver++"])
+def test_pndm_visits_its_second_timestep_twice():
+    config = SchedulerConfig(kind="pndm")
+    np.testing.assert_array_equal(schedulers.steps(config, 5).timestep, [801, 601, 601, 401, 201, 1])
+    np.testing.assert_array_equal(schedulers.steps(config, 5, start=2).timestep, [401, 201, 201, 1])
+    assert [schedulers.step_of_call(config, call) for call in range(5)] == [0, 1, 1, 2, 3]
+    last, ddim = schedulers.steps(config, 5, start=4), schedulers.steps(SchedulerConfig(), 5, start=4)
+    latents, output = np.full((1, 2), 0.3, np.float32), np.full((1, 2), 0.7, np.float32)
+    after = []
+    for plan in (last, ddim):  # a single step is that of DDIM
+        x0, eps = schedulers.convert(plan.row(0), "epsilon", None, latents, output)
+        history = schedulers.no_history(plan, latents)
+        after.append(schedulers.advance(plan.row(0), latents, x0, eps, history)[0])
+    np.testing.assert_allclose(*after, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ddim", "ddpm", "euler", "dpmsolver++", "pndm"])
 def test_guided_steps_visit_the_same_timesteps(kind):
     config = SchedulerConfig(kind=kind, timestep_spacing="trailing", steps_offset=0)
     schedule, plan = schedulers.guided(config, 10), schedulers.steps(config, 10)
-    if kind != "dpmsolver++":
+    if kind not in ("dpmsolver++", "pndm"):
         np.testing.assert_array_equal(schedule.timesteps, plan.timestep)
     assert len(schedule.timesteps) == 10 and schedule.alphas_cumprod_prev[-1] >= schedule.alphas_cumprod_prev[0]
     np.testing.assert_allclose(schedule.alphas_cumprod, schedules.scaled_linear()[schedule.timesteps], rtol=1e-6)
@@ -135,8 +180,8 @@ def test_a_later_start():
     """The solver takes its first step in first order, wherever it starts."""
     config = SchedulerConfig(kind="dpmsolver++", timestep_spacing="trailing")
     whole, late = schedulers.steps(config, 10), schedulers.steps(config, 10, start=4)
-    assert len(late.timestep) == 6 and late.of_previous_x0[0] == 0 and whole.of_previous_x0[4] != 0
-    np.testing.assert_array_equal(late.of_previous_x0[1:], whole.of_previous_x0[5:])
+    assert len(late.timestep) == 6 and late.of_history[0] == 0 and whole.of_history[4] != 0
+    np.testing.assert_array_equal(late.of_history[1:], whole.of_history[5:])
     row = late.row(0)
     noisy = schedulers.add_noise(row, np.ones(3), np.zeros(3))
     np.testing.assert_allclose(noisy, np.sqrt(schedules.scaled_linear()[int(row.timestep)]), rtol=1e-6)
@@ -149,6 +194,8 @@ def test_a_later_start():
         ({}, 1001, 0.0, "1 to 1000"),
         ({}, 5, 1.5, "eta"),
         (dict(steps_offset=1), 1000, 0.0, "timestep 1000, beyond the last one, 999"),
+        (dict(kind="pndm", prediction_type="sample"), 5, 0.0, "pndm: networks that predict the clean picture"),
+        (dict(kind="pndm", rescale_betas_zero_snr=True), 5, 0.0, "pndm: rescale_betas_zero_snr cannot be"),
     ],
 )
 def test_refusals(fields, steps, eta, message):

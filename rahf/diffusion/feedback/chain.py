@@ -25,10 +25,10 @@ from rahf.nn import functional
 
 
 class State(NamedTuple):
-    """Latents before a step, and the clean estimate of the step before; float32 [B,h,w,c] each."""
+    """Latents before a step, float32 [B,h,w,c], and what the K steps before have kept, [K,B,h,w,c]."""
 
     latents: Any
-    previous_x0: Any
+    history: Any
 
 
 class Row(NamedTuple):
@@ -50,7 +50,7 @@ class Chain:
 
     Attributes:
       rows: all steps, NumPy arrays [N].
-      length: N.
+      length: N, of PNDM one more than the steps that were asked for.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Chain:
             raise ArgumentError(f"guidance_scale: expected a number, found {guidance_scale!r}")
         steps = schedulers.steps(scheduler, num_inference_steps, eta)
         self.graphdef, self.scheduler, self.guidance_scale = graphdef, scheduler, float(guidance_scale)
-        self.stochastic, self.length = steps.stochastic, num_inference_steps
+        self.stochastic, self.length = steps.stochastic, len(steps.timestep)
         self._sigma, self._clip = steps.init_noise_sigma, schedulers.clip_range(scheduler)
-        columns = steps._replace(init_noise_sigma=np.full(num_inference_steps, self._sigma, np.float32))
-        self.rows = Row(np.arange(num_inference_steps, dtype=np.int32), columns)
+        columns = steps._replace(init_noise_sigma=np.full(self.length, self._sigma, np.float32))
+        self.rows = Row(np.arange(self.length, dtype=np.int32), columns)
 
     def part(self, start: int, stop: int) -> Row:
         """The steps from `start` up to before `stop`."""
@@ -93,7 +93,7 @@ class Chain:
     def start(self, keys: Key[Array, " b"], shape: tuple[int, int, int]) -> State:
         """Noise to begin with, of latents [h,w,c] of each key; that of a seed is ``jax.random.key(seed)``."""
         latents = self._sigma * noise(keys, shape, 0)
-        return State(latents, jnp.zeros_like(latents))
+        return State(latents, schedulers.no_history(self.rows.factors, latents))
 
     def estimate(
         self, params: Any, conditions: tuple[Conditions, Conditions], row: Row, latents: Float[Array, "b h w c"]
@@ -124,7 +124,7 @@ class Chain:
     def advance(self, row: Row, state: State, x0: Array, eps: Array, keys: Key[Array, " b"]) -> State:
         """The state after a step with what `estimate` gave."""
         fresh = noise(keys, state.latents.shape[1:], 1 + row.number) if self.stochastic else None
-        return State(schedulers.advance(row.factors, state.latents, x0, eps, state.previous_x0, fresh), x0)
+        return State(*schedulers.advance(row.factors, state.latents, x0, eps, state.history, fresh))
 
     def draw(self, params: Any, conditions: Any, keys: Key[Array, " b"], shape: tuple[int, int, int]) -> Array:
         """Pictures of all steps, float32 [B,H,W,3] in [0,1]; arguments as of `estimate` and `start`."""

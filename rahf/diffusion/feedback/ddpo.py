@@ -62,6 +62,8 @@ def check(options: DdpoConfig) -> None:
         raise ArgumentError(f"ddpo.advantage_max: expected above 0, found {options.advantage_max}")
     if not 0 <= options.place_share <= 1:
         raise ArgumentError(f"ddpo.place_share: expected 0 to 1, found {options.place_share}")
+    if options.updates < 1:
+        raise ArgumentError(f"ddpo.updates: expected at least 1, found {options.updates}")
     if options.least_of_prompt < 2:
         raise ArgumentError(f"ddpo.least_of_prompt: expected at least 2, found {options.least_of_prompt}")
 
@@ -107,7 +109,7 @@ def sample(
     def body(state: State, row: Row) -> tuple[State, tuple[Array, Array]]:
         x0, eps = chain.estimate(params, conditions, row, state.latents)
         after = chain.advance(row, state, x0, eps, keys)
-        mean = schedulers.advance(row.factors, state.latents, x0, eps, state.previous_x0)
+        mean, _ = schedulers.advance(row.factors, state.latents, x0, eps, state.history)
         return after, (after.latents, log_prob(after.latents, mean, row.factors.of_noise))
 
     _, (latents, log_probs) = jax.lax.scan(body, start, chain.rows)
@@ -232,4 +234,4 @@ def loss(
 def _mean(chain: Chain, params: Any, conditions: Any, row: Row, before: Array) -> Array:
     """The mean of the latents after a step."""
     x0, eps = chain.estimate(params, conditions, row, before)
-    return schedulers.advance(row.factors, before, x0, eps, jnp.zeros_like(before))
+    return schedulers.advance(row.factors, before, x0, eps, schedulers.no_history(row.factors, before))[0]

@@ -90,6 +90,7 @@ _SCHEDULERS = {
     "DDPMScheduler": "ddpm",
     "EulerDiscreteScheduler": "euler",
     "DPMSolverMultistepScheduler": "dpmsolver++",
+    "PNDMScheduler": "pndm",
 }
 #: Defaults of `diffusers` that differ from scheduler to scheduler.
 _SCHEDULER_DEFAULTS = {
@@ -97,12 +98,12 @@ _SCHEDULER_DEFAULTS = {
     "ddpm": {"timestep_spacing": "leading", "clip_sample": True},
     "euler": {"timestep_spacing": "linspace"},
     "dpmsolver++": {"timestep_spacing": "linspace"},
+    "pndm": {"timestep_spacing": "leading", "set_alpha_to_one": False, "clip_sample": False},
 }
 #: Of all schedulers.
 _SCHEDULER_FIXED = {
     "trained_betas": None,
     "thresholding": False,
-    "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
     "use_lu_lambdas": False,
@@ -214,17 +215,17 @@ def text_encoder(tree: Json, where: str) -> ClipTextConfig:
 def scheduler(tree: Json, where: str) -> PublishedScheduler:
     """The scheduler that `scheduler/scheduler_config.json` describes.
 
-    One of another kind over the same noise (PNDM, LMS, UniPC, …) is replaced by DDIM without noise: networks do not
-    depend on the scheduler that samples from them.
+    One of another kind over the same noise (LMS, UniPC, PNDM with Runge-Kutta steps, …) is replaced by DDIM without
+    noise: networks do not depend on the scheduler that samples from them.
 
     Raises:
       PretrainedError: noise of another kind (flow matching), or options that are not supported; names them.
     """
     name = str(tree.get("_class_name", "DDIMScheduler"))
-    kind = _SCHEDULERS.get(name, "ddim")
     if "beta_start" not in tree and name not in _SCHEDULERS:
         raise PretrainedError(f"{where}: {name} has no betas; expected one of {', '.join(_SCHEDULERS)}")
-    published = name in _SCHEDULERS
+    published = name in _SCHEDULERS and (name != "PNDMScheduler" or bool(tree.get("skip_prk_steps", False)))
+    kind = _SCHEDULERS[name] if published else "ddim"
     _check_fixed(tree, {k: v for k, v in _SCHEDULER_FIXED.items() if published or k in ("trained_betas",)}, where)
     if published and float(tree.get("lambda_min_clipped") or "-inf") > -1e9:
         raise PretrainedError(f"{where}: lambda_min_clipped is {tree['lambda_min_clipped']}, expected none (-inf)")
@@ -241,7 +242,7 @@ def scheduler(tree: Json, where: str) -> PublishedScheduler:
     known = vars(SchedulerConfig())
     stated = {name: value for name, value in tree.items() if name in known and value is not None}
     fields = {**defaults, **stated}
-    if not published:  # PNDM, of Stable Diffusion 1, never clips
+    if not published:  # LMS, UniPC and the like never clip
         fields["clip_sample"] = bool(tree.get("clip_sample", False))
     config = from_dict({**fields, "kind": kind}, SchedulerConfig, where)
     return PublishedScheduler(config, "" if published else name)

@@ -15,11 +15,11 @@ from rahf.core import licenses
 from rahf.core.errors import CheckpointError
 from rahf.core.files import replacing_folder
 from rahf.core.tree import Params
+from rahf.diffusion import saved as saved_lib
 from rahf.diffusion import weights
 from rahf.diffusion.networks.stable_diffusion import StableDiffusion, is_inpainting, vae_scale_factor
 from rahf.text import ClipTokenizer
 from rahf.text.byte_pairs import END, START
-from rahf.training import saved_model
 from rahf.training.model_folder import check_free
 
 _SCHEDULERS = {
@@ -27,13 +27,18 @@ _SCHEDULERS = {
     "ddpm": "DDPMScheduler",
     "euler": "EulerDiscreteScheduler",
     "dpmsolver++": "DPMSolverMultistepScheduler",
+    "pndm": "PNDMScheduler",
 }
 #: Fields that each scheduler of `diffusers` has, besides those of all.
 _SCHEDULER_FIELDS = {
     "ddim": ("set_alpha_to_one", "clip_sample", "clip_sample_range"),
     "ddpm": ("clip_sample", "clip_sample_range", "variance_type"),
-    "euler": ("final_sigmas_type",),
-    "dpmsolver++": ("solver_order", "solver_type", "lower_order_final", "euler_at_final", "final_sigmas_type"),
+    "euler": ("final_sigmas_type", "use_karras_sigmas"),
+    "dpmsolver++": (
+        *("solver_order", "solver_type", "lower_order_final", "euler_at_final", "final_sigmas_type"),
+        "use_karras_sigmas",
+    ),
+    "pndm": ("set_alpha_to_one",),
 }
 _COMMON_FIELDS = (
     "num_train_timesteps",
@@ -60,7 +65,7 @@ def export_diffusers(path: str | os.PathLike, out: str | os.PathLike) -> pathlib
       PretrainedError: `out` is not empty.
     """
     out = check_free(out)
-    saved = saved_model.find(path)
+    saved = saved_lib.find(path)
     model = saved.config.model
     if not isinstance(model, StableDiffusionConfig):
         raise CheckpointError(f"{saved.run}: a model of the family {model.family!r}, expected 'stable-diffusion'")
@@ -190,7 +195,11 @@ def _text(text: ClipTextConfig, pad: int, projection: int) -> dict[str, Any]:
 
 def _scheduler(scheduler: SchedulerConfig) -> dict[str, Any]:
     names = (*_COMMON_FIELDS, *_SCHEDULER_FIELDS[scheduler.kind])
-    return {"_class_name": _SCHEDULERS[scheduler.kind], **{name: getattr(scheduler, name) for name in names}}
+    tree = {"_class_name": _SCHEDULERS[scheduler.kind], **{name: getattr(scheduler, name) for name in names}}
+    if scheduler.kind == "pndm":
+        del tree["rescale_betas_zero_snr"]
+        tree["skip_prk_steps"] = True
+    return tree
 
 
 def _write_tokenizer(folder: pathlib.Path, tokenizer: ClipTokenizer, pad: int, length: int) -> None:
