@@ -23,6 +23,7 @@ class FeedbackBatch(NamedTuple):
       seeds: uint32 [B], of the noise.
       tokens: for each critic, what it reads of the prompt: int32 [B,L] and bool [B,L].
       example_mask: bool [B]; False: a row that only fills a batch of evaluation.
+      rollout: `Rollout` of the pictures that were drawn before the first of several updates; None: not drawn yet.
     """
 
     ids: tuple[Any, ...]
@@ -31,6 +32,7 @@ class FeedbackBatch(NamedTuple):
     seeds: Any
     tokens: tuple[tuple[Any, Any], ...]
     example_mask: Any
+    rollout: Any = None
 
 
 #: Prompts → the fields `ids`, `negative_ids` and `tokens` of a batch, one row per prompt.

@@ -23,9 +23,10 @@ from rahf.core.files import read_regular
 from rahf.core.tree import Params
 from rahf.critic import loading
 from rahf.diffusion import pipeline_inputs
+from rahf.diffusion import saved as saved_lib
 from rahf.diffusion.feedback import ddpo, draft, held_out
 from rahf.diffusion.feedback import rewards as rewards_lib
-from rahf.diffusion.feedback.chain import Chain
+from rahf.diffusion.feedback.chain import Base, Chain
 from rahf.diffusion.feedback.rewards import Reward
 from rahf.diffusion.networks.stable_diffusion import (
     StableDiffusion,
@@ -37,7 +38,7 @@ from rahf.nn import functional
 from rahf.steer import feedback_prompts
 from rahf.steer.feedback_prompts import FeedbackBatch
 from rahf.text import ClipTokenizer
-from rahf.training import checkpoint, multihost, sharding
+from rahf.training import multihost, sharding
 from rahf.training import start as start_lib
 from rahf.training.run_lock import begun
 from rahf.training.task import Loader, Loss, SavedFile, Start, Task
@@ -45,11 +46,22 @@ from rahf.training.task import Loader, Loss, SavedFile, Start, Task
 GUIDING, HELD_OUT = "reward/guiding", "reward/held_out"
 
 
-class FeedbackTask(Task[FeedbackBatch]):
-    """Trains adapters of a generator with the gradient of a reward (draft), or by policy gradient (ddpo).
+class Rollout(NamedTuple):
+    """Pictures that a policy has drawn, and what they are worth.
 
-    Policy gradients are taken once from each batch of pictures, which are drawn in the same step.
+    Attributes:
+      trajectory: their way, `rahf.diffusion.feedback.ddpo.Trajectory`.
+      advantages: float32 [B] of pictures, or [B,h,w] of places.
+      reward: float32 [B].
     """
+
+    trajectory: ddpo.Trajectory
+    advantages: Any
+    reward: Any
+
+
+class FeedbackTask(Task[FeedbackBatch]):
+    """Trains adapters of a generator with the gradient of a reward (draft), or by policy gradient (ddpo)."""
 
     loss_parts = ("reward",)  # the mean reward of the drawn pictures, no part of the loss
 
@@ -74,7 +86,17 @@ class FeedbackTask(Task[FeedbackBatch]):
         side = config.model.image_size
         cells = side // vae_scale_factor(config.model)
         self.size, self._shape = (side, side), (cells, cells, latent_channels(config.model))
+        if self.uses_base:
+            self.loss_parts = (*self.loss_parts, "pull")
         self.check_method()
+
+    @property
+    def uses_base(self) -> bool:
+        return bool(self.feedback.pull_weight)
+
+    @property
+    def updates_per_batch(self) -> int:
+        return self.feedback.ddpo.updates if self.feedback.method == "ddpo" else 1
 
     @classmethod
     def from_config(cls, config: Config) -> FeedbackTask:
@@ -92,7 +114,7 @@ class FeedbackTask(Task[FeedbackBatch]):
                 f"model.family {config.model.family!r}: rahf train fine-tunes a model that exists; give start.model, a "
                 "directory of `rahf import stable-diffusion`"
             )
-        folder = checkpoint.find(config.start.model)[0] if fresh else pathlib.Path(config.workdir)
+        folder = saved_lib.find(config.start.model).run if fresh else pathlib.Path(config.workdir)
         if config.model == StableDiffusionConfig():
             config = dataclasses.replace(config, model=read_saved(folder / "config.json").model)
         if not isinstance(config.model, StableDiffusionConfig):
@@ -164,6 +186,28 @@ class FeedbackTask(Task[FeedbackBatch]):
             for judge, function, name, tokens in zip(self._judges, self._functions, self._names, batch.tokens)
         ]
 
+    def _encoded(self, model: nnx.Module, batch: FeedbackBatch) -> tuple[Chain, Params, Any]:
+        """The sampler, all parameters, and the conditions of a batch."""
+        graphdef, params = functional.split(model)
+        return self.chain(graphdef), params, model.conditions(batch.ids, batch.negative_ids, self.size)
+
+    def rollout(self, model: nnx.Module, batch: FeedbackBatch) -> FeedbackBatch:
+        return batch._replace(rollout=self._drawn(*self._encoded(model, batch), batch))
+
+    def _drawn(self, chain: Chain, params: Params, conditions: Any, batch: FeedbackBatch) -> Rollout:
+        """Pictures of the policy as it is, without a gradient."""
+        options, keys = self.feedback.ddpo, jax.vmap(jax.random.key)(batch.seeds)
+        trajectory = ddpo.sample(chain, params, conditions, keys, self._shape)
+        images = jax.lax.stop_gradient(chain.decode(params, trajectory.latents[-1]))
+        reward, _ = rewards_lib.total(self.rewards(batch)[: self._guiding], images)
+        advantages = ddpo.advantages(reward, batch.prompt, options)
+        if options.place_share:
+            critic = self._first_critic
+            predicted = np.asarray([HEATMAPS.index(name) for name in critic.outputs.heatmaps])
+            heatmaps = critic.heatmaps(images, *batch.tokens[0], critic.params)[..., predicted].sum(-1)
+            advantages = ddpo.place_advantages(advantages, heatmaps, self._shape[:2], options.place_share)
+        return Rollout(trajectory, advantages, reward)
+
     def loss(
         self,
         model: nnx.Module,
@@ -172,27 +216,28 @@ class FeedbackTask(Task[FeedbackBatch]):
         dropout_key: jax.Array | None,
         step: jax.Array,
         normalizers: jax.Array,
+        base: nnx.Module | None = None,
     ) -> Loss:
-        graphdef, params = functional.split(model)
-        chain, conditions = self.chain(graphdef), model.conditions(batch.ids, batch.negative_ids, self.size)
-        keys = jax.vmap(jax.random.key)(batch.seeds)
-        rewards, share = self.rewards(batch)[: self._guiding], len(batch.seeds) / normalizers
+        chain, params, conditions = self._encoded(model, batch)
+        pull = {} if base is None else {"base": Base(*self._encoded(base, batch)[1:])}
+        pull |= {"pull_weight": self.feedback.pull_weight}
+        share = len(batch.seeds) / normalizers
         if self.feedback.method == "draft":
+            rewards, keys = self.rewards(batch)[: self._guiding], jax.vmap(jax.random.key)(batch.seeds)
             options = self.feedback.draft
-            value, judged = draft.loss(chain, params, conditions, keys, self._shape, rewards, options, key)
-            return Loss(share * value, {"reward": share * judged.reward.mean()})
-        options = self.feedback.ddpo
-        trajectory = ddpo.sample(chain, params, conditions, keys, self._shape)
-        images = jax.lax.stop_gradient(chain.decode(params, trajectory.latents[-1]))
-        reward, _ = rewards_lib.total(rewards, images)
-        advantages = ddpo.advantages(reward, batch.prompt, options)
-        if options.place_share:
-            critic = self._first_critic
-            predicted = np.asarray([HEATMAPS.index(name) for name in critic.outputs.heatmaps])
-            heatmaps = critic.heatmaps(images, *batch.tokens[0], critic.params)[..., predicted].sum(-1)
-            advantages = ddpo.place_advantages(advantages, heatmaps, self._shape[:2], options.place_share)
-        value, _ = ddpo.loss(chain, params, conditions, trajectory._replace(log_probs=None), advantages, options)
-        return Loss(share * value, {"reward": share * reward.mean()})
+            value, judged = draft.loss(chain, params, conditions, keys, self._shape, rewards, options, key, **pull)
+            parts = {"reward": judged.reward.mean(), "pull": judged.pull.mean()}
+        else:
+            rollout = batch.rollout
+            if rollout is None:  # the only update: the policy is the one that draws
+                rollout = self._drawn(chain, params, conditions, batch)
+                rollout = rollout._replace(trajectory=rollout.trajectory._replace(log_probs=None))
+            options = self.feedback.ddpo
+            value, measured = ddpo.loss(
+                chain, params, conditions, rollout.trajectory, rollout.advantages, options, **pull
+            )
+            parts = {"reward": rollout.reward.mean(), "pull": measured.pull}
+        return Loss(share * value, {name: share * parts[name] for name in self.loss_parts})
 
     def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> RewardEvaluator:
         return RewardEvaluator(self, graphdef, mesh)
@@ -302,9 +347,20 @@ def _checked(config: Config) -> FeedbackConfig:
         )
     if is_inpainting(config.model):
         raise TrainError("model: a model of inpainting; give one that draws whole pictures")
+    if not 0 <= feedback.pull_weight < float("inf"):
+        raise TrainError(f"feedback.pull_weight: expected a number of at least 0, found {feedback.pull_weight}")
+    if feedback.pull_weight and (feedback.method == "chosen" or config.optimizer.trainable):
+        problem = (
+            "is for draft and ddpo" if feedback.method == "chosen" else "compares with the network without adapters"
+        )
+        raise TrainError(
+            f"feedback.pull_weight: {problem}; set it to 0, or give optimizer.lora and no optimizer.trainable"
+            if feedback.method != "chosen"
+            else f"feedback.pull_weight: {problem}; set it to 0, and optimizer.weight_decay instead"
+        )
     if feedback.method == "ddpo" and config.train.accumulate > 1:
         raise TrainError("train.accumulate: ddpo compares the pictures of a whole batch; set it to 1")
     return feedback
 
 
-__all__ = ["FeedbackTask", "RewardEvaluation", "RewardEvaluator"]
+__all__ = ["FeedbackTask", "RewardEvaluation", "RewardEvaluator", "Rollout"]

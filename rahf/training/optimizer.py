@@ -69,9 +69,16 @@ def _adafactor() -> optax.GradientTransformation:
 
 
 def make(
-    config: OptimizerConfig, steps: int, scale: float = 1.0, scaled: Callable[[str], bool] = lambda path: False
+    config: OptimizerConfig,
+    steps: int,
+    scale: float = 1.0,
+    scaled: Callable[[str], bool] = lambda path: False,
+    updates: int = 1,
 ) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` steps; Adam's steps count `scale` times for paths that `scaled` picks."""
+    """The optimizer of a run of `steps` steps, each of some updates, which have the step's learning rate.
+
+    Adam's steps count `scale` times for paths that `scaled` picks.
+    """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     # Step s of the loop uses the rate of s + 1, so that the first step already learns.
     rate = schedule(config, steps)
@@ -79,5 +86,5 @@ def make(
         clip,
         _adafactor() if config.kind == "adafactor" else _adam(config, scale, scaled),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
-        optax.scale_by_learning_rate(lambda count: rate(count + 1)),
+        optax.scale_by_learning_rate(lambda count: rate((count if updates == 1 else count // updates) + 1)),
     )

@@ -19,7 +19,10 @@ _DRAWS = 7
 
 
 class StepMetrics(NamedTuple):
-    """Float32 scalars of one step: losses and gradient before its update, and what the update led to."""
+    """Float32 scalars of one step: losses and gradient before its update, and what the update led to.
+
+    Of several updates in a step, losses and gradient norms are means.
+    """
 
     total: jax.Array
     parts: dict[str, jax.Array]
@@ -35,6 +38,7 @@ def loss_and_gradients(
     batch: Any,
     step: jax.Array,
     merge: Callable[[functional.Params], functional.Params] = lambda params: params,
+    base: functional.Params | None = None,
 ) -> tuple[Loss, functional.Params]:
     """Loss of a batch and gradients with respect to `params`, in `train.accumulate` parts one after the other.
 
@@ -45,6 +49,7 @@ def loss_and_gradients(
       batch: the whole batch, on the devices.
       step: int32 scalar, steps done.
       merge: makes all parameters of `params`.
+      base: all parameters without adapters, for tasks that use them.
     """
     config = task.config
     step_key = jax.random.fold_in(jax.random.key(config.train.seed), step)
@@ -52,6 +57,7 @@ def loss_and_gradients(
     draw_key = jax.random.fold_in(step_key, _DRAWS)
     batch = task.prepare_batch(batch)
     normalizers = task.normalizers(batch)
+    options = {"base": functional.merge(graphdef, base)} if task.uses_base else {}
 
     def part_loss(batch: Any, number: jax.Array | None) -> tuple[tuple[jax.Array, dict], functional.Params]:
         key, part_key = draw_key, dropout_key
@@ -60,7 +66,8 @@ def loss_and_gradients(
             part_key = layers.subkey(dropout_key, number)
 
         def loss(params: functional.Params) -> tuple[jax.Array, dict]:
-            return task.loss(functional.merge(graphdef, merge(params)), batch, key, part_key, step, normalizers)
+            model = functional.merge(graphdef, merge(params))
+            return task.loss(model, batch, key, part_key, step, normalizers, **options)
 
         with gradients.of_training():
             return jax.value_and_grad(loss, has_aux=True)(params)
@@ -74,10 +81,12 @@ def make_train_step(task: Task, setup: Setup) -> Callable[[TrainState, Any], tup
     """Compiles (state, batch) → (state, metrics). The old state is donated."""
     optimizer = task.config.optimizer
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, tuple[Loss, jax.Array]]:
+        """One update; the number of steps stays."""
         trained = trainable.trained(optimizer, state.params, state.lora)
         merge = lambda tree: trainable.merged(*trainable.replaced(state.params, state.lora, tree))  # noqa: E731
-        loss, gradients = loss_and_gradients(task, setup.graphdef, trained, batch, state.step, merge)
+        base = state.params if task.uses_base else None
+        loss, gradients = loss_and_gradients(task, setup.graphdef, trained, batch, state.step, merge, base)
         with jax.named_scope("optimizer"):
             updates, opt_state = setup.optimizer.update(gradients, state.opt_state, trained)
             trained = optax.apply_updates(trained, updates)
@@ -87,10 +96,23 @@ def make_train_step(task: Task, setup: Setup) -> Callable[[TrainState, Any], tup
             # optax.incremental_update rounds the decay once more: saved averages would not go on to the bit.
             decay = jnp.minimum(optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = jax.tree.map(lambda a, p: a * decay + p * (1.0 - decay), ema, trained)
-        counts = task.label_counts(task.normalizers(task.prepare_batch(batch)))  # computed once, with those of the loss
-        norms = optax.tree.norm(gradients), optax.tree.norm(trained)
-        metrics = StepMetrics(loss.total, loss.parts, *norms, counts)
         params, lora = trainable.replaced(state.params, state.lora, trained)
-        return TrainState(state.step + 1, params, opt_state, ema, lora), metrics
+        return TrainState(state.step, params, opt_state, ema, lora), (loss, optax.tree.norm(gradients))
+
+    def updates(state: TrainState, batch: Any) -> tuple[TrainState, tuple[Loss, jax.Array]]:
+        """All updates from one batch."""
+        if task.updates_per_batch == 1:
+            return update(state, batch)
+        before = functional.merge(setup.graphdef, trainable.merged(state.params, state.lora))
+        batch = task.rollout(before, batch)
+        state, measured = jax.lax.scan(lambda state, _: update(state, batch), state, length=task.updates_per_batch)
+        return state, jax.tree.map(jnp.mean, measured)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
+        state, (loss, gradient_norm) = updates(state, batch)
+        trained = trainable.trained(optimizer, state.params, state.lora)
+        counts = task.label_counts(task.normalizers(task.prepare_batch(batch)))  # computed once, with those of the loss
+        metrics = StepMetrics(loss.total, loss.parts, gradient_norm, optax.tree.norm(trained), counts)
+        return state._replace(step=state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, None))

@@ -143,6 +143,8 @@ class Task(abc.ABC, Generic[Batch]):
           dropout_key: likewise, for dropout; None if `uses_dropout` is False.
           step: int32, steps done.
           normalizers: of the whole batch, from `normalizers`.
+
+        Where `uses_base` is True, it is also given `base`, the network with the frozen parameters and no adapters.
         """
 
     @abc.abstractmethod
@@ -176,6 +178,10 @@ class Task(abc.ABC, Generic[Batch]):
         """The batch as normalizers and loss see it; called once per step, traced."""
         return batch
 
+    def rollout(self, model: nnx.Module, batch: Batch) -> Batch:
+        """The batch with what the network makes of it before the first update, if `updates_per_batch` is above 1."""
+        return batch
+
     def start(self, shapes: Params) -> Start | None:
         """What a fresh run begins with; None: random parameters.
 
@@ -207,6 +213,16 @@ class Task(abc.ABC, Generic[Batch]):
     def step_scale(self) -> tuple[float, Callable[[str], bool]]:
         """A factor on the optimizer's step, and for which parameters (by path) it counts."""
         return 1.0, lambda path: False
+
+    @property
+    def updates_per_batch(self) -> int:
+        """How many updates of the parameters one step takes from its batch, one after the other."""
+        return 1
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether the loss compares the network with the one without adapters."""
+        return False
 
     @property
     def uses_dropout(self) -> bool:

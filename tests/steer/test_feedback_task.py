@@ -23,6 +23,7 @@ from rahf.config import (
 )
 from rahf.core.errors import ArgumentError, ConfigError, DataError, DatasetError, TrainError
 from rahf.diffusion import schedulers
+from rahf.diffusion.pipeline import Pipeline
 from rahf.nn import functional
 from rahf.steer import chosen_pictures, feedback_prompts
 from rahf.steer.chosen_task import ChosenTask
@@ -93,39 +94,59 @@ def pipe():
     return maker.pipeline(model=maker.FLAT)
 
 
-def gradients(task, pipe):
-    """Loss and gradients in the adapters, at the base model (b is 0)."""
+def gradients(task, pipe, b=0.0):
+    """A batch, loss and gradients in the adapters, and all parameters; where b is 0, these are the base model's."""
     batch = next(task.train_loader())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), pipe.params)
     abstract = trainable.abstract_lora(task.config.optimizer, shapes)["adapters"]
-    adapters = jax.tree.map(lambda x: jnp.full(x.shape, 0.0 if x.shape[0] == 2 else 0.3), abstract)
+    adapters = jax.tree.map(lambda x: jnp.full(x.shape, b if x.shape[0] == 2 else 0.3), abstract)
 
     def merge(tree):
         return trainable.merged(pipe.params, {"scale": jnp.float32(1), "adapters": tree})
 
-    step = jax.jit(lambda tree, batch: loss_and_gradients(task, pipe.graphdef, tree, batch, jnp.int32(0), merge))
-    return batch, *step(adapters, batch)
+    def step(tree, batch):
+        return loss_and_gradients(task, pipe.graphdef, tree, batch, jnp.int32(0), merge, pipe.params)
+
+    return batch, *jax.jit(step)(adapters, batch), merge(adapters)
 
 
 def test_draft(tmp_path, pipe):
     """The loss is the negative weighted reward of the pipeline's pictures; adapters alone have a gradient."""
-    learning = task(tmp_path, draft=DraftConfig(k=2))
-    batch, loss, gradient = gradients(learning, pipe)
+    learning = task(tmp_path, draft=DraftConfig(k=2), pull_weight=0.5)
+    batch, loss, gradient, params = gradients(learning, pipe, b=0.1)
+    pipe = Pipeline(pipe.config, params, pipe.tokenizer)
     prompts = [PROMPTS[number] for number in batch.prompt]
     pictures = pipe(prompts, seeds=batch.seeds.tolist(), num_inference_steps=2, guidance_scale=2.0).images
     expected = 2 * (0.25 * pictures[..., 0].mean() + 0.75 * pictures[..., 1].mean())
     np.testing.assert_allclose(loss.parts["reward"], expected, atol=1e-4)
-    np.testing.assert_allclose(loss.total, -expected, atol=1e-4)
+    assert loss.parts["pull"] > 1e-3  # its value: tests/diffusion/feedback/test_draft.py
+    np.testing.assert_allclose(loss.total, -expected + 0.5 * loss.parts["pull"], atol=1e-4)
     kernel = gradient["unet"]["conv_in"]["kernel"]
-    assert set(gradient) == {"unet"} and np.asarray(kernel["b"]).any() and not np.asarray(kernel["a"]).any()
+    assert set(gradient) == {"unet"} and np.asarray(kernel["b"]).any() and np.asarray(kernel["a"]).any()
 
 
 def test_ddpo(tmp_path, pipe):
-    """At the policy that has drawn, the loss is minus the mean advantage, which is 0 for each prompt."""
-    learning = task(tmp_path, method="ddpo", eta=1.0, pictures_per_prompt=2, ddpo=DdpoConfig(place_share=0.5))
-    batch, loss, gradient = gradients(learning, pipe)
+    """At the policy that has drawn, the loss is minus the mean advantage, which is 0 for each prompt, and the pull.
+
+    Of several updates from a batch, the first has the same loss.
+    """
+    options = dict(method="ddpo", eta=1.0, pictures_per_prompt=2, pull_weight=0.5)
+    learning = task(tmp_path, ddpo=DdpoConfig(place_share=0.5, updates=2), **options)
+    batch, loss, gradient, params = gradients(learning, pipe, b=0.1)
+    assert learning.updates_per_batch == 2 and task(tmp_path, draft=DraftConfig()).updates_per_batch == 1
     assert batch.prompt[0] == batch.prompt[1] != batch.prompt[2] == batch.prompt[3]
-    assert abs(float(loss.total)) < 1e-5 and 0 < float(loss.parts["reward"]) < 2
+    assert 0 < float(loss.parts["reward"]) < 2 and loss.parts["pull"] > 1e-3
+    np.testing.assert_allclose(loss.total, 0.5 * loss.parts["pull"], atol=1e-5)
+
+    @jax.jit
+    def first_of_several(params, base, batch):
+        model, other = (functional.merge(pipe.graphdef, tree) for tree in (params, base))
+        batch = learning.rollout(model, batch)
+        return learning.loss(model, batch, jax.random.key(0), None, jnp.int32(0), jnp.float32(4), other)
+
+    again = first_of_several(params, pipe.params, batch)
+    np.testing.assert_allclose(again.total, loss.total, atol=1e-4)
+    np.testing.assert_allclose(again.parts["reward"], loss.parts["reward"], atol=1e-5)
     assert np.asarray(gradient["unet"]["conv_in"]["kernel"]["b"]).any()
 
 
@@ -193,6 +214,9 @@ def test_batches_of_prompts():
         (dict(held_out="guide"), TrainError, "must differ"),
         (dict(draft=DraftConfig(k=3)), ArgumentError, "draft.k: expected 1 to the number of steps, 2"),
         (dict(method="ddpo"), ArgumentError, "ddim without noise"),
+        (dict(method="ddpo", eta=1.0, ddpo=DdpoConfig(updates=0)), ArgumentError, "ddpo.updates: expected at least 1"),
+        (dict(pull_weight=-1.0), TrainError, "pull_weight: expected a number of at least 0"),
+        (dict(method="chosen", pull_weight=1.0), TrainError, "pull_weight: is for draft and ddpo"),
     ],
 )
 def test_contradictions(tmp_path, changes, error, message):
@@ -205,6 +229,14 @@ def test_bad_configs(tmp_path):
     for changed, message in (
         (dataclasses.replace(whole, feedback=FeedbackConfig()), "feedback.method: rahf train fine-tunes"),
         (dataclasses.replace(whole, optimizer=OptimizerConfig()), "optimizer.lora.rank"),
+        (
+            dataclasses.replace(
+                whole,
+                feedback=dataclasses.replace(whole.feedback, pull_weight=1.0),
+                optimizer=OptimizerConfig(lora=LORA, trainable=("unet/conv_out",)),
+            ),
+            "pull_weight: compares with the network without adapters",
+        ),
         (dataclasses.replace(whole, model=maker.config(inpaints=True).model), "a model of inpainting"),
         (
             dataclasses.replace(
@@ -297,7 +329,7 @@ def test_the_loss_of_chosen_pictures(tmp_path, pipe):
     """The squared error by hand, from the pipeline's latents and the U-Net; adapters alone have a gradient."""
     whole = config(tmp_path, method="chosen", chosen=pictures(tmp_path), prompt_dropout=0.0)
     learning = ChosenTask(whole, maker.tokenizer(), {"guide": Critic(0), "second": Critic(1), "judge": Critic(2)})
-    batch, loss, gradient = gradients(learning, pipe)
+    batch, loss, gradient, _ = gradients(learning, pipe)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 7)
     when, what, _ = jax.random.split(key, 3)
     times = (((jax.random.uniform(when) + np.arange(4) / 4) % 1) * 1000).astype(int)

@@ -103,14 +103,23 @@ class SquareTask(CriticTask):
         return Loss(total, {"half": total / 2, "double": 2 * total, "step": step.astype(jnp.float32)})
 
 
-def steps(config, start, ema, count=3, first=0):
+class SeveralUpdates(SquareTask):
+    """The example moves by what w was before the first update."""
+
+    updates_per_batch = 3
+
+    def rollout(self, model, batch):
+        return batch + model.w[...]
+
+
+def steps(config, start, ema, count=3, first=0, task=SquareTask):
     """States after each step and metrics, of plain gradient descent with rate 0.1.
 
     The loss is noise + (w - example)², the noise drawn from the key of dropout.
     """
     graphdef, _ = functional.abstract(Square)
     setup = types.SimpleNamespace(graphdef=graphdef, optimizer=optax.sgd(0.1), shardings=None)
-    step = step_lib.make_train_step(SquareTask(config), setup)
+    step = step_lib.make_train_step(task(config), setup)
     copy = lambda: {"w": jnp.asarray(start, jnp.float32)}
     optimizer_state = setup.optimizer.init(copy())
     state = state_lib.TrainState(jnp.int32(first), copy(), optimizer_state, copy() if ema else None)
@@ -120,6 +129,17 @@ def steps(config, start, ema, count=3, first=0):
         states.append(jax.device_get(state))
         metrics.append(jax.device_get(found))
     return states, metrics
+
+
+def test_several_updates_of_a_step():
+    """From w [0.5, 0] towards [1.5, 2]: each update takes a fifth of the way that is left."""
+    states, metrics = steps(CONFIG, [0.5, 0.0], ema=False, count=1, task=SeveralUpdates)
+    left, distances = np.asarray([1.0, 2.0]), 0.8 ** np.arange(4)
+    np.testing.assert_allclose(states[0].params["w"], [1.5, 2.0] - left * distances[3], rtol=1e-6)
+    assert states[0].step == 1
+    np.testing.assert_allclose(metrics[0].total, 5 * np.square(distances[:3]).mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics[0].gradient_norm, 2 * np.sqrt(5) * distances[:3].mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics[0].parameter_norm, np.linalg.norm(states[0].params["w"]), rtol=1e-6)
 
 
 def test_steps_by_hand():
