@@ -9,7 +9,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -88,6 +88,46 @@ def per_call(call: Callable[[], Any], seconds: float, rounds: int) -> list[float
     return per_round
 
 
+def timed(step: Callable[[], Any], count: int) -> list[tuple[float, float]]:
+    """Seconds and processor seconds of each of `count` steps; a step waits for its end."""
+    times = []
+    for _ in range(count):
+        clock, processor = time.perf_counter(), time.process_time()
+        step()
+        times.append((time.perf_counter() - clock, time.process_time() - processor))
+    return times
+
+
+def in_turns(steps: Mapping[str, Callable[[], Any]], rounds: int, seconds: float) -> dict[str, Any]:
+    """Two steps in turn, "ours" and a peer: medians of rounds, the fastest step, ratios of neighbouring rounds.
+
+    A busy machine disturbs both alike. The first round, in which both allocate their memory, is not counted. A ratio is
+    the peer's time divided by ours, by the clock and by the processor time used.
+    """
+    (peer,) = set(steps) - {"ours"}
+    counts = {}
+    for name, step in steps.items():
+        step()
+        counts[name] = max(1, round(seconds / timed(step, 1)[0][0])) if seconds else 1
+    rounds_of = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name in sorted(steps, reverse=number % 2 == 1):
+            times = timed(steps[name], counts[name])
+            rounds_of[name] += [times] if number else []
+    result: dict[str, Any] = {"steps": {name: rounds * count for name, count in counts.items()}}
+    for at, kind in enumerate(("", "processor_")):
+        means = {name: [statistics.fmean(t[at] for t in times) for times in each] for name, each in rounds_of.items()}
+        least = {name: min(t[at] for times in each for t in times) for name, each in rounds_of.items()}
+        ratios = [theirs / ours for theirs, ours in zip(means[peer], means["ours"])]
+        for name in steps:
+            result[f"{name}_{kind}ms"] = round(1e3 * statistics.median(means[name]), 3)
+            result[f"{name}_{kind}ms_fastest"] = round(1e3 * least[name], 3)
+        spread = {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
+        spread["fastest"] = least[peer] / least["ours"]
+        result[f"{kind}ratio"] = {name: round(value, 3) for name, value in spread.items()}
+    return result
+
+
 def matmul_peak(dtype: str, side: int | None = None) -> float:
     """TFLOP/s of the fastest of several products of large square matrices in the dtype of the network.
 
@@ -143,14 +183,17 @@ def memory_of(compiled: Any) -> dict[str, float]:
     return {name: round(size / 2**30, 3) for name, size in sizes.items()}
 
 
+def device() -> dict[str, Any]:
+    """What a measurement runs on: device, cores and the version of JAX."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"device": jax.local_devices()[0].device_kind, "cores": cores, "jax": jax.__version__}
+
+
 def described(config: Config, size: int) -> dict[str, Any]:
     """The settings of a measurement: device, cores, batch and options of the network."""
     model = config.model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "device": jax.local_devices()[0].device_kind,
-        "cores": cores,
-        "jax": jax.__version__,
+        **device(),
         "batch": size,
         "dtype": model.compute_dtype,
         **{name: getattr(model, name) for name in ("attention", "remat", "scan_layers")},

@@ -125,7 +125,7 @@ def torch_matmul_peak(dtype: torch.dtype) -> float:
         if on_gpu:
             torch.cuda.synchronize()
 
-    return 2 * side**3 / min(clock for clock, _ in timed(product, 10)) / 1e12
+    return 2 * side**3 / min(clock for clock, _ in measuring.timed(product, 10)) / 1e12
 
 
 def our_step(config: Config, size: int) -> Callable[[], jax.Array]:
@@ -142,44 +142,12 @@ def our_step(config: Config, size: int) -> Callable[[], jax.Array]:
     return step
 
 
-def timed(step: Callable, count: int) -> list[tuple[float, float]]:
-    """Seconds and processor seconds of each of `count` steps."""
-    times = []
-    for _ in range(count):
-        clock, processor = time.perf_counter(), time.process_time()
-        step()
-        times.append((time.perf_counter() - clock, time.process_time() - processor))
-    return times
-
-
 def interleaved(config: Config, size: int, rounds: int, seconds: float) -> dict:
-    """Our network and eager PyTorch in turn, on the same cores: medians of rounds, and the fastest step of all.
-
-    The first round, in which both allocate their memory, is not counted.
-    """
-    steps = {"ours": our_step(config, size), "eager": torch_step(config, size, tuned=False)}
-    counts = {}
-    for name, step in steps.items():
-        step()
-        counts[name] = max(1, round(seconds / timed(step, 1)[0][0]))
+    """Our network and eager PyTorch in turn, on the same cores: medians of rounds, and the fastest step of all."""
     peaks = {"jax": measuring.matmul_peak(config.model.compute_dtype), "torch": torch_matmul_peak(torch.float32)}
     tflop = train_step.flops(config, measuring.fake(config, size)) / 1e12
-    rounds_of = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name in sorted(steps, reverse=number % 2 == 1):
-            times = timed(steps[name], counts[name])
-            rounds_of[name] += [times] if number else []
-    result = {"steps": {name: rounds * count for name, count in counts.items()}}
-    for at, kind in enumerate(("", "processor_")):
-        means = {name: [statistics.fmean(t[at] for t in times) for times in each] for name, each in rounds_of.items()}
-        least = {name: min(t[at] for times in each for t in times) for name, each in rounds_of.items()}
-        ratios = [theirs / ours for theirs, ours in zip(means["eager"], means["ours"])]
-        for name in steps:
-            result[f"{name}_{kind}ms"] = round(1e3 * statistics.median(means[name]), 1)
-            result[f"{name}_{kind}ms_fastest"] = round(1e3 * least[name], 1)
-        spread = {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
-        spread["fastest"] = least["eager"] / least["ours"]
-        result[f"{kind}ratio"] = {name: round(value, 3) for name, value in spread.items()}
+    steps = {"ours": our_step(config, size), "eager": torch_step(config, size, tuned=False)}
+    result = measuring.in_turns(steps, rounds, seconds)
     result["matmul_peak_tflop_per_second"] = {name: round(peak, 4) for name, peak in peaks.items()}
     result["tflop_per_step"] = round(tflop, 9)
     for name in steps:
@@ -212,8 +180,8 @@ def alone(config: Config, size: int, tuned: bool, work: str, rounds: int, second
         first = time.perf_counter() - began
         turns.alone()
         step()
-        count = max(1, round(seconds / timed(step, 2)[1][0]))
-        middle = statistics.median(clock for _ in range(rounds) for clock, _ in timed(step, count))
+        count = max(1, round(seconds / measuring.timed(step, 2)[1][0]))
+        middle = statistics.median(clock for _ in range(rounds) for clock, _ in measuring.timed(step, count))
     except torch.OutOfMemoryError:
         return {}
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else measuring.peak_memory()

@@ -25,6 +25,7 @@ _lazy, __dir__, __all__ = attach(
         "load": "rahf.diffusion.loading",
         "load_controlnet": "rahf.diffusion.published.controlnet_folder",
         "save_controlnet": "rahf.diffusion.published.controlnet_folder",
+        "save_untrained": "rahf.diffusion.untrained",
     },
 )
 __getattr__ = renamed.moved(__name__, {"painter": "rahf.steer:painter"}, otherwise=_lazy)

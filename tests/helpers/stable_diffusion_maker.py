@@ -1,17 +1,15 @@
 """Published sizes of Stable Diffusion, and a tiny random pipeline, without PyTorch."""
 
 import dataclasses
-import json
 import pathlib
-import tempfile
 
 import numpy as np
 
 from rahf.config import AutoencoderKLConfig, ClipTextConfig, Config, DataConfig, StableDiffusionConfig, UNetConfig
+from rahf.diffusion import untrained
 from rahf.diffusion.networks.stable_diffusion import StableDiffusion
 from rahf.diffusion.pipeline import Pipeline
 from rahf.nn import functional
-from rahf.text.vocabulary import load_clip_tokenizer
 from rahf.training.model_folder import write_model
 
 SD21_UNET = UNetConfig(cross_attention_dim=1024, num_attention_heads=(5, 10, 20, 20), use_linear_projection=True)
@@ -58,15 +56,7 @@ FLAT = dataclasses.replace(
 )
 
 
-def tokenizer():
-    """CLIP's, of letters and the exclamation mark only."""
-    letters = ["!", *(chr(c) for c in range(97, 123))]
-    pieces = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder)
-        (path / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(pieces)}))
-        (path / "merges.txt").write_text("#version: 0.2\n")
-        return load_clip_tokenizer(path)
+tokenizer = untrained.letters
 
 
 def config(inpaints: bool = False) -> Config:

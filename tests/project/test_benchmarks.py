@@ -95,6 +95,21 @@ def test_pytorch_takes_half_the_batch_where_the_memory_does_not_suffice(monkeypa
     assert torch_peer.largest(None, 4, False, "scores", 1, 0.001) == {"error": "out of memory"}
 
 
+def test_generate_compares_the_same_networks(benchmark, monkeypatch):
+    """Whole samplings are compared in tests/diffusion/test_pipeline_parity.py."""
+    pytest.importorskip("diffusers", reason="needs diffusers: pip install rahf[torch]")
+    import generate
+
+    still = lambda *_: dict.fromkeys(("ours", "eager"), lambda: np.ones(1))  # noqa: E731
+    monkeypatch.setattr(generate, "samplings", still)
+    measured = benchmark("generate", "--preset", "tiny")
+    assert measured["side"] == 32 and measured["tflop_per_unet_step"] > 0
+    for part in ("unet_step", "sampling"):
+        work = measured[part]
+        assert work["largest_difference"] <= 1e-4 * max(work["largest_value"], 1) and work["largest_value"] > 0.01
+        assert work["ratio"]["min"] <= work["ratio"]["median"] <= work["ratio"]["max"] and work["ours_ms"] > 0
+
+
 def test_presets_are_configs(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import measuring
