@@ -41,6 +41,21 @@ def add(commands) -> None:
     )
     saliency.add_argument("--viewers", action="store_true", help="also measure one viewer against the rest (slow)")
     saliency.add_argument("--emd", action="store_true", help="also the earth mover's distance (slow)")
+    motion = parser.add_argument_group("motion models")
+    motion.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="a motion of each photograph")
+    motion.add_argument("--steps", type=int, default=50, metavar="N", help="of DDIM")
+    motion.add_argument("--guidance-scale", type=float, default=1.75, metavar="X", help="towards the photograph")
+    motion.add_argument(
+        "--loop-scales",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        metavar="X",
+        help="self-guidance towards a loop: a row each",
+    )
+    motion.add_argument(
+        "--features", default="lite", metavar="MODEL", help="network of the Fréchet distance: lite, or a VGG; none"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +65,22 @@ def run(args: argparse.Namespace) -> int:
     with distributed.joined():
         from rahf import registry
 
-        if registry.family_name(args.model) == "saliency":
+        family = registry.family_name(args.model)
+        if family == "motion":
+            from rahf.motion import evaluate
+
+            evaluate.evaluate(
+                args.model,
+                data=args.data,
+                split=args.split,
+                report=args.report,
+                json_file=args.json,
+                limit=args.limit,
+                drawing=evaluate.Drawing(args.seeds, args.steps, args.guidance_scale, args.loop_scales),
+                features=None if args.features == "none" else args.features,
+            )
+            return 0
+        if family == "saliency":
             from rahf.saliency import report
 
             report.evaluate(
