@@ -1,13 +1,15 @@
 """Measures rendering of motion: its speed, and how near its frames are to the true ones. Prints two JSON lines.
 
-    python benchmarks/motion.py [--scenes 64] [--frames 3] [--seeds 0 1] [--width 256] [--height 160]
+    python benchmarks/motion.py [--scenes 64] [--frames 3] [--seeds 0 1] [--width 256] [--height 160] [--renderer RUN]
     python benchmarks/motion.py --picture docs/images/motion.webp
+    python benchmarks/motion.py --picture docs/images/motion-model.webp --model runs/motion_frequency
 
 Speed: a spectral volume to 150 frames, compilation apart. Quality: drawn scenes with exact volumes, at evenly
 spread times of their motion; PSNR in dB and SSIM (a Gaussian window of 1.5 pixels, on luma) against the true frames, of
-softmax splatting, average splatting, bilinear backward warping, and the still photograph. Means over scenes with 95%
-bootstrap intervals. The same after the volume has been cut to fewer frequencies.
-With --picture it draws four scenes that loop, and measures nothing.
+softmax splatting, average splatting, bilinear backward warping, a trained renderer if one is given, and the still
+photograph. Means over scenes with 95% bootstrap intervals. The same after the volume has been cut to fewer frequencies.
+With --picture it draws four scenes that loop, and measures nothing; with a model three scenes, above with their true
+motion, below with the one that the model draws for the photograph alone.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy as np
 from scipy import ndimage
 
 from data_pipelines.video import scenes
-from rahf.motion import video_file
+from rahf.motion import model, renderer_task, video_file
 from rahf.motion.render import Renderer, frame_times
 
 _METHODS = ("softmax", "average", "backward")
@@ -36,10 +38,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--height", type=int, default=160)
+    parser.add_argument("--renderer", default=None, metavar="RUN", help="a trained renderer, measured beside")
     parser.add_argument("--picture", default=None, metavar="FILE.webp", help="draw four looping scenes instead")
+    parser.add_argument("--model", default=None, metavar="RUN", help="with --picture: a trained motion model")
     args = parser.parse_args()
     if args.picture is not None:
-        return draw(args.picture)
+        return draw(args.picture) if args.model is None else draw_model(args.picture, args.model)
     print(json.dumps(speed(args.width, args.height)), flush=True)
     print(json.dumps(quality(args)))
 
@@ -52,6 +56,17 @@ def draw(path: str) -> None:
         for time in frame_times(chosen[0].volume(), 5.0, 20.0, loop=True):
             frames = [drawing.frame(float(time)) for drawing in drawings]
             video.add(np.concatenate([np.concatenate(frames[:2], 1), np.concatenate(frames[2:], 1)]))
+
+
+def draw_model(path: str, run: str) -> None:
+    """Three drawn scenes, 576 x 240 pixels at 15 frames/s: true motion above, drawn motion below."""
+    chosen, generator = [scenes.scene(3, "test", index, 192, 120) for index in (0, 2, 4)], model.load(run)
+    true = [Renderer(scene.frame(0), scene.volume()) for scene in chosen]
+    drawn = [Renderer(scene.frame(0), generator.volume(scene.frame(0), seed=0)) for scene in chosen]
+    with video_file.writer(path, 15.0) as video:
+        for time in frame_times(chosen[0].volume(), 5.0, 15.0, loop=True):
+            rows = [np.concatenate([one.frame(float(time)) for one in row], 1) for row in (true, drawn)]
+            video.add(np.concatenate(rows))
 
 
 def speed(width: int, height: int) -> dict[str, float]:
@@ -73,11 +88,13 @@ def speed(width: int, height: int) -> dict[str, float]:
 def quality(args: argparse.Namespace) -> dict[str, object]:
     """Means over scenes, and intervals, by method and metric."""
     values: dict[str, list[tuple[float, float]]] = {}
+    trained = {} if args.renderer is None else {"trained renderer": renderer_task.load(args.renderer)}
     for seed in args.seeds:
         for index in range(args.scenes):
             scene = scenes.scene(seed, "test", index, args.width, args.height)
             picture, volume = scene.frame(0), scene.volume()
             renderers = {method: Renderer(picture, volume, method=method) for method in _METHODS}
+            renderers |= {name: Renderer(picture, volume, network=network) for name, network in trained.items()}
             for terms in _TERMS:
                 renderers[f"softmax, {terms} terms"] = Renderer(
                     picture, volume._replace(spectrum=volume.spectrum[:terms])
