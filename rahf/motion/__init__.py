@@ -15,6 +15,8 @@ __getattr__, __dir__, __all__ = attach(
         "animate_photo": "rahf.motion.animate",
         "average_splat": "rahf.motion.splat",
         "close": "rahf.motion.loops",
+        "displacement": "rahf.motion.modal",
+        "drag_force": "rahf.motion.modal",
         "load_volume": "rahf.motion.animate",
         "loop_error": "rahf.motion.loops",
         "modes_of": "rahf.motion.modal",

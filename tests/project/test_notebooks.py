@@ -8,12 +8,21 @@ import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NAMES = ["1_quick_start", "2_training", "3_masks_repair_selection", "4_guidance_and_reward"]
+NAMES = [
+    "1_quick_start",
+    "2_training",
+    "3_masks_repair_selection",
+    "4_guidance_and_reward",
+    "7_pictures_that_move",
+]
+#: They show shipped models and train none.
+WITHOUT_TRAINING = ("7_pictures_that_move",)
 
 #: What notebooks may import of ours, besides `rahf` itself. Everything else may change without notice.
 PUBLIC = {
@@ -22,12 +31,14 @@ PUBLIC = {
     "data_pipelines.synthetic.damage",
     "data_pipelines.synthetic.scene",
     "data_pipelines.synthetic.sheet",
+    "data_pipelines.video.read",
     "rahf.cli.main",
     "rahf.core.batch",
     "rahf.critic.drawing",
     "rahf.critic.energy",
     "rahf.diffusion",
     "rahf.interop.torch",
+    "rahf.motion",
     "rahf.steer",
 }
 #: Of others: what a default install brings, and PyTorch, which notebook 4 does without where it is missing.
@@ -39,10 +50,11 @@ SMALL = {
     "2_training": dict(MY_PICTURES=40, MY_STEPS=2),
     "3_masks_repair_selection": dict(REPAIRED=4, GROUPS=3),
     "4_guidance_and_reward": dict(GENERATOR_STEPS=2, PROMPTS=2, SAMPLING_STEPS=3, SCALES=(0.1, 0.4), REWARD_STEPS=2),
+    "7_pictures_that_move": dict(SIZE="32x24", SCENE=0, SECONDS=1.0, FPS=10, CRITIC=""),
 }
 EVERYWHERE = dict(SCENES=48, HELD_OUT=12, STEPS=4)
 #: Pictures that each shows at least.
-PICTURES = dict(zip(NAMES, (5, 2, 4, 3)))
+PICTURES = dict(zip(NAMES, (5, 2, 4, 3, 3)))
 
 CRITIC = """
 import dataclasses
@@ -236,10 +248,11 @@ def test_every_cell_runs(name, place, monkeypatch):
             raise
         if cell["id"] == settings_cell(name)["id"]:
             settings = {key for key in namespace if key.isupper()}
-            assert set(EVERYWHERE) | set(SMALL[name]) | {"CONFIG", "WORK"} <= settings  # or large ones would run
+            trained = set() if name in WITHOUT_TRAINING else {*EVERYWHERE, "CONFIG"}
+            assert trained | set(SMALL[name]) | {"WORK"} <= settings  # or large ones would run
             namespace |= {key: value for key, value in small.items() if key in settings}
     assert sum(isinstance(value, Image.Image) for value in shown) >= PICTURES[name]
-    assert (place / "rahf-notebooks/demo/checkpoints/best").is_dir()
+    assert name in WITHOUT_TRAINING or (place / "rahf-notebooks/demo/checkpoints/best").is_dir()
     check = CHECKS.get(name)
     if check:
         check(namespace, place / "rahf-notebooks")
@@ -281,4 +294,14 @@ def check_reward(namespace, work):
         assert float(namespace["develop"].knobs.detach().abs().min()) > 0
 
 
-CHECKS = dict(zip(NAMES[1:], (check_training, check_steering, check_reward)))
+def check_motion(namespace, work):
+    """The loop has no seam, the pull moved the pixel to the right and back towards rest, and the page is whole."""
+    steps, path = namespace["steps"], namespace["path"]
+    assert len(steps) == 50 and steps[-1] <= np.median(steps[:-1])
+    assert path[29] > 3 and max(np.abs(path[-15:])) < max(np.abs(path))
+    assert "</html>" in (work / "motion/touch.html").read_text()
+    report = json.loads((work / "motion/report.json").read_text())
+    assert len(report["saliency"]["change"]) == 10 and "scores" not in report
+
+
+CHECKS = dict(zip(NAMES[1:], (check_training, check_steering, check_reward, check_motion)))
