@@ -62,7 +62,7 @@ def draw_model(path: str, run: str) -> None:
     """Three drawn scenes, 576 x 240 pixels at 15 frames/s: true motion above, drawn motion below."""
     chosen, generator = [scenes.scene(3, "test", index, 192, 120) for index in (0, 2, 4)], model.load(run)
     true = [Renderer(scene.frame(0), scene.volume()) for scene in chosen]
-    drawn = [Renderer(scene.frame(0), generator.volume(scene.frame(0), seed=0)) for scene in chosen]
+    drawn = [Renderer(scene.frame(0), generator.volume(scene.frame(0), num_inference_steps=20)) for scene in chosen]
     with video_file.writer(path, 15.0) as video:
         for time in frame_times(chosen[0].volume(), 5.0, 15.0, loop=True):
             rows = [np.concatenate([one.frame(float(time)) for one in row], 1) for row in (true, drawn)]
