@@ -145,6 +145,7 @@ class CriticConfig(ImageModelConfig):
     efficientnet: EfficientNetConfig = EfficientNetConfig()
     resnet: ResNetConfig = ResNetConfig()
     convnext: ConvNextConfig = ConvNextConfig()
+    tower_rate: float = 1.0  # factor on the optimizer's step for the tower
     finest_skip: int = 4  # towers that convolve: stride of the finest map that the heads see
     folded_maps: int = 0  # how many still finer maps are folded into its channels, 2x2 pixels of the next one into four
     t5: T5Config = T5Config()

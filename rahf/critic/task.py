@@ -153,14 +153,18 @@ class CriticTask(RecordTask):
     def needs_thorough(self, metric: str) -> bool:
         return several_sets.plain(metric).startswith("keywords/")  # of generated targets
 
-    def step_scale(self) -> tuple[float, Callable[[str], bool]]:
+    def step_factor(self, path: str) -> float:
         """T5 folds the attention scale d^-1/2 into its query kernels; Adam's steps do not shrink with the parameter.
 
-        Unfolded, the steps would be these; without the factor the logits of a deep stack saturate early.
+        Unfolded, the steps would be these; without the factor the logits of a deep stack saturate early. A pretrained
+        tower may learn slower than the rest (`model.tower_rate`).
         """
-        if not isinstance(self.config.model, CriticConfig):
-            return super().step_scale()
-        return self.config.model.t5.head_width**-0.5, is_t5_query
+        model = self.config.model
+        if not isinstance(model, CriticConfig):
+            return super().step_factor(path)
+        if tower_cache.of_tower(path):
+            return model.tower_rate
+        return model.t5.head_width**-0.5 if is_t5_query(path) else 1.0
 
     @property
     def uses_dropout(self) -> bool:

@@ -133,6 +133,6 @@ class SaliencyTask(Task[GazeBatch]):
     def labels_at_start(self, start: Start) -> Mapping[str, int | None]:
         return {}
 
-    def step_scale(self) -> tuple[float, Callable[[str], bool]]:
+    def step_factor(self, path: str) -> float:
         """The tower learns slower than the decoder, which starts at random."""
-        return self.config.model.tower_rate, lambda path: path.split("/")[0] in ("tower", "vit")
+        return self.config.model.tower_rate if path.split("/")[0] in ("tower", "vit") else 1.0

@@ -52,12 +52,15 @@ def decay_mask(params: functional.Params) -> functional.Params:
     return functional.unflatten({p: v.ndim >= 2 and p.rsplit("/", 1)[-1] not in _NOT_DECAYED for p, v in flat.items()})
 
 
-def _adam(config: OptimizerConfig, scale: float, scaled: Callable[[str], bool]) -> optax.GradientTransformation:
-    def mask(params: functional.Params) -> functional.Params:
-        return functional.unflatten({path: scaled(path) for path in functional.flatten(params)})
+def _adam(config: OptimizerConfig, factor: Callable[[str], float]) -> optax.GradientTransformation:
+    def scale(updates, state, params=None):
+        flat = functional.flatten(updates)
+        return functional.unflatten({path: step * factor(path) for path, step in flat.items()}), state
 
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
-    return optax.chain(adam, optax.masked(optax.scale(scale), mask))
+    # This state, which is empty, lies in every checkpoint since version 0.
+    scaled = optax.GradientTransformation(lambda params: optax.MaskedState(optax.ScaleState()), scale)
+    return optax.chain(adam, scaled)
 
 
 def _adafactor() -> optax.GradientTransformation:
@@ -71,20 +74,19 @@ def _adafactor() -> optax.GradientTransformation:
 def make(
     config: OptimizerConfig,
     steps: int,
-    scale: float = 1.0,
-    scaled: Callable[[str], bool] = lambda path: False,
+    factor: Callable[[str], float] = lambda path: 1.0,
     updates: int = 1,
 ) -> optax.GradientTransformation:
     """The optimizer of a run of `steps` steps, each of some updates, which have the step's learning rate.
 
-    Adam's steps count `scale` times for paths that `scaled` picks.
+    Adam's step for a parameter counts `factor(path)` times.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     # Step s of the loop uses the rate of s + 1, so that the first step already learns.
     rate = schedule(config, steps)
     return optax.chain(
         clip,
-        _adafactor() if config.kind == "adafactor" else _adam(config, scale, scaled),
+        _adafactor() if config.kind == "adafactor" else _adam(config, factor),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
         optax.scale_by_learning_rate(lambda count: rate((count if updates == 1 else count // updates) + 1)),
     )

@@ -64,7 +64,7 @@ def setup(task: Task, devices: list | None = None) -> Setup:
     mesh = sharding.make_mesh(config.mesh, devices)
     accumulate.check(config, mesh.devices.size)
     graphdef, params = functional.abstract(task.build())
-    optimizer = optimizer_lib.make(config.optimizer, config.train.steps, *task.step_scale(), task.updates_per_batch)
+    optimizer = optimizer_lib.make(config.optimizer, config.train.steps, task.step_factor, task.updates_per_batch)
     lora = trainable.abstract_lora(config.optimizer, params)
     shapes = jax.eval_shape(lambda *trees: _around(config, optimizer, *trees), params, lora)
     return Setup(graphdef, optimizer, mesh, sharding.placed(shapes, mesh), sharding.tree_shardings(shapes, mesh))

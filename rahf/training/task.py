@@ -210,9 +210,9 @@ class Task(abc.ABC, Generic[Batch]):
         """
         return None
 
-    def step_scale(self) -> tuple[float, Callable[[str], bool]]:
-        """A factor on the optimizer's step, and for which parameters (by path) it counts."""
-        return 1.0, lambda path: False
+    def step_factor(self, path: str) -> float:
+        """A factor on Adam's step for the parameter with this path."""
+        return 1.0
 
     @property
     def updates_per_batch(self) -> int:

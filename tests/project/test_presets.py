@@ -219,6 +219,11 @@ def test_the_lite_critic_is_small_and_its_tower_can_be_cached():
     tower_cache.check_frozen(config, shapes)
     moving = trainable.matching_paths(list(functional.flatten(shapes)), config.optimizer.trainable, "trainable")
     assert {path.split("/")[0] for path in moving} == set(shapes) - {"tower"}
+    shipped = config_lib.load("critic/lite_tower.py")
+    assert shipped.start.model == config.workdir
+    moving = trainable.matching_paths(list(functional.flatten(shapes)), shipped.optimizer.trainable, "trainable")
+    frozen = {path.rsplit("/", 2)[0] for path in set(functional.flatten(shapes)) - set(moving)}
+    assert frozen == {"tower", "tower/stage_0_0", "tower/stage_1_0", "tower/stage_1_1"}
 
 
 def test_docstrings_say_command_hardware_time_and_where_the_metrics_are():

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rahf.config import OptimizerConfig
+from rahf.config import Config, OptimizerConfig
 from rahf.critic.networks import build
-from rahf.critic.task import is_t5_query
+from rahf.critic.task import CriticTask, is_t5_query
 from rahf.nn import functional
 from rahf.training import optimizer
 from tests.helpers.model_maker import OTHER, PLAIN
@@ -67,8 +67,10 @@ def test_what_decays(config):
     assert mask.get("vit/class_token", False) is False and mask.get("output", True)
 
 
-#: The steps of T5's query kernels, as `CriticTask.step_scale` gives them for PLAIN.
-T5_STEPS = (PLAIN.t5.head_width**-0.5, is_t5_query)
+#: A slower tower beside the steps of T5's query kernels.
+SLOWER_TOWER = 0.25
+#: As a run of such a critic asks for.
+OF_CRITIC = CriticTask(Config(model=dataclasses.replace(PLAIN, tower_rate=SLOWER_TOWER)), None).step_factor
 
 
 def by_hand(params, gradients, config, rates):
@@ -84,6 +86,8 @@ def by_hand(params, gradients, config, rates):
             step = (m[k] / (1 - config.b1**t)) / (np.sqrt(v[k] / (1 - config.b2**t)) + config.eps)
             if k == "encoder/query/kernel":
                 step = step / PLAIN.t5.head_width**0.5  # the scale of T5's attention lies in the kernel
+            if k.startswith("vit/"):
+                step = SLOWER_TOWER * step
             decay = config.weight_decay if k.endswith("kernel") else 0.0
             params[k] = params[k] - rate * (step + decay * params[k])
     return params
@@ -100,7 +104,7 @@ def test_steps_by_hand(clip):
     stream = np.random.default_rng(0)
     draw = lambda: {k: stream.standard_normal(shape, np.float32) for k, shape in SHAPES.items()}
     params, gradients = draw(), [draw() for _ in range(3)]
-    make = optimizer.make(config, 3, *T5_STEPS)
+    make = optimizer.make(config, 3, OF_CRITIC)
 
     @jax.jit
     def update(params, state, gradient):
@@ -139,7 +143,7 @@ def test_adafactor_by_hand():
         k: stream.standard_normal(v.shape) * 10 ** stream.uniform(-2, 1, v.shape) for k, v in params.items()
     }
     gradients = [draw() for _ in range(3)]
-    make = optimizer.make(config, 3, *T5_STEPS)
+    make = optimizer.make(config, 3, OF_CRITIC)
     found = functional.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in params.items()})
     state = make.init(found)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 300  # 130 + 128 + 5 and a few scalars
