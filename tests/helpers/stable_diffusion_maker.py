@@ -55,6 +55,9 @@ FLAT = dataclasses.replace(
     vae=dataclasses.replace(TINY.vae, block_out_channels=(8,), mid_block_add_attention=False),
 )
 
+#: The same, with attention to the text.
+ATTENDING = dataclasses.replace(FLAT, unet=dataclasses.replace(FLAT.unet, cross_attention=(True,)))
+
 
 tokenizer = untrained.letters
 

@@ -22,7 +22,7 @@ QUICK = EditOptions(attention_steps=3, finish_steps=2, strength=0.2)
 
 @pytest.fixture(scope="module")
 def pipe():
-    return maker.pipeline()
+    return maker.pipeline(model=maker.ATTENDING)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def test_words_and_their_tokens(pipe):
 
 def test_an_edit(editor, pipe):
     result = editor(PICTURE, "a cat", SALIENCY, dataclasses.replace(QUICK, property="color", color="red"))
-    assert result.image.shape == (8, 8, 3) and result.mask.shape == (4, 4) and result.word in ("a", "cat")
-    assert set(np.unique(result.mask)) <= {0, 1} and 0 < result.mask.sum() < 16
-    assert result.attention.shape == (4, 4) and 0 <= result.attention.min() <= result.attention.max() <= 1
+    assert result.image.shape == (8, 8, 3) and result.mask.shape == (8, 8) and result.word in ("a", "cat")
+    assert set(np.unique(result.mask)) <= {0, 1} and 0 < result.mask.sum() < 64
+    assert result.attention.shape == (8, 8) and 0 <= result.attention.min() <= result.attention.max() <= 1
     assert 0 < result.strength <= 0.2 and np.abs(result.image - result.before).max() > 1e-4
     for name in PROPERTIES:
         changed = abs(result.properties_after[name] - result.properties_before[name])
@@ -102,7 +102,7 @@ def test_the_command_says_what_to_do(files, capsys):
     for more, message in (
         ([], "name a folder of some hundred pictures with --fit-gamma DIR"),
         (["--fit-gamma", str(folder / "cat.png")], "expected a folder of pictures"),
-        (["--size", "2"], "--size 2: expected at least 4 pixels"),
+        (["--size", "0"], "--size 0: expected at least 1 pixels"),
         (["--property", "size"], "property: expected contrast, brightness, color, found 'size'"),
     ):
         assert cli.main([*arguments, *more, "--out", str(folder / "out")]) == 1

@@ -24,7 +24,7 @@ def test_the_twelve_blocks_of_stable_diffusion():
 
 @pytest.fixture(scope="module")
 def pipe():
-    return maker.pipeline()
+    return maker.pipeline(model=maker.ATTENDING)
 
 
 def test_features_are_those_of_every_time(pipe):
@@ -32,7 +32,7 @@ def test_features_are_those_of_every_time(pipe):
     extractor = FeatureExtractor(pipe, num_inference_steps=5, times=2)
     pictures = RNG.random((2, 8, 8, 3), np.float32)
     seen = extractor(pictures, "a cat")
-    b, side = 2, 4
+    b, side = 2, 8
     expected = [(b, 2, side // layer.stride, side // layer.stride, layer.channels) for layer in extractor.layers]
     assert [x.shape for x in seen.maps] == expected and seen.temb.shape == (2, 2, 32)
     assert extractor.timesteps.tolist() == [201, 1]
@@ -73,7 +73,7 @@ class Watcher(Observer):
 
 
 def test_an_observer_sees_all_attention_to_the_text_and_changes_nothing(pipe):
-    latents = jnp.asarray(RNG.standard_normal((2, 4, 4, 4)), jnp.float32)
+    latents = jnp.asarray(RNG.standard_normal((2, 8, 8, 4)), jnp.float32)
     conditions = Conditions(jnp.asarray(RNG.standard_normal((2, 12, 8)), jnp.float32))
     watcher = Watcher()
 
@@ -85,14 +85,14 @@ def test_an_observer_sees_all_attention_to_the_text_and_changes_nothing(pipe):
 
     plain, observed, sums = run(pipe.params, latents, conditions)
     np.testing.assert_allclose(observed, plain, atol=1e-5)
-    # Level 0 attends: once down and twice up, and the middle block; two heads, 12 tokens.
+    # Once down and twice up, and the middle block; two heads, 12 tokens.
     assert [(place, grid) for place, grid, _ in watcher.places] == [
-        ("down", (4, 4)),
-        ("mid", (2, 2)),
-        ("up", (4, 4)),
-        ("up", (4, 4)),
+        ("down", (8, 8)),
+        ("mid", (8, 8)),
+        ("up", (8, 8)),
+        ("up", (8, 8)),
     ]
-    assert watcher.places[0][2] == (2, 2, 16, 12)
+    assert watcher.places[0][2] == (2, 2, 64, 12)
     for total in sums:
         np.testing.assert_allclose(total, 1, atol=1e-5)
 
