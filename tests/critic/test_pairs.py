@@ -60,7 +60,8 @@ def test_a_run_with_pairs():
 
     whole = task.normalizers(batch)
 
-    def run(hotter, normalizers=whole):
+    @jax.jit
+    def run(hotter, normalizers):
         def model(batch, dropout_key):
             change = jnp.abs(batch.image.astype(jnp.float32) - clean) if batch.image.dtype != np.uint8 else 0 * clean
             hot = hotter * (change.max(-1) > 1e-3)
@@ -68,7 +69,7 @@ def test_a_run_with_pairs():
 
         return task.loss(model, batch, jax.random.key(0), None, jnp.int32(0), normalizers)
 
-    blind, seeing = run(0.0), run(9.0)
+    blind, seeing = run(0.0, whole), run(9.0, whole)
     assert float(blind.parts["pair"]) == pytest.approx(0.1) and float(blind.total) == pytest.approx(0.05)
     assert float(seeing.parts["pair"]) == 0.0
     # A part of a batch is divided by the count of the whole.
@@ -79,7 +80,10 @@ def test_a_run_with_pairs():
 def test_pairs_that_cannot_be_compared_are_refused():
     paired = Config(loss=LossConfig(pair_weight=1.0))
     for changed, message in (
-        (dict(model=CriticConfig(variant="augmented-prompt")), "set model.variant to multi-head"),
+        (
+            dict(model=CriticConfig(variant="augmented-prompt")),
+            "set model.variant to multi-head",
+        ),
         (dict(train=TrainConfig(cache_tower=True)), "set train.cache_tower to False"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -140,11 +140,24 @@ class AugsalTask(Task[GazeBatch]):
         of_boxes, of_edits = jax.random.split(key)
         boxes = random_boxes(of_boxes, batch.frame, config.patch_sides, config.resolution)
         base, latents, pictures = self._seen(model, batch)
-        readings = self._readings(base, model, latents, pictures, boxes)
-        values = parts(config.loss, readings, pictures, boxes, batch)
-        values["edit"] = jnp.zeros(len(pictures))
-        if config.edit_probability and config.loss.edit_weight:
-            values["edit"] = self._edit(of_edits, base, model, latents, pictures, boxes, readings.saliency)
+        if not (config.edit_probability and config.loss.edit_weight):
+            readings = self._readings(base, model, latents, pictures, boxes)
+            values = parts(config.loss, readings, pictures, boxes, batch)
+            values["edit"] = jnp.zeros(len(pictures))
+        else:
+            # Edited copies go through the networks in the same batch.
+            chosen, edited = self._edited(of_edits, latents, boxes)
+            both = [jnp.concatenate(pair) for pair in ((latents, edited), (pictures, pictures), (boxes, boxes))]
+            twice = self._readings(base, model, *both)
+            readings, after = (Readings(*halves) for halves in zip(*(jnp.split(x, 2) for x in twice)))
+            values = parts(config.loss, readings, pictures, boxes, batch)
+            values["edit"] = chosen * losses.edit(
+                readings.saliency,
+                after.saliency,
+                regions(boxes, readings.saliency.shape[1:]),
+                config.loss.edit_loss,
+                config.loss.margin,
+            )
         mask = batch.example_mask.astype(jnp.float32)
         sums = {name: (value * mask).sum() / normalizers for name, value in values.items()}
         factors = weights(config.loss)
@@ -172,8 +185,8 @@ class AugsalTask(Task[GazeBatch]):
         seen = jax.tree.map(jax.lax.stop_gradient, seen)
         return model.readouts(seen, pictures, boxes, regions(boxes, (config.resolution,) * 2))
 
-    def _edit(self, key, base, model, latents, pictures, boxes, saliency) -> jax.Array:
-        """The edit loss of a share of the pictures: more brightness or contrast inside the box, in their latents."""
+    def _edited(self, key: jax.Array, latents: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Which are edited, float32 [B], and the latents of all with more brightness or contrast inside the box."""
         config, b = self.config.model, len(latents)
         which, how, strength = jax.random.split(key, 3)
         chosen = jax.random.bernoulli(which, config.edit_probability, (b,)).astype(jnp.float32)
@@ -181,15 +194,12 @@ class AugsalTask(Task[GazeBatch]):
         alpha = jax.random.uniform(strength, (b,), minval=low, maxval=high)
         mask = regions(boxes, latents.shape[1:3])
         gamma = jnp.asarray(config.gamma, jnp.float32)
-        bright = jax.random.bernoulli(how, 0.5, (b, 1, 1, 1))
         edited = jnp.where(
-            bright,
+            jax.random.bernoulli(how, 0.5, (b, 1, 1, 1)),
             latent_edits.brightness(latents, mask, alpha, gamma),
             latent_edits.contrast(latents, mask, alpha, gamma),
         )
-        readings = self._readings(base, model, edited, pictures, boxes)
-        grid = regions(boxes, saliency.shape[1:])
-        return chosen * losses.edit(saliency, readings.saliency, grid, config.loss.edit_loss, config.loss.margin)
+        return chosen, edited
 
     def eval_loader(self, mesh: jax.sharding.Mesh) -> loader_lib.GazeEvalLoader:
         """The evaluation split, at most `train.eval_examples` of it."""

@@ -69,6 +69,7 @@ def test_the_part_joins_the_loss(gaze_data, tmp_path):
     batch = GazeBatch(IMAGES, frame, 0 * DENSITY, DENSITY, ~mask, mask, np.arange(30))
     clean = jnp.asarray(IMAGES / 255, jnp.float32)
 
+    @jax.jit
     def run(hotter):
         def network(image, frame):
             change = jnp.abs(image - clean).max(-1) if image.dtype != np.uint8 else jnp.zeros((30, 8, 8))
