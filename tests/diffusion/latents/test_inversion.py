@@ -27,9 +27,10 @@ def toy(weights, z, t):
 def test_coefficients_are_those_of_the_schedulers_steps(prediction_type):
     scheduler = dataclasses.replace(SCHEDULER, prediction_type=prediction_type)
     plan, number = inversion.coefficients(scheduler, STEPS), 30
-    row = schedulers.steps(scheduler, STEPS).row(number)
+    steps = schedulers.steps(scheduler, STEPS)
+    row, history = steps.row(number), schedulers.no_history(steps, jnp.zeros((1, 4)))
     z, output = np.random.default_rng(1).standard_normal((2, 1, 4)).astype(np.float32)
-    expected = schedulers.advance(row, z, *schedulers.convert(row, prediction_type, None, z, output), np.zeros(4))
+    expected, _ = schedulers.advance(row, z, *schedulers.convert(row, prediction_type, None, z, output), history)
     np.testing.assert_allclose(plan.a[number] * z + plan.b[number] * output, expected, atol=1e-5)
     assert plan.timestep[number] == row.timestep
     late = inversion.coefficients(scheduler, STEPS, start=48)
