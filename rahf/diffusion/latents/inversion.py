@@ -199,10 +199,10 @@ def check(pipe: Pipeline, num_inference_steps: int, start: int, iterations: int)
         raise ArgumentError(
             "scheduler: clip_sample clamps the clean estimate, which cannot be undone; set clip_sample=False"
         )
-    if scheduler.prediction_type == "sample" and (scheduler.kind != "ddim" or scheduler.set_alpha_to_one):
+    if scheduler.prediction_type == "sample" and schedulers.ddim_alphas(scheduler, num_inference_steps)[2][-1] == 1:
         raise ArgumentError(
-            "scheduler: with prediction_type sample, the last step forgets its latents, which cannot be undone, unless "
-            "the scheduler is DDIM with set_alpha_to_one=False; set kind and set_alpha_to_one so"
+            "scheduler: with prediction_type sample, a last step to a clean picture forgets its latents, which cannot be "
+            "undone; take DDIM with set_alpha_to_one=False"
         )
 
 
