@@ -201,8 +201,8 @@ def check(pipe: Pipeline, num_inference_steps: int, start: int, iterations: int)
         )
     if scheduler.prediction_type == "sample" and schedulers.ddim_alphas(scheduler, num_inference_steps)[2][-1] == 1:
         raise ArgumentError(
-            "scheduler: with prediction_type sample, a last step to a clean picture forgets its latents, which cannot be "
-            "undone; take DDIM with set_alpha_to_one=False"
+            "scheduler: with prediction_type sample, a last step to a clean picture forgets its latents, which cannot "
+            "be undone; take DDIM with set_alpha_to_one=False"
         )
 
 
