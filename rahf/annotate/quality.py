@@ -155,12 +155,16 @@ def measured_agreement(database: Database) -> dict[str, Any]:
 
 
 def disputed(database: Database, page: int = 0) -> list[dict[str, Any]]:
-    """A page of the pictures that people judge most differently, the most disputed first; decided ones are left out."""
+    """A page of the pictures that people judge most differently, the most disputed first; decided ones are left out.
+
+    The order is that of the index of disputes, so that no page sorts all disputed pictures.
+    """
+    work = (pictures.c.purpose + "") == "work"  # no column alone: else SQLite takes an index of purposes, and sorts
     query = (
         sa.select(pictures.c.id, pictures.c.uid, pictures.c.prompt, pictures.c.dispute, pictures.c.answered)
         .outerjoin(adjudications, adjudications.c.picture_id == pictures.c.id)
-        .where(pictures.c.dispute >= DISPUTED, pictures.c.purpose == "work", adjudications.c.picture_id.is_(None))
-        .order_by(pictures.c.dispute.desc(), pictures.c.id)
+        .where(pictures.c.dispute >= DISPUTED, work, adjudications.c.picture_id.is_(None))
+        .order_by(pictures.c.dispute.desc(), pictures.c.id.desc())
         .limit(_PAGE)
         .offset(page * _PAGE)
     )
