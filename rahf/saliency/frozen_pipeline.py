@@ -7,10 +7,10 @@ import pathlib
 from rahf import config as config_lib
 from rahf.config import Config, FamilyConfig, StableDiffusionConfig
 from rahf.core.errors import CheckpointError, TrainError
+from rahf.diffusion import saved as saved_lib
 from rahf.diffusion.networks.stable_diffusion import is_inpainting
 from rahf.text import ClipTokenizer, load_tokenizer
 from rahf.text.vocabulary import too_many_pieces
-from rahf.training import saved_model
 from rahf.training.run_lock import begun
 from rahf.training.saved_model import SavedModel
 
@@ -40,7 +40,7 @@ def published(config: Config) -> SavedModel:
     """The model directory of `start.model`. Raises as `pipeline_of`."""
     if not config.start.model:
         raise TrainError("start.model: expected the model directory of a Stable Diffusion pipeline")
-    saved = saved_model.find(config.start.model)
+    saved = saved_lib.find(config.start.model)
     if not isinstance(saved.config.model, StableDiffusionConfig):
         raise CheckpointError(
             f"start.model {config.start.model}: a model of the family {saved.config.model.family!r}, expected "

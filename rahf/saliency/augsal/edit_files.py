@@ -17,6 +17,7 @@ from rahf.core.errors import ArgumentError, CheckpointError
 from rahf.core.files import check_writable, read_regular, write_atomically
 from rahf.core.version import __version__
 from rahf.diffusion import loading as diffusion_loading
+from rahf.diffusion import saved as saved_lib
 from rahf.diffusion.pipeline import Pipeline
 from rahf.images import overlay, pictures
 from rahf.images.resize import resize
@@ -25,7 +26,6 @@ from rahf.saliency.augsal import editor as editor_lib
 from rahf.saliency.augsal import model as model_lib
 from rahf.saliency.augsal.editor import EditOptions, Editor, EditResult
 from rahf.saliency.predictor import Saliency
-from rahf.training import saved_model
 
 JSON_FILE = "edit.json"
 #: The autoencoder whose direction of brightness is known: that of Stable Diffusion 1 and 2.
@@ -80,8 +80,8 @@ def edit_file(
 
 
 def _loaded(path: str | os.PathLike) -> Pipeline | model_lib.Augsal:
-    from_run = saved_model.find(path)
-    if from_run.config.model.family == "augsal":
+    saved = saved_lib.find(path)
+    if saved.config.model.family == "augsal":
         return model_lib.load(path)
     pipe = diffusion_loading.load(path)
     if not isinstance(pipe, Pipeline):

@@ -104,7 +104,7 @@ def load(path: str | os.PathLike) -> Augsal:
     Raises:
       CheckpointError: no model there, or one of another family.
     """
-    saved = saved_model.find(path)
+    saved = saved_model.find(path, expected="a run directory of the family augsal")
     model = saved.config.model
     if not isinstance(model, AugsalConfig):
         raise CheckpointError(f"{saved.run}: a model of the family {model.family!r}, no Augsal; use rahf.load")
