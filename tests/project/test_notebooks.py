@@ -27,6 +27,7 @@ WITHOUT_TRAINING = ("7_pictures_that_move",)
 #: What notebooks may import of ours, besides `rahf` itself. Everything else may change without notice.
 PUBLIC = {
     "data_pipelines.loading.labels",
+    "data_pipelines.planted.damage",
     "data_pipelines.store",
     "data_pipelines.synthetic.damage",
     "data_pipelines.synthetic.scene",
@@ -54,7 +55,7 @@ SMALL = {
 }
 EVERYWHERE = dict(SCENES=48, HELD_OUT=12, STEPS=4)
 #: Pictures that each shows at least.
-PICTURES = dict(zip(NAMES, (5, 2, 4, 3, 3)))
+PICTURES = dict(zip(NAMES, (6, 2, 4, 3, 3)))
 
 CRITIC = """
 import dataclasses
@@ -258,6 +259,13 @@ def test_every_cell_runs(name, place, monkeypatch):
         check(namespace, place / "rahf-notebooks")
 
 
+def check_quick_start(namespace, work):
+    """The critic that comes along marks damage where there is damage."""
+    photograph, damaged = (namespace[name].heatmap("implausibility") for name in ("of_photograph", "of_damaged"))
+    inside = namespace["planted"] > 0.5
+    assert damaged[inside].mean() > 2 * max(damaged[~inside].mean(), photograph[inside].mean())
+
+
 def check_training(namespace, work):
     """Every line of feedback is stored, absent labels are missing, and each prompt is in one split only."""
     labels = namespace["store"].open_split(work / "mine/data", "train")
@@ -304,4 +312,4 @@ def check_motion(namespace, work):
     assert len(report["saliency"]["change"]) == 10 and "scores" not in report
 
 
-CHECKS = dict(zip(NAMES[1:], (check_training, check_steering, check_reward, check_motion)))
+CHECKS = dict(zip(NAMES, (check_quick_start, check_training, check_steering, check_reward, check_motion)))

@@ -89,7 +89,7 @@ def test_it_holds_every_file_that_is_needed_and_no_other(wheel):
     rest = {name for name in names - code if not name.split("/")[0].endswith(".dist-info")}
     reports = ("critic/evaluation", "comparison")
     templates = [file for name in reports for file in (ROOT / "rahf" / name / "report/templates").glob("*")]
-    shipped = sorted((ROOT / "rahf/shipped").glob("*.rahf"))
+    shipped = [file for kind in ("*.rahf", "photograph.*") for file in (ROOT / "rahf/shipped").glob(kind)]
     pages = [*(ROOT / "rahf/annotate/page").glob("*"), *(ROOT / "rahf/motion/templates").glob("*")]
     schema = ROOT / "data_pipelines/feedback/line.schema.json"
     extra = [*templates, *shipped, *pages, schema]
