@@ -43,14 +43,14 @@ def gaussian(
     return density / density.sum()
 
 
-def counts(points: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+def counts(points: np.ndarray, size: tuple[float, float], grid: tuple[int, int]) -> np.ndarray:
     """How many fixations fall into each cell of a grid; float32 [h,w]. Arguments as of `gaussian`."""
     result = np.zeros(grid, np.float32)
     np.add.at(result, cells_of(points, size, grid), 1.0)
     return result
 
 
-def cells_of(points: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def cells_of(points: np.ndarray, size: tuple[float, float], grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of the cell that each fixation falls into."""
     points = np.asarray(points, np.float64).reshape(-1, np.shape(points)[-1])
     row, column = (

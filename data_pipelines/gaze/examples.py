@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.gaze import density
+from data_pipelines.loading import transforms
 from data_pipelines.store.records import Record
 from rahf import images
-from rahf.config import SaliencyConfig
+from rahf.config import AugmentConfig, SaliencyConfig
 from rahf.core.errors import DataError
 from rahf.images import letterbox
 from rahf.images.resize import resize
@@ -28,7 +29,15 @@ class GazeBatch(NamedTuple):
     index: Any  # int64 [B] position in the split, -1 for filling
 
 
-def example(record: Record, index: int, config: SaliencyConfig, flip: bool = False, pixels: bool = True) -> GazeBatch:
+def example(
+    record: Record,
+    index: int,
+    config: SaliencyConfig,
+    flip: bool = False,
+    pixels: bool = True,
+    augment: AugmentConfig | None = None,
+    rng: np.random.Generator | None = None,
+) -> GazeBatch:
     """One example, without the batch axis.
 
     Args:
@@ -37,6 +46,8 @@ def example(record: Record, index: int, config: SaliencyConfig, flip: bool = Fal
       config: canvas and stride.
       flip: mirror it left to right.
       pixels: False: the picture is not decoded, and is one black pixel.
+      augment: crops and colours; None: neither. A crop without any of the density is not taken.
+      rng: what they are drawn from.
 
     Raises:
       DataError: the picture or its density cannot be decoded; or it has none.
@@ -46,18 +57,25 @@ def example(record: Record, index: int, config: SaliencyConfig, flip: bool = Fal
         raise DataError(f"{where}: has no density; prepare the data with `rahf prepare saliency`")
     try:
         header = images.check_header(record.image)
-        frame = letterbox.fit((header.height, header.width), config.grid)
-        image = canvas(record.image, config) if pixels else np.zeros((1, 1, 3), np.uint8)
         truth = density.decode(record.saliency, where)
+        box = images.FULL if augment is None else _crop(augment, rng, truth)
+        left, top, right, bottom = box
+        size = header.height * (bottom - top), header.width * (right - left)
+        frame = letterbox.fit(size, config.grid)
+        image = canvas(record.image, config, box=box) if pixels else np.zeros((1, 1, 3), np.uint8)
     except images.ImageError as error:
         raise DataError(f"{where}: {error}; prepare the data again") from error
     cells = frame.rows, frame.columns
     maps = np.zeros((2, *config.grid), np.float32)
     inside = (slice(None), *frame.slices())
-    maps[inside][1] = np.maximum(resize(truth, cells), 0)
+    maps[inside][1] = np.maximum(resize(truth, cells, box), 0)
     maps[1] /= maps[1].sum()
     if record.fixations is not None:
-        maps[inside][0] = density.counts(record.fixations, (header.height, header.width), cells)
+        points = record.fixations[:, :2] - np.array([left * header.width, top * header.height])
+        kept = ((points >= 0) & (points <= size[::-1])).all(1)
+        maps[inside][0] = density.counts(points[kept], size, cells)
+    if augment is not None and pixels:
+        image = transforms.random_colours(image, augment, rng)
     place = np.array(frame, np.int32)
     if flip:
         image, maps = image[:, ::-1], maps[:, :, ::-1]
@@ -65,12 +83,24 @@ def example(record: Record, index: int, config: SaliencyConfig, flip: bool = Fal
     return GazeBatch(image, place, maps[0], maps[1], np.array(flip), np.array(True), np.array(index, np.int64))
 
 
-def canvas(encoded: bytes, config: SaliencyConfig, on_damage: images.OnDamage | None = None) -> np.ndarray:
-    """The picture on the network's canvas, uint8 [H,W,3]. `on_damage`, errors: as of `rahf.images.load_rgb`."""
+def _crop(augment: AugmentConfig, rng: np.random.Generator, truth: np.ndarray) -> images.Box:
+    levels = np.round(truth * (255 / truth.max())).astype(np.uint8)
+    box = transforms.random_box(augment, rng, [levels])
+    return box if transforms.kept_mass(levels, box) > 0 else images.FULL
+
+
+def canvas(
+    encoded: bytes, config: SaliencyConfig, on_damage: images.OnDamage | None = None, box: images.Box = images.FULL
+) -> np.ndarray:
+    """The picture, or the part of it in `box`, on the network's canvas, uint8 [H,W,3].
+
+    `on_damage`, errors: as of `rahf.images.load_rgb`.
+    """
     rgb = images.load_rgb(encoded, on_damage=on_damage)
-    frame = letterbox.fit(rgb.shape[:2], config.grid)
+    left, top, right, bottom = box
+    frame = letterbox.fit((rgb.shape[0] * (bottom - top), rgb.shape[1] * (right - left)), config.grid)
     size = config.image_height, config.image_width
-    return letterbox.place(rgb, frame, size, config.stride, letterbox.fill_value(config.image_mean))
+    return letterbox.place(rgb, frame, size, config.stride, letterbox.fill_value(config.image_mean), box)
 
 
 def filling(config: SaliencyConfig) -> GazeBatch:

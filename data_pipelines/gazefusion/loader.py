@@ -1,8 +1,4 @@
-"""Crops with saliency maps and captions → batches, through Grain: shuffled for ever, or in order once. No JAX.
-
-As in `data_pipelines.loading.loader`, the training stream is a function of the seed alone, and a checkpoint needs only
-a position in it.
-"""
+"""Crops with saliency maps and captions → batches, through Grain: shuffled for ever, or in order once. No JAX."""
 
 from __future__ import annotations
 
@@ -14,10 +10,11 @@ import numpy as np
 
 from data_pipelines import store
 from data_pipelines.gaze import density
+from data_pipelines.loading import stream
+from data_pipelines.loading.stream import StreamLoader
 from data_pipelines.store.records import Record
 from rahf import images
-from rahf.core import names, terminal
-from rahf.core.errors import ConfigError, DataError
+from rahf.core.errors import DataError
 from rahf.images.resize import resize
 
 #: A prompt → int32 [L] for each text tower.
@@ -83,83 +80,19 @@ def stack(examples: list[ControlBatch]) -> ControlBatch:
     return ControlBatch(*map(np.stack, (image, hint)), tuple(map(np.stack, zip(*ids))), np.stack(mask), np.stack(index))
 
 
-class TrainLoader:
-    """An endless iterator of training batches; see `rahf.training.task.Loader`.
-
-    Attributes:
-      report: called with what the user should know.
-    """
-
-    def __init__(self, examples: Examples, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1):
-        """Raises ConfigError: a batch size that the processes cannot share."""
-        if batch_size < 1 or batch_size % process_count:
-            raise ConfigError(
-                f"batch size {batch_size}: expected a multiple of the number of processes, {process_count}"
-            )
-        self._identity = {
-            "seed": int(seed),
-            "records": len(examples),
-            "fingerprint": examples.source.fingerprint,
-        }
-        self._batch_size, self._process, self._examples = batch_size, (process_index, process_count), 0
-        order = int(np.random.SeedSequence([seed % 2**32]).generate_state(1)[0])
-        self._stream = grain.MapDataset.source(examples).shuffle(order).repeat()
-        self._iterator: Iterator[ControlBatch] | None = None
-        self.report: Callable[[str], None] = lambda line: terminal.say(names.one_line(line), stderr=True)
-
-    def __next__(self) -> ControlBatch:
-        if self._iterator is None:
-            index, count = self._process
-            batches = self._stream[self._examples :].batch(
-                self._batch_size // count, drop_remainder=True, batch_fn=stack
-            )
-            options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=3)
-            self._iterator = iter(batches[index::count].to_iter_dataset(options))
-        try:
-            batch = next(self._iterator)
-        except DataError as error:
-            raise DataError(str(error)) from None  # without the notes that Grain adds
-        self._examples += self._batch_size
-        return batch
-
-    def get_state(self) -> dict[str, Any]:
-        """The position behind the last batch, and the identity of the data."""
-        return {"examples": self._examples, **self._identity}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called. Raises DataError: it belongs to other data or another seed."""
-        saved, examples = {name: state.get(name) for name in self._identity}, state.get("examples")
-        if saved != self._identity or not isinstance(examples, int) or examples < 0:
-            raise DataError(
-                f"the saved position {saved} belongs to other data or another seed than {self._identity}; name the "
-                "original data and seed, or start in a new run directory"
-            )
-        self.close()
-        self._examples = examples
-
-    def close(self) -> None:
-        """Ends its threads; the next batch starts them again."""
-        iterator, self._iterator = self._iterator, None
-        if iterator is not None:
-            iterator.close()
-
-    def __enter__(self) -> TrainLoader:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+def train_loader(
+    examples: Examples, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> StreamLoader[ControlBatch]:
+    """The examples, shuffled anew each epoch, for ever. Raises ConfigError: as `StreamLoader`."""
+    shuffled = grain.MapDataset.source(examples).shuffle(stream.shuffle_seed(seed)).repeat()
+    identity = {"seed": int(seed), "records": len(examples), "fingerprint": examples.source.fingerprint}
+    return StreamLoader(shuffled, stack, batch_size, identity, process_index, process_count)
 
 
 def eval_batches(
     examples: Examples, batch_size: int, process_index: int = 0, process_count: int = 1, limit: int | None = None
 ) -> Iterator[ControlBatch]:
-    """The examples of a split in order, once; the last batch is filled up with examples that do not count.
-
-    Every process gets its part of each batch of `batch_size`.
-    """
+    """The examples of a split in order, once; the last batch is filled up with examples that do not count."""
     count = len(examples) if limit is None else min(limit, len(examples))
-    local = batch_size // process_count
     filler = examples[0]._replace(example_mask=np.bool_(False), index=np.int64(-1))
-    for first in range(process_index * local, max(count, 1) + process_index * local, batch_size):
-        rows = [examples[number] for number in range(first, min(first + local, count))]
-        yield stack(rows + [filler] * (local - len(rows)))
+    return stream.in_order(examples.__getitem__, count, filler, stack, batch_size, process_index, process_count)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ from data_pipelines.loading.examples import (
     filling,
     stack,
 )
+from data_pipelines.loading.stream import local_batch, threads
 from rahf.config import DataConfig
 from rahf.core import names, terminal
 from rahf.core.batch import Batch
@@ -113,7 +113,7 @@ class TrainLoader:
             raise ConfigError(f"data.workers: expected 0 or more, found {config.workers}")
         if config.augment is not None:
             transforms.check(config.augment)
-        self._local = _local_batch(config.batch_size, process_index, process_count)
+        self._local = local_batch(config.batch_size, process_index, process_count)
         self._config, self._process = config, (process_index, process_count)
         names = config.paths if len(config.paths) == len(sources) else (config.path,)
         places = [f"dataset {name}, split {config.train_split!r}" for name in names]
@@ -189,7 +189,7 @@ class TrainLoader:
         for one in self._sets:
             one.maker.damage = self._damage.log(one.source.first, workers > 0)
         if not workers:
-            return iter(batches.to_iter_dataset(_threads()))
+            return iter(batches.to_iter_dataset(threads()))
         worker.check_shared_memory(self._batch_bytes * workers * (_WORKER_BUFFER + 1), workers)
         worker.install()
         self._log = worker_failures.ReadLog(workers)
@@ -289,7 +289,7 @@ def eval_loader(
       ConfigError: the batch size is not a multiple of the number of processes.
     """
     source = store.open_split(config.paths[0], split) if source is None else source
-    local = _local_batch(batch_size, process_index, process_count)
+    local = local_batch(batch_size, process_index, process_count)
     where = f"dataset {config.paths[0]}, split {split!r}"
     count = len(source) if limit is None else min(limit, len(source))
     if count < 1:
@@ -317,7 +317,7 @@ class EvalLoader:
         return len(self._damage.records)
 
     def __iter__(self) -> Iterator[Batch]:
-        iterator = iter(self._batches.to_iter_dataset(_threads()))
+        iterator = iter(self._batches.to_iter_dataset(threads()))
         try:
             for batch in iterator:
                 self._damage.collect(_say)
@@ -352,24 +352,6 @@ class _EvalPart:
 
 def _say(line: str) -> None:
     terminal.say(names.one_line(line), stderr=True)
-
-
-def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(f"batch size {batch_size}: expected a multiple of the number of processes, {process_count}")
-    if not 0 <= process_index < process_count:
-        raise ConfigError(f"process {process_index} of {process_count}: no such process")
-    return batch_size // process_count
-
-
-def _threads() -> grain.ReadOptions:
-    """Options for one batch per thread, and one more ready.
-
-    Decoding releases Python's lock; the rest does not, and is the bottleneck with more than four threads.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, min(4, cores))
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
 
 
 def mixing_weights(mix: Sequence[float], sizes: Sequence[int]) -> list[float]:

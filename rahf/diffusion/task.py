@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from rahf.config import Config
 from rahf.core.batch import Batch
-from rahf.core.errors import NotFinite, TrainError
+from rahf.core.errors import TrainError
 from rahf.core.tree import Params
 from rahf.diffusion import loss
 from rahf.diffusion.networks.pixel_unet import TextToImage
-from rahf.nn import functional
 from rahf.text.vocabulary import too_many_pieces
-from rahf.training import multihost, sharding
 from rahf.training import start as start_lib
+from rahf.training.mean_evaluator import LOSS, MeanEvaluator
 from rahf.training.record_task import RecordTask
 from rahf.training.run_lock import begun
 from rahf.training.task import Loss, Start
@@ -68,44 +64,11 @@ class PixelDiffusionTask(RecordTask):
     ) -> Loss:
         return Loss(loss.drawn(self.config.model, model, batch, key, normalizers), {})
 
-    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> DenoisingEvaluator:
-        return DenoisingEvaluator(self, graphdef, mesh)
+    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> MeanEvaluator:
+        """Of the denoiser's loss; each example has its own time and noise in every evaluation."""
+        batches = self.eval_loader(mesh)
+        repeatable = lambda model, batch: loss.repeatable(self.config.model, model, batch)  # noqa: E731
+        return MeanEvaluator(repeatable, lambda: batches, graphdef, mesh)
 
     def metric_names(self) -> Sequence[str]:
-        return ["loss/total"]
-
-
-@dataclasses.dataclass(frozen=True)
-class DenoisingEvaluation:
-    """Metrics of a diffusion model on a split: ``loss/total``."""
-
-    metrics: dict[str, float]
-    count: int  # examples, over all processes
-
-
-class DenoisingEvaluator:
-    """The denoiser's mean loss on the evaluation split; each example has its own time and noise in every evaluation."""
-
-    def __init__(self, task: PixelDiffusionTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
-        config, self._mesh = task.config, mesh
-        self._batches = task.eval_loader(mesh)
-        self._step = jax.jit(
-            lambda params, batch: loss.repeatable(config.model, functional.merge(graphdef, params), batch)
-        )
-
-    def evaluate(self, params: Any, *, thorough: bool = False) -> DenoisingEvaluation:
-        """The mean loss over all examples. Raises NotFinite, naming the example."""
-        loss_sum, count = 0.0, 0
-        for batch in self._batches:
-            values = multihost.local_rows(self._step(params, sharding.to_devices(batch, self._mesh)), self._mesh)
-            rows = np.flatnonzero(batch.example_mask)
-            if not np.isfinite(values[rows]).all():
-                index = int(batch.index[rows[~np.isfinite(values[rows])][0]])
-                raise NotFinite(f"the loss of example {index} of the evaluated split is not finite")
-            loss_sum, count = loss_sum + float(values[rows].astype(np.float64).sum()), count + len(rows)
-        loss_sum, count = (number.item() for number in map(np.asarray, multihost.total((loss_sum, count))))
-        return DenoisingEvaluation({"loss/total": loss_sum / max(count, 1)}, count)
-
-    def summary(self, metrics: Mapping[str, float]) -> str:
-        """The loss."""
-        return f"loss {metrics['loss/total']:.3f}"
+        return LOSS

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
+
+from rahf.images.resize import resize
 
 if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are read
     from jaxtyping import UInt8
@@ -31,7 +32,7 @@ class Frame(NamedTuple):
         )
 
 
-def fit(size: tuple[int, int], grid: tuple[int, int]) -> Frame:
+def fit(size: tuple[float, float], grid: tuple[int, int]) -> Frame:
     """The largest frame of a picture's aspect ratio in the middle of a canvas.
 
     Args:
@@ -49,11 +50,17 @@ def fill_value(mean: Sequence[float]) -> UInt8[np.ndarray, "3"]:
 
 
 def place(
-    rgb: UInt8[np.ndarray, "h w 3"], frame: Frame, canvas: tuple[int, int], stride: int, fill: np.ndarray
+    rgb: UInt8[np.ndarray, "h w 3"],
+    frame: Frame,
+    canvas: tuple[int, int],
+    stride: int,
+    fill: np.ndarray,
+    box: tuple[float, float, float, float] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture resized into its frame (bilinear, antialiased) on a canvas of `fill`."""
+    """A picture, or the part of it that `box` keeps (`rahf.images.resize.resize`), in its frame on a canvas of `fill`.
+
+    Bilinear, antialiased.
+    """
     result = np.broadcast_to(fill, (*canvas, 3)).copy()
-    shape = (frame.columns * stride, frame.rows * stride)
-    image = Image.fromarray(np.ascontiguousarray(rgb))
-    result[frame.slices(stride)] = np.asarray(image.resize(shape, Image.Resampling.BILINEAR))
+    result[frame.slices(stride)] = resize(rgb, (frame.rows * stride, frame.columns * stride), box)
     return result

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # jaxtyping is not installed where only exported models are r
 
 
 def resize(
-    values: Real[np.ndarray, "h w *c"], shape: tuple[int, ...]
+    values: Real[np.ndarray, "h w *c"], shape: tuple[int, ...], box: tuple[float, float, float, float] | None = None
 ) -> Float[np.ndarray, "H W *c"] | UInt8[np.ndarray, "H W *c"]:
     """Bilinear resize with half-pixel centres, smoothed when shrinking (`jax.image.resize`, "bilinear").
 
@@ -21,18 +21,21 @@ def resize(
     Args:
       values: [h,w] or [h,w,c] of any real dtype; uint8 with channels has three (RGB).
       shape: (H, W).
+      box: the part to keep: left, top, right, bottom as shares of width and height; None: everything.
 
     Returns:
       uint8 if `values` are uint8, rounded; else float32. Read-only.
     """
     if values.dtype == np.uint8:
-        return _resized(values, shape)
+        return _resized(values, shape, box)
     values = values.astype(np.float32, copy=False)
     if values.ndim == 2:
-        return _resized(values, shape)
-    return np.stack([_resized(values[:, :, channel], shape) for channel in range(values.shape[2])], axis=-1)
+        return _resized(values, shape, box)
+    return np.stack([_resized(values[:, :, channel], shape, box) for channel in range(values.shape[2])], axis=-1)
 
 
-def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _resized(values: np.ndarray, shape: tuple[int, ...], box: tuple[float, float, float, float] | None) -> np.ndarray:
     image = Image.fromarray(np.ascontiguousarray(values))
-    return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+    if box is not None:
+        box = tuple(edge * side for edge, side in zip(box, (*image.size, *image.size)))
+    return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR, box=box))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from data_pipelines.video import loader as loader_lib
@@ -17,10 +14,10 @@ from data_pipelines.video import read
 from data_pipelines.video.loader import MotionBatch
 from data_pipelines.video.read import Description
 from rahf.config import Config
-from rahf.core.errors import NotFinite, TrainError
-from rahf.nn import functional
-from rahf.training import multihost, sharding
+from rahf.core.errors import TrainError
+from rahf.training import sharding
 from rahf.training import start as start_lib
+from rahf.training.mean_evaluator import MeanEvaluator
 from rahf.training.task import Loader, Task
 
 
@@ -40,13 +37,18 @@ class ClipTask(Task[MotionBatch]):
     def train_loader(self) -> Loader:
         data = self.config.data
         seed, processes = self.config.train.seed, (jax.process_index(), jax.process_count())
-        return loader_lib.TrainLoader(data.path, data.train_split, data.batch_size, seed, *processes, terms=self.terms)
+        return loader_lib.train_loader(data.path, data.train_split, data.batch_size, seed, *processes, terms=self.terms)
 
     def normalizers(self, batch: MotionBatch) -> jax.Array:
         return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
 
-    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> ClipEvaluator:
-        return ClipEvaluator(self, graphdef, mesh)
+    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> MeanEvaluator:
+        data, processes = self.config.data, (jax.process_index(), jax.process_count())
+        size, limit = sharding.rounded_up(data.eval_batch_size, mesh), self.config.train.eval_examples
+        batches = lambda: loader_lib.eval_batches(  # noqa: E731
+            data.path, data.eval_split, size, *processes, limit, self.terms
+        )
+        return MeanEvaluator(self.repeatable, batches, graphdef, mesh, self.metric_names())
 
     def metric_names(self) -> Sequence[str]:
         return ["loss/total", *(f"loss/{part}" for part in self.loss_parts)]
@@ -69,47 +71,3 @@ def checked(config: Config, what: str) -> Description:
     if len(config.data.paths) > 1:
         raise TrainError(f"data.path: {what} reads one dataset, found {len(config.data.paths)}")
     return read.description(config.data.path)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipEvaluation:
-    """Metrics on a split: ``loss/total``, and the parts of the loss."""
-
-    metrics: dict[str, float]
-    count: int  # examples, over all processes
-
-
-class ClipEvaluator:
-    """Mean losses on the evaluation split."""
-
-    def __init__(self, task: ClipTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
-        """Args: the task whose losses are meant, its network's structure, and the devices."""
-        self._config, self._terms, self._names, self._mesh = task.config, task.terms, task.metric_names(), mesh
-        self._step = jax.jit(lambda params, batch: task.repeatable(functional.merge(graphdef, params), batch))
-
-    def evaluate(self, params: Any, *, thorough: bool = False) -> ClipEvaluation:
-        """The means over all clips. Raises NotFinite, naming the clip."""
-        config, sums, count = self._config, np.zeros(len(self._names)), 0
-        batches = loader_lib.eval_batches(
-            config.data.path,
-            config.data.eval_split,
-            sharding.rounded_up(config.data.eval_batch_size, self._mesh),
-            jax.process_index(),
-            jax.process_count(),
-            config.train.eval_examples,
-            self._terms,
-        )
-        for batch in batches:
-            values = multihost.local_rows(self._step(params, sharding.to_devices(batch, self._mesh)), self._mesh)
-            rows = np.flatnonzero(batch.example_mask)
-            bad = rows[~np.isfinite(values[rows]).all(-1)]
-            if len(bad):
-                raise NotFinite(f"the loss of clip {int(batch.index[bad[0]])} of the evaluated split is not finite")
-            sums, count = sums + values[rows].astype(np.float64).sum(0), count + len(rows)
-        sums, count = jax.tree.map(np.asarray, multihost.total((sums, count)))
-        means = (sums / max(int(count), 1)).tolist()
-        return ClipEvaluation(dict(zip(self._names, means)), int(count))
-
-    def summary(self, metrics: Mapping[str, float]) -> str:
-        """The loss."""
-        return ", ".join(f"{name.split('/')[1]} {metrics[name]:.4f}" for name in self._names)

@@ -16,6 +16,8 @@ from rahf.critic.tower_cache import TowerCache, of_tower
 
 def check(config: Config) -> None:
     """Raises ConfigError: several processes, or a tower with dropout."""
+    if config.data.augment is not None:
+        raise ConfigError("train.cache_tower: augmented pictures are other ones every time; set data.augment to None")
     if jax.process_count() > 1:
         raise ConfigError("train.cache_tower: one process only, found several; leave it out on clusters")
     if config.model.tower == "vit" and config.model.vit.dropout:

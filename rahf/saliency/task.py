@@ -74,7 +74,7 @@ class SaliencyTask(Task[GazeBatch]):
                 raise DatasetError(f"{path}: has no densities; make the data with `rahf prepare saliency`")
         source = loader_lib.training_source(self.config)
         cached = self.config.train.cache_tower
-        loader = loader_lib.GazeTrainLoader(
+        loader = loader_lib.train_loader(
             self.config, source, jax.process_index(), jax.process_count(), pixels=not cached
         )
         if not cached:

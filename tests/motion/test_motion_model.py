@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.video import prepare, read
-from data_pipelines.video.loader import MotionBatch, TrainLoader, eval_batches
+from data_pipelines.video.loader import MotionBatch, eval_batches, train_loader
 from rahf import images, registry
 from rahf.config import AutoencoderKLConfig, Config, ConfigError, DataConfig, MotionConfig, StartConfig
 from rahf.core.errors import ArgumentError, DataError, TrainError
@@ -239,7 +239,7 @@ def test_stages_and_sizes_are_checked(data, tmp_path):
 
 
 def test_batches_go_on_where_they_were(data):
-    loader = TrainLoader(data, "train", 2, seed=0)
+    loader = train_loader(data, "train", 2, seed=0)
     with loader:
         first, state, second = next(loader), loader.get_state(), next(loader)
         assert first.image.shape == (2, 16, 32, 3) and first.spectrum.shape == (2, 16, 16, 32, 4)

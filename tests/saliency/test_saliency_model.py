@@ -15,7 +15,7 @@ from data_pipelines.gazefusion import prepare as prepare_gazefusion
 from rahf import config as config_lib
 from rahf import registry
 from rahf.cli import main as cli
-from rahf.config import Config
+from rahf.config import AugmentConfig, Config
 from rahf.core import tree
 from rahf.core.errors import ArgumentError, ConfigError, DatasetError, ExportError, UnknownNameError
 from rahf.critic import loading as critic_loading
@@ -53,6 +53,9 @@ def test_training_what_is_cached_is_refused(gaze_data, tmp_path):
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, trainable=()))
     with pytest.raises(ConfigError, match="is trained"):
         registry.train(config)
+    augmented = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=AugmentConfig()))
+    with pytest.raises(ConfigError, match="augmented pictures are other ones every time"):
+        registry.task(augmented)
 
 
 def test_predictions_are_densities_of_the_picture(saliency_model):

@@ -122,7 +122,7 @@ class AugsalTask(Task[GazeBatch]):
             store.splits(path)  # an absent data set has its own message
             raise DatasetError(f"{path}: has no densities; make the data with `rahf prepare saliency`")
         source = loader_lib.training_source(self.canvas)
-        return loader_lib.GazeTrainLoader(self.canvas, source, jax.process_index(), jax.process_count())
+        return loader_lib.train_loader(self.canvas, source, jax.process_index(), jax.process_count())
 
     def normalizers(self, batch: GazeBatch) -> jax.Array:
         return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)

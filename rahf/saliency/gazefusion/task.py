@@ -19,20 +19,20 @@ from data_pipelines.gazefusion.loader import ControlBatch
 from rahf import config as config_lib
 from rahf.config import Config, GazeFusionConfig, StableDiffusionConfig
 from rahf.core import licenses
-from rahf.core.errors import CheckpointError, ConfigError, DatasetError, NotFinite, TrainError
+from rahf.core.errors import CheckpointError, ConfigError, DatasetError, TrainError
 from rahf.core.tree import Params, count
 from rahf.diffusion import controlnet as controlnet_lib
 from rahf.diffusion import saved as saved_lib
 from rahf.diffusion.networks.stable_diffusion import StableDiffusion, is_inpainting, latent_channels, vae_scale_factor
 from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.pipeline_inputs import tokens
-from rahf.nn import functional
 from rahf.saliency.gazefusion import loss as loss_lib
 from rahf.saliency.gazefusion.loss import GazeFusionNetwork
 from rahf.text import ClipTokenizer, load_tokenizer
 from rahf.text.vocabulary import too_many_pieces
-from rahf.training import multihost, saved_model, sharding
+from rahf.training import saved_model, sharding
 from rahf.training import start as start_lib
+from rahf.training.mean_evaluator import LOSS, MeanEvaluator
 from rahf.training.run_lock import begun
 from rahf.training.saved_model import SavedModel
 from rahf.training.task import Loader, Loss, SavedFile, Start, Task
@@ -131,7 +131,7 @@ class GazeFusionTask(Task[ControlBatch]):
         data = self.config.data
         processes = jax.process_index(), jax.process_count()
         examples = self.examples(data.train_split)
-        return loader_lib.TrainLoader(examples, data.batch_size, self.config.train.seed, *processes)
+        return loader_lib.train_loader(examples, data.batch_size, self.config.train.seed, *processes)
 
     def normalizers(self, batch: ControlBatch) -> jax.Array:
         return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
@@ -179,51 +179,16 @@ class GazeFusionTask(Task[ControlBatch]):
         count = self.config.model.pipeline.scheduler.num_train_timesteps
         return jnp.clip((share * count).astype(jnp.int32), 0, count - 1)
 
-    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> ControlEvaluator:
-        return ControlEvaluator(self, graphdef, mesh)
+    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> MeanEvaluator:
+        """Each example has its own time and noise in every evaluation."""
+        data, processes = self.config.data, (jax.process_index(), jax.process_count())
+        examples, size = self.examples(data.eval_split), sharding.rounded_up(data.eval_batch_size, mesh)
+        limit = self.config.train.eval_examples
+        batches = lambda: loader_lib.eval_batches(examples, size, *processes, limit)  # noqa: E731
+        return MeanEvaluator(self.repeatable, batches, graphdef, mesh)
 
     def metric_names(self) -> Sequence[str]:
-        return ["loss/total"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ControlEvaluation:
-    """``loss/total`` on a split."""
-
-    metrics: dict[str, float]
-    count: int  # examples, over all processes
-
-
-class ControlEvaluator:
-    """The mean loss on the evaluation split; each example has its own time and noise in every evaluation."""
-
-    def __init__(self, task: GazeFusionTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
-        self._task, self._mesh = task, mesh
-        self._step = jax.jit(lambda params, batch: task.repeatable(functional.merge(graphdef, params), batch))
-
-    def evaluate(self, params: Any, *, thorough: bool = False) -> ControlEvaluation:
-        """The mean over all examples. Raises NotFinite, naming the example."""
-        config, total, examples = self._task.config, 0.0, 0
-        batches = loader_lib.eval_batches(
-            self._task.examples(config.data.eval_split),
-            sharding.rounded_up(config.data.eval_batch_size, self._mesh),
-            jax.process_index(),
-            jax.process_count(),
-            config.train.eval_examples,
-        )
-        for batch in batches:
-            values = multihost.local_rows(self._step(params, sharding.to_devices(batch, self._mesh)), self._mesh)
-            rows = np.flatnonzero(batch.example_mask)
-            bad = rows[~np.isfinite(values[rows])]
-            if len(bad):
-                raise NotFinite(f"the loss of example {int(batch.index[bad[0]])} of the evaluated split is not finite")
-            total, examples = total + float(values[rows].astype(np.float64).sum()), examples + len(rows)
-        total, examples = (number.item() for number in map(np.asarray, multihost.total((total, examples))))
-        return ControlEvaluation({"loss/total": total / max(examples, 1)}, examples)
-
-    def summary(self, metrics: Mapping[str, float]) -> str:
-        """The loss."""
-        return f"loss {metrics['loss/total']:.4f}"
+        return LOSS
 
 
 def load(path: str | os.PathLike) -> Pipeline:

@@ -1,5 +1,6 @@
 """Where people look as a dataset: fixations, densities, layouts, and what is refused."""
 
+import dataclasses
 import io
 import json
 
@@ -10,10 +11,11 @@ from PIL import Image
 
 from data_pipelines import store
 from data_pipelines.gaze import density, examples, layouts, prepare, views
-from data_pipelines.gaze.loader import GazeEvalLoader, GazeTrainLoader
+from data_pipelines.gaze.loader import GazeEvalLoader, train_loader
+from data_pipelines.loading import transforms
 from data_pipelines.prepare.counts import Refused
-from rahf.config import Config, DataConfig, SaliencyConfig
-from rahf.core.errors import ArgumentError, DataError, DatasetError
+from rahf.config import AugmentConfig, Config, DataConfig, SaliencyConfig
+from rahf.core.errors import ArgumentError, ConfigError, DataError, DatasetError
 from rahf.images import ImageError, letterbox
 
 WIDE = (30, 50)  # height and width of the pictures
@@ -236,20 +238,54 @@ def test_an_example_and_its_mirror_image(gaze_data):
         examples.example(record._replace(saliency=None), 0, config.model)
 
 
+def test_crops_and_colours(gaze_data):
+    """Picture, density and fixations stay registered: the brightest part of the crop is where the density is."""
+    config, source = small_config(gaze_data[1]), store.open_split(gaze_data[1], "train")
+    record = next(record for record in source if record.uid == "a.png")
+    whole = examples.example(record, 0, config.model)
+    never = AugmentConfig(crop_probability=0.0, photometric_probability=0.0, grey_probability=0.0)
+    for got, expected in zip(examples.example(record, 0, config.model, False, True, never, rng(0)), whole):
+        np.testing.assert_array_equal(got, expected)
+    half = dataclasses.replace(never, crop_probability=1.0, crop_keep=(0.5, 0.5))
+    seen = set()
+    for seed in range(12):
+        one = examples.example(record, 0, config.model, False, True, half, rng(seed))
+        left, top, right, bottom = transforms.random_box(half, rng(seed))
+        # Of 50 x 30 pixels a half of each side keeps the aspect, so the frame is the same; cells are half as large.
+        assert one.frame.tolist() == whole.frame.tolist() and one.density.sum() == pytest.approx(1)
+        inside = [
+            (x, y) for x, y in ((10, 5), (45, 20)) if left * 50 <= x <= right * 50 and top * 30 <= y <= bottom * 30
+        ]
+        cells = {(int((y - top * 30) / 15 * 8), 1 + int((x - left * 50) / 25 * 13)) for x, y in inside}
+        assert {tuple(cell) for cell in np.argwhere(one.counts).tolist()} == cells
+        seen.add(len(cells))
+    assert len(seen) > 1
+    grey = dataclasses.replace(never, grey_probability=1.0)
+    coloured = examples.example(record, 0, config.model, False, True, grey, rng(0)).image
+    assert (coloured[..., 0] == coloured[..., 1]).all()
+    with pytest.raises(ConfigError, match="augment.crop_keep"):
+        wrong = dataclasses.replace(config.data, augment=AugmentConfig(crop_keep=(0.9, 0.5)))
+        train_loader(dataclasses.replace(config, data=wrong), source)
+
+
+def rng(seed):
+    return np.random.default_rng(seed)
+
+
 def test_loaders_go_on_where_they_were(gaze_data):
     config, source = small_config(gaze_data[1]), store.open_split(gaze_data[1], "train")
-    with GazeTrainLoader(config, source) as loader:
+    with train_loader(config, source) as loader:
         batches = [next(loader) for _ in range(5)]
         state = loader.get_state()
         following = next(loader)
-    with GazeTrainLoader(config, source) as loader:
+    with train_loader(config, source) as loader:
         loader.set_state(state)
         np.testing.assert_array_equal(next(loader).image, following.image)
         with pytest.raises(DataError, match="other data|belongs to"):
             loader.set_state(state | {"seed": 5})
     indices = np.concatenate([batch.index for batch in batches])
     assert sorted(indices[:3].tolist()) == [0, 1, 2] and sorted(indices[3:6].tolist()) == [0, 1, 2]
-    with GazeTrainLoader(config, source, 1, 2) as second:
+    with train_loader(config, source, 1, 2) as second:
         np.testing.assert_array_equal(next(second).index, batches[0].index[1:])
     evaluation = list(GazeEvalLoader(config, source, 2, 0, 1, limit=10))
     assert [batch.index.tolist() for batch in evaluation] == [[0, 1], [2, -1]]
