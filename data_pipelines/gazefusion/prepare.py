@@ -24,6 +24,7 @@ from scipy import ndimage
 from data_pipelines import store
 from data_pipelines.gaze import density
 from data_pipelines.gazefusion import crops as crops_lib
+from data_pipelines.gazefusion.captioner import Captioner
 from data_pipelines.planted import pictures as pictures_lib
 from data_pipelines.planted.pictures import Picture
 from data_pipelines.prepare import splits
@@ -54,12 +55,14 @@ class GazeFusionCounts(PreparationCounts):
 
     title: ClassVar[str] = "gazefusion"
     refusals: ClassVar[tuple[str, ...]] = ("no caption", "undecodable", "near-black crop", "flat saliency")
-    notes: ClassVar[tuple[str, ...]] = ("pictures", "same picture again")
+    notes: ClassVar[tuple[str, ...]] = ("pictures", "same picture again", "captioned by a model")
 
     def remarks(self) -> list[str]:
         lines = super().remarks()
         if without := self.total("no caption"):
-            lines.append(f"warning: {without} pictures have no caption and were left out")
+            lines.append(
+                f"warning: {without} pictures have no caption and were left out; --captioner MODEL describes them"
+            )
         return lines
 
 
@@ -79,7 +82,7 @@ class Options(NamedTuple):
 
 class _Crop(NamedTuple):
     uid: str
-    prompt: str
+    prompt: str | None  # None: the captioner is asked
     pixels: np.ndarray
 
 
@@ -94,6 +97,7 @@ def prepare(
     dev: float = 0.05,
     test: float = 0.05,
     progress: bool = True,
+    captioner: Captioner | None = None,
 ) -> GazeFusionCounts:
     """Makes a dataset of (crop, saliency, caption).
 
@@ -111,6 +115,7 @@ def prepare(
       license: of the pictures, for the data sheet.
       dev, test: shares of the pictures to hold out, by a hash of their bytes.
       progress: print progress and, at the end, the table.
+      captioner: describes the crops of pictures without a caption; None: they are left out.
 
     Raises:
       DatasetError: no such folder, options that make no sense, or nothing that can be used.
@@ -126,13 +131,13 @@ def prepare(
     console = terminal.console(quiet=not progress)
     for line in listed.problems:
         console.print(Text(names.one_line(f"warning: {line}"), "yellow"), soft_wrap=True)
-    plan = _digest(root, listed.pictures, [model_id, list(options), license, dev, test])
+    plan = _digest(root, listed.pictures, [model_id, list(options), license, dev, test, *_name(captioner)])
     counts = stored_counts(GazeFusionCounts, target, plan)
     if counts is not None:
         console.print(Text(names.one_line(f"{target} is complete and its inputs have not changed")), soft_wrap=True)
     else:
         with progress_bars(console) as advance:
-            run = _Run(root, listed.pictures, predict, options, (dev, test), advance)
+            run = _Run(root, listed.pictures, predict, options, (dev, test), advance, captioner)
             counts = run.write(target, plan, model_id, license or NOT_STATED)
     print_report(console, counts, target)
     return counts
@@ -147,9 +152,10 @@ class _Run:
         options: Options,
         shares: tuple[float, float],
         advance: Advance,
+        captioner: Captioner | None,
     ):
         self.root, self.pictures, self.predict, self.options = root, pictures, predict, options
-        self.shares, self.advance = shares, advance
+        self.shares, self.advance, self.captioner = shares, advance, captioner
         self.counts = GazeFusionCounts()
         self.refused: list[dict[str, Any]] = []
         self.digests: set[str] = set()
@@ -164,6 +170,7 @@ class _Run:
         for split in present:
             self.counts.add_split(split)
         notes = [f"saliency by {model_id}, blurred by {self.options.sigma:g} pixels of 512"]
+        notes += [f"crops of pictures without a caption were described by {name}" for name in _name(self.captioner)]
         sheet = DataSheet("GazeFusion", source=os.fspath(self.root), license=license, notes=notes)
         extra = {**summary_files(plan, self.counts, self.refused), **sheet.files(self.counts)}
         records = sheet.watch({split: self._records(split, by_split[split]) for split in present})
@@ -200,7 +207,7 @@ class _Run:
 
     def _crops(self, split: str, picture: Picture) -> Iterator[_Crop]:
         self.counts.count(split, "pictures")
-        if picture.prompt is None:
+        if picture.prompt is None and self.captioner is None:
             self._refuse(split, picture.name, "no caption", "neither a text beside the picture nor a line of captions")
             return
         try:
@@ -222,7 +229,11 @@ class _Run:
 
     def _mapped(self, split: str, batch: Sequence[_Crop]) -> Iterator[Record]:
         maps = self.predict([crop.pixels for crop in batch])
-        for crop, saliency in zip(batch, maps, strict=True):
+        prompts = self._prompts(split, batch)
+        for crop, prompt, saliency in zip(batch, prompts, maps, strict=True):
+            if not split_words(prompt):
+                self._refuse(split, crop.uid, "no caption", f"{self.captioner.name} says nothing of it")
+                continue
             unit = to_unit(saliency, self.options.side, self.options.sigma)
             if unit is None:
                 self._refuse(split, crop.uid, "flat saliency", "the model expects people to look everywhere alike")
@@ -231,8 +242,8 @@ class _Run:
             self.counts.count(split, "joined")
             yield Record(
                 uid=crop.uid,
-                prompt=crop.prompt,
-                words=tuple(split_words(crop.prompt)),
+                prompt=prompt,
+                words=tuple(split_words(prompt)),
                 word_labels=None,
                 image=simplejpeg.encode_jpeg(crop.pixels, quality=95, colorspace="RGB", colorsubsampling="444"),
                 implausibility=None,
@@ -240,6 +251,16 @@ class _Run:
                 scores=np.full(len(SCORES), math.nan, np.float32),
                 saliency=density.encode(unit),
             )
+
+    def _prompts(self, split: str, batch: Sequence[_Crop]) -> list[str]:
+        """The captions of crops; the captioner's where nobody wrote one."""
+        without = [crop for crop in batch if crop.prompt is None]
+        if not without:
+            return [crop.prompt for crop in batch]
+        for _ in without:
+            self.counts.count(split, "captioned by a model")
+        texts = iter(self.captioner.describe([crop.pixels for crop in without]))
+        return [next(texts) if crop.prompt is None else crop.prompt for crop in batch]
 
     def _refuse(self, split: str, uid: str, kind: str, reason: str) -> None:
         self.counts.count(split, "records")
@@ -274,6 +295,10 @@ def to_unit(saliency: np.ndarray, side: int, sigma: float) -> np.ndarray | None:
     low, high = values.min(), values.max()
     # Rounding of the blur is no map.
     return None if high - low <= 1e-6 * high else (values - low) / (high - low)
+
+
+def _name(captioner: Captioner | None) -> list[str]:
+    return [] if captioner is None else [captioner.name]
 
 
 def _digest(root: pathlib.Path, pictures: Sequence[Picture], options: list[Any]) -> str:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from rahf.core.errors import ArgumentError
+
 
 class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Keeps the line breaks of descriptions. Shows the defaults of options, except those that say nothing."""
@@ -43,6 +45,14 @@ def command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def width_and_height(text: str) -> tuple[int, int]:
+    """``256x160`` of --size → width and height in pixels. Raises ArgumentError."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ArgumentError(f"--size {text}: expected WIDTHxHEIGHT in pixels, as 256x160")
+    return int(width), int(height)
 
 
 def add_images_from(parser: argparse.ArgumentParser) -> None:

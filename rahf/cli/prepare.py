@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from rahf.cli.parsing import Formatter, command
+from rahf.cli.parsing import Formatter, command, width_and_height
 from rahf.core import exit_codes, terminal
 
 
@@ -250,6 +250,12 @@ def _add_gazefusion(kinds) -> None:
     parser.add_argument("--images", required=True, metavar="DIR", help="folder of pictures")
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to create")
     parser.add_argument("--captions", default=None, metavar="FILE", help="captions by name of the picture")
+    parser.add_argument(
+        "--captioner",
+        default=None,
+        metavar="MODEL[@REVISION]",
+        help="hub id or folder of a model of image-text-to-text, which describes the others; needs rahf[torch]",
+    )
     parser.add_argument("--saliency", default="saliency-lite", metavar="MODEL", help="that predicts the maps")
     parser.add_argument("--center-bias", default="learned", help="of that model: learned, or none")
     parser.add_argument("--size", type=int, default=512, metavar="PIXELS", help="side of the crops")
@@ -261,6 +267,7 @@ def _add_gazefusion(kinds) -> None:
 
 def gazefusion(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    from data_pipelines.gazefusion import captioner as captioner_lib
     from data_pipelines.gazefusion import prepare
     from rahf import registry
     from rahf.core.errors import ArgumentError
@@ -269,6 +276,10 @@ def gazefusion(args: argparse.Namespace) -> int:
     model = registry.load(args.saliency)
     if not isinstance(model, Saliency):
         raise ArgumentError(f"--saliency {args.saliency}: expected a saliency model, found {model!r:.80}")
+    captioner = None
+    if args.captioner is not None:
+        name, _, revision = args.captioner.partition("@")
+        captioner = captioner_lib.from_hub(name, revision or None)
     counts = prepare.prepare(
         args.images,
         args.out,
@@ -279,6 +290,7 @@ def gazefusion(args: argparse.Namespace) -> int:
         args.license,
         dev=args.dev,
         test=args.test,
+        captioner=captioner,
     )
     return exit_codes.of_counts(counts.total("joined"), counts.left_out)
 
@@ -321,12 +333,8 @@ def motion(args: argparse.Namespace) -> int:
 
     from data_pipelines.prepare.counts import print_report
     from data_pipelines.video import flow, prepare
-    from rahf.core.errors import ArgumentError
 
-    width, _, height = args.size.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise ArgumentError(f"--size {args.size}: expected WIDTHxHEIGHT, as 256x160")
-    options = dict(dev=args.dev, test=args.test, size=(int(width), int(height)), terms=args.terms)
+    options = dict(dev=args.dev, test=args.test, size=width_and_height(args.size), terms=args.terms)
     if args.videos is None:
         workers = args.workers if args.workers > 1 else 0
         counts = prepare.prepare_scenes(args.out, args.synthetic, seed=args.seed, workers=workers, **options)

@@ -2,6 +2,9 @@
 
 import io
 import json
+import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -9,8 +12,8 @@ from PIL import Image
 
 from data_pipelines import store
 from data_pipelines.gaze import density
-from data_pipelines.gazefusion import crops, loader, prepare
-from rahf.core.errors import DataError, DatasetError, NotFinite
+from data_pipelines.gazefusion import captioner, crops, loader, prepare
+from rahf.core.errors import ArgumentError, DataError, DatasetError, NotFinite, PretrainedError
 
 
 @pytest.mark.parametrize("width, count", [(512, 1), (639, 1), (640, 2), (1024, 3), (1200, 4)])
@@ -111,6 +114,89 @@ def test_unchanged_inputs_are_not_read_again(folder):
         prepare.prepare(root, root.parent / "other", fails, "bright", options=prepare.Options(batch_size=0))
 
 
+class FakePipe:
+    """A pipeline of transformers that says how bright a picture is; of a model that chats if it has a template."""
+
+    def __init__(self, template=None):
+        self.processor, self.asked = types.SimpleNamespace(chat_template=template), []
+
+    def __call__(self, images=None, text=None, return_full_text=None, generate_kwargs=None):
+        assert return_full_text is False and generate_kwargs == {"do_sample": False, "max_new_tokens": 20}
+        if images is None:
+            (turn,) = text
+            images = turn["content"][0]["image"]
+            self.asked.append(turn["content"][1]["text"])
+        pixels = np.asarray(images)
+        silent = pixels.min() == 30
+        return [{"input_text": text, "generated_text": "" if silent else f" a picture\nof {pixels.max()} "}]
+
+
+def test_captions_of_a_model(folder, tmp_path):
+    """Crops of pictures that nobody described; what has a caption keeps it, and silence is no caption."""
+    assert captioner.described(FakePipe(), [np.full((4, 4, 3), 77, np.uint8)]) == ["a picture of 77"]
+    chat = FakePipe("template")
+    assert captioner.described(chat, [np.zeros((4, 4, 3), np.uint8)] * 2, "What?") == ["a picture of 0"] * 2
+    assert chat.asked == ["What?"] * 2
+    for answer in ([], [{"generated_text": None}], "text"):
+        with pytest.raises(PretrainedError, match="expected one generated_text per picture"):
+            captioner.described(answering(answer), [np.zeros((4, 4, 3), np.uint8)])
+    root, _, _ = folder
+    pictures = tmp_path / "pictures"
+    shutil.copytree(root, pictures)
+    (pictures / "a.c.txt").unlink()
+    pipe = FakePipe()
+    described = captioner.Captioner("fake", lambda crops: captioner.described(pipe, crops))
+    options = prepare.Options(side=16, sigma=64.0, batch_size=5)
+    make = lambda one: prepare.prepare(  # noqa: E731
+        pictures,
+        tmp_path / "data",
+        looked_at,
+        "bright",
+        options=options,
+        dev=0.0,
+        test=0.0,
+        progress=False,
+        captioner=one,
+    )
+    counts = make(described)
+    prompts = {record.uid: record.prompt for record in store.open_split(tmp_path / "data", "train")}
+    assert prompts["nameless.png#0"] == "a picture of 250" and prompts["a.b.png#0"] == "a picture of a.b"
+    assert "a.c.png#0" not in prompts  # its darkest pixel is 30, of which the model says nothing
+    assert counts.total("captioned by a model") == 2 and counts.total("no caption") == 1
+    assert "described by fake" in (tmp_path / "data" / "datasheet.md").read_text()
+    assert make(described) == counts and make(None).total("no caption") == 2  # another plan
+
+
+def answering(answer):
+    pipe = FakePipe()
+    return type("Pipe", (), {"processor": pipe.processor, "__call__": lambda self, **_: answer})()
+
+
+def test_a_captioner_that_cannot_be_loaded(monkeypatch):
+    """Weights are read from safetensors; without PyTorch the extra is named."""
+    transformers = types.SimpleNamespace(calls=[])
+
+    def pipeline(task, **options):
+        transformers.calls.append((task, options))
+        if options["model"] == "bad/model":
+            raise ValueError("no such model")
+        return FakePipe()
+
+    transformers.pipeline = pipeline
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace())
+    one = captioner.from_hub("good/model", "v1")
+    assert one.name == "good/model@v1" and one.describe([np.full((2, 2, 3), 9, np.uint8)]) == ["a picture of 9"]
+    task, options = transformers.calls[0]
+    assert task == "image-text-to-text" and options["revision"] == "v1"
+    assert options["model_kwargs"] == {"use_safetensors": True} and "trust_remote_code" not in options
+    with pytest.raises(PretrainedError, match="--captioner bad/model: cannot be loaded .* no such model"):
+        captioner.from_hub("bad/model")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ArgumentError, match=r"pip install rahf\[torch\]"):
+        captioner.from_hub("good/model")
+
+
 def test_maps():
     """Least value 0, largest 1, blurred by sigma pixels of 512; the same everywhere is no map."""
     point = np.zeros((64, 64))
@@ -130,7 +216,7 @@ def test_batches(folder):
     """Sizes, ranges, a position that can be saved, and a last batch that is filled up."""
     root, _, _ = folder
     examples = loader.Examples(str(root.parent / "data"), "train", 8, encode)
-    with loader.TrainLoader(examples, 4, seed=1) as stream:
+    with loader.train_loader(examples, 4, seed=1) as stream:
         first, state, second = next(stream), stream.get_state(), next(stream)
         assert first.image.shape == (4, 8, 8, 3) and first.image.dtype == np.uint8 and first.hint.shape == (4, 8, 8)
         assert first.hint.dtype == np.float32 and first.hint.min() >= 0 and 0.5 < first.hint.max() <= 1
