@@ -24,6 +24,7 @@ COMMANDS = (
     "select",
     "score",
     "generate",
+    "gazefusion",
     "sgool",
     "animate",
     "import_",

@@ -1,5 +1,6 @@
 """Debian's chromium, and what axe-core finds in a page for people who see badly or hear the page read out."""
 
+import contextlib
 import shutil
 
 import pytest
@@ -12,6 +13,29 @@ _RULES = {
     "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]},
     "resultTypes": ["violations"],
 }
+
+
+@contextlib.contextmanager
+def started():
+    """The started browser; skips where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install rahf[browser]")
+    if PATH is None:
+        pytest.skip(ABSENT)
+    with api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        browser = playwright.chromium.launch(executable_path=PATH, args=arguments)
+        yield browser
+        browser.close()
+
+
+def tab(browser, width, height):
+    """An empty tab, and the lists that its messages and requests go to."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    messages, requests = [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    return page, messages, requests
 
 
 def accessibility_faults(page, leave_out=None):

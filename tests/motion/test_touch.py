@@ -90,14 +90,8 @@ def test_what_is_refused(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install rahf[browser]")
-    if chromium.PATH is None:
-        pytest.skip(chromium.ABSENT)
-    with api.sync_playwright() as started:
-        arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-        opened = started.chromium.launch(executable_path=chromium.PATH, args=arguments)
+    with chromium.started() as opened:
         yield opened
-        opened.close()
 
 
 def red_centre(shot):
@@ -110,11 +104,8 @@ def red_centre(shot):
 @pytest.mark.parametrize("drawing", ["webgl", "canvas"])
 def test_in_a_browser(page, browser, tmp_path, drawing):
     """The square under the finger follows it, swings past its place when let go, and comes to rest there."""
-    opened = browser.new_page(viewport={"width": 640, "height": 536})  # the picture is shown four times as large
-    messages, requests = [], []
-    opened.on("console", lambda message: messages.append(message.text))
-    opened.on("pageerror", lambda error: messages.append(str(error)))
-    opened.on("request", lambda request: requests.append(request.url))
+    # The picture is shown four times as large.
+    opened, messages, requests = chromium.tab(browser, 640, 536)
     opened.goto(page.as_uri() + ("#canvas" if drawing == "canvas" else ""))
     opened.wait_for_function("window.touch")
     assert opened.evaluate("touch.drawing") == drawing

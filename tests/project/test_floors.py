@@ -29,6 +29,7 @@ INSIDE_FUNCTIONS = {
 #: Files that read with `read_bytes` or `read_text`, which would wait for ever at a FIFO in the place of the file.
 READ_THEIR_OWN = {
     "rahf/annotate/application.py", "rahf/motion/touch.py", "rahf/critic/export/card.py",  # files of the package
+    "rahf/saliency/target_page.py",
     "data_pipelines/feedback/check.py",  # the schema in the package
     "rahf/training/checkpoint.py",  # what it has just written
     "rahf/cli/machine_checks.py",  # the kernel's, which are no regular files

@@ -90,7 +90,8 @@ def test_it_holds_every_file_that_is_needed_and_no_other(wheel):
     reports = ("critic/evaluation", "comparison")
     templates = [file for name in reports for file in (ROOT / "rahf" / name / "report/templates").glob("*")]
     shipped = [file for kind in ("*.rahf", "photograph.*") for file in (ROOT / "rahf/shipped").glob(kind)]
-    pages = [*(ROOT / "rahf/annotate/page").glob("*"), *(ROOT / "rahf/motion/templates").glob("*")]
+    folders = ("annotate/page", "motion/templates", "saliency/templates")
+    pages = [file for name in folders for file in (ROOT / "rahf" / name).glob("*")]
     schema = ROOT / "data_pipelines/feedback/line.schema.json"
     extra = [*templates, *shipped, *pages, schema]
     assert rest == {file.relative_to(ROOT).as_posix() for file in extra if file.is_file()}
