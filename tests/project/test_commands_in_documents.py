@@ -14,7 +14,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 #: A command within a sentence that leaves something out.
 SHORTENED = re.compile("…|\\.\\.\\.")
 #: A command that is only named, as in "`rahf score` goes on".
-NAME = re.compile("[a-z]+|(prepare|import|annotate) [a-z0-9-]+")
+NAME = re.compile("[a-z]+|(prepare|import|annotate|gazefusion) [a-z0-9-]+")
 
 
 def commands(text: str) -> list[list[str]]:
