@@ -24,6 +24,7 @@ from rahf.saliency import energy, targets
 UNCONDITIONED = "unconditioned"
 #: The way of drawing by guidance with a saliency model.
 GUIDED = "KL guidance"
+_BATCH = 4
 
 
 class Target(NamedTuple):
@@ -109,7 +110,7 @@ def evaluate(
     drawings = [(prompt, int(seed)) for prompt in prompts for seed in seeds]
     texts, numbers = [prompt for prompt, _ in drawings], [seed for _, seed in drawings]
 
-    size_of_batch = min(ways.sampling.get("batch_size", 4), len(drawings))
+    size_of_batch = min(ways.sampling.get("batch_size", _BATCH), len(drawings))
 
     def drawn(way: str, target: Target | None, **fields: Any) -> np.ndarray:
         parts = []
@@ -145,6 +146,8 @@ def _check(
         raise ArgumentError("scales, guide: nothing to compare with unconditioned pictures; give a scale or a guide")
     if len(set(ways.scales)) < len(ways.scales):
         raise ArgumentError(f"scales: expected different ones, found {ways.scales}")
+    if (batch_size := ways.sampling.get("batch_size", _BATCH)) < 1:
+        raise ArgumentError(f"batch_size: expected at least 1, found {batch_size}")
     if ways.scales and pipe.controlnet is None:
         raise ArgumentError("the pipeline has no ControlNet; set pipe.controlnet, or give scales=()")
     if ways.guide is not None and ways.guide.model_id == judge.model_id:

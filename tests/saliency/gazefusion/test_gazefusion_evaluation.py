@@ -102,6 +102,7 @@ def test_what_makes_no_sense():
     cases = {
         "at least one prompt": dict(prompts=[]),
         "nothing to compare": dict(ways=Ways(scales=())),
+        "batch_size: expected at least 1, found 0": dict(ways=Ways(sampling=dict(batch_size=0))),
         "different ones": dict(ways=Ways(scales=(1.0, 1.0))),
         "different names": dict(wanted=[target(), target()]),
         "maps of one size": dict(wanted=[target(), Target("b", np.ones((4, 4)))]),
