@@ -19,6 +19,7 @@ NAMES = [
     "2_training",
     "3_masks_repair_selection",
     "4_guidance_and_reward",
+    "5_generate_steer_finetune",
     "7_pictures_that_move",
 ]
 #: They show shipped models and train none.
@@ -38,6 +39,7 @@ PUBLIC = {
     "rahf.critic.drawing",
     "rahf.critic.energy",
     "rahf.diffusion",
+    "rahf.diffusion.latents.doodl",
     "rahf.interop.torch",
     "rahf.motion",
     "rahf.steer",
@@ -51,11 +53,12 @@ SMALL = {
     "2_training": dict(MY_PICTURES=40, MY_STEPS=2),
     "3_masks_repair_selection": dict(REPAIRED=4, GROUPS=3),
     "4_guidance_and_reward": dict(GENERATOR_STEPS=2, PROMPTS=2, SAMPLING_STEPS=3, SCALES=(0.1, 0.4), REWARD_STEPS=2),
+    "5_generate_steer_finetune": dict(SAMPLING_STEPS=2, ITERATIONS=1, TUNING_STEPS=2, BATCH=2),
     "7_pictures_that_move": dict(SIZE="32x24", SCENE=0, SECONDS=1.0, FPS=10, CRITIC=""),
 }
 EVERYWHERE = dict(SCENES=48, HELD_OUT=12, STEPS=4)
 #: Pictures that each shows at least.
-PICTURES = dict(zip(NAMES, (6, 2, 4, 3, 3)))
+PICTURES = dict(zip(NAMES, (6, 2, 4, 3, 3, 3)))
 
 CRITIC = """
 import dataclasses
@@ -234,8 +237,11 @@ def place(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.mark.filterwarnings("ignore::rahf.steer.masks.MaskWarning")  # an untrained critic marks everything
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name[0] == "5" else name for name in NAMES]
+)
 def test_every_cell_runs(name, place, monkeypatch):
+    """Slow: the fifth, which compiles gradients of whole samplings."""
     monkeypatch.chdir(place)
     small = dict(CONFIG="critic.py", GENERATOR_CONFIG="generator.py", **EVERYWHERE, **SMALL[name])
     refuse = lambda line: pytest.fail(f"nothing is to be installed: {line}")  # noqa: E731
@@ -302,6 +308,18 @@ def check_reward(namespace, work):
         assert float(namespace["develop"].knobs.detach().abs().min()) > 0
 
 
+def check_fine_tuning(namespace, work):
+    """Noise and adapters have moved, the judge has judged at both evaluations, and the folder is one of diffusers."""
+    before, after = namespace["plain"].images, namespace["tuned"].images
+    assert before.shape == after.shape == (4, 32, 32, 3) and np.abs(before - after).max() > 0
+    assert namespace["steered"].energy.shape == (2, 1)
+    rows = [json.loads(line) for line in (work / "tuned-untrained/metrics.jsonl").read_text().splitlines()]
+    assert sum("eval/reward/held_out" in row for row in rows) == 2
+    first, second = (row["loss/pull"] for row in rows if "loss/pull" in row)
+    assert 0 <= first < second  # adapters begin at nothing, which rounding may blur
+    assert (work / "exported-untrained/model_index.json").is_file()
+
+
 def check_motion(namespace, work):
     """The loop has no seam, the pull moved the pixel to the right and back towards rest, and the page is whole."""
     steps, path = namespace["steps"], namespace["path"]
@@ -312,4 +330,6 @@ def check_motion(namespace, work):
     assert len(report["saliency"]["change"]) == 10 and "scores" not in report
 
 
-CHECKS = dict(zip(NAMES, (check_quick_start, check_training, check_steering, check_reward, check_motion)))
+CHECKS = dict(
+    zip(NAMES, (check_quick_start, check_training, check_steering, check_reward, check_fine_tuning, check_motion))
+)
