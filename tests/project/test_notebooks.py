@@ -20,6 +20,7 @@ NAMES = [
     "3_masks_repair_selection",
     "4_guidance_and_reward",
     "5_generate_steer_finetune",
+    "6_saliency",
     "7_pictures_that_move",
 ]
 #: They show shipped models and train none.
@@ -27,6 +28,7 @@ WITHOUT_TRAINING = ("7_pictures_that_move",)
 
 #: What notebooks may import of ours, besides `rahf` itself. Everything else may change without notice.
 PUBLIC = {
+    "data_pipelines.gaze.density",
     "data_pipelines.loading.labels",
     "data_pipelines.planted.damage",
     "data_pipelines.store",
@@ -41,7 +43,11 @@ PUBLIC = {
     "rahf.diffusion",
     "rahf.diffusion.latents.doodl",
     "rahf.interop.torch",
+    "rahf.metrics.bootstrap",
+    "rahf.metrics.steering",
     "rahf.motion",
+    "rahf.saliency.energy",
+    "rahf.saliency.targets",
     "rahf.steer",
 }
 #: Of others: what a default install brings, and PyTorch, which notebook 4 does without where it is missing.
@@ -54,11 +60,20 @@ SMALL = {
     "3_masks_repair_selection": dict(REPAIRED=4, GROUPS=3),
     "4_guidance_and_reward": dict(GENERATOR_STEPS=2, PROMPTS=2, SAMPLING_STEPS=3, SCALES=(0.1, 0.4), REWARD_STEPS=2),
     "5_generate_steer_finetune": dict(SAMPLING_STEPS=2, ITERATIONS=1, TUNING_STEPS=2, BATCH=2),
+    "6_saliency": dict(
+        SALIENCY_CONFIG="saliency.py",
+        LOOKED_AT=12,
+        VIEWERS=3,
+        SALIENCY_STEPS=2,
+        GENERATOR_STEPS=2,
+        PROMPTS=2,
+        SAMPLING_STEPS=2,
+    ),
     "7_pictures_that_move": dict(SIZE="32x24", SCENE=0, SECONDS=1.0, FPS=10, CRITIC=""),
 }
 EVERYWHERE = dict(SCENES=48, HELD_OUT=12, STEPS=4)
 #: Pictures that each shows at least.
-PICTURES = dict(zip(NAMES, (6, 2, 4, 3, 3, 3)))
+PICTURES = dict(zip(NAMES, (6, 2, 4, 3, 3, 3, 3)))
 
 CRITIC = """
 import dataclasses
@@ -91,6 +106,17 @@ def config():
             norm_num_groups=4, num_train_timesteps=100),
         train=dataclasses.replace(whole.train, eval_examples=8),
     )
+"""
+
+SALIENCY = """
+import dataclasses
+from tests.helpers import gaze_maker
+from rahf.config import *
+
+def config():
+    whole = gaze_maker.config("", "")
+    train = dataclasses.replace(whole.train, checkpoint_every=100, best_metric="loss/total", best_mode="min")
+    return dataclasses.replace(whole, train=train)
 """
 
 
@@ -231,8 +257,10 @@ def place(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("notebooks")
     (folder / "critic.py").write_text(CRITIC)
     (folder / "generator.py").write_text(GENERATOR)
+    (folder / "saliency.py").write_text(SALIENCY)
     # As the command draws them, but without starting processes for so few.
     prepare.prepare(folder / "rahf-notebooks/data", train=48, dev=12, test=12, progress=False)
+    prepare.prepare(folder / "rahf-notebooks/looked", train=12, dev=12, test=12, viewers=3, progress=False)
     return folder
 
 
@@ -320,6 +348,16 @@ def check_fine_tuning(namespace, work):
     assert (work / "exported-untrained/model_index.json").is_file()
 
 
+def check_saliency(namespace, work):
+    """The target and what is to be avoided do not meet; all pictures were judged; the page is there."""
+    assert not (namespace["target"] * namespace["avoided"]).any() and namespace["avoided"].any()
+    measured = namespace["measured"]
+    assert len(measured["plain"]) == len(measured["steered"]) == 2
+    assert np.isfinite(measured["steered"].to_arrays()["values"]).all()
+    assert not np.array_equal(namespace["plain"].uint8, namespace["steered"].uint8)
+    assert (work / "target.html").is_file() and (work / "saliency-report" / "metrics.json").is_file()
+
+
 def check_motion(namespace, work):
     """The loop has no seam, the pull moved the pixel to the right and back towards rest, and the page is whole."""
     steps, path = namespace["steps"], namespace["path"]
@@ -331,5 +369,16 @@ def check_motion(namespace, work):
 
 
 CHECKS = dict(
-    zip(NAMES, (check_quick_start, check_training, check_steering, check_reward, check_fine_tuning, check_motion))
+    zip(
+        NAMES,
+        (
+            check_quick_start,
+            check_training,
+            check_steering,
+            check_reward,
+            check_fine_tuning,
+            check_saliency,
+            check_motion,
+        ),
+    )
 )
