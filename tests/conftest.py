@@ -29,7 +29,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.g
 
 
 #: Files of few and long tests. At the end they would keep one process busy while the others wait.
-LONG = ("test_many_kills.py", "test_distributed.py", "test_resume.py", "test_sharding.py", "test_baselines_run.py")
+LONG = (
+    "test_notebooks.py",
+    "test_many_kills.py",
+    "test_distributed.py",
+    "test_golden_v0.py",
+    "test_resume.py",
+    "test_sharding.py",
+    "test_baselines_run.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
