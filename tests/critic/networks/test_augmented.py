@@ -172,7 +172,7 @@ def test_every_head_sees_only_its_own_tasks():
 class DrawTask:
     """Its loss is 0 and names the key that a step draws with."""
 
-    uses_dropout = False
+    uses_dropout = uses_base = False
 
     def __init__(self, seed):
         self.config = Config(train=TrainConfig(seed=seed))
