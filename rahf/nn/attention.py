@@ -52,7 +52,7 @@ def attention(
     if implementation not in ("auto", "xla", "cudnn"):
         raise ConfigError(f"attention {implementation!r}: expected auto, xla or cudnn")
     if implementation == "cudnn" or (implementation == "auto" and _on_nvidia()):
-        obstacle = _obstacle(query, mask)
+        obstacle = _obstacle(query.dtype, query.shape[-1], query.shape[1], mask)
         if not obstacle:
             return padded_attention(query, key, value, mask, bias, causal, scale, "cudnn")
         # A single query, as in decoding, has no [queries, keys] matrix to avoid.
@@ -69,14 +69,24 @@ def attention(
     return jax.nn.dot_product_attention(query, key, value, bias, mask, is_causal=causal, scale=scale)
 
 
-def _obstacle(query: jax.Array, mask: jax.Array | None) -> str:
+def missing_tokens(tokens: int, head_width: int, dtype: jnp.dtype, implementation: str) -> int:
+    """How many tokens a stack of layers appends to its sequence, once, so that no layer need do so for `attention`.
+
+    They must be masked as keys. 0 where the fused kernel does not serve. On an H200 padding 577 tokens in each of the
+    layers and cutting the results took 12 of 500 ms of a step of ViT-L with T5-base.
+    """
+    fused = implementation == "cudnn" or (implementation == "auto" and _on_nvidia())
+    return -tokens % _MULTIPLE if fused and not _obstacle(jnp.dtype(dtype), head_width, tokens, None) else 0
+
+
+def _obstacle(dtype: jnp.dtype, head_width: int, queries: int, mask: jax.Array | None) -> str:
     """Why the fused kernel does not take these inputs; empty if it does."""
-    if query.shape[1] == 1:
+    if queries == 1:
         return "there is a single query, as in decoding"
-    if query.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"its kernel computes in bfloat16 or float16, found {query.dtype}"
-    if query.shape[-1] % 8 or query.shape[-1] > _WIDEST_HEAD:
-        return f"its heads have widths of multiples of 8 up to {_WIDEST_HEAD}, found {query.shape[-1]}"
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"its kernel computes in bfloat16 or float16, found {dtype}"
+    if head_width % 8 or head_width > _WIDEST_HEAD:
+        return f"its heads have widths of multiples of 8 up to {_WIDEST_HEAD}, found {head_width}"
     if mask is not None and mask.ndim != 2:
         return "its masks are padding ([B,K]) or causal"
     return ""

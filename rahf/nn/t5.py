@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rahf.config import T5Config
 from rahf.nn import layers
-from rahf.nn.attention import attention
+from rahf.nn.attention import attention, missing_tokens
 from rahf.nn.execution import Execution, run_layers
 
 
@@ -140,14 +140,18 @@ class Encoder(nnx.Module):
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"], image_tokens: int = 0, key: layers.Key = None
     ) -> Float[Array, "b n d"]:
         """Encodes embedded tokens; positions where `mask` is False, the last ones, are never attended to."""
-        bias = self.relative_bias(x.shape[1], image_tokens)
+        tokens = x.shape[1]
+        more = missing_tokens(tokens, self.config.head_width, self.dtype, self.execution.attention)
+        if more:
+            x, mask = jnp.pad(x, ((0, 0), (0, more), (0, 0))), jnp.pad(mask, ((0, 0), (0, more)))
+        bias = self.relative_bias(tokens + more, image_tokens)
         x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
         blocks = [getattr(self, f"layer_{number}") for number in range(self.config.encoder_layers)]
 
         def apply(block, x, number):
             return block(x, mask=mask, bias=bias, key=layers.subkey(key, 1 + number))
 
-        x = run_layers(blocks, apply, x, self.execution, self.dtype)
+        x = run_layers(blocks, apply, x, self.execution, self.dtype)[:, :tokens]
         return layers.dropout(self.norm(x), self.config.dropout, layers.subkey(key, 1000))
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from rahf.config import ViTConfig
 from rahf.core.errors import ConfigError
 from rahf.nn import layers
-from rahf.nn.attention import attention
+from rahf.nn.attention import attention, missing_tokens
 from rahf.nn.execution import Execution, remat_block, run_layers
 
 
@@ -76,7 +76,10 @@ class ViTBlock(nnx.Module):
         self.config, self.execution = config, execution
 
     def __call__(
-        self, x: Float[Array, "b n d"], key: layers.Key = None, mask: Bool[Array, "#b 1 n n"] | None = None
+        self,
+        x: Float[Array, "b n d"],
+        key: layers.Key = None,
+        mask: Bool[Array, "b n"] | Bool[Array, "#b 1 n n"] | None = None,
     ) -> Float[Array, "b n d"]:
         b, n, d = x.shape
         heads = (b, n, self.config.heads, d // self.config.heads)
@@ -188,6 +191,15 @@ class ViT(nnx.Module):
         x = layers.dropout(x, self.config.dropout, layers.subkey(key, 0))
         if self.config.pre_norm:
             x = self.pre_norm(x)
-        blocks = [getattr(self, f"layer_{number}") for number in range(self.config.depth)]
-        apply = lambda block, x, number: block(x, layers.subkey(key, 1 + number))
-        return self.norm(run_layers(blocks, apply, x, self.execution, self.dtype))
+        return self.norm(self._blocks(x, key))
+
+    def _blocks(self, x: Float[Array, "b n d"], key: layers.Key) -> Float[Array, "b n d"]:
+        """The tokens after all blocks."""
+        config, (b, tokens, _), mask = self.config, x.shape, None
+        more = missing_tokens(tokens, config.width // config.heads, self.dtype, self.execution.attention)
+        if more and not config.rope_theta:  # rotations go by the number of tokens
+            x = jnp.pad(x, ((0, 0), (0, more), (0, 0)))
+            mask = jnp.broadcast_to(jnp.arange(tokens + more) < tokens, (b, tokens + more))
+        blocks = [getattr(self, f"layer_{number}") for number in range(config.depth)]
+        apply = lambda block, x, number: block(x, layers.subkey(key, 1 + number), mask)
+        return run_layers(blocks, apply, x, self.execution, self.dtype)[:, :tokens]

@@ -12,8 +12,8 @@ from scipy.special import softmax
 from rahf.config import LossConfig
 from rahf.critic import losses
 from rahf.critic.networks.build import build
-from rahf.nn import functional
-from rahf.nn.attention import attention, padded_attention
+from rahf.nn import functional, t5, vit
+from rahf.nn.attention import attention, missing_tokens, padded_attention
 from tests.helpers.model_maker import SMALLEST, fake
 
 rng = np.random.default_rng
@@ -132,3 +132,30 @@ def test_a_training_step_for_a_gpu_is_fused(pretend_gpu):
     assert len(re.findall(r"mask_type\\22: \\22CAUSAL|mask_type\\22: \\22PADDING_CAUSAL", text)) == 2
     # T5's logits are not scaled, the vision transformer's are.
     assert len(re.findall(r"fmha_scale\\22: 1.0", text)) == 2 * 3
+
+
+def test_tokens_appended_once_to_a_stack_change_nothing(monkeypatch):
+    """Image tower and fusion stack with as many masked tokens as the fused kernel would want."""
+    graphdef, _ = functional.abstract(build(SMALLEST))
+    params = functional.init(build(SMALLEST), 0)
+
+    def loss(params, batch):
+        logits = functional.merge(graphdef, params)(batch)
+        return losses.total(LossConfig(), logits, batch)[0], logits
+
+    run = lambda: jax.jit(jax.value_and_grad(loss, has_aux=True))(params, fake())
+    expected = run()
+    for module in (vit, t5):
+        monkeypatch.setattr(module, "missing_tokens", lambda tokens, *_: -tokens % 8 + 8)
+    for a, b in zip(jax.tree.leaves(run()), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_a_stack_appends_tokens_where_the_fused_kernel_serves():
+    """Once, in the place of padding in each layer: for its multiples, dtypes, heads and more than one query only."""
+    assert missing_tokens(577, 64, "bfloat16", "cudnn") == 7
+    for tokens, width, dtype, kind in (
+        (576, 64, "bfloat16", "cudnn"), (577, 64, "float32", "cudnn"), (577, 60, "bfloat16", "cudnn"),
+        (1, 64, "bfloat16", "cudnn"), (577, 64, "bfloat16", "xla"), (577, 64, "bfloat16", "auto"),
+    ):  # fmt: skip
+        assert missing_tokens(tokens, width, dtype, kind) == 0
