@@ -4,11 +4,11 @@
     python benchmarks/gpu.py --device-check      # only: what is this machine, does everything import
     python benchmarks/gpu.py --only train_full train_quarter --budget 300
 
-Runs the measurements in the order of their worth, each in a process of its own with a time limit, PyTorch's inference
-in a second row beside ours: they import and compile at the same time, and each is timed alone (`turns`). As soon as one
-has ended, its line is in OUT/gpu.jsonl and the tables in OUT/gpu.md: a run that is cut off keeps what it has. A failure
-is a line, too, and the run goes on. Called again, it measures what is still missing. This program does not import JAX:
-it would take the GPU's memory.
+Runs the measurements in the order of their worth, each in a process of its own with a time limit. As many as the
+device's memory holds are there at the same time: they import and compile beside each other, and each is timed alone
+(`turns`), after the last of them has compiled. As soon as one has ended, its line is in OUT/gpu.jsonl and the tables in
+OUT/gpu.md: a run that is cut off keeps what it has. A failure is a line, too, and the run goes on. Called again, it
+measures what is still missing. This program does not import JAX: it would take the GPU's memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import gpu_table
@@ -37,6 +37,10 @@ import turns
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parent
 ROOT = BENCHMARKS.parent
+#: Of the device's memory; the rest is the driver's and that of each program's context.
+_USABLE = 0.93
+#: Cores that a program compiles with, about.
+_CORES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Measurement:
     torch: bool = False  # needs PyTorch
     data: bool = False  # needs a prepared dataset
     turn: Literal["own", "shared", "alone"] = "alone"  # takes its turns itself, times nothing, must have the machine
-    gib: float | None = None  # of device memory that JAX may use
+    memory: float = 0.0  # GiB on the device; 0: all of it, and nothing beside it
+    gib: float | None = None  # a limit that belongs to the measurement
     environment: tuple[tuple[str, str], ...] = ()
 
 
@@ -106,45 +111,47 @@ def measurements(sizes: Sizes, data: str, out: pathlib.Path) -> list[Measurement
     quarter, parts = ("--model.heatmap-head.kind", "quarter"), ("--train.accumulate", "2")
     overlap = ("--preset", sizes.overlap_preset, *large, "--seconds", str(sizes.overlap_seconds), *sizes.overlap)
     return [
-        Measurement("device", ("gpu_limits.py", "--device"), 90, turn="shared"),
-        Measurement("check_attention", ("gpu_checks.py", "attention", *check), 120, turn="shared"),
+        Measurement("device", ("gpu_limits.py", "--device"), 90, turn="shared", memory=4),
+        Measurement("check_attention", ("gpu_checks.py", "attention", *check), 120, turn="shared", memory=12),
         Measurement(
-            "check_precision", ("gpu_checks.py", "precision", *check, *sizes.precision), 200, 40, turn="shared"
+            "check_precision",
+            ("gpu_checks.py", "precision", *check, *sizes.precision),
+            200, 40, turn="shared", memory=24,
         ),
-        Measurement("check_export", ("gpu_checks.py", "export"), 150, 30, turn="shared"),
+        Measurement("check_export", ("gpu_checks.py", "export"), 150, 30, turn="shared", memory=4),
         Measurement("limits", ("gpu_limits.py",), 90),
         Measurement(
             "train_full",
             ("train_step.py", *network, *large, "--trace", str(out / "trace_full")),
-            300,
-            60,
-            turn="own",
+            300, 60, turn="own", memory=64,
         ),
-        # These two need nearly all of the memory, also while they compile.
-        Measurement("torch_tuned", (*peer, "tuned", *large), 300, 60, torch=True),
+        Measurement("train_parts", ("train_step.py", *network, *large, *parts), 300, 60, turn="own", memory=44),
+        Measurement("inference_all", ("inference.py", *network, *large), 200, 40, turn="own", memory=16),
+        Measurement(
+            "inference_scores", ("inference.py", *network, *large, "--mode", "scores"), 200, 30, turn="own", memory=16
+        ),
+        Measurement("torch_tuned", (*peer, "tuned", *large), 300, 60, torch=True, turn="own", memory=96),
         Measurement("torch_eager", (*peer, "eager", "--batch", str(sizes.eager_batch)), 200, 30, torch=True),
         Measurement(
             "train_quarter",
             ("train_step.py", *network, *large, *quarter, "--trace", str(out / "trace_quarter")),
-            300,
-            60,
-            turn="own",
+            300, 60, turn="own", memory=34,
         ),
-        Measurement("train_parts", ("train_step.py", *network, *large, *parts), 300, 60, turn="own"),
-        Measurement("inference_all", ("inference.py", *network, *large), 200, 40, turn="own"),
-        Measurement("inference_scores", ("inference.py", *network, *large, "--mode", "scores"), 200, 30, turn="own"),
-        Measurement("torch_inference_all", (*peer, "tuned", *large, "--work", "all"), 200, 40, torch=True, turn="own"),
+        Measurement(
+            "torch_inference_all", (*peer, "tuned", *large, "--work", "all"), 200, 40, torch=True, turn="own", memory=20
+        ),
         Measurement(
             "torch_inference_scores",
             (*peer, "tuned", *large, "--work", "scores"),
-            200,
-            40,
-            torch=True,
-            turn="own",
+            200, 40, torch=True, turn="own", memory=20,
+        ),
+        Measurement("memory16_lora", (*small_card, *lora), 200, 50, turn="own", memory=16, gib=16),
+        Measurement(
+            "memory16_adafactor",
+            (*small_card, "--optimizer.kind", "adafactor"),
+            200, 50, turn="own", memory=16, gib=16,
         ),
         Measurement("check_upsampling", ("gpu_checks.py", "upsampling", *check), 120),
-        Measurement("memory16_lora", (*small_card, *lora), 200, 50, gib=16, turn="own"),
-        Measurement("memory16_adafactor", (*small_card, "--optimizer.kind", "adafactor"), 200, 50, gib=16, turn="own"),
         Measurement(
             "decode", ("decode.py", "--size", sizes.decoder, "--tokens", str(sizes.tokens), "--repeats", "3"), 90, 30
         ),
@@ -269,11 +276,9 @@ class Run:
                 environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
             environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # torch.compile calls a C++ compiler for each kernel
         environment[turns.VARIABLE] = str(self.out / ".turns")
-        if measurement.gib and self.gpu:
-            fraction = measurement.gib * 1024 / self.gpu["memory_mib"]
-            environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{min(fraction, 1.0):.4f}"
-        if measurement.turn == "shared":
-            environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # another program has memory at the same time
+        if measurement.memory and self.gpu:
+            fraction = measurement.memory * 1024 / self.gpu["memory_mib"]
+            environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{min(fraction, _USABLE):.4f}"
         return environment | dict(measurement.environment)
 
     def _wait(self, command, environment, stdout, stderr, limit) -> tuple[str, int]:
@@ -292,6 +297,63 @@ class Run:
             _kill(process)
             process.wait()
             self._running.discard(process)
+
+
+def side_by_side(
+    todo: Sequence[Measurement],
+    work: Callable[[Measurement], None],
+    memory: float,
+    at_once: int,
+    stop: Callable[[], None],
+) -> None:
+    """Calls `work` for each measurement in a thread of its own, in their order, as many at once as there is room for.
+
+    Args:
+      todo: what to measure; the next one is not begun before the one in front of it.
+      work: measures one.
+      memory: GiB of the device for all that are there at once; 0: not counted.
+      at_once: how many at most.
+      stop: ends what is running, if this is interrupted; the interruption goes on after it.
+    """
+    changed, running = threading.Condition(), dict[threading.Thread, float]()
+
+    def need(measurement: Measurement) -> float:
+        return min(measurement.memory, memory) if measurement.memory else memory
+
+    def room(measurement: Measurement) -> bool:
+        alone = not (measurement.memory or measurement.turn == "own")
+        return not running or (
+            len(running) < at_once and not alone and sum(running.values()) + need(measurement) <= memory + 1e-6
+        )
+
+    def one(measurement: Measurement) -> None:
+        try:
+            work(measurement)
+        finally:
+            with changed:
+                del running[threading.current_thread()]
+                changed.notify_all()
+
+    try:
+        for measurement in todo:
+            with changed:
+                while not room(measurement):
+                    changed.wait()
+                thread = threading.Thread(target=one, args=(measurement,))
+                running[thread] = need(measurement)
+            thread.start()
+    except BaseException:  # the whole run is being ended: say so in the lines of what is running
+        stop()
+        raise
+    finally:
+        try:
+            with changed:
+                changed.wait_for(lambda: not running)
+        except BaseException:
+            stop()
+            with changed:
+                changed.wait_for(lambda: not running)
+            raise
 
 
 def _now() -> str:
@@ -322,7 +384,7 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/gpu", metavar="DIR", help="where lines, tables, traces and the log go")
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="only these measurements")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="only these measurements, in this order")
     parser.add_argument(
         "--budget", type=float, default=540, metavar="SECONDS", help="time for everything (default: 540)"
     )
@@ -363,34 +425,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"--only {' '.join(unknown)}: no such measurement; there are {', '.join(names)}", file=sys.stderr)
         return 2
     wanted = ["device"] if args.device_check else args.only or names
+    order = lambda m: args.only.index(m.name) if m.name in args.only else 0  # noqa: E731
     done = set() if args.again else gpu_table.succeeded(gpu_table.read(run.file))
     about = {**(gpu or {"gpu": None}), "python": platform.python_version(), "budget": args.budget, "only": wanted}
     run.write({"measurement": "run", "time": _now(), "status": "ok", "result": about})
     failed: list[str] = []
 
-    def work(row: Iterable[Measurement]) -> None:
-        for measurement in row:
-            if measurement.data and not data.is_dir() and prepare_data(run, data) != "ok":
-                failed.append("data")
-            begin = time.monotonic()
-            status = run.measure(measurement)
-            print(f"{measurement.name}: {status}, {time.monotonic() - begin:.0f} s", flush=True)
-            if status in ("error", "timeout"):
-                failed.append(measurement.name)
+    def work(measurement: Measurement) -> None:
+        if measurement.data and not data.is_dir() and prepare_data(run, data) != "ok":
+            failed.append("data")
+        begin = time.monotonic()
+        status = run.measure(measurement)
+        print(f"{measurement.name}: {status}, {time.monotonic() - begin:.0f} s", flush=True)
+        if status in ("error", "timeout"):
+            failed.append(measurement.name)
 
-    todo = [m for m in every if m.name in wanted and m.name not in done]
-    second = [m for m in todo if m.name.startswith("torch_inference") or m.name == "check_export"]
-    workers = [threading.Thread(target=work, args=(row,)) for row in ([m for m in todo if m not in second], second)]
-    for worker in workers:
-        worker.start()
-    try:
-        for worker in workers:
-            worker.join()
-    except BaseException:  # the whole run is being ended: say so in the lines of what is running
-        run.stop()
-        for worker in workers:
-            worker.join()
-        raise
+    todo = [m for m in sorted(every, key=order) if m.name in wanted and m.name not in done]
+    memory = _USABLE * gpu["memory_mib"] / 1024 if gpu else 0.0
+    side_by_side(todo, work, memory, max(2, (os.cpu_count() or 1) // _CORES), run.stop)
     if args.device_check:
         print(json.dumps(gpu_table.read(run.file).get("device"), indent=1))
     else:

@@ -1,9 +1,9 @@
 """Lets programs share one device: they import and compile beside each other, and whatever is timed is alone.
 
-`benchmarks/gpu.py` names a file in RAHF_BENCHMARK_TURNS and runs two programs at a time. A program calls `share` before
-it first touches the device, and `alone` before it first reads a clock. Its turn lasts until its process ends. Without
-the variable both do nothing. The operating system gives up the lock of a process that ends in any way. A program that
-knows nothing of turns has one for all of its life by
+`benchmarks/gpu.py` names a file in RAHF_BENCHMARK_TURNS and runs several programs at a time. A program calls `share`
+before it first touches the device, and `alone` before it first reads a clock. Its turn lasts until its process ends.
+Without the variable both do nothing. The operating system gives up the lock of a process that ends in any way. A
+program that knows nothing of turns has one for all of its life by
 
     python benchmarks/turns.py alone|shared PROGRAM [ARGUMENTS]
 """

@@ -82,8 +82,48 @@ def test_the_memory_of_a_small_card_is_a_real_limit(tmp_path):
     import gpu
 
     this = gpu.Run(tmp_path, 1, {"gpu": "NVIDIA H100", "memory_mib": 81920}, tmp_path)
-    assert this._environment(measurement(gib=16))["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.2000"
+    assert this._environment(measurement(memory=16, gib=16))["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.2000"
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in this._environment(measurement())
+
+
+def test_as_many_measurements_at_once_as_the_memory_holds():
+    import gpu
+
+    begun, ends, changed = [], {}, threading.Condition()
+
+    def work(one):
+        with changed:
+            begun.append(one.name)
+            changed.notify_all()
+        ends[one.name].wait()
+
+    def after(count):
+        with changed:
+            assert changed.wait_for(lambda: len(begun) == count, 10)
+        time.sleep(0.05)  # nothing more is begun
+        return begun[:]
+
+    names = {"full": 64, "parts": 44, "small": 16, "smaller": 4, "tuned": 96, "alone": 0, "last": 4}
+    todo = [measurement(name=name, memory=memory) for name, memory in names.items()]
+    ends.update({name: threading.Event() for name in names})
+    failed = []
+    worker = threading.Thread(target=gpu.side_by_side, args=(todo, work, 130.0, 3, lambda: failed.append(1)))
+    worker.start()
+    assert set(after(3)) == {"full", "parts", "small"}  # three programs
+    ends["small"].set()
+    assert after(4)[3] == "smaller"
+    for name in ("parts", "smaller"):
+        ends[name].set()
+    assert len(after(4)) == 4  # the next one needs more than what is free
+    ends["full"].set()
+    assert after(5)[4] == "tuned"
+    ends["tuned"].set()
+    assert after(6)[5] == "alone"  # and nothing beside it
+    ends["alone"].set()
+    assert after(7)[6] == "last"
+    ends["last"].set()
+    worker.join(10)
+    assert not worker.is_alive() and not failed
 
 
 def test_two_compile_at_a_time_and_one_is_timed(tmp_path, monkeypatch):
@@ -144,7 +184,7 @@ def test_every_measurement_is_a_program_that_takes_its_arguments(tmp_path):
         assert (
             names.index("train_full")
             < names.index("torch_tuned")
-            < names.index("memory16_lora")
+            < names.index("check_upsampling")
             < names.index("rehearsal")
         )
 
