@@ -20,9 +20,9 @@ import os
 import time
 
 import numpy as np
-from scipy import ndimage
 
 from data_pipelines.video import scenes
+from rahf.metrics.pictures import psnr, ssim
 from rahf.motion import model, renderer_task, video_file
 from rahf.motion.render import Renderer, frame_times
 
@@ -107,23 +107,6 @@ def quality(args: argparse.Namespace) -> dict[str, object]:
                 scored = [(psnr(one, truth[t]), ssim(one, truth[t])) for one, t in zip(drawn, times)]
                 values.setdefault(name, []).append(tuple(np.mean(scored, 0)))
     return {"scenes": args.scenes * len(args.seeds), **{name: summary(np.array(rows)) for name, rows in values.items()}}
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures in dB, at most 99."""
-    error = np.square(one.astype(np.float64) - other).mean()
-    return min(99.0, 10 * np.log10(255**2 / max(error, 1e-12)))
-
-
-def ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004) of the luma of two uint8 pictures."""
-    x, y = (picture @ np.array([0.299, 0.587, 0.114]) for picture in (one, other))
-    mean = lambda values: ndimage.gaussian_filter(values, 1.5, truncate=3.5)  # noqa: E731
-    mx, my = mean(x), mean(y)
-    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
-    first, second = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    ratio = (2 * mx * my + first) * (2 * cov + second) / ((mx**2 + my**2 + first) * (vx + vy + second))
-    return float(ratio.mean())
 
 
 def summary(rows: np.ndarray) -> dict[str, list[float]]:

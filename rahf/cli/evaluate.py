@@ -41,7 +41,7 @@ def add(commands) -> None:
     )
     saliency.add_argument("--viewers", action="store_true", help="also measure one viewer against the rest (slow)")
     saliency.add_argument("--emd", action="store_true", help="also the earth mover's distance (slow)")
-    motion = parser.add_argument_group("motion models")
+    motion = parser.add_argument_group("motion models, and renderers of motion (--features only)")
     motion.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="a motion of each photograph")
     motion.add_argument("--steps", type=int, default=50, metavar="N", help="of DDIM")
     motion.add_argument("--guidance-scale", type=float, default=1.75, metavar="X", help="towards the photograph")
@@ -54,7 +54,10 @@ def add(commands) -> None:
         help="self-guidance towards a loop: a row each",
     )
     motion.add_argument(
-        "--features", default="lite", metavar="MODEL", help="network of the Fréchet distance: lite, or a VGG; none"
+        "--features",
+        default="lite",
+        metavar="MODEL",
+        help="network of the Fréchet distance, and of the renderer's difference of features: lite, or a VGG; none",
     )
 
 
@@ -77,6 +80,19 @@ def run(args: argparse.Namespace) -> int:
                 json_file=args.json,
                 limit=args.limit,
                 drawing=evaluate.Drawing(args.seeds, args.steps, args.guidance_scale, args.loop_scales),
+                features=None if args.features == "none" else args.features,
+            )
+            return 0
+        if family == "motion-renderer":
+            from rahf.motion import evaluate_renderer
+
+            evaluate_renderer.evaluate(
+                args.model,
+                data=args.data,
+                split=args.split,
+                report=args.report,
+                json_file=args.json,
+                limit=args.limit,
                 features=None if args.features == "none" else args.features,
             )
             return 0

@@ -8,8 +8,6 @@ what a photograph tells.
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -19,7 +17,6 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from rich.text import Text
 
 from data_pipelines.video import read
@@ -28,21 +25,22 @@ from data_pipelines.video.volume import SpectralVolume
 from rahf import images
 from rahf.core import names, terminal
 from rahf.core.errors import ArgumentError, DatasetError
-from rahf.core.files import check_writable, write_atomically
-from rahf.core.version import __version__
+from rahf.core.files import check_writable
 from rahf.metrics.bootstrap import bootstrap_intervals
 from rahf.metrics.frechet import frechet_distance
 from rahf.metrics.motion import MotionMetrics
 from rahf.motion import features as features_lib
 from rahf.motion import loops, render
 from rahf.motion import model as model_lib
+from rahf.motion import rows as rows_lib
 from rahf.motion import spectrum as spectrum_lib
 from rahf.motion.features import FeatureNetwork
 from rahf.motion.model import GUIDANCE_SCALE, MotionGenerator
+from rahf.motion.rows import Row
 
 #: Frames of a clip whose features make the Fréchet distance.
 _FRAMES = 8
-_SHOWN = ("power", "direction", "place", "correlation", "loop_error", "frechet")
+_SHOWN = tuple(f"motion/{name}" for name in ("power", "direction", "place", "correlation", "loop_error", "frechet"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +58,6 @@ class Drawing:
     steps: int = 50
     guidance_scale: float = GUIDANCE_SCALE
     loop_scales: Sequence[float] = (0.0,)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What was measured of one way to move the photographs; metrics by name, intervals where there are any."""
-
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
 
 
 def evaluate(
@@ -113,7 +103,7 @@ def evaluate(
     generator = model if isinstance(model, MotionGenerator) else model_lib.load(model)
     folder = pathlib.Path(report) if report else _run_folder(model, generator) / "report" / split
     check_writable(folder, "give another folder with --report DIR")
-    path = _one(data if data is not None else generator.config.data.paths)
+    path = rows_lib.one_dataset(data if data is not None else generator.config.data.paths, "a motion model")
     clips = _clips(path, split, limit, generator)
     network = None if features is None else features_lib.load(features)
     measured = _Measured(clips, network, len(drawing.seeds))
@@ -131,16 +121,12 @@ def evaluate(
         "clips": len(clips),
         **{field: getattr(drawing, field) for field in ("seeds", "steps", "guidance_scale")},
         "features": None if network is None else network.name,
-        "rahf": __version__,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    text = json.dumps({"rows": {name: _tree(row) for name, row in rows.items()}, "meta": meta}, indent=2) + "\n"
-    for file in (folder / "metrics.json", *([pathlib.Path(json_file)] if json_file else [])):
-        write_atomically(file, text)
-    console.print(table(rows, f"{generator.config.workdir} on {split}: {len(clips)} clips"))
+    title = f"{generator.config.workdir} on {split}: {len(clips)} clips"
+    console.print(rows_lib.table(rows, title, _SHOWN))
     if network is not None:
         console.print(Text(names.one_line(f"frechet: over features of {network.name}")), soft_wrap=True)
-    console.print(Text(names.one_line(f"metrics: {folder / 'metrics.json'}")), soft_wrap=True)
+    rows_lib.write(rows, meta, folder, json_file, console)
     return rows
 
 
@@ -218,45 +204,15 @@ def _still(volume: SpectralVolume) -> SpectralVolume:
 
 
 def _clips(path: str, split: str, limit: int | None, generator: MotionGenerator) -> list[MotionRecord]:
-    source, config = read.open_clips(path, split), generator.config.model
+    config = generator.config.model
     described = read.description(path)
     if (described.width, described.height) != (config.width, config.height):
         raise DatasetError(
             f"{path}: clips of {described.width} x {described.height} pixels; the model draws {config.width} x "
             f"{config.height}: prepare data of that --size"
         )
-    return [source[number] for number in range(min(len(source), limit or len(source)))]
+    return rows_lib.clips(path, split, limit)
 
 
 def _run_folder(model: Any, generator: MotionGenerator) -> pathlib.Path:
     return pathlib.Path(generator.config.workdir) if isinstance(model, MotionGenerator) else model_lib.run_of(model)
-
-
-def _one(data: str | Sequence[str]) -> str:
-    paths = [data] if isinstance(data, str | os.PathLike) else list(data)
-    if len(paths) != 1:
-        raise ArgumentError(f"--data: a motion model is evaluated on one dataset at a time, found {len(paths)}")
-    return paths[0]
-
-
-def _tree(row: Row) -> dict[str, Any]:
-    return {
-        "metrics": {name: None if np.isnan(value) else round(value, 6) for name, value in row.metrics.items()},
-        "intervals": {
-            name: None if np.isnan(ends).any() else [round(end, 6) for end in ends]
-            for name, ends in row.intervals.items()
-        },
-    }
-
-
-def table(rows: dict[str, Row], title: str) -> Table:
-    """A row for each way to move the photographs; the 95 % intervals are in the file."""
-    result = Table(title=Text(title))
-    result.add_column("")
-    shown = [name for name in _SHOWN if any(f"motion/{name}" in row.metrics for row in rows.values())]
-    for name in shown:
-        result.add_column(name, justify="right")
-    for name, row in rows.items():
-        values = [row.metrics.get(f"motion/{metric}", np.nan) for metric in shown]
-        result.add_row(Text(name), *("" if np.isnan(value) else f"{value:.3f}" for value in values))
-    return result
