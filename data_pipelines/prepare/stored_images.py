@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import simplejpeg
@@ -44,19 +46,35 @@ def is_grey_png(encoded: bytes) -> bool:
     return encoded.startswith(_PNG) and encoded[24:26] == _GREY_8
 
 
-def encode_map(grey: np.ndarray, level: int = 6) -> bytes:
-    """uint8 [h,w] → PNG of 8 bit grey.
+def encode_map(grey: np.ndarray) -> bytes:
+    """uint8 [h,w] → PNG of 8 bit grey."""
+    return _png(grey)
 
-    Args:
-      grey: the map.
-      level: of compression. 1 takes half the time of 6 and gives larger files.
+
+def encode_smooth_map(grey: np.ndarray) -> bytes:
+    """uint8 [h,w] → PNG of 8 bit grey, in half the time of Pillow's fastest.
+
+    Every row is stored as its differences to the row above ("up" of the PNG specification, section 9.2): of a large
+    smooth map these are mostly runs of one value. So nothing but runs is looked for, and no other filter is tried.
     """
-    return _png(grey, level)
+    height, width = grey.shape
+    rows = np.empty((height, 1 + width), np.uint8)
+    rows[:, 0] = 2  # the filter's number
+    rows[0, 1:] = grey[0]
+    np.subtract(grey[1:], grey[:-1], out=rows[1:, 1:])
+    compressor = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    data = compressor.compress(rows) + compressor.flush()
+    size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits of grey, not interlaced
+    return _PNG + b"".join(_chunk(*one) for one in ((b"IHDR", size), (b"IDAT", data), (b"IEND", b"")))
 
 
-def _png(pixels: np.ndarray, level: int = 6) -> bytes:
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
+
+
+def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=level)
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 

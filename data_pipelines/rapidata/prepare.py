@@ -14,7 +14,7 @@ import numpy as np
 from data_pipelines.prepare import arrow_maps, dataset_source, from_shards, shards, splits
 from data_pipelines.prepare.counts import Refused
 from data_pipelines.prepare.datasheet import small_map
-from data_pipelines.prepare.stored_images import encode_map, storable
+from data_pipelines.prepare.stored_images import encode_smooth_map, storable
 from data_pipelines.prepare.vocabulary import read_vocabulary
 from data_pipelines.rapidata import word_scores
 from data_pipelines.store.records import Record, missing_labels
@@ -31,9 +31,8 @@ SCORE_COLUMNS = {"plausibility": "coherence_score", "alignment": "alignment_scor
 MAP_COLUMNS = {"implausibility": "coherence_heatmap", "misalignment": "alignment_heatmap"}
 LOWEST, HIGHEST = 1.0, 5.0
 _LABELS = (*SCORES, *HEATMAPS, "words")
-_PLAN_VERSION = 1  # raise it when a change lets the same inputs give other bytes
+_PLAN_VERSION = 2  # raise it when a change lets the same inputs give other bytes
 _SLACK = 0.02  # largest relative difference between the aspect ratios of a map and its picture
-_FAST = 1  # compression of maps: they are large and smooth
 
 
 @dataclasses.dataclass
@@ -136,7 +135,7 @@ class RapidataReader:
             image=image,
             scores=np.array([_score(row, name) for name in SCORES], np.float32),
             word_shares=None if soft is None else soft.shares,
-            **{name: None if grey is None else encode_map(grey, _FAST) for name, grey in greys.items()},
+            **{name: None if grey is None else encode_smooth_map(grey) for name, grey in greys.items()},
         )
         missing = missing_labels(record)
         if len(missing) == len(_LABELS):
