@@ -5,6 +5,7 @@ A shard is never in memory as a whole: only the needed columns are read, a few r
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.prepare import arrow_maps
+from data_pipelines.prepare import arrow_maps, nested_pages
 from data_pipelines.prepare.counts import Refused
 from rahf.core.errors import DatasetError
 from rahf.core.files import check_not_lfs_pointer
@@ -171,8 +172,16 @@ def units(shards: Sequence[Shard]) -> list[Unit]:
 class Row:
     """One row of a batch, by roles."""
 
-    def __init__(self, batch: pa.RecordBatch, row: int, number: int, shard: Shard):
-        self.batch, self.row, self.number, self.shard = batch, row, number, shard
+    def __init__(
+        self,
+        batch: pa.RecordBatch,
+        row: int,
+        number: int,
+        shard: Shard,
+        maps: Mapping[str, tuple[pa.Array, int] | np.ndarray | None] | None = None,
+    ):
+        """Args: batch, place in it, place in the shard, the shard, and maps that are not in the batch, by column."""
+        self.batch, self.row, self.number, self.shard, self.maps = batch, row, number, shard, maps or {}
         self.uid: str | None = None  # of the record, for the list of refused ones; set by who reads the row
 
     def has(self, role: str) -> bool:
@@ -214,7 +223,11 @@ class Row:
         """A map as `arrow_maps.cell` gives it."""
         if role not in self.shard.columns:
             return None
-        return arrow_maps.cell(self.batch.column(self.shard.columns[role]), self.row, role)
+        column = self.shard.columns[role]
+        value = self.maps[column] if column in self.maps else (self.batch.column(column), self.row)
+        if isinstance(value, tuple):
+            return arrow_maps.cell(*value, role)
+        return None if value is None else arrow_maps.checked(value, role)
 
 
 def rows(unit: Unit, batch_rows: int) -> Iterator[Row]:
@@ -229,11 +242,35 @@ def rows(unit: Unit, batch_rows: int) -> Iterator[Row]:
     """
     columns = sorted(set(unit.shard.columns.values()))
     number = unit.first
-    with pq.ParquetFile(unit.shard.path, buffer_size=_BUFFER, pre_buffer=False) as file:
-        for batch in file.iter_batches(batch_rows, row_groups=[unit.group], columns=columns, use_threads=True):
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(pq.ParquetFile(unit.shard.path, buffer_size=_BUFFER, pre_buffer=False))
+        nested = [name for name in columns if arrow_maps.is_nested(file.schema_arrow.field(name).type)]
+        maps = {name: _maps(stack, file, unit, name, batch_rows) for name in nested}
+        others = [name for name in columns if name not in maps]  # never none: a shard has prompts
+        for batch in file.iter_batches(batch_rows, row_groups=[unit.group], columns=others, use_threads=True):
             for row in range(batch.num_rows):
-                yield Row(batch, row, number, unit.shard)
+                yield Row(batch, row, number, unit.shard, {name: next(values) for name, values in maps.items()})
                 number += 1
+
+
+def _maps(
+    stack: contextlib.ExitStack, parquet: pq.ParquetFile, unit: Unit, column: str, batch_rows: int
+) -> Iterator[tuple[pa.Array, int] | np.ndarray | None]:
+    """The maps of a row group: numbers, or from the first unusual page on an Arrow column and the place in it."""
+    pages = stack.enter_context(open(unit.shard.path, "rb", buffering=0))
+    done = 0
+    try:
+        for values in nested_pages.maps(pages, parquet, unit.group, column):
+            yield values
+            done += 1
+    except nested_pages.Unusual:
+        pass
+    for batch in parquet.iter_batches(batch_rows, row_groups=[unit.group], columns=[column], use_threads=False):
+        for row in range(batch.num_rows):
+            if done:
+                done -= 1
+            else:
+                yield batch.column(column), row
 
 
 def readable_values(shard: Shard, roles: Sequence[str]) -> Iterator[dict[str, Any]]:
