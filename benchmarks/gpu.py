@@ -87,7 +87,7 @@ class Measurement:
 
     name: str
     command: tuple[str, ...]
-    limit: int  # seconds
+    limit: int  # seconds, those not counted in which it waits for its turn
     least: int = 15  # with less time left it is not begun
     torch: bool = False  # needs PyTorch
     data: bool = False  # needs a prepared dataset
@@ -259,7 +259,7 @@ class Run:
             reason = "it printed no result" if result is None else str(result["error"])
             line |= {"status": "error", "error": reason}
         elif status == "timeout":
-            line["error"] = f"stopped after {limit:.0f} s: {end}"
+            line["error"] = f"stopped after {line['seconds']:.0f} s: {end}"
         return line
 
     def _environment(self, measurement: Measurement) -> dict[str, str]:
@@ -282,17 +282,28 @@ class Run:
         return environment | dict(measurement.environment)
 
     def _wait(self, command, environment, stdout, stderr, limit) -> tuple[str, int]:
-        """Waits for a process and whatever it starts; ends all of them after `limit` seconds."""
+        """Waits for a process and whatever it starts; ends all of them after `limit` seconds, or with the budget.
+
+        Seconds in which it waits for its turn do not count.
+        """
         process = subprocess.Popen(
             command, env=environment, stdout=stdout, stderr=stderr, cwd=ROOT, start_new_session=True, text=True
         )
         self._running.add(process)
         if self._stopped:  # meanwhile
             _kill(process)
+        seconds, before = 0.0, time.monotonic()
         try:
-            return "ok", process.wait(limit)
-        except subprocess.TimeoutExpired:
-            return "timeout", -1
+            while True:
+                try:
+                    return "ok", process.wait(min(0.5, max(limit - seconds, 0.01)))
+                except subprocess.TimeoutExpired:
+                    now = time.monotonic()
+                    if not turns.waiting(environment[turns.VARIABLE], process.pid):
+                        seconds += now - before
+                    before = now
+                if seconds >= limit or now >= self.end:
+                    return "timeout", -1
         finally:
             _kill(process)
             process.wait()

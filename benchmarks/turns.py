@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pathlib
 import sys
 
 VARIABLE = "RAHF_BENCHMARK_TURNS"
@@ -35,7 +36,20 @@ def share() -> None:
 
 def alone() -> None:
     """Waits until this process is the only one that has a turn; others wait until it ends."""
-    _lock(fcntl.LOCK_EX)
+    file = os.environ.get(VARIABLE)
+    mark = pathlib.Path(f"{file}.waiting.{os.getpid()}") if file else None
+    if mark:
+        mark.touch()  # `waiting`: this time is none of the program's own
+    try:
+        _lock(fcntl.LOCK_EX)
+    finally:
+        if mark:
+            mark.unlink(missing_ok=True)
+
+
+def waiting(file: str, process: int) -> bool:
+    """Whether a process waits in `alone`; `file` is the value of the variable."""
+    return pathlib.Path(f"{file}.waiting.{process}").exists()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 
@@ -71,6 +72,16 @@ def test_a_measurement_is_ended_with_all_that_it_started(run, tmp_path):
     assert status == "timeout" and line["result"] == {"b": 2} and "stopped after 1 s" in line["error"]
     time.sleep(2.5)
     assert not (tmp_path / "late").exists()
+
+
+def test_waiting_for_a_turn_does_not_count(run):
+    code = """
+        import os, pathlib, time
+        mark = pathlib.Path(os.environ["RAHF_BENCHMARK_TURNS"] + f".waiting.{os.getpid()}")
+        mark.touch(); time.sleep(1.6); mark.unlink(); print("{}")
+    """
+    assert run(measurement(limit=1), textwrap.dedent(code))[0] == "ok"
+    assert run(measurement(limit=60), "import time; time.sleep(60)", budget=1.5)[0] == "timeout"  # the budget does
 
 
 def test_what_has_no_time_left_is_skipped(run):
