@@ -276,6 +276,8 @@ class Run:
                 environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
             environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # torch.compile calls a C++ compiler for each kernel
         environment[turns.VARIABLE] = str(self.out / ".turns")
+        if measurement.turn == "shared" and self.gpu:  # nothing is timed: trying kernels out would take minutes
+            environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
         if measurement.memory and self.gpu:
             fraction = measurement.memory * 1024 / self.gpu["memory_mib"]
             environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{min(fraction, _USABLE):.4f}"

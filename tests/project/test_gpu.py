@@ -97,6 +97,15 @@ def test_the_memory_of_a_small_card_is_a_real_limit(tmp_path):
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in this._environment(measurement())
 
 
+def test_what_is_not_timed_tries_no_kernels_out(tmp_path):
+    import gpu
+
+    this = gpu.Run(tmp_path, 1, {"gpu": "NVIDIA H100", "memory_mib": 81920}, tmp_path)
+    flag = "--xla_gpu_autotune_level=0"
+    assert flag in this._environment(measurement(turn="shared"))["XLA_FLAGS"]
+    assert flag not in this._environment(measurement(turn="own")).get("XLA_FLAGS", "")
+
+
 def test_as_many_measurements_at_once_as_the_memory_holds():
     import gpu
 
