@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rahf.core import json_text, names, terminal
+from rahf.core import json_text
 from rahf.core.errors import ConfigError, DataError, DatasetError, ImageError
 from rahf.core.files import read_regular_text
 from rahf.images.decode import load_rgb, resize_square
+from rahf.training.numbered_batches import NumberedBatches
 
 _MOST_NAMED = 3  # unreadable pictures that a message names
 
@@ -69,13 +68,10 @@ def read(path: str) -> list[Chosen]:
     return chosen
 
 
-class ChosenLoader:
+class ChosenLoader(NumberedBatches):
     """An endless iterator of batches; see `rahf.training.task.Loader`. A batch follows from its number alone.
 
     A picture that cannot be read is reported once, and the next one of the order takes its place.
-
-    Attributes:
-      report: called with what the user should know.
     """
 
     def __init__(
@@ -99,13 +95,10 @@ class ChosenLoader:
         """
         if batch_size % process[1]:
             raise ConfigError(f"data.batch_size {batch_size}: expected a multiple of the processes, {process[1]}")
+        super().__init__(seed, [*map(list, chosen), batch_size], "chosen pictures")
         self._chosen, self._size, self._side = list(chosen), batch_size, image_size
         self._ids, self._negative_ids = encode([one.prompt for one in chosen])
-        self._seed, self._process, self._batches = seed % 2**32, process, 0
-        self._bad: set[int] = set()
-        text = json.dumps([*map(list, chosen), batch_size])
-        self._identity = {"seed": int(seed), "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
-        self.report: Callable[[str], None] = lambda line: terminal.say(names.one_line(line), stderr=True)
+        self._process, self._bad = process, set[int]()
 
     def __next__(self) -> ChosenBatch:
         index, count = self._process
@@ -140,23 +133,3 @@ class ChosenLoader:
     def _at(self, place: int) -> int:
         turn, place = divmod(place, len(self._chosen))
         return int(np.random.default_rng([self._seed, turn]).permutation(len(self._chosen))[place])
-
-    def get_state(self) -> dict[str, Any]:
-        """The number of batches so far, and the identity of the data."""
-        return {"batches": self._batches, **self._identity}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called. Raises DataError: it belongs to other pictures or another seed."""
-        batches, identity = state.get("batches"), {name: state.get(name) for name in self._identity}
-        if identity != self._identity or not isinstance(batches, int) or batches < 0:
-            raise DataError(
-                "the saved position belongs to other chosen pictures, another batch size or another seed; give the "
-                "original ones, or start in a new run directory"
-            )
-        self._batches = batches
-
-    def __enter__(self) -> ChosenLoader:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        return None

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rahf.core import names, terminal
-from rahf.core.errors import ConfigError, DataError, DatasetError
+from rahf.core.errors import ConfigError, DatasetError
 from rahf.core.files import read_regular_text
+from rahf.training.numbered_batches import NumberedBatches
 
 
 class FeedbackBatch(NamedTuple):
@@ -70,12 +68,8 @@ class _Encoded:
         return FeedbackBatch(take(self.ids), negative, prompt.astype(np.int32), seeds, tokens, real)
 
 
-class PromptLoader:
-    """An endless iterator of batches; see `rahf.training.task.Loader`. A batch follows from its number alone.
-
-    Attributes:
-      report: called with what the user should know.
-    """
+class PromptLoader(NumberedBatches):
+    """An endless iterator of batches; see `rahf.training.task.Loader`. A batch follows from its number alone."""
 
     def __init__(
         self,
@@ -100,11 +94,9 @@ class PromptLoader:
                 f"data.batch_size {batch_size}: expected a multiple of feedback.pictures_per_prompt, "
                 f"{pictures_per_prompt}, and of the number of processes, {process[1]}"
             )
+        super().__init__(seed, [list(prompts), batch_size, pictures_per_prompt], "prompts")
         self._encoded, self._count, self._size = _Encoded(prompts, encode), len(prompts), batch_size
-        self._each, self._seed, self._process, self._batches = pictures_per_prompt, seed % 2**32, process, 0
-        text = json.dumps([list(prompts), batch_size, pictures_per_prompt])
-        self._identity = {"seed": int(seed), "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
-        self.report: Callable[[str], None] = lambda line: terminal.say(names.one_line(line), stderr=True)
+        self._each, self._process = pictures_per_prompt, process
 
     def __next__(self) -> FeedbackBatch:
         number, each = self._batches, self._each
@@ -121,26 +113,6 @@ class PromptLoader:
     def _order(self, number: int) -> np.ndarray:
         """The order of the prompts in a round."""
         return np.random.default_rng([self._seed, 0, int(number)]).permutation(self._count)
-
-    def get_state(self) -> dict[str, Any]:
-        """The number of batches so far, and the identity of the prompts."""
-        return {"batches": self._batches, **self._identity}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called. Raises DataError: it belongs to other prompts or another seed."""
-        batches, identity = state.get("batches"), {name: state.get(name) for name in self._identity}
-        if identity != self._identity or not isinstance(batches, int) or batches < 0:
-            raise DataError(
-                "the saved position belongs to other prompts, another batch size or another seed; give the original "
-                "ones, or start in a new run directory"
-            )
-        self._batches = batches
-
-    def __enter__(self) -> PromptLoader:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        return None
 
 
 def eval_batches(
