@@ -98,6 +98,7 @@ class ShardCounts(PreparationCounts):
 
 
 AnyCounts = TypeVar("AnyCounts", bound=ShardCounts)
+Item = TypeVar("Item")
 
 
 def prepare(
@@ -309,7 +310,7 @@ class _Run:
 
     def _records(self, split: str, sheet: DataSheet) -> Iterator[Record]:
         for number in range(len(self.units)):
-            for record, small in self.staged.records(number, split):
+            for record, small in _ahead(self.staged.records(number, split)):
                 if record.uid in self.uids:
                     self.counts.count(split, "duplicates")
                     reason = "another row has the same picture and prompt"
@@ -322,6 +323,15 @@ class _Run:
                 self.prompts.setdefault(split, {})[record.prompt] = None
                 sheet.add(split, record, small)
                 yield record
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, none of them None; a thread reads the next one meanwhile."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 def _finished(

@@ -5,6 +5,7 @@ TFDS is imported inside functions: it takes seconds, and `data_pipelines.store` 
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import os
 import pathlib
@@ -103,8 +104,9 @@ def _write_records(
     uids: set[str] = set()
     infos = []
     for split, records in splits.items():
-        examples = _SerializedSplit(records, split, info.features, uids, kind)
-        infos.append(_write_split(folder, split, examples, kind.name))
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            examples = _SerializedSplit(records, split, info.features, uids, kind, thread)
+            infos.append(_write_split(folder, split, examples, kind.name))
         digests[split] = examples.digest.hexdigest()
     info.set_splits(tfds.core.SplitDict(infos))
     info.write_to_directory(folder)
@@ -133,9 +135,20 @@ def _write_split(folder: pathlib.Path, split: str, examples: _SerializedSplit, n
 
 
 class _SerializedSplit:
-    """The records of a split as serialized examples, cut into shards; counts them, and digests their bytes."""
+    """The records of a split as serialized examples, cut into shards; counts them, and digests their bytes.
 
-    def __init__(self, records: Iterable[Any], split: str, features: Any, uids: set[str], kind: Kind):
+    One thread digests in order while the next record is serialized; the digest is complete when the thread has ended.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[Any],
+        split: str,
+        features: Any,
+        uids: set[str],
+        kind: Kind,
+        thread: concurrent.futures.Executor,
+    ):
         import tensorflow_datasets as tfds
 
         self.records, self.split, self.features, self.uids = iter(records), split, features, uids
@@ -143,7 +156,7 @@ class _SerializedSplit:
         self.fields = set(features.keys())
         self.serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
         self.count = self.bytes = 0
-        self.digest = hashlib.sha256()
+        self.digest, self.thread, self.digesting = hashlib.sha256(), thread, None
         self.following = next(self.records, None)
 
     def exhausted(self) -> bool:
@@ -158,7 +171,9 @@ class _SerializedSplit:
             encoded = self.features.encode_example({name: fields[name] for name in fields if name in self.fields})
             # Deterministic: the order of a map's entries would otherwise be left to chance.
             example = self.serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
-            self.digest.update(example)
+            if self.digesting is not None:
+                self.digesting.result()  # no more than one example waits in memory
+            self.digesting = self.thread.submit(self.digest.update, example)
             size += len(example)
             yield self.count, example
             self.count += 1
