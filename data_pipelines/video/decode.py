@@ -17,6 +17,8 @@ from rahf.core.errors import DatasetError
 #: Ends of the names of files that a folder is searched for.
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ogv")
 _MAX_PIXELS = 64_000_000
+#: Seconds by which the times of frames may be off: many containers round them to thousandths.
+_ROUNDING = 0.002
 _SAME_RATE = 0.01  # relative difference of rates up to which every frame is taken as it is: 29.97 is 30
 
 
@@ -44,7 +46,7 @@ class Frames:
     """The frames of a video at a constant rate. An iterator; opens the file when it is first asked.
 
     Attributes:
-      resampled: whether frames were repeated or left out to reach the rate; None before the file is opened.
+      resampled: whether frames were repeated or left out so far to reach the rate; None before the file is opened.
     """
 
     def __init__(self, path: pathlib.Path, fps: float, width: int, height: int):
@@ -65,24 +67,27 @@ class Frames:
                     raise Refused("undecodable", "the file has no video stream")
                 yield from self._resample(container, container.streams.video[0])
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise Refused("undecodable", " ".join(str(error).split())[:200]) from error
+            # PyAV names the file by its descriptor, which says nothing.
+            detail = getattr(error, "strerror", None) or str(error)
+            raise Refused("undecodable", " ".join(detail.split())[:200]) from error
 
     def _resample(self, container, stream) -> Iterator[np.ndarray]:
         """Frame k is the one that is shown at the time k / fps."""
         rate = float(stream.average_rate or 0)
         constant = stream.average_rate == stream.base_rate or not stream.base_rate
         as_it_is = constant and abs(rate - self.fps) <= _SAME_RATE * self.fps
-        self.resampled = not as_it_is
+        self.resampled = False
         emitted, shown, start = 0, None, None
         for frame in container.decode(stream):
             if as_it_is:
                 yield self._fit(frame)
                 continue
             time = frame.time if frame.time is not None else (emitted if start is None else start) / max(rate, 1.0)
-            start = time if start is None else start
-            while shown is not None and start + emitted / self.fps < time - 1e-6:
+            start, before = time if start is None else start, emitted
+            while shown is not None and start + emitted / self.fps < time - _ROUNDING:
                 yield shown
                 emitted += 1
+            self.resampled = self.resampled or (shown is not None and emitted != before + 1)
             shown = self._fit(frame)
         if shown is not None:
             yield shown

@@ -98,6 +98,24 @@ def test_a_varying_rate_is_resampled_and_said(tmp_path):
     assert frames.resampled is True
 
 
+@pytest.mark.parametrize("rounding", (np.floor, np.ceil, np.rint))
+def test_times_rounded_to_thousandths_repeat_no_frame(tmp_path, rounding):
+    """Steady frames whose times are off by less than 1 ms, which makes the rate look as if it varied."""
+    pictures = np.zeros((12, 16, 16, 3), np.uint8)
+    pictures += (np.arange(12, dtype=np.uint8) * 20)[:, None, None, None]
+    times = rounding(np.arange(12) * 1000 / 30).astype(int)
+    frames = decode.Frames(write_video(tmp_path / "v.mp4", pictures, times=times, ticks=1000), 30.0, 16, 16)
+    shades = np.array([np.median(frame) for frame in frames])
+    assert np.abs(shades - np.arange(12) * 20).max() < 6
+    assert frames.resampled is False
+
+
+def test_a_file_that_is_no_video_is_refused_with_words(tmp_path):
+    (tmp_path / "v.mp4").write_bytes(b"no video " * 100)
+    with pytest.raises(Refused, match="^Invalid data found when processing input$"):
+        next(iter(decode.Frames(tmp_path / "v.mp4", 30.0, 16, 16)))
+
+
 def test_a_moving_camera_is_dropped():
     flows = np.zeros((21, 24, 32, 2), np.float32)
     flows[..., 0] = np.linspace(0, 3, 21)[:, None, None]
