@@ -6,7 +6,7 @@ import numpy as np
 
 
 def write_video(path, frames, fps=30, times=None, ticks=None):
-    """Frames uint8 [T,h,w,3] → a file; `times`: of each frame in frames of `fps` or of `ticks` a second; for a varying rate."""
+    """Frames uint8 [T,h,w,3] → a file; `times`: of each frame in frames of `fps`, or in `ticks` a second."""
     import av
 
     ticks = ticks or fps
