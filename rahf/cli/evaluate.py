@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from rahf.cli.parsing import command
 
@@ -69,61 +70,39 @@ def run(args: argparse.Namespace) -> int:
         from rahf import registry
 
         family = registry.family_name(args.model)
+        common: dict[str, Any] = dict(
+            data=args.data, split=args.split, report=args.report, json_file=args.json, limit=args.limit
+        )
+        features = None if args.features == "none" else args.features
         if family == "motion":
             from rahf.motion import evaluate
 
-            evaluate.evaluate(
-                args.model,
-                data=args.data,
-                split=args.split,
-                report=args.report,
-                json_file=args.json,
-                limit=args.limit,
-                drawing=evaluate.Drawing(args.seeds, args.steps, args.guidance_scale, args.loop_scales),
-                features=None if args.features == "none" else args.features,
-            )
-            return 0
-        if family == "motion-renderer":
+            drawing = evaluate.Drawing(args.seeds, args.steps, args.guidance_scale, args.loop_scales)
+            evaluate.evaluate(args.model, **common, drawing=drawing, features=features)
+        elif family == "motion-renderer":
             from rahf.motion import evaluate_renderer
 
-            evaluate_renderer.evaluate(
-                args.model,
-                data=args.data,
-                split=args.split,
-                report=args.report,
-                json_file=args.json,
-                limit=args.limit,
-                features=None if args.features == "none" else args.features,
-            )
-            return 0
-        if family == "saliency":
+            evaluate_renderer.evaluate(args.model, **common, features=features)
+        elif family == "saliency":
             from rahf.saliency import report
 
             report.evaluate(
                 args.model,
-                data=args.data,
-                split=args.split,
-                report=args.report,
-                json_file=args.json,
-                limit=args.limit,
+                **common,
                 batch_size=args.batch_size,
                 center_bias=args.center_bias,
                 viewers=args.viewers,
                 emd=args.emd,
                 adapt=args.adapt,
             )
-            return 0
-        from rahf.critic.evaluation import run as evaluation_report
+        else:
+            from rahf.critic.evaluation import run as evaluation_report
 
-        evaluation_report.run(
-            args.model,
-            data=args.data,
-            split=args.split,
-            report=args.report,
-            json_file=args.json,
-            limit=args.limit,
-            batch_size=args.batch_size,
-            generate=not args.no_generate,
-            examples=args.examples,
-        )
+            evaluation_report.run(
+                args.model,
+                **common,
+                batch_size=args.batch_size,
+                generate=not args.no_generate,
+                examples=args.examples,
+            )
     return 0
