@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from rahf.config import Config
@@ -49,9 +48,6 @@ class PixelDiffusionTask(RecordTask):
 
     def start(self, shapes: Params) -> Start | None:
         return start_lib.from_model(self.config, shapes) if self.config.start.model else None
-
-    def normalizers(self, batch: Batch) -> jax.Array:
-        return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
 
     def loss(
         self,

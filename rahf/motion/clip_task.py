@@ -6,7 +6,6 @@ import abc
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from data_pipelines.video import loader as loader_lib
@@ -38,9 +37,6 @@ class ClipTask(Task[MotionBatch]):
         data = self.config.data
         seed, processes = self.config.train.seed, (jax.process_index(), jax.process_count())
         return loader_lib.train_loader(data.path, data.train_split, data.batch_size, seed, *processes, terms=self.terms)
-
-    def normalizers(self, batch: MotionBatch) -> jax.Array:
-        return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
 
     def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> MeanEvaluator:
         data, processes = self.config.data, (jax.process_index(), jax.process_count())

@@ -86,9 +86,6 @@ class SaliencyTask(Task[GazeBatch]):
         if self.cache is not None:
             self.cache.fill(graphdef, params, say)
 
-    def normalizers(self, batch: GazeBatch) -> jax.Array:
-        return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
-
     def loss(
         self,
         model: nnx.Module,

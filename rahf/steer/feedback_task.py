@@ -176,9 +176,6 @@ class FeedbackTask(Task[FeedbackBatch]):
             (jax.process_index(), jax.process_count()),
         )
 
-    def normalizers(self, batch: FeedbackBatch) -> jax.Array:
-        return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
-
     def rewards(self, batch: FeedbackBatch) -> list[Reward]:
         """The guiding rewards for the prompts of a batch, and last the held-out one, if there is one."""
         return [

@@ -1,4 +1,4 @@
-"""Means of what a network computes of each example of a split: the evaluator of families without other metrics."""
+"""Means of what a network computes of each example of a split: the evaluator of families that need no other."""
 
 from __future__ import annotations
 
@@ -36,14 +36,19 @@ class MeanEvaluator:
         graphdef: nnx.GraphDef,
         mesh: jax.sharding.Mesh,
         names: Sequence[str] = LOSS,
+        metrics: Callable[[dict[str, float]], dict[str, float]] = dict,
+        shown: Sequence[str] | None = None,
     ):
         """Args:
         values: (network, batch) → float32 [B,n], or [B] of a single name.
         batches: gives this process's batches of the split, with `example_mask` and `index`; called for each evaluation.
         graphdef, mesh: of the run.
         names: of the n values.
+        metrics: makes the metrics of the means by name; by default those are the metrics.
+        shown: names of the metrics in `summary`; None: all names.
         """
-        self._batches, self._mesh, self._names = batches, mesh, names
+        self._batches, self._mesh, self._names, self._metrics = batches, mesh, tuple(names), metrics
+        self._shown = self._names if shown is None else tuple(shown)
         self._step = jax.jit(lambda params, batch: values(functional.merge(graphdef, params), batch))
 
     def evaluate(self, params: Any, *, thorough: bool = False) -> MeanEvaluation:
@@ -53,15 +58,19 @@ class MeanEvaluator:
             values = multihost.local_rows(self._step(params, sharding.to_devices(batch, self._mesh)), self._mesh)
             values = values.reshape(len(values), -1)
             rows = np.flatnonzero(batch.example_mask)
-            bad = rows[~np.isfinite(values[rows]).all(-1)]
+            bad, columns = np.nonzero(~np.isfinite(values[rows]))
             if bad.size:
-                raise NotFinite(f"the loss of example {int(batch.index[bad[0]])} of the evaluated split is not finite")
+                name, index = _label(self._names[columns[0]]), int(batch.index[rows[bad[0]]])
+                raise NotFinite(f"the {name} of example {index} of the evaluated split is not finite")
             sums, count = sums + values[rows].astype(np.float64).sum(0), count + len(rows)
         sums, count = jax.tree.map(np.asarray, multihost.total((sums, count)))
         means = (sums / max(int(count), 1)).tolist()
-        return MeanEvaluation(dict(zip(self._names, means, strict=True)), int(count))
+        return MeanEvaluation(self._metrics(dict(zip(self._names, means, strict=True))), int(count))
 
     def summary(self, metrics: Mapping[str, float]) -> str:
-        """All means in one line."""
-        label = lambda name: "loss" if name == "loss/total" else name.rpartition("/")[2]  # noqa: E731
-        return ", ".join(f"{label(name)} {metrics[name]:.4f}" for name in self._names)
+        """The main numbers in one line."""
+        return ", ".join(f"{_label(name)} {metrics[name]:.4f}" for name in self._shown)
+
+
+def _label(name: str) -> str:
+    return "loss" if name == "loss/total" else name.rpartition("/")[2]

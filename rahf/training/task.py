@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from rahf.config import Config
@@ -156,8 +157,12 @@ class Task(abc.ABC, Generic[Batch]):
         """Every metric that the evaluator can give for this config, for `train.best_metric`."""
 
     def normalizers(self, batch: Batch) -> Any:
-        """What the losses of all parts of the batch are divided by; a pytree, None if there is nothing."""
-        return None
+        """What the losses of all parts of the batch are divided by; a pytree, None if there is nothing.
+
+        By default the number of examples of a batch that has an `example_mask`, float32, at least 1.
+        """
+        mask = getattr(batch, "example_mask", None)
+        return None if mask is None else jnp.maximum(mask.sum(), 1).astype(jnp.float32)
 
     def label_counts(self, normalizers: Any) -> dict[str, jax.Array]:
         """How many labels of each kind the whole batch has, by name; int32 or float32 scalars.

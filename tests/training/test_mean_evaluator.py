@@ -47,3 +47,14 @@ def test_means():
     assert both.evaluate(params).metrics == pytest.approx({"loss/total": 3.0, "loss/square": 41 / 3})
     with pytest.raises(NotFinite, match="loss of example 2 of the evaluated split"):
         evaluator(lambda model, batch: jnp.where(batch.x > 5, jnp.inf, batch.x)).evaluate(params)
+    # Metrics that are computed of the means; the value that is not finite is named.
+    root = evaluator(
+        lambda model, batch: jnp.stack([batch.x, batch.x**2], -1),
+        names=("mean", "square"),
+        metrics=lambda means: {"deviation": (means["square"] - means["mean"] ** 2) ** 0.5},
+        shown=("deviation",),
+    )
+    assert root.summary(root.evaluate(params).metrics) == f"deviation {(41 / 3 - 9) ** 0.5:.4f}"
+    with pytest.raises(NotFinite, match="the square of example 1 of the evaluated split"):
+        values = lambda model, batch: jnp.stack([batch.x, jnp.where(batch.x == 2, jnp.nan, 0.0)], -1)
+        evaluator(values, names=("mean", "square")).evaluate(params)

@@ -13,30 +13,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from data_pipelines import store
 from data_pipelines.gaze import loader as loader_lib
 from data_pipelines.gaze.examples import GazeBatch
 from rahf.config import AugsalConfig, AugsalLossConfig, Config, SaliencyConfig
-from rahf.core import licenses
-from rahf.core.errors import ConfigError, DatasetError, NotFinite, TrainError
-from rahf.core.tree import Params, count
+from rahf.core.errors import ConfigError, DatasetError
+from rahf.core.tree import Params
 from rahf.diffusion.networks.stable_diffusion import StableDiffusion, latent_channels, vae_scale_factor
-from rahf.diffusion.pipeline_inputs import tokens
-from rahf.nn import functional
 from rahf.nn.boxes import regions
 from rahf.saliency import frozen_pipeline
 from rahf.saliency.augsal import features, latent_edits, losses
 from rahf.saliency.augsal.properties import PROPERTIES, properties
 from rahf.saliency.augsal.readouts import AugsalNetwork, Readings
+from rahf.saliency.frozen_pipeline import FrozenPipelineTask
 from rahf.saliency.gazefusion.loss import locked
 from rahf.saliency.network import cells_inside
 from rahf.text import ClipTokenizer
-from rahf.training import multihost, sharding
+from rahf.training import sharding
 from rahf.training import start as start_lib
-from rahf.training.task import Loader, Loss, SavedFile, Start, Task
+from rahf.training.mean_evaluator import MeanEvaluator
+from rahf.training.task import Loader, Loss, Start
 
 #: What is trained.
 TRAINABLE = ("readouts/*",)
@@ -44,10 +42,11 @@ TRAINABLE = ("readouts/*",)
 PARTS = ("kld", "cc", *PROPERTIES, "edit")
 
 
-class AugsalTask(Task[GazeBatch]):
+class AugsalTask(FrozenPipelineTask[GazeBatch]):
     """Trains the readouts on pictures with densities; the pipeline beside them gets no gradient."""
 
     loss_parts = PARTS
+    trainable = TRAINABLE
 
     def __init__(self, config: Config, tokenizer: ClipTokenizer):
         """Args: a complete config, and the vocabulary of the pipeline's text towers.
@@ -56,18 +55,10 @@ class AugsalTask(Task[GazeBatch]):
           ConfigError: sizes that do not fit each other, a gamma for other latents, other parameters to be trained, or a
             class readout, for which no set of this project has labels.
         """
-        super().__init__(config)
+        super().__init__(config, tokenizer)
         model: AugsalConfig = config.model
         check(model)
-        if config.optimizer.trainable != TRAINABLE or config.optimizer.lora.rank:
-            raise ConfigError(
-                f"optimizer.trainable: expected {TRAINABLE} and no LoRA, as the pipeline is locked; found "
-                f"{config.optimizer.trainable}, rank {config.optimizer.lora.rank}"
-            )
-        self.tokenizer = tokenizer
-        special = [tokenizer.with_special(number) for number in model.pipeline.pad_token_ids]
-        length = model.pipeline.text_encoder.positions
-        self.empty_ids = tokens([""], special, length, model.pipeline.pad_token_ids)
+        self.empty_ids = self.tokens([""])
         self.plan = features.steps_of(model.pipeline.scheduler, model.num_inference_steps, model.times)
         self.unweighted_parts = tuple(name for name, weight in weights(model.loss).items() if not weight)
 
@@ -76,37 +67,17 @@ class AugsalTask(Task[GazeBatch]):
         """The task of a run, completed by the config and the vocabulary of `start.model`, or by its own if it goes on.
 
         Raises:
-          TrainError, CheckpointError: as `frozen_pipeline.pipeline_of`.
+          TrainError, CheckpointError: as `frozen_pipeline.completed`.
         """
-        start_lib.check(config)
-        if len(config.data.paths) > 1:
-            raise TrainError(f"data.path: Augsal reads one dataset, found {len(config.data.paths)}")
-        pipeline, tokenizer = frozen_pipeline.pipeline_of(config, AugsalConfig)
-        pipeline = dataclasses.replace(pipeline, compute_dtype=config.model.pipeline.compute_dtype)
-        model, optimizer = dataclasses.replace(config.model, pipeline=pipeline), config.optimizer
-        if not optimizer.trainable:
-            optimizer = dataclasses.replace(optimizer, trainable=TRAINABLE)
-        return cls(dataclasses.replace(config, model=model, optimizer=optimizer), tokenizer)
+        return cls(*frozen_pipeline.completed(config, cls.trainable))
 
     def build(self) -> Callable[[], nnx.Module]:
         return lambda: AugsalNetwork(self.config.model)
 
     def start(self, shapes: Params) -> Start:
         """The pipeline's parameters; the readouts start at random."""
-        saved = frozen_pipeline.published(self.config)
-        base = jax.device_get(saved.params(lambda: StableDiffusion(self.config.model.pipeline)))
-        of_model = licenses.model_licenses(saved.run)
-        record = {
-            "name": self.config.start.model,
-            "license": "; ".join(sorted(set(of_model.values()))) or "trained here",
-            "licenses": of_model,
-            "parameters": count(base),
-        }
+        base, record = self.base_params()
         return Start({"base": base}, {"model": record} | start_lib.shares(shapes, {"base": base}))
-
-    def saved_files(self) -> Mapping[str, SavedFile]:
-        source = f"the pipeline's vocabulary {self.tokenizer.source}"
-        return {"tokenizer.model": SavedFile(self.tokenizer.model, source)}
 
     @functools.cached_property
     def canvas(self) -> Config:
@@ -123,9 +94,6 @@ class AugsalTask(Task[GazeBatch]):
             raise DatasetError(f"{path}: has no densities; make the data with `rahf prepare saliency`")
         source = loader_lib.training_source(self.canvas)
         return loader_lib.train_loader(self.canvas, source, jax.process_index(), jax.process_count())
-
-    def normalizers(self, batch: GazeBatch) -> jax.Array:
-        return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
 
     def loss(
         self,
@@ -209,8 +177,29 @@ class AugsalTask(Task[GazeBatch]):
         processes = jax.process_index(), jax.process_count()
         return loader_lib.GazeEvalLoader(self.canvas, source, size, *processes, self.config.train.eval_examples)
 
-    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> AugsalEvaluator:
-        return AugsalEvaluator(self, graphdef, mesh)
+    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> MeanEvaluator:
+        """CC and KLD of the saliency readout, and the errors of the properties of the middle of each picture."""
+        return MeanEvaluator(
+            self._measured_columns,
+            lambda: self.eval_loader(mesh),
+            graphdef,
+            mesh,
+            names=PARTS[:-1],
+            metrics=self._metrics,
+            shown=("saliency/cc", "saliency/kld"),
+        )
+
+    def _measured_columns(self, model: nnx.Module, batch: GazeBatch) -> jax.Array:
+        values = self.measured(model, batch)
+        return jnp.stack([values[name] for name in PARTS[:-1]], -1)
+
+    def _metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        factors = weights(self.config.model.loss)
+        return {
+            "loss/total": sum(factors[name] * value for name, value in means.items()),
+            **{f"saliency/{name}": means[name] for name in ("kld", "cc")},
+            **{f"properties/{name}/rmse": math.sqrt(means[name]) for name in PROPERTIES},
+        }
 
     def metric_names(self) -> Sequence[str]:
         return ["loss/total", "saliency/kld", "saliency/cc", *(f"properties/{name}/rmse" for name in PROPERTIES)]
@@ -293,45 +282,3 @@ def check(model: AugsalConfig) -> None:
         low, high = getattr(model, name)
         if not 0 < low <= high:
             raise ConfigError(f"model.{name}: expected the smallest, above 0, and the largest, found {low} and {high}")
-
-
-@dataclasses.dataclass(frozen=True)
-class AugsalEvaluation:
-    """Means over the evaluation split."""
-
-    metrics: dict[str, float]
-    count: int  # examples, over all processes
-
-
-class AugsalEvaluator:
-    """CC and KLD of the saliency readout, and the errors of the properties of the middle of each picture."""
-
-    def __init__(self, task: AugsalTask, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
-        self._task, self._mesh = task, mesh
-        self._step = jax.jit(lambda params, batch: task.measured(functional.merge(graphdef, params), batch))
-
-    def evaluate(self, params: Any, *, thorough: bool = False) -> AugsalEvaluation:
-        """The means over all examples. Raises NotFinite, naming the example."""
-        sums, examples = dict.fromkeys(PARTS[:-1], 0.0), 0
-        for batch in self._task.eval_loader(self._mesh):
-            values = multihost.local_rows(self._step(params, sharding.to_devices(batch, self._mesh)), self._mesh)
-            rows = np.flatnonzero(batch.example_mask)
-            for name, column in values.items():
-                bad = rows[~np.isfinite(column[rows])]
-                if len(bad):
-                    raise NotFinite(
-                        f"{name} of example {int(batch.index[bad[0]])} of the evaluated split is not finite"
-                    )
-                sums[name] += float(column[rows].astype(np.float64).sum())
-            examples += len(rows)
-        sums, examples = jax.tree.map(lambda x: np.asarray(x).item(), multihost.total((sums, examples)))
-        means = {name: value / max(examples, 1) for name, value in sums.items()}
-        factors = weights(self._task.config.model.loss)
-        metrics = {"loss/total": sum(factors[name] * value for name, value in means.items())}
-        metrics |= {f"saliency/{name}": means[name] for name in ("kld", "cc")}
-        metrics |= {f"properties/{name}/rmse": math.sqrt(means[name]) for name in PROPERTIES}
-        return AugsalEvaluation(metrics, examples)
-
-    def summary(self, metrics: Mapping[str, float]) -> str:
-        """The main numbers in one line."""
-        return f"cc {metrics['saliency/cc']:.3f}  kld {metrics['saliency/kld']:.3f}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,33 +15,30 @@ from flax import nnx
 from data_pipelines import store
 from data_pipelines.gazefusion import loader as loader_lib
 from data_pipelines.gazefusion.loader import ControlBatch
-from rahf import config as config_lib
-from rahf.config import Config, GazeFusionConfig, StableDiffusionConfig
-from rahf.core import licenses
-from rahf.core.errors import CheckpointError, ConfigError, DatasetError, TrainError
-from rahf.core.tree import Params, count
+from rahf.config import Config, GazeFusionConfig
+from rahf.core.errors import CheckpointError, ConfigError, DatasetError
+from rahf.core.tree import Params
 from rahf.diffusion import controlnet as controlnet_lib
-from rahf.diffusion import saved as saved_lib
-from rahf.diffusion.networks.stable_diffusion import StableDiffusion, is_inpainting, latent_channels, vae_scale_factor
+from rahf.diffusion.networks.stable_diffusion import latent_channels, vae_scale_factor
 from rahf.diffusion.pipeline import Pipeline
-from rahf.diffusion.pipeline_inputs import tokens
+from rahf.saliency import frozen_pipeline
+from rahf.saliency.frozen_pipeline import FrozenPipelineTask
 from rahf.saliency.gazefusion import loss as loss_lib
 from rahf.saliency.gazefusion.loss import GazeFusionNetwork
-from rahf.text import ClipTokenizer, load_tokenizer
-from rahf.text.vocabulary import too_many_pieces
+from rahf.text import ClipTokenizer
 from rahf.training import saved_model, sharding
 from rahf.training import start as start_lib
 from rahf.training.mean_evaluator import LOSS, MeanEvaluator
-from rahf.training.run_lock import begun
-from rahf.training.saved_model import SavedModel
-from rahf.training.task import Loader, Loss, SavedFile, Start, Task
+from rahf.training.task import Loader, Loss, Start
 
 #: What is trained.
 TRAINABLE = ("controlnet/*",)
 
 
-class GazeFusionTask(Task[ControlBatch]):
+class GazeFusionTask(FrozenPipelineTask[ControlBatch]):
     """Trains a ControlNet on crops with saliency maps and captions; the pipeline beside it gets no gradient."""
+
+    trainable = TRAINABLE
 
     def __init__(self, config: Config, tokenizer: ClipTokenizer):
         """Args: a complete config, and the vocabulary of the pipeline's text towers.
@@ -50,20 +46,13 @@ class GazeFusionTask(Task[ControlBatch]):
         Raises:
           ConfigError: a picture size that is no multiple of the latents' cells, or other parameters to be trained.
         """
-        super().__init__(config)
+        super().__init__(config, tokenizer)
         model: GazeFusionConfig = config.model
         cell = vae_scale_factor(model.pipeline)
         if model.image_size % cell:
             raise ConfigError(
                 f"model.image_size: expected a multiple of {cell}, a cell of the latents, found {model.image_size}"
             )
-        if config.optimizer.trainable != TRAINABLE or config.optimizer.lora.rank:
-            raise ConfigError(
-                f"optimizer.trainable: expected {TRAINABLE} and no LoRA, as the pipeline is locked; found "
-                f"{config.optimizer.trainable}, rank {config.optimizer.lora.rank}"
-            )
-        self.tokenizer = tokenizer
-        self._tokenizers = [tokenizer.with_special(number) for number in model.pipeline.pad_token_ids]
         self.empty_ids = self.encode("")
 
     @classmethod
@@ -71,53 +60,31 @@ class GazeFusionTask(Task[ControlBatch]):
         """The task of a run, completed by the config and the vocabulary of `start.model`, or by its own if it goes on.
 
         Raises:
-          TrainError: no `start.model`, or a pipeline of inpainting.
-          CheckpointError: no model there, or one of another family.
+          TrainError, CheckpointError: as `frozen_pipeline.completed`.
         """
-        start_lib.check(config)
-        if len(config.data.paths) > 1:
-            raise TrainError(f"data.path: a ControlNet reads one dataset, found {len(config.data.paths)}")
-        published, tokenizer = _own(config) or _published(config)
-        pipeline = dataclasses.replace(published, compute_dtype=config.model.pipeline.compute_dtype)
-        if is_inpainting(pipeline):
-            raise TrainError(f"start.model {config.start.model}: a pipeline of inpainting; expected text to picture")
-        model = dataclasses.replace(config.model, pipeline=pipeline, controlnet=controlnet_lib.of_base(pipeline))
-        optimizer = config.optimizer
-        if not optimizer.trainable:
-            optimizer = dataclasses.replace(optimizer, trainable=TRAINABLE)
-        return cls(dataclasses.replace(config, model=model, optimizer=optimizer), tokenizer)
+        config, tokenizer = frozen_pipeline.completed(config, cls.trainable)
+        controlnet = controlnet_lib.of_base(config.model.pipeline)
+        return cls(
+            dataclasses.replace(config, model=dataclasses.replace(config.model, controlnet=controlnet)), tokenizer
+        )
 
     def encode(self, prompt: str) -> tuple[np.ndarray, ...]:
         """A caption → int32 [L] for each text tower."""
-        pipeline = self.config.model.pipeline
-        rows = tokens([prompt], self._tokenizers, pipeline.text_encoder.positions, pipeline.pad_token_ids)
-        return tuple(row[0] for row in rows)
+        return tuple(row[0] for row in self.tokens([prompt]))
 
     def build(self) -> Callable[[], nnx.Module]:
         return lambda: GazeFusionNetwork(self.config.model)
 
     def start(self, shapes: Params) -> Start:
         """The pipeline's parameters, and those that the ControlNet takes from its U-Net."""
-        config, model = self.config, self.config.model
-        saved = _saved_pipeline(config)
-        base = jax.device_get(saved.params(lambda: StableDiffusion(model.pipeline)))
+        model = self.config.model
+        base, record = self.base_params()
         network = controlnet_lib.network(model.controlnet, model.pipeline)
         params = {
             "base": base,
             "controlnet": controlnet_lib.copied(model.controlnet, network, base["unet"]),
         }
-        of_model = licenses.model_licenses(saved.run)
-        record = {
-            "name": config.start.model,
-            "license": "; ".join(sorted(set(of_model.values()))) or "trained here",
-            "licenses": of_model,
-            "parameters": count(base),
-        }
         return Start(params, {"model": record} | start_lib.shares(shapes, params))
-
-    def saved_files(self) -> Mapping[str, SavedFile]:
-        source = f"the pipeline's vocabulary {self.tokenizer.source}"
-        return {"tokenizer.model": SavedFile(self.tokenizer.model, source)}
 
     def examples(self, split: str) -> loader_lib.Examples:
         """The crops of a split. Raises DatasetError: data without saliency."""
@@ -132,9 +99,6 @@ class GazeFusionTask(Task[ControlBatch]):
         processes = jax.process_index(), jax.process_count()
         examples = self.examples(data.train_split)
         return loader_lib.train_loader(examples, data.batch_size, self.config.train.seed, *processes)
-
-    def normalizers(self, batch: ControlBatch) -> jax.Array:
-        return jnp.maximum(batch.example_mask.sum(), 1).astype(jnp.float32)
 
     def loss(
         self,
@@ -202,37 +166,7 @@ def load(path: str | os.PathLike) -> Pipeline:
     if not isinstance(model, GazeFusionConfig):
         raise CheckpointError(f"{saved.run}: a model of the family {model.family!r}, no GazeFusion; use rahf.load")
     params = saved.params(lambda: GazeFusionNetwork(model))
-    tokenizer = _tokenizer(saved, model.pipeline)
-    license = "; ".join(sorted(set(licenses.model_licenses(saved.run).values()))) or "trained here"
+    tokenizer = frozen_pipeline.tokenizer_of(saved, model.pipeline)
+    license = frozen_pipeline.license_of(saved)
     control = controlnet_lib.ControlNet(model.controlnet, params["controlnet"], str(saved.run), license)
     return Pipeline(dataclasses.replace(saved.config, model=model.pipeline), params["base"], tokenizer, control)
-
-
-def _own(config: Config) -> tuple[StableDiffusionConfig, ClipTokenizer] | None:
-    """Of a run that goes on, which needs nothing but itself; None for one that begins, or is of another family."""
-    run = pathlib.Path(config.workdir)
-    model = config_lib.read_saved(run / "config.json").model if begun(run) else None
-    if not isinstance(model, GazeFusionConfig):
-        return None
-    return model.pipeline, load_tokenizer(run / "tokenizer.model")
-
-
-def _published(config: Config) -> tuple[StableDiffusionConfig, ClipTokenizer]:
-    if not config.start.model:
-        raise TrainError("start.model: expected the model directory of a Stable Diffusion pipeline")
-    saved = _saved_pipeline(config)
-    return saved.config.model, _tokenizer(saved, saved.config.model)
-
-
-def _saved_pipeline(config: Config) -> SavedModel:
-    saved = saved_lib.find(config.start.model)
-    if not isinstance(saved.config.model, StableDiffusionConfig):
-        raise CheckpointError(
-            f"start.model {config.start.model}: a model of the family {saved.config.model.family!r}, expected "
-            "'stable-diffusion', of `rahf import stable-diffusion`"
-        )
-    return saved
-
-
-def _tokenizer(saved: SavedModel, pipeline: StableDiffusionConfig) -> ClipTokenizer:
-    return saved.tokenizer(lambda one: too_many_pieces(one, pipeline.text_encoder.vocab_size, "text_encoder"))

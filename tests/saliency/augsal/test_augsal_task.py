@@ -9,11 +9,12 @@ import pytest
 
 import rahf
 from rahf import registry
-from rahf.config import AugsalConfig, AugsalLossConfig, Config, DataConfig, OptimizerConfig, StartConfig
+from rahf.config import AugsalConfig, AugsalLossConfig, Config, DataConfig, MeshConfig, OptimizerConfig, StartConfig
 from rahf.core.errors import ArgumentError, CheckpointError, ConfigError, TrainError
 from rahf.nn import functional
 from rahf.saliency.augsal.properties import PROPERTIES
 from rahf.saliency.augsal.task import PARTS, middle_boxes, random_boxes
+from rahf.training import sharding
 from rahf.training.model_folder import write_model
 from tests.helpers import stable_diffusion_maker as maker
 
@@ -89,6 +90,21 @@ def test_loss_and_gradient(task, started):
     # Examples that only fill the batch do not count.
     masked = batch._replace(example_mask=np.array([True, False]))
     assert loss(params, masked, jax.random.key(0))[0][0] != value
+
+
+def test_evaluation(task, started, monkeypatch):
+    """Means of the parts, weighted as the loss without edits, and roots of the properties' errors."""
+    graphdef, params, _ = started
+    columns = np.float32([[1, 0.5, *[4.0] * len(PROPERTIES)]] * 2)
+    monkeypatch.setattr(task, "measured", lambda model, batch: dict(zip(PARTS, jnp.asarray(columns).T)))
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    evaluator = task.evaluator(graphdef, mesh)
+    result = evaluator.evaluate(params)
+    rows = sum(batch.example_mask.sum() for batch in task.eval_loader(mesh))
+    assert list(result.metrics) == list(task.metric_names()) and result.count == rows > 0
+    assert result.metrics["loss/total"] == pytest.approx(0.2 * 1 - 0.2 * 0.5 + 0.1 * 4 * len(PROPERTIES))
+    assert result.metrics["saliency/cc"] == 0.5 and result.metrics["properties/red/rmse"] == 2
+    assert evaluator.summary(result.metrics) == "cc 0.5000, kld 1.0000"
 
 
 def test_boxes_lie_in_the_frames():
