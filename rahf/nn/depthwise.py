@@ -12,10 +12,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from rahf.nn import gradients
 
+#: Rows at most that the gradient of a kernel is summed over at a time.
+_ROWS = 32
 #: Pixels of padding in front of and behind each axis; "same": so that the side is divided by the stride, rounded up.
 Padding = tuple[int, int] | str
 
@@ -85,8 +88,7 @@ def _backward(stride, rows, columns, kept, gradient):
     """The gradient of x is the convolution of the spread-out gradient with the kernel turned by half a turn."""
     x, kernel = kept
     taps = kernel.shape[0]
-    padded = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
-    of_kernel = [(part * gradient).sum((0, 1, 2)) for _, _, part in _shifted(padded, taps, stride)]
+    of_kernel = _of_kernel(jnp.pad(x, ((0, 0), rows, columns, (0, 0))), gradient, taps, stride)
     # Pixels behind the last whole step of the kernel get no gradient.
     edges = [
         (taps - 1 - first, size - 1 + first - (steps - 1) * stride, stride - 1)
@@ -94,7 +96,41 @@ def _backward(stride, rows, columns, kept, gradient):
     ]
     spread = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
     of_x = _taps(spread, kernel[::-1, ::-1], 1, (0, 0), (0, 0))
-    return of_x, jnp.stack(of_kernel).reshape(kernel.shape)
+    return of_x, of_kernel
+
+
+def _of_kernel(padded: jax.Array, gradient: jax.Array, taps: int, stride: int) -> jax.Array:
+    """The gradient of the kernel [k,k,c]: for each tap the sum over all pixels of image times gradient.
+
+    A few rows of one example after the other, so that they stay in the processor's cache for all taps. Their sum over
+    rows is written out, and runs over neighbouring values of memory: the compiler's own sums over pixels take six
+    times as long.
+    """
+    batch, height, width, channels = gradient.shape
+    block = max(n for n in range(1, min(height, _ROWS) + 1) if height % n == 0)
+    # Columns that one tap meets lie beside each other. The barrier keeps the compiler from making them anew each time.
+    phases = jax.lax.optimization_barrier([padded[:, :, first::stride] for first in range(stride)])
+    span = (block - 1) * stride + taps
+
+    def rows_of_one(sums, number):
+        example, first = number // (height // block), number % (height // block) * block
+        take = (
+            lambda x, start, rows: jax.lax.dynamic_slice(  # noqa: E731
+                x, (example, start, 0, 0), (1, rows, *x.shape[2:])
+            )[0]
+        )
+        parts, of_rows = [take(x, first * stride, span) for x in phases], take(gradient, first, block)
+        new = []
+        for (i, j), total in zip(np.ndindex(taps, taps), sums, strict=True):
+            column = j // stride
+            for row in range(block):
+                total += parts[j % stride][i + row * stride, column : column + width] * of_rows[row]
+            new.append(total)
+        return new, None
+
+    start = [jnp.zeros((width, channels), gradient.dtype)] * taps**2
+    sums, _ = jax.lax.scan(rows_of_one, start, jnp.arange(batch * (height // block)))
+    return jnp.stack([total.sum(0) for total in sums]).reshape(taps, taps, channels)
 
 
 _taps_of_training.defvjp(_forward, _backward)
