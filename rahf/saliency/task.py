@@ -8,21 +8,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from data_pipelines import store
 from data_pipelines.gaze import loader as loader_lib
 from data_pipelines.gaze.examples import GazeBatch
 from rahf.config import Config
-from rahf.core.errors import ConfigError, DatasetError, PretrainedError
+from rahf.core.errors import ConfigError, PretrainedError
 from rahf.core.tree import Params
 from rahf.critic.tower_cache import CachedLoader
 from rahf.critic.towers import load_vision_part
 from rahf.nn import functional
 from rahf.saliency import cache as cache_lib
-from rahf.saliency import losses, network
+from rahf.saliency import evaluate, gaze_batches, losses, network
 from rahf.saliency.augsal import pixel_edits
-from rahf.saliency.evaluate import RunEvaluator, metric_names
-from rahf.training import sharding
 from rahf.training import start as start_lib
+from rahf.training.mean_evaluator import MeanEvaluator
 from rahf.training.task import Loader, Loss, Start, Task
 
 
@@ -68,10 +66,7 @@ class SaliencyTask(Task[GazeBatch]):
         return Start(params, {"vision": record} | start_lib.shares(shapes, params))
 
     def train_loader(self) -> Loader:
-        for path in self.config.data.paths:
-            if not store.has_field(path, "saliency"):
-                store.splits(path)  # an absent data set has its own message
-                raise DatasetError(f"{path}: has no densities; make the data with `rahf prepare saliency`")
+        gaze_batches.check_densities(self.config.data.paths)
         source = loader_lib.training_source(self.config)
         cached = self.config.train.cache_tower
         loader = loader_lib.train_loader(
@@ -114,18 +109,14 @@ class SaliencyTask(Task[GazeBatch]):
         return jnp.where(edited.counts & batch.example_mask, values, 0.0).sum() / normalizers
 
     def eval_loader(self, mesh: jax.sharding.Mesh, split: str | None = None) -> loader_lib.GazeEvalLoader:
-        """The evaluation split of the run's first data set, at most `train.eval_examples` of it."""
-        source = store.open_split(self.config.data.paths[0], split or self.config.data.eval_split)
-        size = sharding.rounded_up(self.config.data.eval_batch_size, mesh)
-        return loader_lib.GazeEvalLoader(
-            self.config, source, size, jax.process_index(), jax.process_count(), self.config.train.eval_examples
-        )
+        """As `gaze_batches.eval_loader`."""
+        return gaze_batches.eval_loader(self.config, mesh, split)
 
-    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> RunEvaluator:
-        return RunEvaluator(self.config, self.eval_loader(mesh), graphdef, mesh)
+    def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> MeanEvaluator:
+        return evaluate.evaluator(self.config, self.eval_loader(mesh), graphdef, mesh)
 
     def metric_names(self) -> Sequence[str]:
-        return metric_names()
+        return evaluate.metric_names()
 
     def labels_at_start(self, start: Start) -> Mapping[str, int | None]:
         return {}

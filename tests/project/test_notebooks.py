@@ -46,6 +46,7 @@ PUBLIC = {
     "rahf.metrics.bootstrap",
     "rahf.metrics.steering",
     "rahf.motion",
+    "rahf.saliency.augsal.pixel_edits",
     "rahf.saliency.energy",
     "rahf.saliency.targets",
     "rahf.steer",
@@ -73,7 +74,7 @@ SMALL = {
 }
 EVERYWHERE = dict(SCENES=48, HELD_OUT=12, STEPS=4)
 #: Pictures that each shows at least.
-PICTURES = dict(zip(NAMES, (6, 2, 4, 3, 3, 3, 3)))
+PICTURES = dict(zip(NAMES, (6, 2, 4, 3, 3, 4, 3)))
 
 CRITIC = """
 import dataclasses

@@ -15,15 +15,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from data_pipelines import store
 from data_pipelines.gaze import loader as loader_lib
 from data_pipelines.gaze.examples import GazeBatch
 from rahf.config import AugsalConfig, AugsalLossConfig, Config, SaliencyConfig
-from rahf.core.errors import ConfigError, DatasetError
+from rahf.core.errors import ConfigError
 from rahf.core.tree import Params
 from rahf.diffusion.networks.stable_diffusion import StableDiffusion, latent_channels, vae_scale_factor
 from rahf.nn.boxes import regions
-from rahf.saliency import frozen_pipeline
+from rahf.saliency import frozen_pipeline, gaze_batches
 from rahf.saliency.augsal import features, latent_edits, losses
 from rahf.saliency.augsal.properties import PROPERTIES, properties
 from rahf.saliency.augsal.readouts import AugsalNetwork, Readings
@@ -31,7 +30,6 @@ from rahf.saliency.frozen_pipeline import FrozenPipelineTask
 from rahf.saliency.gazefusion.loss import locked
 from rahf.saliency.network import cells_inside
 from rahf.text import ClipTokenizer
-from rahf.training import sharding
 from rahf.training import start as start_lib
 from rahf.training.mean_evaluator import MeanEvaluator
 from rahf.training.task import Loader, Loss, Start
@@ -88,10 +86,7 @@ class AugsalTask(FrozenPipelineTask[GazeBatch]):
         return dataclasses.replace(self.config, model=gaze)
 
     def train_loader(self) -> Loader:
-        path = self.config.data.paths[0]
-        if not store.has_field(path, "saliency"):
-            store.splits(path)  # an absent data set has its own message
-            raise DatasetError(f"{path}: has no densities; make the data with `rahf prepare saliency`")
+        gaze_batches.check_densities(self.config.data.paths)
         source = loader_lib.training_source(self.canvas)
         return loader_lib.train_loader(self.canvas, source, jax.process_index(), jax.process_count())
 
@@ -170,12 +165,8 @@ class AugsalTask(FrozenPipelineTask[GazeBatch]):
         return chosen, edited
 
     def eval_loader(self, mesh: jax.sharding.Mesh) -> loader_lib.GazeEvalLoader:
-        """The evaluation split, at most `train.eval_examples` of it."""
-        data = self.config.data
-        source = store.open_split(data.paths[0], data.eval_split)
-        size = sharding.rounded_up(data.eval_batch_size, mesh)
-        processes = jax.process_index(), jax.process_count()
-        return loader_lib.GazeEvalLoader(self.canvas, source, size, *processes, self.config.train.eval_examples)
+        """As `gaze_batches.eval_loader`."""
+        return gaze_batches.eval_loader(self.canvas, mesh)
 
     def evaluator(self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> MeanEvaluator:
         """CC and KLD of the saliency readout, and the errors of the properties of the middle of each picture."""
