@@ -2,7 +2,9 @@
 
 As in Generative Image Dynamics (Li et al. 2024, section 4.3), without its synthesis network, which is larger. The
 decoder adds to what `rahf.motion.render` draws without a network, and its last convolution starts at zero: before
-training the two draw the same frame.
+training the two draw the same frame. It adds to a pixel the more, the less of the photograph arrived there: in what
+the motion uncovers splatting can only guess, while elsewhere it is right already, and an absolute error over the whole
+frame would hold the convolution at zero.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from rahf.diffusion.networks import latent_blocks as blocks
 from rahf.diffusion.networks.blocks import GroupNorm
 from rahf.motion import render, splat
 from rahf.nn import layers
+
+#: Share of the pixels' range by which an uncovered pixel changes where the last convolution gives 1.
+RESIDUAL = 0.2
 
 
 class _Block(nnx.Module):
@@ -77,7 +82,8 @@ class RendererNetwork(nnx.Module):
                 parts.append(self.upsamplers[level + 1](y, splats[level].shape[1:3]))
             y = self.decoders[level](jnp.concatenate(parts, -1))
         features = jnp.concatenate([y, base.astype(y.dtype), coverage[..., None].astype(y.dtype)], -1)
-        return base + self.conv_out(jax.nn.silu(self.norm_out(features))).astype(jnp.float32)
+        uncovered = 1 - jnp.clip(coverage, 0, 1)[..., None]
+        return base + RESIDUAL * uncovered * self.conv_out(jax.nn.silu(self.norm_out(features))).astype(jnp.float32)
 
     def _moved(self, x: Float[Array, "b h w c"], flow: Array, weights: Array) -> Float[Array, "b h w c1"]:
         """Features of one scale along the flow at that scale, and their coverage as a last channel."""

@@ -9,7 +9,7 @@ import pytest
 from data_pipelines.video.loader import MotionBatch
 from rahf.config import Config, ConfigError, MotionRendererConfig
 from rahf.motion import render
-from rahf.motion.renderer_network import RendererNetwork
+from rahf.motion.renderer_network import RESIDUAL, RendererNetwork
 from rahf.motion.renderer_task import RendererTask
 from rahf.nn import functional
 
@@ -38,8 +38,20 @@ def inputs(height=9, width=11):
 def test_it_starts_as_splatting(params):
     """Also with odd sides, which are halved upwards."""
     graphdef, _ = functional.abstract(lambda: RendererNetwork(TINY))
-    drawn = jax.jit(lambda params, *given: functional.merge(graphdef, params)(*given))(params, *inputs())
-    np.testing.assert_array_equal(drawn, jax.jit(render.splatted)(*inputs())[0])
+    draw, splatted = (
+        jax.jit(lambda params, *given: functional.merge(graphdef, params)(*given)),
+        jax.jit(render.splatted),
+    )
+    np.testing.assert_array_equal(draw(params, *inputs()), splatted(*inputs())[0])
+    # Once it has learned, it changes what the motion uncovers, and nothing of a photograph that stands still.
+    opened = {**params, "conv_out": {**params["conv_out"], "bias": np.ones(3, np.float32)}}
+    pictures, flow, importance = inputs()
+    base, coverage = splatted(pictures, flow, importance)
+    share = 1 - np.clip(np.asarray(coverage), 0, 1)
+    assert share.max() > 0.5
+    change = np.asarray(draw(opened, pictures, flow, importance) - base)
+    np.testing.assert_allclose(change, np.repeat(RESIDUAL * share[..., None], 3, -1), atol=1e-6)
+    np.testing.assert_allclose(draw(opened, pictures, 0 * flow, 0 * importance), pictures, atol=1e-6)
 
 
 def test_average_splatting_is_a_field_of_the_config():
