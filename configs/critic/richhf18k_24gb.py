@@ -8,8 +8,8 @@ Command:   rahf prepare richhf18k --hub --out data/richhf18k
            rahf train configs/critic/richhf18k_24gb.py --data.path data/rapidata --workdir runs/rapidata_24gb
            rahf evaluate runs/rapidata_24gb --split test
 Hardware:  one accelerator of 24 GB. 393 M parameters with gradients, Adam's moments and averages take 7.9 GB; the
-           compiler's plan of all memory, before anything runs:
-           python benchmarks/train_step.py --preset richhf18k_24gb --compile-only
+           compiler's plan of all memory for a GPU, before anything runs, is 10.2 GiB (docs/benchmarks.md):
+           python benchmarks/roofline.py --preset richhf18k_24gb
 Time:      1.5 hours on an RTX 4090 (165 TFLOP/s in bfloat16), 3.5 on an RTX 3090 (71): an estimate, not measured.
            1.11 TFLOP for each example (counted from the program) times 64 x 5,000 are 0.36 EFLOP, at 40% of these rates
 Metrics:   docs/results.md
