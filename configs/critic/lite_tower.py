@@ -1,4 +1,4 @@
-"""The small critic that comes with rahf: what lite.py trained, trained on together with the tower, at 256 pixels.
+"""What lite.py trained, trained on together with the tower, at 256 pixels.
 
 Command:   rahf train configs/critic/lite.py
            rahf train configs/critic/lite_tower.py
