@@ -24,5 +24,5 @@ def config() -> config_lib.Config:
         start=StartConfig(model="runs/lite-tower"),
         loss=dataclasses.replace(tower.loss, score_weight=150.0, keyword_weight=10.0),
         optimizer=dataclasses.replace(tower.optimizer, warmup_steps=40, final_fraction=0.01, ema_decay=0.99),
-        train=dataclasses.replace(tower.train, steps=700),
+        train=dataclasses.replace(tower.train, steps=800),
     )
