@@ -167,17 +167,42 @@ def _gradient(denoiser, coefficients, arguments, final, gradient, p, wrt_argumen
         values = iter(values)
         return jax.tree.unflatten(tree, [next(values) if f else leaf for leaf, f in zip(leaves, floats)])
 
-    def back(carry, row):
-        pair, of_pair, total = carry
-        before = inverse_step(denoiser, arguments, row, pair, p)
+    def network(row, z, total):
+        """The noise that the network sees in z; and a function of its gradient: that of z, and `total` with those of
+        the arguments added."""
         if wrt_arguments:
-            _, vjp = jax.vjp(lambda v, z: step(denoiser, with_floats(v), row, z, p), inexact, before)
-            of_values, of_pair = vjp(of_pair)
-            total = jax.tree.map(jnp.add, total, of_values)
+            eps, vjp = jax.vjp(lambda v, z: _eps(denoiser, with_floats(v), z, row), inexact, z)
         else:
-            _, vjp = jax.vjp(lambda z: step(denoiser, arguments, row, z, p), before)
-            (of_pair,) = vjp(of_pair)
-        return (before, of_pair, total), None
+            eps, vjp = jax.vjp(lambda z: _eps(denoiser, arguments, z, row), z)
+
+        def of_z(gradient):
+            *of_values, result = vjp(gradient)
+            return result, jax.tree.map(jnp.add, total, of_values[0]) if wrt_arguments else total
+
+        return eps, of_z
+
+    def back(carry, row):
+        """Undoes `step` and its gradient together, line by line: what the network computes serves for both.
+
+        The barrier keeps the compiler from running both calls of the network before the first one's gradient, which
+        would keep the values of both.
+        """
+        pair, of_pair, total = carry
+        (x, y), (of_x, of_y) = _swapped(row, pair), _swapped(row, of_pair)
+        y = (y - (1 - p) * x) / p
+        of_x, of_y = of_x + (1 - p) * of_y, p * of_y
+        x = (x - (1 - p) * y) / p
+        of_x, of_y = p * of_x, of_y + (1 - p) * of_x
+        eps, of_z = network(row, x, total)
+        y = (y - row.b * eps) / row.a
+        of_eps, total = of_z(row.b * of_y)
+        of_x, of_y = of_x + of_eps, row.a * of_y
+        x, y, of_x, of_y, total = jax.lax.optimization_barrier((x, y, of_x, of_y, total))
+        eps, of_z = network(row, y, total)
+        x = (x - row.b * eps) / row.a
+        of_eps, total = of_z(row.b * of_x)
+        of_x, of_y = row.a * of_x, of_y + of_eps
+        return (_swapped(row, Pair(x, y)), _swapped(row, Pair(of_x, of_y)), total), None
 
     zeros = [jnp.zeros_like(leaf) for leaf in inexact]
     rows = _rows(coefficients, final.x.dtype)
