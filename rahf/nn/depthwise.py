@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from rahf.nn import gradients
 
 #: Rows at most that the gradient of a kernel is summed over at a time.
-_ROWS = 32
+_ROWS = 16
 #: Pixels of padding in front of and behind each axis; "same": so that the side is divided by the stride, rounded up.
 Padding = tuple[int, int] | str
 
