@@ -17,7 +17,7 @@ from data_pipelines.store.layout import (
     splits,
     tokenizer_path,
 )
-from data_pipelines.store.read import RecordSource, open_split
+from data_pipelines.store.read import RecordSource, open_split, prompts
 from data_pipelines.store.records import Record, missing_labels
 from data_pipelines.store.write import load_writer, write_dataset
 from rahf.core.errors import DatasetError
@@ -38,6 +38,7 @@ __all__ = [
     "load_writer",
     "missing_labels",
     "open_split",
+    "prompts",
     "splits",
     "tokenizer_path",
     "write_dataset",

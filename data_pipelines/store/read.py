@@ -101,6 +101,16 @@ def open_split(path: str | os.PathLike, split: str, kind: Kind = FEEDBACK) -> Re
     return RecordSource(str(folder), split, files, _fingerprint(folder, split), kind)
 
 
+def prompts(path: str | os.PathLike, split: str) -> list[str]:
+    """The different prompts of a split, sorted; pictures are not decoded.
+
+    Raises:
+      DatasetError: as `open_split` and as the source's records.
+    """
+    source = open_split(path, split)
+    return sorted({source[position].prompt for position in range(len(source))})
+
+
 def _fingerprint(folder: pathlib.Path, split: str) -> str:
     """Start of the digest of the split's records, or of the description if another program wrote it."""
     try:

@@ -42,7 +42,8 @@ class DataConfig:
     max_prompt_tokens: int = 64
     max_target_tokens: int = 64
     max_words: int = 64  # places for words; a prompt of 64 tokens has fewer
-    tokenizer: str = "dataset"  # "dataset": beside the data; "start": of start.text or start.model; or a file or folder
+    tokenizer: str = "dataset"  # "dataset": beside the data; "start": of start.text or start.model; "prompts": learnt
+    # from the training prompts, in CLIP's layout, as many pieces as the model has rows; or a file or folder
     workers: int = 0  # data worker processes; 0 decodes in threads of this process
     augment: AugmentConfig | None = AugmentConfig()
 

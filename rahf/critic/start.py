@@ -116,9 +116,11 @@ def _check_t5(tokenizer: Tokenizer, rows: int) -> None:
 
 def _read(config: Config, fresh: bool) -> Tokenizer:
     name, start = config.data.tokenizer, config.start
-    if isinstance(config.model, ClipBaselineConfig) and not (name == "start" and (start.model or not fresh)):
+    if not isinstance(config.model, ClipBaselineConfig):
+        return start_lib.tokenizer(config, fresh)
+    if name != "prompts" and not (name == "start" and (start.model or not fresh)):
         folder = start.vision if name == "start" else name  # CLIP's vocabulary lies beside its image tower
         if folder and (name == "start" or pathlib.Path(folder).is_dir()):
             revision = (start.vision_revision or None) if name == "start" else None
             return clip.published_clip_tokenizer(folder, revision=revision)
-    return start_lib.tokenizer(config, fresh)
+    return start_lib.tokenizer(config, fresh, config.model.clip.text.vocab_size)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pathlib
-import tempfile
 
 import jax
 
 from rahf.config import AutoencoderKLConfig, ClipTextConfig, Config, DataConfig, StableDiffusionConfig, UNetConfig
-from rahf.core.errors import ArgumentError
 from rahf.core.version import __version__
 from rahf.diffusion.networks.stable_diffusion import StableDiffusion
 from rahf.diffusion.pipeline import Pipeline
 from rahf.nn import functional
 from rahf.text import ClipTokenizer
-from rahf.text.byte_pairs import END, START
-from rahf.text.vocabulary import load_clip_tokenizer
+from rahf.text.clip_vocabulary import clip_vocabulary
 from rahf.training.model_folder import check_free, write_model
 
 #: 32 x 32 pixels; every kind of part is there.
@@ -49,19 +45,11 @@ def letters(vocab_size: int = 56) -> ClipTokenizer:
       vocab_size: pieces that no text has fill it up.
 
     Raises:
-      ArgumentError: fewer than 56.
+      TokenizerError: fewer than 56.
     """
     alphabet = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     pieces = ["!", *alphabet, *(f"{letter}</w>" for letter in ("!", *alphabet))]
-    if vocab_size < len(pieces) + 2:
-        raise ArgumentError(f"vocab_size: expected at least {len(pieces) + 2}, found {vocab_size}")
-    pieces += [f"unused{number}" for number in range(vocab_size - 2 - len(pieces))]
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder)
-        vocabulary = {piece: number for number, piece in enumerate([*pieces, START, END])}
-        (path / "vocab.json").write_text(json.dumps(vocabulary))
-        (path / "merges.txt").write_text("#version: 0.2\n")
-        return load_clip_tokenizer(path)
+    return ClipTokenizer(clip_vocabulary(pieces, [], vocab_size, "single letters"), "single letters")
 
 
 def pipeline(model: StableDiffusionConfig = TINY, seed: int = 0) -> Pipeline:

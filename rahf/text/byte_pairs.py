@@ -56,7 +56,7 @@ class BytePairs:
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise TokenizerError(f"not the JSON of a byte-pair tokenizer ({error!r})") from error
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self._bytes = _alphabet()
+        self._bytes = byte_letters()
         pieces = [letter + end for letter in self._bytes.values() for end in ("", WORD_END)]
         pieces += [a + b for a, b in merges]
         missing = [piece for piece in pieces if piece not in self._ids]
@@ -145,7 +145,7 @@ def _check(tree: dict[str, Any]) -> str:
     return split["pattern"]["Regex"]
 
 
-def _alphabet() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
     """A letter for each byte: itself if it is printable Latin-1, else the next from U+0100 on (GPT-2's table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (value for value in range(256) if value not in printable)

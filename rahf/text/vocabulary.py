@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from rahf.core.errors import TokenizerError, VocabularyMissing
 from rahf.core.files import read_regular
 from rahf.core.names import one_line
-from rahf.text.byte_pairs import END, PIECES, START, WORD_END, BytePairs
+from rahf.text.byte_pairs import END, WORD_END, BytePairs
 from rahf.text.clip import ClipTokenizer
+from rahf.text.clip_vocabulary import with_clip_rules
 from rahf.text.tokenizer import EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from rahf.text.words import split_words
 
@@ -148,20 +149,13 @@ def load_clip_tokenizer(folder: str | os.PathLike) -> ClipTokenizer:
 
 def _assembled(vocabulary: pathlib.Path, merges: pathlib.Path) -> bytes:
     """The `tokenizer.json` of a CLIP that has only the two older files."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import models
 
     try:
         model = models.BPE.from_file(str(vocabulary), str(merges), unk_token=END, end_of_word_suffix=WORD_END)
     except Exception as error:  # the library raises no narrower class
         raise TokenizerError(f"{vocabulary}, {merges.name}: not a byte-pair vocabulary ({error})") from error
-    tokenizer = Tokenizer(model)
-    blanks = normalizers.Replace(Regex(r"\s+"), " ")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
-    split = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (START, END)])
-    return tokenizer.to_str().encode()
+    return with_clip_rules(model).to_str().encode()
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:

@@ -11,10 +11,11 @@ from data_pipelines import store
 from rahf import config as config_lib
 from rahf.config import Config, FamilyConfig
 from rahf.core import licenses, tree
-from rahf.core.errors import TrainError
+from rahf.core.errors import TokenizerError, TrainError
 from rahf.nn import functional
 from rahf.pretrained import source
 from rahf.text import Tokenizer, load_tokenizer
+from rahf.text.clip_vocabulary import train_clip_tokenizer
 from rahf.training import checkpoint, label_counts
 from rahf.training.task import Start
 
@@ -119,16 +120,38 @@ def _check_network(run: pathlib.Path, there: FamilyConfig, ours: FamilyConfig, w
         )
 
 
-def tokenizer(config: Config, fresh: bool) -> Tokenizer:
-    """The vocabulary that `data.tokenizer` names: beside the data, of what the run starts from, or a file or folder.
+def tokenizer(config: Config, fresh: bool, clip_pieces: int | None = None) -> Tokenizer:
+    """The vocabulary that `data.tokenizer` names: beside the data, of what the run starts from, a file or folder.
+
+    With ``"prompts"`` a fresh run learns one in CLIP's layout from the prompts of all its training splits.
 
     Args:
       fresh: whether the run begins; one that goes on reads its own.
+      clip_pieces: how many pieces ``"prompts"`` learns, the rows of the network's embedding; None: the network reads
+        no vocabulary in CLIP's layout.
 
     Raises:
-      TrainError: no such vocabulary.
+      TrainError: no such vocabulary, or one that cannot be learnt.
+      DatasetError: prompts cannot be read.
     """
+    if config.data.tokenizer == "prompts":
+        if clip_pieces is None:
+            raise TrainError(
+                "data.tokenizer is 'prompts', which learns a vocabulary in CLIP's layout; models of the family "
+                f"{config.model.family!r} do not read it: set data.tokenizer to 'dataset', 'start', a file or folder"
+            )
+        if fresh:
+            return _learnt(config, clip_pieces)
     return load_tokenizer(_tokenizer_file(config, fresh))
+
+
+def _learnt(config: Config, pieces: int) -> Tokenizer:
+    paths, split = config.data.paths, config.data.train_split
+    prompts = {prompt for path in paths for prompt in store.prompts(path, split)}
+    try:
+        return train_clip_tokenizer(prompts, pieces, f"prompts of {', '.join(paths)}, split {split!r}")
+    except TokenizerError as error:
+        raise TrainError(f"data.tokenizer 'prompts': {error}") from error
 
 
 def check_same_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
@@ -149,19 +172,26 @@ def _tokenizer_file(config: Config, fresh: bool) -> pathlib.Path:
         return store.tokenizer_path(config.data.paths[0])
     if name == "start":
         return _beside_start(config, fresh)
+    if name == "prompts":
+        return _own(config)
     file = pathlib.Path(name)
     if file.is_dir():
         return _in_folder(file)
     if not file.is_file():
         raise TrainError(
-            f"data.tokenizer: no file {file}; give a SentencePiece model, the folder of a T5, 'start' or 'dataset'"
+            f"data.tokenizer: no file {file}; give a SentencePiece model, the folder of a T5, 'start', 'dataset' or "
+            "'prompts'"
         )
     return file
 
 
+def _own(config: Config) -> pathlib.Path:
+    return pathlib.Path(config.workdir) / "tokenizer.model"
+
+
 def _beside_start(config: Config, fresh: bool) -> pathlib.Path:
     if not fresh:  # a run that goes on needs nothing but itself
-        return pathlib.Path(config.workdir) / "tokenizer.model"
+        return _own(config)
     if config.start.text:
         return _in_folder(source.locate(config.start.text, config.start.text_revision or None).folder)
     if config.start.model:
