@@ -1,5 +1,6 @@
 """Measures the data loader: rates with 0, 1, 2 worker processes, the time of each part of one image, and the ratios
-to the times with version 0's decoding at reduced scale, and with a reduction that leaves at least twice the target.
+to the times with version 0's decoding at reduced scale, with a reduction that leaves at least twice the target, and
+with squares that are stored beside the pictures (`rahf prepare squares`).
 
     python benchmarks/loader.py --data DIR          # a prepared dataset
     python benchmarks/loader.py                     # synthetic 512 px JPEG pictures with 512 px PNG maps
@@ -17,8 +18,10 @@ import io
 import json
 import math
 import os
+import pathlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +35,7 @@ from rich.table import Table
 
 from data_pipelines import store
 from data_pipelines.loading import examples, loader, transforms, version_0
+from data_pipelines.prepare import squares
 from data_pipelines.store.records import Record
 from rahf import images
 from rahf.config import DataConfig
@@ -52,28 +56,16 @@ class Options:
     batches: int = 24  # per run
     runs: int = 3
     augment: bool = True
+    crops: bool = True  # False: only the colours are augmented
     source_size: int = 512  # side of synthetic pictures
     source_count: int = 256  # how many of them
 
 
-class InMemory:
-    """Records in memory."""
-
-    def __init__(self, records: list[Record]):
-        self.records = records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.records[index]
-
-
-def synthetic(count: int, side: int) -> InMemory:
+def synthetic(count: int, side: int) -> list[Record]:
     """Pictures with about the detail of photographs, and heatmaps of discs in the annotators' grey levels."""
     rng = np.random.default_rng(0)
     words = "a red blue cat dog house on under left of the tree two three".split()
-    return InMemory([_synthetic_record(number, side, words, rng) for number in range(count)])
+    return [_synthetic_record(number, side, words, rng) for number in range(count)]
 
 
 def _synthetic_record(number: int, side: int, words: list[str], rng: np.random.Generator) -> Record:
@@ -189,48 +181,69 @@ def shares(options: Options, config: DataConfig, tokenizer: Tokenizer, source: l
     }
 
 
-def twice_the_target(data: bytes, size: int, box: images.Box, on_damage: Any = None) -> np.ndarray:
+def twice_the_target(record: Record, size: int, box: images.Box, on_damage: Any = None) -> np.ndarray:
     """A square that the loader does not use: JPEG is decoded at the smallest scale at which the box still has twice as
     many pixels as the square."""
     least = [math.ceil(2 * size / (box[i + 2] - box[i])) for i in (0, 1)]
-    pixels = simplejpeg.decode_jpeg(data, min_width=least[0], min_height=least[1])
+    pixels = simplejpeg.decode_jpeg(record.image, min_width=least[0], min_height=least[1])
     return np.asarray(decode.resize_box(Image.fromarray(pixels), size, box))
 
 
-def ratio(
+def ratios(
     options: Options,
     config: DataConfig,
     tokenizer: Tokenizer,
     source: loader.RecordSequence,
-    other: examples.DecodeSquare,
-    measure: str,
-) -> dict[str, Any]:
-    """The time of one example, JPEG decoded in full size, as a multiple of its time with another decoding. One thread,
-    in alternation; median of the ratios of processor time."""
-    count, ratios = min(64, len(source)), []
+    squared: loader.RecordSequence,
+) -> list[dict[str, Any]]:
+    """The time of one example, its reading included, as a multiple of its time with another decoding. One thread, in
+    alternation; medians of the ratios of processor time.
+
+    Args:
+      source: records without squares.
+      squared: the same records with squares.
+    """
+    ways = {
+        "full": (source, examples.decode_square),
+        "version 0": (source, version_0.square),
+        "twice": (source, twice_the_target),
+        "squares": (squared, examples.decode_square),
+    }
+    pairs = {
+        "time of an example against version 0": ("full", "version 0"),
+        "time of an example against a reduction to twice the target": ("full", "twice"),
+        "time of an example with stored squares against version 0": ("squares", "version 0"),
+        "time of an example with stored squares against one without": ("squares", "full"),
+    }
+    count, spent = min(64, len(source)), {name: [] for name in ways}
     for number in range(2 * options.runs):
-        spent = []
-        for decode_square in (examples.decode_square, other):
+        for name, (records, decode_square) in ways.items():
             begin = time.process_time()
             for index in range(count):
                 rng = np.random.default_rng((0, number, index))
-                examples.example(source[index], index, config, options.image_size, tokenizer, rng, decode_square)
-            spent.append(time.process_time() - begin)
-        ratios.append(spent[0] / spent[1])
-    return {
-        "measure": measure,
-        "ratio": round(statistics.median(ratios), 3),
-        "lowest": round(min(ratios), 3),
-        "highest": round(max(ratios), 3),
-        "largest_difference": _difference(source[0].image, options.image_size, other),
-        "largest_difference_of_noise": _difference(_noise(options.source_size), options.image_size, other),
-    }
+                examples.example(records[index], index, config, options.image_size, tokenizer, rng, decode_square)
+            spent[name].append(time.process_time() - begin)
+    rows, noise = [], source[0]._replace(image=_noise(options.source_size))
+    for measure, (one, other) in pairs.items():
+        values = [a / b for a, b in zip(spent[one], spent[other])]
+        way = ways[other][1]
+        rows.append(
+            {
+                "measure": measure,
+                "ratio": round(statistics.median(values), 3),
+                "lowest": round(min(values), 3),
+                "highest": round(max(values), 3),
+                "largest_difference": _difference(source[0], options.image_size, way),
+                "largest_difference_of_noise": _difference(noise, options.image_size, way),
+            }
+        )
+    return rows
 
 
-def _difference(data: bytes, size: int, other: examples.DecodeSquare) -> int:
+def _difference(record: Record, size: int, other: examples.DecodeSquare) -> int:
     """Largest difference of a square to that of another decoding, in grey levels."""
-    squares = [function(data, size, images.FULL).astype(int) for function in (examples.decode_square, other)]
-    return int(np.abs(squares[0] - squares[1]).max())
+    both = [function(record, size, images.FULL).astype(int) for function in (examples.decode_square, other)]
+    return int(np.abs(both[0] - both[1]).max())
 
 
 def _noise(side: int) -> bytes:
@@ -244,12 +257,12 @@ def report(console: Console, rows: list[dict[str, Any]]) -> None:
     table = Table(title="images per second, augmented batches")
     for column in ("workers", "best", "median", "first batch after"):
         table.add_column(column, justify="right")
-    for row in rows[:-3]:
-        label = str(row["workers"]) if row["workers"] else "0 (threads)"
+    for row in rows[:-5]:
+        label = (str(row["workers"]) if row["workers"] else "0 (threads)") + ", squares" * row["squares"]
         best, median = row["images_per_second_best"], row["images_per_second_median"]
         table.add_row(label, f"{best:.0f}", f"{median:.0f}", f"{row['first_batch_seconds']:.1f} s")
     console.print(table)
-    last, *against = rows[-3:]
+    last, *against = rows[-5:]
     title = (
         f"one image, one thread: {last['milliseconds']:.2f} ms, {last['cpu_milliseconds']:.2f} of a core, "
         f"{last['decode_share']:.0%} of it decode"
@@ -267,16 +280,21 @@ def report(console: Console, rows: list[dict[str, Any]]) -> None:
         )
 
 
-def main(options: Options) -> None:
-    """Measures and prints."""
+def main(options: Options, folder: pathlib.Path) -> None:
+    """Measures and prints. `folder`: for a dataset without squares and one with them."""
     config = DataConfig(options.data or "synthetic", train_split=options.split, batch_size=options.batch_size)
-    config = config if options.augment else dataclasses.replace(config, augment=None)
-    if options.data:
-        source: loader.RecordSequence = store.open_split(options.data, options.split)
-        tokenizer = load_tokenizer(store.tokenizer_path(options.data))
-    else:
-        source = synthetic(options.source_count, options.source_size)
-        tokenizer = Tokenizer(train_tokenizer([record.prompt for record in source.records]))
+    if not options.augment:
+        config = dataclasses.replace(config, augment=None)
+    elif not options.crops:
+        config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, crop_probability=0.0))
+    data = options.data
+    if not data:
+        records, data = synthetic(options.source_count, options.source_size), str(folder / "plain")
+        vocabulary = train_tokenizer([record.prompt for record in records])
+        store.write_dataset(data, {options.split: records}, "Made for a benchmark.", vocabulary)
+    squares.prepare(data, folder / "squares", options.image_size, progress=False)
+    tokenizer = load_tokenizer(store.tokenizer_path(data))
+    source, squared = store.open_split(data, options.split), store.open_split(folder / "squares", options.split)
     width, height = images.check_header(source[0].image)[1:]
     about = {
         "data": config.path,
@@ -285,18 +303,21 @@ def main(options: Options) -> None:
         "image_size": options.image_size,
         "batch_size": options.batch_size,
         "augment": options.augment,
+        "crops": options.crops,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
-    configs = [dataclasses.replace(config, workers=workers) for workers in options.workers]
     # Before the rates, because the threads of a loader end only after a moment.
-    last = shares(options, config, tokenizer, source)
-    others = {
-        "time of an example against version 0": version_0.square,
-        "time of an example against a reduction to twice the target": twice_the_target,
-    }
-    against = [ratio(options, config, tokenizer, source, other, name) for name, other in others.items()]
-    rows = [rate(options, config, tokenizer, source) for config in configs] + [last, *against]
+    last = [shares(options, config, tokenizer, source), *ratios(options, config, tokenizer, source, squared)]
+    rows = [
+        {
+            **rate(options, dataclasses.replace(config, workers=workers), tokenizer, records),
+            "squares": records is squared,
+        }
+        for workers in options.workers
+        for records in (source, squared)
+    ]
+    rows += last
     report(Console(file=sys.stderr), rows)
     for row in rows:
         print(json.dumps({"benchmark": "loader", **about, **row}))
@@ -304,6 +325,7 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options))
+        with tempfile.TemporaryDirectory() as folder:
+            main(tyro.cli(Options), pathlib.Path(folder))
     except RahfError as error:
         sys.exit(f"error: {error}")

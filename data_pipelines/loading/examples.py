@@ -18,9 +18,9 @@ from rahf.core.errors import DataError
 from rahf.text import Tokenizer
 from rahf.text.words import word_ends
 
-#: Function of an encoded image, the side of the square, the part of the image, and what is called with the error of a
-#: damaged JPEG (None: it is raised) → uint8 [side,side,3].
-DecodeSquare = Callable[[bytes, int, images.Box, images.OnDamage | None], np.ndarray]
+#: Function of a record, the side of the square, the part of the image, and what is called with the error of a damaged
+#: JPEG (None: it is raised) → uint8 [side,side,3].
+DecodeSquare = Callable[[Record, int, images.Box, images.OnDamage | None], np.ndarray]
 
 
 @runtime_checkable
@@ -31,9 +31,16 @@ class RecordSequence(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def decode_square(data: bytes, size: int, box: images.Box, on_damage: images.OnDamage | None = None) -> np.ndarray:
-    """The square of `rahf.images.decode_resized`."""
-    return images.decode_resized(data, size, box, on_damage=on_damage)
+def decode_square(
+    record: Record, size: int, box: images.Box = images.FULL, on_damage: images.OnDamage | None = None
+) -> np.ndarray:
+    """The square of `rahf.images.decode_resized`: the stored one if there is one of this size, else of the image.
+
+    A crop is always cut from the image: from a square it would have other pixels.
+    """
+    if box == images.FULL and record.square is not None and len(record.square) == size:
+        return record.square
+    return images.decode_resized(record.image, size, box, on_damage=on_damage)
 
 
 def example(
@@ -56,7 +63,7 @@ def example(
       image_size: side of image and heatmaps in pixels.
       tokenizer: the vocabulary.
       rng: randomness of the augmentations; None, or `config.augment` None: no augmentation.
-      decode_square: how the image becomes a square.
+      decode_square: how the record's image becomes a square.
       pixels: False: the image is not decoded, and is one black pixel in the example.
       on_damage: as in `rahf.images.decode_resized`.
 
@@ -77,7 +84,7 @@ def example(
     box = images.FULL
     if augment is not None:
         box = transforms.random_box(augment, rng, [values for values in maps if values is not None])
-    image = decode_square(record.image, image_size, box, on_damage) if pixels else np.zeros((1, 1, 3), np.uint8)
+    image = decode_square(record, image_size, box, on_damage) if pixels else np.zeros((1, 1, 3), np.uint8)
     if augment is not None and pixels:
         image = transforms.random_colours(image, augment, rng)
     heatmaps = np.zeros((image_size, image_size, len(HEATMAPS)), np.uint8)

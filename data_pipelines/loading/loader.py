@@ -138,6 +138,12 @@ class TrainLoader:
         self._log: worker_failures.ReadLog | None = None
         self._damage = Damage(self._joined, self._where)
         self.report: Callable[[str], None] = _say
+        self._unused_squares = [
+            f"warning: {place}: its squares have {len(square)} pixels on each side, not {image_size}: they are not "
+            f"used, pictures are decoded; compute others: rahf prepare squares --size {image_size}"
+            for place, square in zip(places, (source[0].square for source in sources))
+            if square is not None and len(square) != image_size
+        ]
         self._batch_bytes = self._local * sum(field.nbytes for field in filling(config, image_size))
         self._examples = 0  # number of examples of the global stream that were returned
         self._iterator = None
@@ -185,6 +191,8 @@ class TrainLoader:
         stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, self._weights)
         batches = stream[self._examples :].batch(self._local, drop_remainder=True, batch_fn=stack)
         batches = batches[index::count]
+        while self._unused_squares:
+            self.report(self._unused_squares.pop())
         workers = self._config.workers
         for one in self._sets:
             one.maker.damage = self._damage.log(one.source.first, workers > 0)

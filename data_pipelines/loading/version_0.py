@@ -9,20 +9,22 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from data_pipelines.store.records import Record
 from rahf import images
 from rahf.images.decode import resize_box
 from rahf.images.orientation import of_loaded, upright
 
 
 def square(
-    data: bytes, size: int, box: images.Box = images.FULL, on_damage: images.OnDamage | None = None
+    record: Record, size: int, box: images.Box = images.FULL, on_damage: images.OnDamage | None = None
 ) -> np.ndarray:
-    """As `rahf.images.decode_resized`, but a JPEG is decoded at the smallest scale at which the box still has `size`
-    pixels, which moves pixels of the square by some grey levels.
+    """As `rahf.images.decode_resized` of the image, but a JPEG is decoded at the smallest scale at which the box still
+    has `size` pixels, which moves pixels of the square by some grey levels. A stored square is not used.
 
     Raises:
       ImageError: as `rahf.images.load_rgb`.
     """
+    data = record.image
     if data[:2] != b"\xff\xd8":
         return images.decode_resized(data, size, box, on_damage=on_damage)
     images.check_header(data)

@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any, SupportsIndex
 
-from data_pipelines.store import array_record_library, tf_example
+from data_pipelines.store import array_record_library, squares, tf_example
 from data_pipelines.store.kinds import FEEDBACK, Kind
 from data_pipelines.store.layout import INFO_FILE, METADATA_FILE, check_file, listing, split_infos, splits
 from rahf.core import json_text
@@ -78,16 +78,18 @@ class RecordSource:
         return f"RecordSource(split={self.split!r}, records={self._length}, fingerprint={self.fingerprint!r})"
 
 
-def open_split(path: str | os.PathLike, split: str, kind: Kind = FEEDBACK) -> RecordSource:
+def open_split(path: str | os.PathLike, split: str, kind: Kind = FEEDBACK, old_squares: bool = False) -> RecordSource:
     """Opens one split of a prepared dataset for random access.
 
     Args:
       path: directory written by `write_dataset`.
       split: name of the split, e.g. ``"train"``.
       kind: of its records.
+      old_squares: whether the dataset may hold squares of another definition, which must then not be used.
 
     Raises:
-      DatasetError: not a prepared dataset, no such split, an empty split, or a damaged file.
+      DatasetError: not a prepared dataset, no such split, an empty split, a damaged file, or squares of another
+        definition than this program's.
     """
     folder = pathlib.Path(path)
     infos = split_infos(folder)
@@ -98,6 +100,8 @@ def open_split(path: str | os.PathLike, split: str, kind: Kind = FEEDBACK) -> Re
         raise DatasetError(f"{folder}: split {split!r} is empty; the dataset has {listing(splits(folder))}")
     for file, count in files:
         check_file(file, count)
+    if not old_squares:
+        squares.check(folder)
     return RecordSource(str(folder), split, files, _fingerprint(folder, split), kind)
 
 

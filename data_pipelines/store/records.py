@@ -32,6 +32,8 @@ class Record(NamedTuple):
     saliency: bytes | None = (
         None  # PNG, 16 bit grey, density of fixations up to a factor; may be smaller than the image
     )
+    # uint8 [S,S,3], what a network of this size sees of the image; None: not computed yet (`rahf prepare squares`).
+    square: np.ndarray | None = None
 
 
 #: Columns of `Record.fixations`: x from the left and y from the top in pixels of the stored image, whose corners are

@@ -20,7 +20,7 @@ from data_pipelines.store.tf_example import Values
 from rahf.core.batch import HEATMAPS, SCORES
 
 #: Fields of a record that a dataset may lack.
-OPTIONAL = ("word_shares", *(f"annotator_{name}" for name in HEATMAPS), "fixations", "saliency")
+OPTIONAL = ("word_shares", *(f"annotator_{name}" for name in HEATMAPS), "fixations", "saliency", "square")
 _REQUIRED = tuple(name for name in Record._fields if name not in OPTIONAL)
 _FIELDS = (*_REQUIRED, "has_word_labels", *(f"has_{name}" for name in HEATMAPS))
 
@@ -39,6 +39,8 @@ def features(optional: Collection[str] = ()) -> Any:
         **{f"annotator_{name}": tfds.features.Sequence(tfds.features.Image(**grey)) for name in HEATMAPS},
         "fixations": tfds.features.Tensor(shape=(None, len(FIXATION_COLUMNS)), dtype=np.float32),
         "saliency": tfds.features.Image(**grey, dtype=np.uint16),
+        # Not as PNG: decoding that takes as long as decoding a JPEG. ArrayRecord compresses the bytes.
+        "square": tfds.features.Tensor(shape=(None, None, 3), dtype=np.uint8, encoding="bytes"),
     }
     return tfds.features.FeaturesDict(
         {
@@ -73,6 +75,8 @@ def to_example(record: Record) -> dict[str, Any]:
     if record.fixations is None:
         example["fixations"] = np.zeros((0, len(FIXATION_COLUMNS)), np.float32)
     example["saliency"] = io.BytesIO(record.saliency or _empty_map())
+    if record.square is None:
+        example["square"] = np.zeros((1, 1, 3), np.uint8)  # as `_empty_map`
     example["image"] = io.BytesIO(record.image)
     example["scores"] = np.asarray(record.scores, np.float32)
     return example
@@ -105,11 +109,16 @@ def from_example(example: Mapping[str, Values]) -> Record:
         annotator_misalignment=tuple(example.get("annotator_misalignment") or ()),
         fixations=_fixations(example.get("fixations")),
         saliency=(example.get("saliency") or [None])[0],
+        square=_square(example.get("square/shape"), example.get("square/value")),
     )
 
 
 def _fixations(values: Values | None) -> np.ndarray | None:
     return None if not values else np.array(values, np.float32).reshape(-1, len(FIXATION_COLUMNS))
+
+
+def _square(shape: Values | None, pixels: Values | None) -> np.ndarray | None:
+    return np.frombuffer(pixels[0], np.uint8).reshape(shape) if shape and shape[0] > 1 else None
 
 
 def to_features(record: Record) -> dict[str, Values]:
@@ -133,6 +142,8 @@ def to_features(record: Record) -> dict[str, Values]:
         values["fixations"] = [float(value) for value in record.fixations.ravel()]
     if record.saliency is not None:
         values["saliency"] = [record.saliency]
+    if record.square is not None:
+        values["square/shape"], values["square/value"] = list(record.square.shape), [record.square.tobytes()]
     return values
 
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from data_pipelines.loading.damage import Damage, DamageLog
-from data_pipelines.loading.examples import RecordSequence
+from data_pipelines.loading.examples import RecordSequence, decode_square
 from rahf import images
 from rahf.config import Config, CriticConfig
 from rahf.core import json_text, tree
@@ -136,7 +136,7 @@ class TowerCache:
     def _picture(self, index: int, on_damage: Callable[[str], None]) -> np.ndarray:
         """uint8 [height,width,3], number `index` of `_count`. Raises ImageError."""
         record = self.source[self._place(index)]
-        return images.decode_resized(record.image, self.config.model.image_size, on_damage=on_damage)
+        return decode_square(record, self.config.model.image_size, on_damage=on_damage)
 
     def _place(self, index: int) -> int:
         """Position in the source of the record that picture number `index` belongs to."""
