@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rahf.core.batch import SCORES
 from rahf.metrics import bootstrap_intervals
-from rahf.metrics.accumulator import Accumulator, weighted_mean
+from rahf.metrics.paired import PairedValues
 
 CRITICS = ("critic", "held out")
 RESAMPLES = 10_000
@@ -67,31 +67,6 @@ class Comparison:
         }
 
 
-class Pairs(Accumulator):
-    """Means over prompts of scores before and after, their difference, and the share of prompts that gained."""
-
-    def add(self, before: np.ndarray, after: np.ndarray) -> None:
-        """Adds prompts: scores [N,4] of each."""
-        self._add(np.arange(len(before)) + len(self), before=before, after=after)
-
-    def _empty(self) -> dict[str, np.ndarray]:
-        return {name: np.zeros((0, len(SCORES)), np.float64) for name in ("before", "after")}
-
-    def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        arrays = self.to_arrays()
-        before, after = arrays["before"], arrays["after"]
-        values = {"before": before, "after": after, "difference": after - before, "gained": 1.0 * (after > before)}
-        everyone = np.ones(len(before), bool)
-        return {
-            f"{score}/{name}": weighted_mean(value[:, column], everyone, weights)
-            for column, score in enumerate(SCORES)
-            for name, value in values.items()
-        }
-
-    def counts(self) -> dict[str, float]:
-        return {"count": float(len(self))}
-
-
 def paired(before: np.ndarray, after: np.ndarray, resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
     """By score: `before`, `after`, `difference`, its 95% `interval`, and `gained`, the share of prompts that rose.
 
@@ -99,7 +74,7 @@ def paired(before: np.ndarray, after: np.ndarray, resamples: int = RESAMPLES) ->
       before, after: [N,4] of the same prompts.
       resamples: of the bootstrap, over prompts.
     """
-    pairs = Pairs()
+    pairs = PairedValues(SCORES)
     pairs.add(np.asarray(before, np.float64), np.asarray(after, np.float64))
     means, intervals = pairs.compute(), bootstrap_intervals(pairs, resamples)
     by_score = {}

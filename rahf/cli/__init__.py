@@ -26,6 +26,7 @@ COMMANDS = (
     "generate",
     "gazefusion",
     "sgool",
+    "steering",
     "animate",
     "import_",
     "doctor",

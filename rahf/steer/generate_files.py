@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from rahf.core.errors import ArgumentError
-from rahf.core.files import read_regular_text, write_atomically
+from rahf.core.files import write_atomically
 from rahf.core.version import __version__
 from rahf.critic import loading
 from rahf.diffusion import lora as lora_lib
@@ -29,7 +29,7 @@ from rahf.diffusion.published.controlnet_folder import load_controlnet
 from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.images.decode import load_rgb
 from rahf.saliency import targets
-from rahf.text import PromptWarning
+from rahf.text import PromptWarning, prompt_lists
 
 #: Name of the PNG text that holds the parameters as JSON.
 METADATA = "rahf"
@@ -160,18 +160,26 @@ def png(image: np.ndarray, metadata: dict[str, Any] | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def contact_sheet(images: Sequence[np.ndarray], prompts: Sequence[str], columns: int) -> np.ndarray:
-    """Pictures in rows of `columns`, each row below the start of its prompt; uint8 [h,w,3] on white."""
+def contact_sheet(
+    images: Sequence[np.ndarray], prompts: Sequence[str], columns: int, headings: Sequence[str] = ()
+) -> np.ndarray:
+    """Pictures in rows of `columns`, each row below the start of its prompt; uint8 [h,w,3] on white.
+
+    `headings` stand above the columns.
+    """
     height, width = images[0].shape[:2]
     scale = min(1.0, _CELL / max(height, width))
     cell = (max(1, round(width * scale)), max(1, round(height * scale)))
     rows = -(-len(images) // columns)
     step_x, step_y = cell[0] + _MARGIN, cell[1] + _MARGIN + _LINE
-    sheet = Image.new("RGB", (_MARGIN + columns * step_x, _MARGIN + rows * step_y), "white")
+    top = _MARGIN + (_LINE if headings else 0)
+    sheet = Image.new("RGB", (_MARGIN + columns * step_x, top + rows * step_y), "white")
     pen = ImageDraw.Draw(sheet)
+    for column, heading in enumerate(headings):
+        pen.text((_MARGIN + column * step_x, _MARGIN // 2), heading[: max(1, step_x // 6)], fill="black")
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
-        at = (_MARGIN + column * step_x, _MARGIN + row * step_y)
+        at = (_MARGIN + column * step_x, top + row * step_y)
         if column == 0:
             # Pillow's own font has Latin letters only.
             text = prompts[row].encode("latin-1", "replace").decode("latin-1")
@@ -297,20 +305,15 @@ def lora_and_scale(place: str) -> tuple[str, float]:
 
 
 def prompts_of_file(path: str | os.PathLike) -> list[str]:
-    """The lines of a text file, one prompt each; blank lines are left out.
+    """The prompts of a list: one a line, or a table as `rahf.text.prompt_lists` reads it.
 
     Raises:
-      ArgumentError: it cannot be read, or has no prompts.
+      ArgumentError: it cannot be read, has no prompts, or a row that is refused.
     """
-    try:
-        # Only a newline ends a prompt: str.splitlines would also cut at U+2028 and other characters inside of one.
-        lines = read_regular_text(path, "utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{path}: cannot be read as text ({error})") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ArgumentError(f"{path}: has no prompts; expected one per line")
-    return prompts
+    listed = prompt_lists.read(path)
+    if listed.refused:
+        raise ArgumentError(f"{path}: {listed.refused[0]}")
+    return [one.prompt for one in listed.prompts]
 
 
 def silence_repeats() -> None:

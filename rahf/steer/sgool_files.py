@@ -63,7 +63,7 @@ def sgool_files(
         raise ArgumentError(f"{folder}: exists already and is not empty; choose another folder")
     pipe = pipeline.load(model) if isinstance(model, (str, os.PathLike)) else model
     judge = _loaded(critic)
-    looks = judge if saliency is None else _loaded_saliency(saliency)
+    looks = judge if saliency is None else load_saliency(saliency)
     result = sgool(
         pipe,
         prompt,
@@ -102,8 +102,8 @@ def _loaded(model: Any) -> Any:
     return loading.load(model) if isinstance(model, (str, os.PathLike)) else model
 
 
-def _loaded_saliency(model: Any) -> Any:
-    """A saliency model, or a critic in the place of one."""
+def load_saliency(model: Any) -> Any:
+    """A saliency model, or a critic in the place of one: what `rahf.load` takes, or such a model itself."""
     if not isinstance(model, (str, os.PathLike)):
         return model
     path = shipped.resolve(model)
