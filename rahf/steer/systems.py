@@ -13,7 +13,7 @@ import numpy as np
 from rahf.core.errors import ArgumentError, RahfError
 from rahf.critic import loading, provenance
 from rahf.diffusion.latents.doodl import DoodlOptions, DoodlResult, doodl
-from rahf.diffusion.latents.sgool import SaliencyOptions, of_heatmap, sgool
+from rahf.diffusion.latents.sgool import SaliencyOptions, heatmap_column, of_heatmap, sgool
 from rahf.diffusion.loading import load as load_diffusion
 from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.sample.options import GuidanceOptions
@@ -93,6 +93,7 @@ def systems(
     Raises:
       ArgumentError: an unknown method, no guide, names that are no names of folders or occur twice, or no pipeline.
       CheckpointError: a model cannot be read.
+      NotPredicted: what says where people look has no such heatmap.
     """
     for method in methods:
         if method not in METHODS:
@@ -172,6 +173,8 @@ def _steered(pipe: Pipeline, place: Any, method: str, guide: Judge | None, optio
         looks = load_saliency(options.saliency)
         saliency_id = getattr(looks, "model_id", type(looks).__name__)
         took_part.setdefault(saliency_id, "said where people look")
+    if method == "sgool":
+        heatmap_column(looks, options.heatmap)  # a wrong one must not cost the pictures of other systems
     fixed = {name: getattr(options, name) for name in ("negative_prompt", "height", "width")}
 
     def optimised(prompts: Sequence[str], seeds: Sequence[int], progress: Callable[[float], None]) -> np.ndarray:

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from rahf.cli import main as cli
-from rahf.core.errors import ArgumentError
+from rahf.core.errors import ArgumentError, NotPredicted
+from rahf.critic.families import Outputs
 from rahf.diffusion.generated import GeneratedImages
 from rahf.diffusion.latents.doodl import DoodlOptions, DoodlResult
-from rahf.diffusion.latents.sgool import SaliencyOptions
+from rahf.diffusion.latents.sgool import SaliencyOptions, heatmap_column
 from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.steer import judges, steering_files, steering_report, systems
@@ -159,6 +160,20 @@ def test_systems(monkeypatch):
     np.testing.assert_allclose(fields[3]["saliency"](pictures), pictures[..., 0])
     assert fields[3]["salient"].weight == 0.5 and fields[2]["saliency"] is None
     assert json.dumps(steering_files.plain_json([one.parameters for one in made]), allow_nan=False)
+
+
+def test_a_guide_without_heatmaps_says_not_where_people_look():
+    """The first one that is predicted counts, of a CLIP the second of all; none is refused before anything is drawn."""
+    clip = Colour(0, "clip")
+    assert heatmap_column(clip) == 0 and heatmap_column(clip, "misalignment") == 1
+    clip.outputs = Outputs(("alignment",), ("misalignment",), False)
+    assert heatmap_column(clip) == 1
+    with pytest.raises(NotPredicted, match="implausibility"):
+        heatmap_column(clip, "implausibility")
+    clip.outputs = Outputs(("alignment",), (), False)
+    guide = GUIDE._replace(model=clip)
+    with pytest.raises(NotPredicted, match="predicts no heatmap.*name another"):
+        systems.systems(maker.pipeline(model=maker.FLAT), ("plain", "sgool"), (), guide, STEERED)
 
 
 @pytest.mark.slow  # compiles four samplings with their gradients

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from rahf.core import labels
-from rahf.core.errors import ArgumentError
+from rahf.core.errors import ArgumentError, NotPredicted
 from rahf.core.labels import HEATMAPS
 from rahf.diffusion.latents import doodl as doodl_lib
 from rahf.diffusion.latents.doodl import DoodlOptions, DoodlResult
@@ -111,19 +111,36 @@ def of_heatmap(model: Any, prompts: str | Sequence[str], which: str | None = Non
     Args:
       model: of `rahf.load`: anything with a critic's functions `tokens` and `heatmaps`, and perhaps `heatmap_names`.
       prompts: one for all pictures, or one per picture.
-      which: a name of the model's heatmaps, of a critic `rahf.core.batch.HEATMAPS`; None: the first.
+      which: a name of the model's heatmaps, of a critic `rahf.core.batch.HEATMAPS`; None: the first that it predicts.
 
     Raises:
-      UnknownNameError: an unknown heatmap; suggests the nearest.
+      UnknownNameError, NotPredicted: as `heatmap_column`.
     """
-    heatmaps = getattr(model, "heatmap_names", HEATMAPS)
-    column, tokens = labels.position("heatmap", which or heatmaps[0], heatmaps), model.tokens(prompts)
+    column, tokens = heatmap_column(model, which), model.tokens(prompts)
 
     def saliency(pictures: Any) -> np.ndarray:
         per_picture = [np.repeat(x, len(pictures) // len(x), 0) for x in tokens]
         return np.asarray(model.heatmaps(jnp.asarray(pictures), *per_picture))[..., column]
 
     return saliency
+
+
+def heatmap_column(model: Any, which: str | None = None) -> int:
+    """Position of a heatmap among those of a model; arguments as of `of_heatmap`.
+
+    Raises:
+      UnknownNameError: an unknown heatmap; suggests the nearest.
+      NotPredicted: the model does not predict it, or none at all.
+    """
+    heatmaps = getattr(model, "heatmap_names", HEATMAPS)
+    outputs = getattr(model, "outputs", None)
+    if outputs is None or heatmaps is not HEATMAPS:
+        return labels.position("heatmap", which or heatmaps[0], heatmaps)
+    if which is None and not outputs.heatmaps:
+        raise NotPredicted("saliency: this model predicts no heatmap, so it cannot say where people look; name another")
+    which = outputs.heatmaps[0] if which is None else which
+    outputs.check_heatmap(which)
+    return labels.position("heatmap", which, heatmaps)
 
 
 def salient_boxes(
