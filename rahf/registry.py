@@ -39,7 +39,7 @@ _CRITIC = {"task": "rahf.critic.task:CriticTask.from_config", "load": "rahf.crit
 FAMILIES: dict[str, Family] = {
     "critic": Family("rahf.config.critic:CriticConfig", **_CRITIC),
     "resnet": Family("rahf.config.critic:ResNetBaselineConfig", **_CRITIC),
-    "clip": Family("rahf.config.critic:ClipBaselineConfig", **_CRITIC),
+    "clip": Family("rahf.config.critic:ClipBaselineConfig", **(_CRITIC | {"task": "rahf.critic.contrastive:task"})),
     "pixel-diffusion": Family(
         "rahf.config.diffusion:PixelDiffusionConfig",
         task="rahf.diffusion.task:PixelDiffusionTask.from_config",

@@ -191,6 +191,19 @@ class Joined:
         return self.sources[number][index - self.starts[number]]
 
 
+class Subset:
+    """Some records of a source: position among them → record."""
+
+    def __init__(self, source: RecordSequence, positions: Sequence[int]):
+        self.source, self.positions = source, np.asarray(positions, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[int(self.positions[index])]
+
+
 class ExampleMaker:
     """Function (position in the stream, (index, record)) → example. With a seed it augments.
 

@@ -53,7 +53,7 @@ def train_loader(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-    source: RecordSequence | None = None,
+    source: RecordSequence | Sequence[RecordSequence] | None = None,
     pixels: bool = True,
 ) -> TrainLoader:
     """An endless iterator of training batches, shuffled anew each epoch.
@@ -67,7 +67,8 @@ def train_loader(
       seed: decides order and augmentations.
       process_index, process_count: this JAX process. It yields its part of each global batch; the parts of all
         processes, in their order, are the batch that one process alone would yield.
-      source: records to use in place of split `config.train_split` of `config.path`.
+      source: records to use in place of split `config.train_split` of `config.path`; or a list, with those of each of
+        `config.paths`, which are mixed.
       pixels: False: images are not decoded; see `data_pipelines.loading.examples.example`.
 
     Raises:
@@ -76,7 +77,7 @@ def train_loader(
       ConfigError: a batch size or range of the config that cannot work.
     """
     if source is not None:
-        sources = [source]
+        sources = list(source) if isinstance(source, (list, tuple)) else [source]
     else:
         sources = [store.open_split(path, config.train_split) for path in config.paths]
     return TrainLoader(config, image_size, tokenizer, seed, process_index, process_count, *sources, pixels=pixels)

@@ -77,6 +77,8 @@ class LossConfig:
     pair_margin: float = 0.1  # by which it must, in units of the heatmap
     heatmap_loss: Literal["mse", "weighted-mse", "bce"] = "mse"
     score_loss: Literal["mse", "bce"] = "mse"
+    contrastive: Literal["none", "all", "aligned"] = "none"  # CLIP: learn no label, but which prompt of a batch belongs
+    # to which picture; aligned: a prompt with a word labelled misaligned belongs to none
 
 
 @dataclasses.dataclass(frozen=True)

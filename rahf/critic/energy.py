@@ -86,7 +86,7 @@ def clip_distance(critic: Any, text: Text, params: Any = None) -> Energy:
     It is 0 for the same direction and ``pi² / 2`` for opposite ones (the loss of DOODL, spec 4.2).
 
     Args:
-      critic: of `rahf.load` of a model of `rahf import clip`, whose alignment is (1 + cosine) / 2.
+      critic: of `rahf.load` of a CLIP, imported or trained by `loss.contrastive`; its alignment is (1 + cosine) / 2.
       text: as in `score`.
       params: of the critic; None: its own.
 
@@ -95,7 +95,9 @@ def clip_distance(critic: Any, text: Text, params: Any = None) -> Energy:
     """
     clip = getattr(getattr(getattr(critic, "config", None), "model", None), "clip", None)
     if clip is None or clip.scores != "cosine" or "alignment" not in clip.cosine_scores:
-        raise ArgumentError("clip_distance: expected a model of `rahf import clip`, whose alignment is a cosine")
+        raise ArgumentError(
+            "clip_distance: expected a CLIP, of `rahf import clip` or `loss.contrastive`, whose alignment is a cosine"
+        )
     return of(_ClipDistance(critic.scores), "CLIP distance", *_tokens(critic, text), _params(critic, params))
 
 

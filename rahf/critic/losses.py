@@ -32,7 +32,12 @@ OF_LABELS = Parts._fields[:3]
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError for a tag loss without a head to compute it, or the reverse."""
+    """Raises ConfigError for a loss that the network has no head for, or the reverse."""
+    if config.loss.contrastive != "none":
+        raise ConfigError(
+            f"loss.contrastive {config.loss.contrastive!r}: only a model of the family 'clip' learns so; set it to "
+            f"'none' for the family {config.model.family!r}"
+        )
     tag_head = getattr(config.model, "tag_head", False)
     if tag_head != (config.loss.tag_weight > 0):
         raise ConfigError(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import jax
 
+from data_pipelines import store
+from data_pipelines.loading.examples import RecordSequence
 from data_pipelines.loading.loader import EvalLoader, eval_loader, train_loader
 from rahf.config import Config
 from rahf.core.batch import Batch
@@ -30,6 +32,10 @@ class RecordTask(Task[Batch]):
         source = f"the data's vocabulary {self.tokenizer.source}"
         return {"tokenizer.model": SavedFile(self.tokenizer.model, source)}
 
+    def source(self, path: str, split: str) -> RecordSequence:
+        """The records of a split that the task learns from and is evaluated on: all."""
+        return store.open_split(path, split)
+
     def train_loader(self) -> Loader:
         return train_loader(
             self.config.data,
@@ -38,6 +44,7 @@ class RecordTask(Task[Batch]):
             self.config.train.seed,
             jax.process_index(),
             jax.process_count(),
+            [self.source(path, self.config.data.train_split) for path in self.config.data.paths],
         )
 
     def eval_loader(self, mesh: jax.sharding.Mesh, path: str | None = None) -> EvalLoader:
@@ -47,8 +54,9 @@ class RecordTask(Task[Batch]):
           mesh: whose devices can share a batch.
           path: the data set; None: the first one of the run.
         """
+        path = path or self.config.data.paths[0]
         return eval_loader(
-            self.config.data.only(path or self.config.data.paths[0]),
+            self.config.data.only(path),
             self.config.data.eval_split,
             self.config.model.image_size,
             self.tokenizer,
@@ -56,4 +64,5 @@ class RecordTask(Task[Batch]):
             jax.process_index(),
             jax.process_count(),
             limit=self.config.train.eval_examples,
+            source=self.source(path, self.config.data.eval_split),
         )

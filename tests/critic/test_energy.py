@@ -53,7 +53,7 @@ def test_scores_as_energies():
 def test_clip_distance():
     """Cosines 0, -1 and 1: right angles are 2 (pi/4)², opposite ones pi²/2; finite gradients at both ends."""
     critic = Colours()
-    with pytest.raises(ValueError, match="expected a model of `rahf import clip`"):
+    with pytest.raises(ValueError, match="expected a CLIP"):
         energy.clip_distance(critic, "a")
     critic.config = Config(model=ClipBaselineConfig())
     values = jnp.zeros((3, 4, 4, 3)).at[0, ..., 1].set(0.5).at[2, ..., 1].set(1.0)

@@ -8,14 +8,25 @@ import tempfile
 import jax
 import numpy as np
 
-from rahf.config import Config, CriticConfig, HeatmapHeadConfig, MeshConfig, OptimizerConfig, ScoreHeadConfig
+from rahf.config import (
+    Config,
+    CriticConfig,
+    HeatmapHeadConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    ScoreHeadConfig,
+)
 from rahf.core import batch as batch_lib
+from rahf.critic import contrastive
+from rahf.critic.contrastive import ContrastiveTask
 from rahf.critic.task import CriticTask
 from rahf.nn import functional
 from rahf.training import checksum, sharding
 from rahf.training import state as state_lib
 from rahf.training import step as step_lib
 from rahf.training.checkpoint import Checkpointer
+from tests.helpers.baseline_maker import CLIP
 from tests.helpers.model_maker import SMALLEST
 
 # Wide enough that the larger parameters are shared at all; without what only takes time to compile.
@@ -175,8 +186,20 @@ def wander(folder: pathlib.Path) -> dict:
     return found | {"by_devices": by_devices == sums}
 
 
+def contrastive_losses(devices: int) -> list[float]:
+    """Each example's loss of a CLIP, whose pictures meet the prompts of all devices."""
+    config = Config(model=CLIP, mesh=MeshConfig(data=devices), loss=LossConfig(contrastive="all"))
+    task = ContrastiveTask(config, None)
+    setup = state_lib.setup(task, jax.devices()[:devices])
+    batch = batch_lib.fake(8, 16, 9, 11, 5, vocab_size=48, seed=1)
+    params = functional.init(task.build(), 0)
+    losses = jax.jit(lambda p, b: contrastive.measured(functional.merge(setup.graphdef, p), b).loss)
+    return [float(value) for value in losses(params, sharding.to_devices(batch, setup.mesh))]
+
+
 if __name__ == "__main__":
     results = {name: run(*options) for name, options in RUNS.items()}
+    results["contrastive"] = [contrastive_losses(1), contrastive_losses(8)]
     with tempfile.TemporaryDirectory() as made:
         results["wander"] = wander(pathlib.Path(made))
     print(json.dumps(results))

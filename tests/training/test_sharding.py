@@ -134,6 +134,13 @@ def test_steps_equal_those_of_one_device(found):
     assert found["mixed"]["norm"] == pytest.approx(found["single"]["norm"], rel=1e-6)
 
 
+def test_the_examples_of_all_devices_are_compared(found):
+    """A contrastive loss: each of 8 devices holds one picture, which must meet the prompts of the others."""
+    single, sharded = found["contrastive"]
+    np.testing.assert_allclose(sharded, single, rtol=1e-5)
+    assert min(single) > 0.1  # a picture that met its own prompt alone would have no loss
+
+
 def test_the_mesh_has_no_part_in_the_draw_of_tasks(found):
     """Augmented prompt: the same tasks of the same examples, so the same loss and gradients."""
     single, sharded = found["augmented single"], found["augmented mixed"]

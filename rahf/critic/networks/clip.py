@@ -20,6 +20,7 @@ from rahf.nn.clip_text import TextTower
 
 #: A logit of a value in [0,1] that is 0 or 1 would be infinite.
 _EDGE = 1e-6
+_LARGEST_SCALE = math.log(100.0)
 
 
 class ClipEmbeddings(NamedTuple):
@@ -82,6 +83,10 @@ class Clip(nnx.Module):
     def cosine(self, fused: ClipEmbeddings) -> Float[Array, " b"]:
         """Cosine of image and text in [-1,1]; times exp(`logit_scale`) it is CLIP's and PickScore's own output."""
         return (fused.image * fused.text).sum(-1)
+
+    def similarity_scale(self) -> Float[Array, ""]:
+        """What CLIP multiplies cosines by: exp(`logit_scale`), at most 100 (Radford et al. 2021, section 2.5)."""
+        return jnp.exp(jnp.minimum(self.logit_scale[...].astype(jnp.float32), _LARGEST_SCALE))
 
     def score_logits(self, fused: ClipEmbeddings, key: layers.Key = None) -> Float[Array, "b 4"]:
         """Logits of the four scores in order SCORES; NaN for those that are not predicted.
