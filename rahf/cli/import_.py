@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from rahf.cli.parsing import Formatter, command
 from rahf.core import terminal
@@ -42,6 +43,23 @@ def add(commands) -> None:
     parser.add_argument("file", metavar="FILE|NAME", help="file of rahf export, or name of a shipped critic")
     parser.add_argument("out", metavar="OUT", help="directory to create")
     _add_baselines(kinds)
+    parser = command(
+        kinds,
+        "hpsv2",
+        hpsv2,
+        "HPS v2 off the shelf (CLIP ViT-H/14 in OpenCLIP's layout): one number for all four scores",
+        "The published .pt is read by PyTorch's weights-only reader (pip install rahf[torch]), which runs no code;\n"
+        "every tensor must fit by name and shape.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="the file, or a folder or hub id (xswu/HPSv2) that holds it")
+    parser.add_argument("out", metavar="OUT", help="directory to create")
+    parser.add_argument("--version", choices=("2.0", "2.1"), default="2.1", help="which file of a folder or hub id")
+    parser.add_argument("--license", default=None, help="of the weights (default: what their model card says)")
+    parser.add_argument("--revision", default=None, help="branch, tag or commit of a hub id")
+    parser.add_argument("--tokenizer", default=None, help="folder or hub id (default: that of OpenCLIP's ViT-H/14)")
+    parser.add_argument(
+        "--vit-heads", type=int, default=None, help="attention heads of the image tower (default: one per 64, to 16)"
+    )
     parser = command(
         kinds,
         "stable-diffusion",
@@ -107,6 +125,15 @@ def pickscore(args: argparse.Namespace) -> int:
     return 0
 
 
+def hpsv2(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from rahf.critic.published import baselines
+
+    options = _options(args, "version", "vit_heads", "tokenizer")
+    _print_folder(baselines.import_hpsv2(args.source, args.out, **options))
+    return 0
+
+
 def resnet50(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from rahf.critic.published import baselines
@@ -130,7 +157,7 @@ def stable_diffusion(args: argparse.Namespace) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace, *names: str) -> dict[str, str | None]:
+def _options(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("license", "revision", *names)}
 
 

@@ -139,7 +139,7 @@ def load_clip(
     """
     weights = source.locate(name, revision)
     published, where = published_clip(weights), str(weights.folder)
-    _check_sizes(published, vision, text, width, where)
+    check_sizes(published, vision, text, width, where)
     taker = strict.Taker(files.open_folder(weights), where)
     taker.drop(_POSITION_IDS)
     tower = taker.under("vision_model.")
@@ -151,11 +151,12 @@ def load_clip(
         "logit_scale": taker.take("logit_scale", ()),
     }
     taker.finish()
-    strict.check_complete(params, _expected(vision, text, width, image_size), where)
+    strict.check_complete(params, expected_shapes(vision, text, width, image_size), where)
     return params
 
 
-def _check_sizes(published: PublishedClip, vision: ViTConfig, text: ClipTextConfig, width: int, where: str) -> None:
+def check_sizes(published: PublishedClip, vision: ViTConfig, text: ClipTextConfig, width: int, where: str) -> None:
+    """Raises PretrainedError, naming the fields, unless a published CLIP has the sizes of a network."""
     fields = (*towers.COMPARED, "class_token")
     strict.compare(published.vision.vit, vision, fields, "model.vit", where)
     if {published.text.eos_token_id, text.eos_token_id} == {2, text.vocab_size - 1}:  # two names of the highest id
@@ -165,7 +166,7 @@ def _check_sizes(published: PublishedClip, vision: ViTConfig, text: ClipTextConf
     strict.compare(published, published._replace(width=width), ("width",), "model.clip", where)
 
 
-def _expected(vision: ViTConfig, text: ClipTextConfig, width: int, image_size: int) -> functional.Params:
+def expected_shapes(vision: ViTConfig, text: ClipTextConfig, width: int, image_size: int) -> functional.Params:
     """Shapes of what `load_clip` returns."""
     dtype = jnp.dtype("float32")
     shape = lambda *sizes: np.broadcast_to(np.float32(0), sizes)

@@ -17,14 +17,16 @@ from rahf.core.version import __version__
 from rahf.critic import families, towers
 from rahf.critic.networks import build
 from rahf.nn import functional
-from rahf.pretrained import clip, files, resnet, source
+from rahf.pretrained import clip, files, open_clip, resnet, source
 from rahf.pretrained.clip import PublishedClip
 from rahf.pretrained.source import WeightsSource
 from rahf.text import Tokenizer, train_tokenizer
 from rahf.training.model_folder import check_free, write_model
 
-#: Where the vocabulary lies that PickScore and its own base, OpenCLIP's ViT-H/14, were trained with.
+#: Where the vocabulary lies that PickScore, HPS v2 and their base, OpenCLIP's ViT-H/14, were trained with.
 PICKSCORE_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+#: Files of the versions of HPS v2 where it is published.
+HPSV2_FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 
 
 def clip_model(published: PublishedClip, **fields: Any) -> ClipBaselineConfig:
@@ -76,10 +78,15 @@ def import_clip(
     vocabulary = clip.published_clip_tokenizer(weights if tokenizer is None else tokenizer)
     check_clip_vocabulary(model, vocabulary)
     params, _ = towers.load_backbone(model, weights)
-    data = DataConfig(max_prompt_tokens=model.clip.text.positions)
-    config = Config(workdir=str(out), data=data, model=model)
-    write_model(out, config, params, vocabulary, _record(weights, params, license, format))
+    _write_clip(out, model, params, vocabulary, _record(weights, params, license, format))
     return out
+
+
+def _write_clip(
+    out: pathlib.Path, model: ClipBaselineConfig, params: functional.Params, vocabulary: Tokenizer, record: dict
+) -> None:
+    data = DataConfig(max_prompt_tokens=model.clip.text.positions)
+    write_model(out, Config(workdir=str(out), data=data, model=model), params, vocabulary, record)
 
 
 def import_pickscore(
@@ -95,6 +102,50 @@ def import_pickscore(
         beside = any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json"))
         tokenizer = None if beside else PICKSCORE_TOKENIZER
     return import_clip(name, out, scores=SCORES, heatmap=False, tokenizer=tokenizer, format="pickscore", **options)
+
+
+def import_hpsv2(
+    name: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    version: str = "2.1",
+    vit_heads: int | None = None,
+    license: str | None = None,
+    tokenizer: str | os.PathLike | None = None,
+    revision: str | None = None,
+) -> pathlib.Path:
+    """HPS v2 (Wu et al. 2023): OpenCLIP's ViT-H/14, trained on preferences, in OpenCLIP's layout.
+
+    Its one number stands for each of the four scores, as PickScore's. Numbers of versions are not comparable.
+
+    Args:
+      name: the published file, read by PyTorch's weights-only reader (or safetensors); or a folder or hub id
+        (``xswu/HPSv2``) that holds it.
+      out: directory to write; must not exist, or be empty.
+      version: "2.0" or "2.1": which file of a folder or hub id.
+      vit_heads: see `rahf.pretrained.open_clip.published_open_clip`.
+      license: of the weights, as the user states it; None: what the model card of a folder or hub id states.
+      tokenizer: folder or hub id of the vocabulary; None: `PICKSCORE_TOKENIZER`.
+      revision: branch, tag or commit of a hub id.
+
+    Returns:
+      `out`.
+
+    Raises:
+      PretrainedError: as of `import_clip`; an unknown version.
+    """
+    if version not in HPSV2_FILES:
+        raise PretrainedError(f"version: expected one of {', '.join(HPSV2_FILES)}, found {version!r}")
+    out = check_free(out)
+    weights = open_clip.locate(name, HPSV2_FILES[version], revision)
+    model = clip_model(open_clip.published_open_clip(weights, vit_heads), cosine_scores=SCORES, heatmap="none")
+    vocabulary = clip.published_clip_tokenizer(PICKSCORE_TOKENIZER if tokenizer is None else tokenizer)
+    check_clip_vocabulary(model, vocabulary)
+    params = open_clip.load_open_clip(weights, model.vit, model.clip.text, model.clip.width, model.image_size)
+    if license is None and not pathlib.Path(name).is_file():
+        license = licenses.folder_license(weights.folder.parent)
+    _write_clip(out, model, params, vocabulary, _record(weights, params, license, "hpsv2"))
+    return out
 
 
 def import_resnet(
