@@ -96,7 +96,9 @@ def _draw_box(pen: ImageDraw.ImageDraw, one: Box, left: float, colour: str, y) -
     pen.line((middle, y(one.low), middle, y(one.high)), fill=_INK)
     for end in (one.low, one.high):
         pen.line((left + 3, y(end), right - 3, y(end)), fill=_INK)
-    pen.rectangle((left, y(one.upper), right, y(one.lower)), fill=colour, outline=_INK)
+    # A box of one value, or of equal ones, still shows its colour.
+    top, bottom = min(y(one.upper), y(one.median) - 3), max(y(one.lower), y(one.median) + 3)
+    pen.rectangle((left, top, right, bottom), fill=colour, outline=_INK)
     light = "#000000" if colour in ("#f0e442", "#e69f00", "#56b4e9") else "#ffffff"
     pen.line((left + 1, y(one.median), right - 1, y(one.median)), fill=light, width=2)
     for value in one.outliers:

@@ -415,7 +415,8 @@ def table(results: Results) -> Table:
             cell = f"{values['mean']:.4f}{mark}"
             if "difference" in values:
                 low, high = values["difference_interval"]
-                cell += f"\n{values['difference']:+.4f}\n{low:+.4f} to {high:+.4f}"
+                cell += f"\n{values['difference']:+.4f}"
+                cell += f"\n{low:+.4f} to {high:+.4f}" if math.isfinite(low) else ""
             cells.append(Text(cell))
         rendered.add_row(Text(f"{column.name}\n{'took part' if column.took_part else 'held out'}"), *cells)
     if not results.held_out:

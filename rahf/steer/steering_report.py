@@ -16,6 +16,8 @@ from rahf.steer import box_plots
 #: Group of all prompts.
 OVERALL = "all prompts"
 RESAMPLES = 2000
+#: Groups of fewer prompts have no intervals: resampling two or three values says nothing about others.
+LEAST = 5
 
 
 class Column(NamedTuple):
@@ -64,6 +66,7 @@ def summary(results: Results, resamples: int = RESAMPLES) -> dict[str, dict[str,
 
     Every system has ``mean``, ``interval`` and ``prompts``. All but the first have ``difference`` to the first, paired
     by prompt, its ``difference_interval``, and ``wins``: the share of prompts at which the score is higher, ties half.
+    Intervals of groups of fewer than `LEAST` prompts are NaN.
     """
     first, columns = results.systems[0], [column.name for column in results.columns]
     out: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
@@ -73,6 +76,8 @@ def summary(results: Results, resamples: int = RESAMPLES) -> dict[str, dict[str,
             pairs = PairedValues(columns)
             pairs.add(results.scores[first][rows], results.scores[system][rows])
             means, intervals = pairs.compute(), bootstrap_intervals(pairs, resamples)
+            if len(rows) < LEAST:
+                intervals = dict.fromkeys(intervals, (math.nan, math.nan))
             for column in columns:
                 values = {"mean": means[f"{column}/after"], "interval": list(intervals[f"{column}/after"])}
                 values["prompts"] = len(rows)
@@ -92,7 +97,8 @@ def markdown(results: Results, numbers: Mapping[str, Any]) -> str:
         "",
         f"{prompts} prompts, {results.seeds} seed{'s' if results.seeds > 1 else ''} each. Every system starts from the "
         f"same noise. Means over prompts with 95 % bootstrap intervals; differences to {_cell(first)}, paired by "
-        "prompt; wins: share of prompts with the higher score, ties half. **Bold**: the interval excludes 0.",
+        "prompt; wins: share of prompts with the higher score, ties half. **Bold**: the interval excludes 0. Groups of "
+        f"fewer than {LEAST} prompts have no intervals. Intervals are not corrected for the number of comparisons.",
         "",
     ]
     if not results.held_out:
@@ -162,8 +168,7 @@ def _system(system: str, column: Column) -> str:
 
 
 def _mean(values: Mapping[str, Any]) -> str:
-    low, high = values["interval"]
-    return f"{_number(values['mean'])} ({_number(low)} … {_number(high)})"
+    return _number(values["mean"]) + _interval(values["interval"], ".4f")
 
 
 def _difference(values: Mapping[str, Any]) -> str:
@@ -172,8 +177,13 @@ def _difference(values: Mapping[str, Any]) -> str:
     low, high = values["difference_interval"]
     if not math.isfinite(values["difference"]):
         return "–"
-    text = f"{values['difference']:+.4f} ({low:+.4f} … {high:+.4f})"
+    text = f"{values['difference']:+.4f}" + _interval((low, high), "+.4f")
     return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _interval(edges: Sequence[float], form: str) -> str:
+    low, high = edges
+    return f" ({low:{form}} … {high:{form}})" if math.isfinite(low) and math.isfinite(high) else ""
 
 
 def _wins(values: Mapping[str, Any]) -> str:

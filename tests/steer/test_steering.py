@@ -240,17 +240,19 @@ def test_names_of_models_and_scores(tmp_path, tiny_critic, monkeypatch):
 
 
 def test_report_without_a_held_out_judge():
-    """By hand: three prompts, two systems; a category with a bar in its name."""
+    """By hand: six prompts, two systems; a category with a bar in its name, too small for an interval."""
     columns = (Column("red overall", "red", "overall", {"b": "guided"}),)
-    scores = {"a": np.array([[0.1], [0.2], [0.3]]), "b": np.array([[0.2], [0.3], [0.2]])}
-    groups = steering_report.groups_of([("l", "x|y"), ("l", "x|y"), ("l", "")])
-    assert {name: rows.tolist() for name, rows in groups.items()} == {"all prompts": [0, 1, 2], "x|y": [0, 1]}
+    scores = {"a": np.array([[0.1], [0.2]] + [[0.3]] * 4), "b": np.array([[0.2], [0.3]] + [[0.4]] * 3 + [[0.2]])}
+    groups = steering_report.groups_of([("l", "x|y")] * 2 + [("l", "")] * 4)
+    assert {name: rows.tolist() for name, rows in groups.items()} == {"all prompts": list(range(6)), "x|y": [0, 1]}
     results = Results(("a", "b"), columns, scores, groups, 1)
     numbers = steering_report.summary(results, 200)
     overall = numbers["all prompts"]["red overall"]["b"]
-    assert overall["difference"] == pytest.approx(1 / 30) and overall["wins"] == pytest.approx(2 / 3)
+    assert overall["difference"] == pytest.approx(0.4 / 6) and overall["wins"] == pytest.approx(5 / 6)
+    low, high = overall["difference_interval"]
+    assert -0.1 <= low < 0.4 / 6 < high <= 0.1 + 1e-9
     table = steering_report.markdown(results, numbers)
-    assert "No held-out judge" in table and "| x\\|y | 2 | 0.1500 | 0.2500; **+0.1000 (+0.1000 … +0.1000)** |" in table
+    assert "No held-out judge" in table and "| x\\|y | 2 | 0.1500 | 0.2500; +0.1000 |" in table
     assert list(steering_report.groups_of([("l", "x"), ("m", "x")])) == ["all prompts", "l", "l: x", "m", "m: x"]
 
 
