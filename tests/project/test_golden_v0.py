@@ -80,6 +80,7 @@ def test_predictions(critics, expected, pictures, golden, kind):
     assert prediction.percentiles is not None
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 def test_generated_words(critics, expected, pictures):
     misaligned = [feedback.misaligned_words for feedback in critics["run"].feedback(*pictures, generate=True)]
     assert misaligned == json.loads(str(expected["run/generated"]))
@@ -109,6 +110,7 @@ def test_an_interrupted_run_goes_on(golden, tmp_path, monkeypatch, capsys):
             np.testing.assert_allclose(params[name], array, rtol=1e-6, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("kind", ["run", "export"])
 def test_commands(kind, golden, expected, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loading, "load", functools.cache(loading.load))  # commands share what is compiled
