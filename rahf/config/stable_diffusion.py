@@ -74,6 +74,14 @@ class AutoencoderTinyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PatchesConfig:
+    """No autoencoder: squares of pixels are the cells of the latents (Hoogeboom et al. 2023); no parameters."""
+
+    size: int = 4  # side of a square in pixels; a cell has 3 · size² channels
+    scaling_factor: float = 1.0  # pixels in [-1,1] are multiplied by it
+
+
+@dataclasses.dataclass(frozen=True)
 class SchedulerConfig:
     """How noise was added in training, and which steps remove it. Defaults: DDIM as for Stable Diffusion 1."""
 
@@ -100,15 +108,17 @@ class SchedulerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StableDiffusionConfig(ImageModelConfig):
-    """A text-to-image or inpainting pipeline over latents. Defaults: Stable Diffusion 1.5's."""
+    """A text-to-image or inpainting pipeline over latents, or over pixels. Defaults: Stable Diffusion 1.5's."""
 
     family: Literal["stable-diffusion"] = "stable-diffusion"
     unet: UNetConfig = UNetConfig()
     vae: AutoencoderKLConfig | None = AutoencoderKLConfig()
     vae_tiny: AutoencoderTinyConfig | None = None  # instead of `vae`
+    patches: PatchesConfig | None = None  # instead of both: a diffusion of pixels
     text_encoder: ClipTextConfig = ClipTextConfig(width=768, depth=12, heads=12, mlp_width=3072)
     text_encoder_2: ClipTextConfig | None = None  # XL
     text_projection_dim: int = 0  # XL: width of the pooled text of the second tower
     pad_token_ids: tuple[int, ...] = (49407,)  # of each text tower's vocabulary
     force_zeros_for_empty_prompt: bool = False  # XL: no negative prompt means zeros, not an empty text
     scheduler: SchedulerConfig = SchedulerConfig()
+    prompt_dropout: float = 0.1  # share of prompts left out in training on pictures, for classifier-free guidance

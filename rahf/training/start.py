@@ -26,6 +26,7 @@ _HARMLESS = (
     "vocab_size",
     "dropout", "prior", "compute_dtype", "attention", "remat", "scan_layers",
     "stage", "image_dropout",  # of the motion family: which part is trained
+    "prompt_dropout",  # of the diffusion families
     "variant", "task_ids", "tasks_per_example",  # the names of the heads tell
     "image_height", "image_width", "blur", "tower_rate", "flip", "loss", "mirrored", "smoothing",  # of saliency models
     "edit_probability", "edit_strength",

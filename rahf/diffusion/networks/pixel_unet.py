@@ -17,6 +17,7 @@ from rahf.config import PixelDiffusionConfig
 from rahf.core.errors import ConfigError
 from rahf.diffusion import schedules
 from rahf.diffusion.networks.blocks import GroupNorm, ResidualBlock, TextAttention, time_features
+from rahf.diffusion.networks.patches import cells, pixels
 from rahf.nn import layers, t5
 from rahf.nn.execution import execution_of
 
@@ -122,20 +123,6 @@ class TextToImage(nnx.Module):
         if level < self.config.attention_from:
             return x
         return getattr(self, f"{way}_attention_{level}_{number}")(x, *prompt)
-
-
-def cells(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
-    """Squares of `side` pixels as channels of one cell."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // side, side, w // side, side, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // side, w // side, side * side * c)
-
-
-def pixels(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
-    """The inverse of `cells`."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, side, side, c // side**2)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * side, w * side, c // side**2)
 
 
 def alphas_cumprod(config: PixelDiffusionConfig) -> Float[np.ndarray, " t"]:

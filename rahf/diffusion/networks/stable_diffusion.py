@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from rahf.config import StableDiffusionConfig
 from rahf.core.errors import ConfigError
-from rahf.diffusion.networks import autoencoder
+from rahf.diffusion.networks import autoencoder, patches
 from rahf.diffusion.networks.latent_blocks import dense
 from rahf.diffusion.networks.unet import Conditions, Observer, Residuals, UNet2DConditionModel
 from rahf.nn.clip_text import TextTower
@@ -32,7 +32,9 @@ class StableDiffusion(nnx.Module):
         dtype = jnp.dtype(config.compute_dtype)
         self.config = config
         self.unet = UNet2DConditionModel(config.unet, dtype=dtype, attention=config.attention)
-        if config.vae_tiny is not None:
+        if config.patches is not None:
+            self.vae = patches.Patches(config.patches)
+        elif config.vae_tiny is not None:
             self.vae = autoencoder.AutoencoderTiny(config.vae_tiny, dtype=dtype)
         else:
             self.vae = autoencoder.AutoencoderKL(config.vae, dtype=dtype)
@@ -95,6 +97,8 @@ class StableDiffusion(nnx.Module):
 
 def vae_scale_factor(config: StableDiffusionConfig) -> int:
     """How many pixels wide a cell of the latents is."""
+    if config.patches is not None:
+        return config.patches.size
     if config.vae_tiny is not None:
         return 2 ** (len(config.vae_tiny.encoder_block_out_channels) - 1)
     return 2 ** (len(config.vae.block_out_channels) - 1)
@@ -102,6 +106,8 @@ def vae_scale_factor(config: StableDiffusionConfig) -> int:
 
 def latent_channels(config: StableDiffusionConfig) -> int:
     """Channels of the latents that are denoised."""
+    if config.patches is not None:
+        return 3 * config.patches.size**2
     return (config.vae if config.vae_tiny is None else config.vae_tiny).latent_channels
 
 
@@ -111,8 +117,10 @@ def is_inpainting(config: StableDiffusionConfig) -> bool:
 
 
 def _check(config: StableDiffusionConfig) -> None:
-    if config.vae is None and config.vae_tiny is None:
-        raise ConfigError("model.vae, model.vae_tiny: expected one of them, found neither")
+    if config.vae is None and config.vae_tiny is None and config.patches is None:
+        raise ConfigError("model.vae, model.vae_tiny, model.patches: expected one of them, found none")
+    if config.patches is not None:
+        patches.check(config.patches, config.image_size)
     channels, second = latent_channels(config), config.text_encoder_2
     if config.unet.in_channels not in (channels, 2 * channels + 1):
         raise ConfigError(
