@@ -32,13 +32,13 @@ def config() -> Config:
     width, pieces = 128, 1024
     return Config(
         workdir="runs/demo_diffusion",
-        data=dataclasses.replace(demo.data, batch_size=64, tokenizer="prompts", max_prompt_tokens=32),
+        data=dataclasses.replace(demo.data, batch_size=32, tokenizer="prompts", max_prompt_tokens=24),
         model=StableDiffusionConfig(
             image_size=64,
             unet=UNetConfig(
                 in_channels=48,
                 out_channels=48,
-                block_out_channels=(64, 128),
+                block_out_channels=(64, 96),
                 cross_attention=(False, True),
                 layers_per_block=1,
                 transformer_layers_per_block=(1, 1),
@@ -49,7 +49,7 @@ def config() -> Config:
             vae=None,
             patches=PatchesConfig(size=4),
             text_encoder=ClipTextConfig(
-                vocab_size=pieces, positions=32, width=width, depth=2, heads=4, mlp_width=512, eos_token_id=pieces - 1
+                vocab_size=pieces, positions=24, width=width, depth=2, heads=4, mlp_width=512, eos_token_id=pieces - 1
             ),
             pad_token_ids=(pieces - 1,),
             # The clean picture is learnt fastest where cells are large.
