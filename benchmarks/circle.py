@@ -128,8 +128,9 @@ class Study:
             texts = [prompts[row] for row in rows]
             generated = self.generator(
                 texts,
-                [seeds[row] for row in rows],
-                self.options.num_inference_steps,
+                seeds=[seeds[row] for row in rows],
+                num_inference_steps=self.options.num_inference_steps,
+                batch_size=len(rows),
                 guidance_scale=self.options.guidance_scale,
                 energy=None if energy is None else energy(texts),
                 options=options,

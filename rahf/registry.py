@@ -42,7 +42,7 @@ FAMILIES: dict[str, Family] = {
     "clip": Family("rahf.config.critic:ClipBaselineConfig", **(_CRITIC | {"task": "rahf.critic.contrastive:task"})),
     "pixel-diffusion": Family(
         "rahf.config.diffusion:PixelDiffusionConfig",
-        task="rahf.diffusion.task:PixelDiffusionTask.from_config",
+        task="rahf.diffusion.pixel_generator:no_task",
         load="rahf.diffusion.pixel_generator:load",
     ),
     "motion": Family(

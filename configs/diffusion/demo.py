@@ -6,8 +6,8 @@ Hardware:  2 CPU cores
 Use:       rahf.diffusion.load("runs/demo_diffusion"); docs/using.md
 Time and result: docs/benchmarks.md
 
-Stable Diffusion's U-Net and text tower, small, over squares of pixels instead of an autoencoder's latents. It learns the
-scenes as they are, damaged and mismatched ones, too: so there is something to criticise.
+Stable Diffusion's U-Net and text tower, small, over squares of pixels instead of an autoencoder's latents. It learns
+the scenes as they are, damaged and mismatched ones, too: so there is something to criticise.
 """
 
 import dataclasses

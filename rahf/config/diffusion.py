@@ -1,4 +1,4 @@
-"""The diffusion families. Names of fields are those of `diffusers`."""
+"""The generator in pixels of earlier versions, whose runs are still read. Names of fields are those of `diffusers`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rahf.config.model import ImageModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class PixelDiffusionConfig(ImageModelConfig):
-    """A U-Net that makes pictures from prompts, in pixels; a T5 encoder reads the prompt. It is no critic."""
+    """A U-Net that makes pictures from prompts, in pixels; a T5 encoder reads the prompt. No longer trained."""
 
     family: Literal["pixel-diffusion"] = "pixel-diffusion"
     t5: T5Config = T5Config()

@@ -14,7 +14,7 @@ def load(path: str | os.PathLike) -> pipeline.Pipeline | pixel_generator.Generat
     """Loads a run or model directory, or one checkpoint of it.
 
     Returns:
-      A `Pipeline` of Stable Diffusion, or a `Generator` of the small family in pixels.
+      A `Pipeline` of Stable Diffusion, or a `Generator` of the family in pixels of earlier versions.
 
     Raises:
       rahf.core.errors.CheckpointError: no model there, or one that is no diffusion model.

@@ -1,4 +1,8 @@
-"""A trained diffusion model, ready for use: prompts and seeds in, pictures out, guided on request."""
+"""The generator in pixels that earlier versions trained, ready for use: prompts and seeds in, pictures out.
+
+Its runs are read; none is trained any more. `configs/diffusion/demo.py` trains its successor, a configuration of Stable
+Diffusion (`rahf.diffusion.pipeline`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +18,7 @@ import numpy as np
 
 from rahf.config import Config, PixelDiffusionConfig
 from rahf.core import pixel_range, process, renamed
-from rahf.core.errors import ArgumentError, CheckpointError, ImageError
+from rahf.core.errors import ArgumentError, CheckpointError, ImageError, TrainError
 from rahf.diffusion import saved as saved_lib
 from rahf.diffusion import schedules
 from rahf.diffusion.generated import GeneratedImages
@@ -256,8 +260,16 @@ def _steering(energy: Any, reward: Any, prompts: str | Sequence[str]) -> univers
     return energy_lib.reward(reward, *critic.tokens(prompts), critic.params)
 
 
+def no_task(config: Config) -> NoReturn:
+    """Refuses to train. Raises TrainError."""
+    raise TrainError(
+        f"model.family {config.model.family!r}: rahf reads such models of earlier versions and trains none; "
+        "configs/diffusion/demo.py trains its successor, a configuration of the family 'stable-diffusion'"
+    )
+
+
 def load(path: str | os.PathLike) -> Generator:
-    """Loads a run directory of `rahf train configs/diffusion/demo.py`, or one checkpoint of it.
+    """Loads a run directory of the family "pixel-diffusion", or one checkpoint of it.
 
     Raises:
       rahf.core.errors.CheckpointError: no model there, or one that is no diffusion model.

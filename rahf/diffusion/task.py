@@ -53,8 +53,8 @@ class TextToImageTask(RecordTask):
         tokenizer = start_lib.tokenizer(config, fresh, config.model.text_encoder.vocab_size)
         if not isinstance(tokenizer, ClipTokenizer):
             raise TrainError(
-                f"{tokenizer.source}: a SentencePiece vocabulary, which Stable Diffusion's text towers do not read; set "
-                'data.tokenizer to "prompts" to learn one from the prompts, or to "start" for that of start.model'
+                f"{tokenizer.source}: a SentencePiece vocabulary, which Stable Diffusion's text towers do not read; "
+                'set data.tokenizer to "prompts" to learn one from the prompts, or to "start" for that of start.model'
             )
         if problem := too_many_pieces(tokenizer, config.model.text_encoder.vocab_size, "text_encoder"):
             raise TrainError(problem)
@@ -144,8 +144,8 @@ def _completed(config: Config, fresh: bool) -> Config:
     if not config.start.model:
         if config.model.patches is None:
             raise TrainError(
-                "start.model: expected a model directory of `rahf import stable-diffusion`, whose autoencoder and U-Net "
-                "are trained further; from scratch only models with model.patches learn (configs/diffusion/demo.py)"
+                "start.model: expected a model directory of `rahf import stable-diffusion`, whose U-Net is trained "
+                "further; from scratch only models with model.patches learn (configs/diffusion/demo.py)"
             )
         return config
     folder = saved_lib.find(config.start.model).run if fresh else pathlib.Path(config.workdir)

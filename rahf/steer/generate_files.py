@@ -262,7 +262,7 @@ def _pipeline_drawer(pipe: Pipeline, options: GenerateOptions) -> Callable[..., 
 
 
 def _generator_drawer(generator: Generator, options: GenerateOptions) -> Callable[..., np.ndarray]:
-    """The small family in pixels: one size, its own sampler, pictures to repaint but not to start from."""
+    """The family of earlier versions: one size, its own sampler, pictures to repaint but not to start from."""
     side = generator.config.model.image_size
     sizes = {options.height, options.width} - {None, side}
     refused = {"scheduler": options.scheduler, "strength": options.strength, "height and width": sizes or None}

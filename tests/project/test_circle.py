@@ -3,68 +3,55 @@
 import dataclasses
 import json
 import pathlib
-import shutil
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines import store
 from rahf import diffusion
-from rahf.config import Config, DataConfig, PixelDiffusionConfig, to_json
+from rahf.config import Config, DataConfig
 from rahf.core.batch import SCORES
 from rahf.critic.networks import build
-from rahf.diffusion import pixel_generator as generator_lib
 from rahf.diffusion import schedules
-from rahf.diffusion.networks.pixel_unet import TextToImage
+from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.sample import GuidanceOptions, denoisers, universal_guidance
 from rahf.nn import functional
 from rahf.steer import painter
 from rahf.text import load_tokenizer
-from rahf.training.checkpoint import Checkpointer
-from tests.helpers.diffusion_maker import TINY
+from rahf.text.clip_vocabulary import train_clip_tokenizer
+from rahf.training.model_folder import write_model
+from tests.helpers import diffusion_maker
+from tests.helpers.diffusion_maker import OF_PIXELS
 from tests.helpers.model_maker import SMALLEST
 
-#: Cheap to compile.
-STRONG = GuidanceOptions(scale=2.0, window=(0, 1), through_denoiser=False, remat=False)
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def untrained(folder: pathlib.Path, config: Config, tokenizer: pathlib.Path, seed: int) -> pathlib.Path:
-    """A run directory of a network whose outputs vary: no kernel is 0, and heads are not almost constant."""
-    folder.mkdir(parents=True)
-    shutil.copy(tokenizer, folder / "tokenizer.model")
-    (folder / "config.json").write_text(to_json(config))
-    rng = np.random.default_rng(seed)
-    is_generator = isinstance(config.model, PixelDiffusionConfig)
-    network = (lambda: TextToImage(config.model)) if is_generator else build.build(config.model)
-    flat = functional.flatten(functional.init(network, seed))
+def untrained(folder: pathlib.Path, config: Config, tokenizer, seed: int) -> pathlib.Path:
+    """The directory of a critic whose outputs vary: its heads are not almost constant."""
+    flat = functional.flatten(functional.init(build.build(config.model), seed))
     for path, value in flat.items():
-        if path.endswith("kernel") and not np.asarray(value).any():
-            flat[path] = np.asarray(rng.normal(size=value.shape) * 0.3, np.float32)
-        elif path.endswith("out/kernel") and path.startswith(("heatmap_", "score_")):
+        if path.endswith("out/kernel") and path.startswith(("heatmap_", "score_")):
             flat[path] = value * 20
-    checkpointer = Checkpointer(folder, keep=1)
-    checkpointer.save_best(3, functional.unflatten(flat), {"loss/total": 0.0})
-    checkpointer.close()
+    params = jax.device_get(diffusion_maker.varied(functional.unflatten(flat), seed))
+    write_model(folder, config, params, tokenizer, {"license": "none"})
     return folder
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, tiny_data):
     """Folders of an untrained generator and of two critics."""
-    folder, tokenizer = tmp_path_factory.mktemp("circle"), tiny_data / "tokenizer.model"
+    folder, tokenizer = tmp_path_factory.mktemp("circle"), load_tokenizer(tiny_data / "tokenizer.model")
     data = DataConfig(path=str(tiny_data), max_prompt_tokens=24, max_target_tokens=28, max_words=20)
-    t5 = dataclasses.replace(TINY.t5, vocab_size=load_tokenizer(tokenizer).vocab_size + 5)
-    heatmap_head = dataclasses.replace(SMALLEST.heatmap_head, prior=0.4)
-    configs = {
-        "generator": (dataclasses.replace(TINY, t5=t5), 0),
-        "critic": (dataclasses.replace(SMALLEST, t5=t5, heatmap_head=heatmap_head), 1),
-        "held_out": (dataclasses.replace(SMALLEST, t5=t5, heatmap_head=heatmap_head), 2),
-    }
+    t5 = dataclasses.replace(SMALLEST.t5, vocab_size=tokenizer.vocab_size + 5)
+    critic = dataclasses.replace(SMALLEST, t5=t5, heatmap_head=dataclasses.replace(SMALLEST.heatmap_head, prior=0.4))
+    pieces = train_clip_tokenizer(store.prompts(tiny_data, "train"), OF_PIXELS.text_encoder.vocab_size)
     return {
-        name: untrained(folder / name, Config(model=model, data=data), tokenizer, seed)
-        for name, (model, seed) in configs.items()
+        "generator": diffusion_maker.save(folder / "generator", OF_PIXELS, pieces, data),
+        "critic": untrained(folder / "critic", Config(model=critic, data=data), tokenizer, 1),
+        "held_out": untrained(folder / "held_out", Config(model=critic, data=data), tokenizer, 2),
     }
 
 
@@ -150,48 +137,6 @@ def test_paired_differences_by_hand(monkeypatch):
     assert circle_report.table([comparison]).splitlines()[3] == row
 
 
-def test_inpainting_keeps_what_is_known(generator):
-    rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
-    masks = np.zeros((2, 16, 16), bool)
-    masks[0, 4:10, 4:10] = masks[1, :, 8:] = True
-    painted = generator.inpaint(pictures, masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4)
-    assert painted.energy is None and painted.images.shape == pictures.shape
-    np.testing.assert_array_equal(painted.uint8[~masks], pictures[~masks])
-    assert (painted.uint8[masks] != pictures[masks]).mean() > 0.9
-    floats = generator.inpaint(
-        pictures / np.float32(255), masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4
-    )
-    np.testing.assert_array_equal(floats.uint8, painted.uint8)
-    one = generator.inpaint(
-        pictures[0], masks[0], "a red circle", [3, 8], num_inference_steps=4
-    )  # one picture, two seeds
-    np.testing.assert_allclose(one.images[0], painted.images[0], atol=1e-4)
-    assert np.abs(one.images[1] - one.images[0])[masks[0]].max() > 1e-3
-    other = pictures.copy()
-    other[~masks] = 255 - other[~masks]  # what is painted follows what is known, and what was there does not matter
-    around = generator.inpaint(other, masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4)
-    assert np.abs(around.images - painted.images)[masks].max() > 1e-3
-    hidden = np.where(masks[..., None], 0, pictures)
-    np.testing.assert_array_equal(generator.inpaint(hidden, masks, ["a red circle", "a blue cross"], [3, 4], 4).uint8,
-                                  painted.uint8)  # fmt: skip
-
-
-def test_resampling_and_guidance_while_inpainting(generator):
-    picture, mask = np.full((16, 16, 3), 128, np.uint8), np.zeros((16, 16), bool)
-    mask[:, 8:] = True
-    options = dict(prompts="a red circle", seeds=[1, 2], num_inference_steps=4)
-    plain = generator.inpaint(picture, mask, **options)
-    twice = generator.inpaint(picture, mask, options=GuidanceOptions(recurrences=2, window=(0.0, 1.0)), **options)
-    assert twice.energy is None and len(plain.trace.step) == 4 and len(twice.trace.step) == 8
-    np.testing.assert_array_equal(twice.uint8[:, ~mask], plain.uint8[:, ~mask])
-    assert np.abs(twice.images - plain.images)[:, mask].max() > 1e-3
-    dark = lambda pixels: pixels.mean((1, 2, 3))  # noqa: E731
-    guided = generator.inpaint(picture, mask, energy=dark, options=STRONG, **options)
-    assert (dark(guided.images) < dark(plain.images)).all()
-    np.testing.assert_array_equal(guided.uint8[:, ~mask], plain.uint8[:, ~mask])
-
-
 def test_the_known_latents_are_the_picture_with_the_noise_of_the_step():
     """RePaint's equation 8, step by step, against a loop that overwrites the known latents itself."""
     alphas_cumprod = schedules.squaredcos_cap_v2(20)
@@ -218,26 +163,9 @@ def test_the_known_latents_are_the_picture_with_the_noise_of_the_step():
     np.testing.assert_allclose(sampled.sample, np.where(unknown, z, known), atol=1e-4)
 
 
-def test_bad_pictures_to_inpaint(generator):
-    picture, mask = np.zeros((16, 16, 3), np.uint8), np.ones((16, 16), bool)
-    with pytest.raises(ValueError, match=r"images of shape \(1, 8, 8, 3\) .*expected \[B,16,16,3\] and bool"):
-        generator.inpaint(picture[:8, :8], mask, "a red circle")
-    with pytest.raises(ValueError, match=r"masks of shape \(1, 16, 16\) \(uint8\)"):
-        generator.inpaint(picture, mask.astype(np.uint8), "a red circle")
-    with pytest.raises(ValueError, match="2 images but 3 masks"):
-        generator.inpaint(np.stack([picture] * 2), np.stack([mask] * 3), "a red circle")
-    with pytest.raises(ValueError, match="images: floats from 0 to 200, expected 0..1"):
-        generator.inpaint(np.float32(picture + 200), mask, "a red circle")
-    with pytest.raises(ValueError, match="1 prompts but 3 seeds but 2 images"):
-        generator.inpaint(np.stack([picture] * 2), mask, "a red circle", [1, 2, 3])
-
-
 def test_a_painter_for_repair(generator, monkeypatch):
-    asked = []
-    inpaint = generator_lib.Generator.inpaint
-    monkeypatch.setattr(
-        generator_lib.Generator, "inpaint", lambda self, *a, **k: asked.append(a[3]) or inpaint(self, *a, **k)
-    )
+    asked, call = [], Pipeline.__call__
+    monkeypatch.setattr(Pipeline, "__call__", lambda self, *a, **k: asked.append(k["seeds"]) or call(self, *a, **k))
     picture = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
     mask = np.zeros((16, 16), bool)
     mask[3:9, 3:9] = True

@@ -1,4 +1,4 @@
-"""The denoiser: a U-Net over pixels that reads the prompt (after Rombach et al. 2022, in pixels and small).
+"""The denoiser of earlier versions: a U-Net over pixels that reads the prompt (after Rombach et al. 2022, and small).
 
 Squares of `patch` pixels may be the cells that it works on (Hoogeboom et al. 2023, "simple diffusion").
 """

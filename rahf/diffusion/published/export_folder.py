@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from rahf.config import ClipTextConfig, ControlNetConfig, SchedulerConfig, StableDiffusionConfig, UNetConfig
 from rahf.core import licenses
-from rahf.core.errors import CheckpointError
+from rahf.core.errors import CheckpointError, PretrainedError
 from rahf.core.files import replacing_folder
 from rahf.core.tree import Params
 from rahf.diffusion import saved as saved_lib
@@ -62,13 +62,15 @@ def export_diffusers(path: str | os.PathLike, out: str | os.PathLike) -> pathlib
 
     Raises:
       CheckpointError: no such model there.
-      PretrainedError: `out` is not empty.
+      PretrainedError: `out` is not empty, or the model has squares of pixels in place of an autoencoder.
     """
     out = check_free(out)
     saved = saved_lib.find(path)
     model = saved.config.model
     if not isinstance(model, StableDiffusionConfig):
         raise CheckpointError(f"{saved.run}: a model of the family {model.family!r}, expected 'stable-diffusion'")
+    if model.patches is not None:
+        raise PretrainedError(f"{saved.run}: diffusers has no pipeline over squares of pixels (model.patches)")
     params = saved.params(lambda: StableDiffusion(model))
     notice = licenses.license_notice(saved.run)
     write_pipeline(out, model, params, saved.tokenizer(lambda tokenizer: None), notice or "")

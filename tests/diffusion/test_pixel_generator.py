@@ -1,5 +1,4 @@
-"""The diffusion model of our own: shapes, conditions, loss, training through `rahf train`, sampling with
-guidance."""
+"""The generator in pixels of earlier versions: shapes, conditions, sampling with guidance, inpainting."""
 
 import dataclasses
 
@@ -11,16 +10,21 @@ import pytest
 import rahf
 import rahf.steer
 from rahf import diffusion
-from rahf.cli import main as cli
+from rahf.config import DataConfig
 from rahf.core.batch import fake
 from rahf.core.errors import CheckpointError
 from rahf.critic import energy as energy_lib
 from rahf.critic import loading as critic_loading
-from rahf.diffusion import loss, schedules
+from rahf.diffusion import schedules
 from rahf.diffusion.networks import blocks, pixel_unet
 from rahf.diffusion.sample import GuidanceOptions
 from rahf.nn import functional
+from rahf.text import load_tokenizer
+from tests.helpers import diffusion_maker
 from tests.helpers.diffusion_maker import TINY
+
+#: Cheap to compile.
+STRONG = GuidanceOptions(scale=2.0, window=(0, 1), through_denoiser=False, remat=False)
 
 
 def networks_build(config):
@@ -30,39 +34,19 @@ def networks_build(config):
 def network(seed=0, scale=0.0):
     """A network; with `scale`, what starts at 0 is random, so that conditions reach the output."""
     graphdef, _ = functional.abstract(networks_build(TINY))
-    params = functional.init(networks_build(TINY), seed)
-    flat = functional.flatten(params)
-    rng = np.random.default_rng(0)
-    for path, value in flat.items():
-        if scale and not np.asarray(value).any() and path.endswith("kernel"):
-            flat[path] = jnp.asarray(rng.normal(size=value.shape) * scale, jnp.float32)
-    return graphdef, functional.unflatten(flat)
+    return graphdef, diffusion_maker.varied(functional.init(networks_build(TINY), seed), scale=scale)
 
 
 def test_sizes_and_alphas_cumprod():
-    from configs.diffusion import demo as demo_diffusion
-
-    model = demo_diffusion.config().model
-    _, params = functional.abstract(networks_build(model))
-    assert 1e6 < functional.count(params) < 4e6
-    alphas_cumprod = pixel_unet.alphas_cumprod(model)
-    assert alphas_cumprod.shape == (1000,)
+    alphas_cumprod = pixel_unet.alphas_cumprod(TINY)
+    assert alphas_cumprod.shape == (50,)
     schedules.ddim(alphas_cumprod, 50)  # which refuses a schedule that cannot be sampled
     with pytest.raises(ValueError, match="model.image_size 18: expected a multiple of 8, .* is 4 .* has 2 levels"):
-        functional.abstract(networks_build(dataclasses.replace(model, image_size=18)))
-    heads = dataclasses.replace(model, num_attention_heads=5)
-    message = "model.block_out_channels: 128 cannot be shared by model.num_attention_heads 5"
+        functional.abstract(networks_build(dataclasses.replace(TINY, image_size=18, patch_size=4)))
+    heads = dataclasses.replace(TINY, num_attention_heads=5)
+    message = "model.block_out_channels: 16 cannot be shared by model.num_attention_heads 5"
     with pytest.raises(ValueError, match=message):
         functional.abstract(networks_build(heads))
-
-
-def test_cells_are_squares_of_pixels():
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 4, 3)), jnp.float32)
-    cells = pixel_unet.cells(x, 2)
-    assert cells.shape == (2, 3, 2, 12)
-    np.testing.assert_array_equal(cells[1, 2, 1].reshape(2, 2, 3), x[1, 4:6, 2:4])
-    np.testing.assert_array_equal(pixel_unet.pixels(cells, 2), x)
-    np.testing.assert_array_equal(pixel_unet.cells(x, 1), x)
 
 
 def test_group_norm_against_a_loop():
@@ -98,100 +82,23 @@ def test_the_prompt_matters_and_its_padding_does_not():
     assert np.abs(run(batch.text_ids, batch.text_mask, t[::-1]) - output).max() > 1e-3
 
 
-@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
-def test_the_loss_by_hand(prediction_type):
-    config = dataclasses.replace(TINY, prediction_type=prediction_type)
-    batch = fake(batch_size=2, image_size=16, vocab_size=40)
-    t, noise = jnp.array([0, 40]), jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
-    seen = {}
-
-    class Network:  # that always says 0.5
-        encode = staticmethod(lambda ids, mask: seen.update(mask=mask))
-
-        def __call__(self, z, t, prompt):
-            seen.update(z=z)
-            return jnp.full(z.shape, 0.5)
-
-    dropped = jnp.array([True, False])
-    losses = loss.per_example(config, Network(), batch, t, noise, dropped)
-    a = pixel_unet.alphas_cumprod(config)[np.asarray(t)][:, None, None, None]
-    x0 = np.asarray(batch.image) / 127.5 - 1
-    v = a**0.5 * noise - (1 - a) ** 0.5 * x0
-    wanted = {"epsilon": np.asarray(noise), "v_prediction": v, "sample": x0}[prediction_type]
-    expected = ((0.5 - wanted) ** 2).mean((1, 2, 3))
-    if prediction_type == "sample":  # as errors of v; of the first picture, almost without noise, as if it had 5% of it
-        assert a[0] > 0.99
-        expected /= [0.05, 1 - a[1].item()]
-    np.testing.assert_allclose(losses, expected, rtol=1e-4)
-    np.testing.assert_allclose(seen["z"], a**0.5 * x0 + (1 - a) ** 0.5 * noise, atol=1e-5)
-    np.testing.assert_array_equal(seen["mask"], np.stack([np.zeros(12, bool), batch.text_mask[1]]))
-
-
-def test_filling_examples_count_nothing():
-    graphdef, params = network(scale=0.2)
-    batch = fake(batch_size=4, image_size=16, vocab_size=40)
-    batch = batch._replace(example_mask=np.array([True, True, True, False]), index=np.array([5, 6, 7, -1]))
-
-    @jax.jit
-    def run(batch, key):
-        model = functional.merge(graphdef, params)
-        return loss.drawn(TINY, model, batch, key, jnp.float32(3)), loss.repeatable(TINY, model, batch)
-
-    total, each = run(batch, jax.random.key(3))
-    changed = batch.image.copy()
-    changed[3] = 0
-    same, _ = run(batch._replace(image=changed), jax.random.key(3))
-    assert float(total) == float(same) > 0
-    other, again = run(batch, jax.random.key(4))
-    assert float(other) != float(total)  # other times and noise
-    np.testing.assert_array_equal(again, each)
-    # Time and noise of the evaluation belong to the example, wherever it stands in a batch.
-    turned = type(batch)(*(np.asarray(field)[[1, 0, 2, 3]] for field in batch))
-    np.testing.assert_allclose(run(turned, jax.random.key(3))[1][:3], np.asarray(each)[[1, 0, 2]], rtol=1e-5)
-
-
 @pytest.fixture(scope="module")
-def trained(tiny_data, tmp_path_factory):
-    """A run directory of a few steps, made by the command."""
-    folder = tmp_path_factory.mktemp("diffusion")
-    config = folder / "config.py"
-    config.write_text(
-        "import dataclasses\nfrom rahf.config import *\nfrom configs.diffusion import demo as demo_diffusion\n\n"
-        "def config():\n"
-        "    whole = demo_diffusion.config()\n"
-        "    t5 = dataclasses.replace(whole.model.t5, width=16, heads=2, head_width=8, mlp_width=16,\n"
-        "                             encoder_layers=1)\n"
-        "    model = dataclasses.replace(whole.model, image_size=16, t5=t5, block_out_channels=(8,),\n"
-        "        num_attention_heads=2, norm_num_groups=4, num_train_timesteps=100)\n"
-        f"    data = dataclasses.replace(whole.data, path={str(tiny_data)!r}, batch_size=16, eval_batch_size=8)\n"
-        "    train = dataclasses.replace(whole.train, steps=24, log_every=8, eval_every=12, eval_examples=8,\n"
-        "                                checkpoint_every=12)\n"
-        "    optimizer = dataclasses.replace(whole.optimizer, warmup_steps=2, learning_rate=5e-3, ema_decay=0.5)\n"
-        "    return dataclasses.replace(whole, model=model, data=data, train=train, optimizer=optimizer)\n"
-    )
-    assert cli.main(["train", str(config), "--workdir", str(folder / "run")]) == 0
-    return folder / "run"
+def saved(tiny_data, tmp_path_factory):
+    """A directory of random parameters."""
+    folder, data = tmp_path_factory.mktemp("diffusion"), DataConfig(max_prompt_tokens=24)
+    tokenizer = load_tokenizer(tiny_data / "tokenizer.model")
+    t5 = dataclasses.replace(TINY.t5, vocab_size=tokenizer.vocab_size + 5)
+    return diffusion_maker.save(folder / "run", dataclasses.replace(TINY, t5=t5), tokenizer, data)
 
 
-def test_training_through_the_command(trained, capsys):
-    from tests.helpers import train_maker
-
-    rows = train_maker.rows(trained)
-    losses = [row["loss/total"] for row in rows if "loss/total" in row]
-    evaluated = [row["eval/loss/total"] for row in rows if "eval/loss/total" in row]
-    assert len(losses) == 4 and losses[-1] < losses[0]  # at steps 8, 12 (before evaluating), 16, 24
-    assert len(evaluated) == 2
-    assert not any("keyword" in name for row in rows for name in row)
+def test_what_it_is(saved, capsys):
     with pytest.raises(CheckpointError, match="a pixel-diffusion model, no critic; load it with rahf.load"):
-        critic_loading.load(trained)
-    assert isinstance(rahf.load(trained), diffusion.Generator)
-    assert cli.main(["evaluate", str(trained)]) == 1
-    error = f"rahf: {trained}: a pixel-diffusion model, no critic; rahf evaluate measures critics\n"
-    assert capsys.readouterr().err == error
+        critic_loading.load(saved)
+    assert isinstance(rahf.load(saved), diffusion.Generator)
 
 
-def test_pictures_depend_on_prompt_and_seed_alone(trained, tiny_run):
-    generator = diffusion.load(trained)
+def test_pictures_depend_on_prompt_and_seed_alone(saved, tiny_run):
+    generator = diffusion.load(saved)
     drawn = generator(["a red circle", "a blue cross"], seeds=[3, 4], num_inference_steps=4)
     assert drawn.images.shape == (2, 16, 16, 3) and drawn.uint8.dtype == np.uint8 and drawn.energy is None
     assert float(drawn.images.min()) >= 0 and float(drawn.images.max()) <= 1
@@ -222,8 +129,8 @@ def test_pictures_depend_on_prompt_and_seed_alone(trained, tiny_run):
         diffusion.load(tiny_run)
 
 
-def test_the_reward_of_a_critic_guides(trained, tiny_critic):
-    generator = diffusion.load(trained)
+def test_the_reward_of_a_critic_guides(saved, tiny_critic):
+    generator = diffusion.load(saved)
     options = GuidanceOptions(scale=jnp.float32(1.0), window=(0.0, 1.0), through_denoiser=False)
     reward = tiny_critic.reward("overall")
     rewarded = generator("a red circle", [3, 4], 3, reward=reward, options=options)
@@ -234,8 +141,8 @@ def test_the_reward_of_a_critic_guides(trained, tiny_critic):
     np.testing.assert_allclose(rewarded.images, same.images, atol=1e-4)
 
 
-def test_negative_prompts(trained):
-    generator = diffusion.load(trained)
+def test_negative_prompts(saved):
+    generator = diffusion.load(saved)
     plain = generator("a red circle", [3, 4], 3)
     against = generator("a red circle", [3, 4], 3, negative_prompt="a blue cross")
     assert np.abs(against.images - plain.images).max() > 1e-6
@@ -250,8 +157,8 @@ def test_negative_prompts(trained):
         generator("a red circle", [3, 4], 3, negative_prompt=["a", "b", "c"])
 
 
-def test_former_names_warn(trained):
-    generator = diffusion.load(trained)
+def test_former_names_warn(saved):
+    generator = diffusion.load(saved)
     with pytest.warns(DeprecationWarning) as warned:
         former = generator("a red circle", 4, steps=3, prompt_scale=1.5)
     assert {str(one.message).split("; ")[0] for one in warned} == {
@@ -263,3 +170,64 @@ def test_former_names_warn(trained):
         np.testing.assert_array_equal(former.trace.signal, former.trace.alphas_cumprod)
     with pytest.warns(DeprecationWarning, match="rahf.diffusion.painter is now called rahf.steer.painter"):
         assert diffusion.painter is rahf.steer.painter
+
+
+@pytest.fixture(scope="module")
+def generator(saved):
+    return diffusion.load(saved)
+
+
+def test_inpainting_keeps_what_is_known(generator):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
+    masks = np.zeros((2, 16, 16), bool)
+    masks[0, 4:10, 4:10] = masks[1, :, 8:] = True
+    painted = generator.inpaint(pictures, masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4)
+    assert painted.energy is None and painted.images.shape == pictures.shape
+    np.testing.assert_array_equal(painted.uint8[~masks], pictures[~masks])
+    assert (painted.uint8[masks] != pictures[masks]).mean() > 0.9
+    floats = generator.inpaint(
+        pictures / np.float32(255), masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4
+    )
+    np.testing.assert_array_equal(floats.uint8, painted.uint8)
+    one = generator.inpaint(
+        pictures[0], masks[0], "a red circle", [3, 8], num_inference_steps=4
+    )  # one picture, two seeds
+    np.testing.assert_allclose(one.images[0], painted.images[0], atol=1e-4)
+    assert np.abs(one.images[1] - one.images[0])[masks[0]].max() > 1e-3
+    other = pictures.copy()
+    other[~masks] = 255 - other[~masks]  # what is painted follows what is known, and what was there does not matter
+    around = generator.inpaint(other, masks, ["a red circle", "a blue cross"], [3, 4], num_inference_steps=4)
+    assert np.abs(around.images - painted.images)[masks].max() > 1e-3
+    hidden = np.where(masks[..., None], 0, pictures)
+    np.testing.assert_array_equal(generator.inpaint(hidden, masks, ["a red circle", "a blue cross"], [3, 4], 4).uint8,
+                                  painted.uint8)  # fmt: skip
+
+
+def test_resampling_and_guidance_while_inpainting(generator):
+    picture, mask = np.full((16, 16, 3), 128, np.uint8), np.zeros((16, 16), bool)
+    mask[:, 8:] = True
+    options = dict(prompts="a red circle", seeds=[1, 2], num_inference_steps=4)
+    plain = generator.inpaint(picture, mask, **options)
+    twice = generator.inpaint(picture, mask, options=GuidanceOptions(recurrences=2, window=(0.0, 1.0)), **options)
+    assert twice.energy is None and len(plain.trace.step) == 4 and len(twice.trace.step) == 8
+    np.testing.assert_array_equal(twice.uint8[:, ~mask], plain.uint8[:, ~mask])
+    assert np.abs(twice.images - plain.images)[:, mask].max() > 1e-3
+    dark = lambda pixels: pixels.mean((1, 2, 3))  # noqa: E731
+    guided = generator.inpaint(picture, mask, energy=dark, options=STRONG, **options)
+    assert (dark(guided.images) < dark(plain.images)).all()
+    np.testing.assert_array_equal(guided.uint8[:, ~mask], plain.uint8[:, ~mask])
+
+
+def test_bad_pictures_to_inpaint(generator):
+    picture, mask = np.zeros((16, 16, 3), np.uint8), np.ones((16, 16), bool)
+    with pytest.raises(ValueError, match=r"images of shape \(1, 8, 8, 3\) .*expected \[B,16,16,3\] and bool"):
+        generator.inpaint(picture[:8, :8], mask, "a red circle")
+    with pytest.raises(ValueError, match=r"masks of shape \(1, 16, 16\) \(uint8\)"):
+        generator.inpaint(picture, mask.astype(np.uint8), "a red circle")
+    with pytest.raises(ValueError, match="2 images but 3 masks"):
+        generator.inpaint(np.stack([picture] * 2), np.stack([mask] * 3), "a red circle")
+    with pytest.raises(ValueError, match="images: floats from 0 to 200, expected 0..1"):
+        generator.inpaint(np.float32(picture + 200), mask, "a red circle")
+    with pytest.raises(ValueError, match="1 prompts but 3 seeds but 2 images"):
+        generator.inpaint(np.stack([picture] * 2), mask, "a red circle", [1, 2, 3])
