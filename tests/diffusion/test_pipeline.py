@@ -223,7 +223,7 @@ def test_commands(pipe, tmp_path, capsys):
     assert "4 pictures" in capsys.readouterr().out
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 1
     assert "not empty" in capsys.readouterr().err
-    with pytest.raises(TrainError, match="feedback.method: rahf train fine-tunes"):
+    with pytest.raises(TrainError, match="start.model: expected a model directory"):
         rahf.train(maker.config())
 
 

@@ -1,4 +1,9 @@
-"""The usual loss of a latent diffusion on pictures with prompts: to tell noise and picture apart (Ho et al. 2020)."""
+"""The usual loss of a latent diffusion on pictures with prompts: to tell noise and picture apart (Ho et al. 2020).
+
+That of a network which predicts the clean picture counts as the error of the v that it implies: it is divided by
+``1 - abar``. Such a network need not carry noise through its layers, which costs width where a cell has many pixels (Li
+& He 2025, "Back to basics").
+"""
 
 from __future__ import annotations
 
@@ -27,10 +32,6 @@ def per_picture(
 ) -> Float[Array, " b"]:
     """Mean squared error of the U-Net's prediction over a picture's latents, float32 [B].
 
-    That of a network which predicts the clean picture counts as the error of the v that it implies: it is divided by
-    ``1 - abar``. Such a network need not carry noise through its layers, which costs width where a cell has many pixels
-    (Li & He 2025, "Back to basics").
-
     Args:
       graphdef, params: of a `StableDiffusion`; the autoencoder is constant.
       conditions: `Conditions` of the prompts.
@@ -46,10 +47,21 @@ def per_picture(
     of_latents, noise = jax.vmap(lambda key: draws(key, shape[1:]))(key) if key.ndim else draws(key, shape)
     latents = frozen.encode(pictures, of_latents)
     z = schedules.add_noise(latents, noise, abar)
-    v = jnp.sqrt(abar) * noise - jnp.sqrt(1 - abar) * latents
-    wanted = {"epsilon": noise, "v_prediction": v, "sample": latents}[scheduler.prediction_type]
     prediction = functional.merge(graphdef, params)(z, timesteps.astype(jnp.float32), conditions)
-    error = jnp.square(prediction.astype(jnp.float32) - wanted).mean((1, 2, 3))
-    if scheduler.prediction_type == "sample":
-        error = error / jnp.maximum(1 - abar[:, 0, 0, 0], _LEAST_NOISE)
-    return error
+    return error(scheduler.prediction_type, prediction, latents, noise, abar)
+
+
+def error(
+    prediction_type: str,
+    prediction: Float[Array, "b h w c"],
+    latents: Float[Array, "b h w c"],
+    noise: Float[Array, "b h w c"],
+    abar: Float[Array, "b 1 1 1"],
+) -> Float[Array, " b"]:
+    """Mean squared error of what a network predicts (noise, v or the clean latents), float32 [B]."""
+    v = jnp.sqrt(abar) * noise - jnp.sqrt(1 - abar) * latents
+    wanted = {"epsilon": noise, "v_prediction": v, "sample": latents}[prediction_type]
+    squared = jnp.square(prediction.astype(jnp.float32) - wanted).mean((1, 2, 3))
+    if prediction_type == "sample":
+        squared = squared / jnp.maximum(1 - abar[:, 0, 0, 0], _LEAST_NOISE)
+    return squared

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from rahf.config import GazeFusionConfig
 from rahf.diffusion import schedules
 from rahf.diffusion.controlnet import network
+from rahf.diffusion.feedback import noise as noise_lib
 from rahf.diffusion.networks.stable_diffusion import StableDiffusion
 from rahf.diffusion.schedulers import alphas_cumprod
 from rahf.nn import functional
@@ -62,6 +63,4 @@ def per_example(
     hint = jnp.repeat(batch.hint[..., None], config.controlnet.conditioning_channels, -1)
     residuals = model.controlnet(z, t, conditions, hint)
     prediction = base(z, t, conditions, residuals)
-    velocity = jnp.sqrt(abar) * noise - jnp.sqrt(1 - abar) * x0
-    wanted = {"epsilon": noise, "v_prediction": velocity, "sample": x0}[config.pipeline.scheduler.prediction_type]
-    return jnp.square(prediction - wanted).mean((1, 2, 3))
+    return noise_lib.error(config.pipeline.scheduler.prediction_type, prediction, x0, noise, abar)
