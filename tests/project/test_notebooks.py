@@ -93,20 +93,14 @@ def config():
 GENERATOR = """
 import dataclasses
 from configs.diffusion import demo as demo_diffusion
-from tests.helpers.model_maker import SMALLEST
+from tests.helpers.diffusion_maker import OF_PIXELS
 from rahf.config import *
 
 def config():
     whole = demo_diffusion.config()
-    t5 = dataclasses.replace(SMALLEST.t5, vocab_size=1024)
     data = dataclasses.replace(whole.data, batch_size=8, eval_batch_size=8)
-    return dataclasses.replace(
-        whole,
-        data=data,
-        model=dataclasses.replace(whole.model, image_size=16, t5=t5, block_out_channels=(8,), num_attention_heads=2,
-            norm_num_groups=4, num_train_timesteps=100),
-        train=dataclasses.replace(whole.train, eval_examples=8),
-    )
+    train = dataclasses.replace(whole.train, eval_examples=8)
+    return dataclasses.replace(whole, data=data, model=OF_PIXELS, train=train)
 """
 
 SALIENCY = """
