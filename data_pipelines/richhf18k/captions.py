@@ -19,6 +19,7 @@ from rahf.core.files import check_not_lfs_pointer
 #: Names of a captions file in a folder of images.
 FILE_NAMES = ("captions.jsonl", "captions.csv", "captions.tsv", "captions.parquet")
 UID_COLUMNS = ("uid", "image_uid", "filename", "file_name")
+_IMAGE = "image"  # in texts, as `rahf select` and `rahf score` write it; in parquet files it holds the picture itself
 PAIR_COLUMNS = ("image_0_uid", "image_1_uid")  # Pick-a-Pic: one caption for two pictures
 CAPTION_COLUMNS = ("caption", "prompt")
 _LONGEST = 100_000  # characters of a caption
@@ -44,8 +45,8 @@ def load(path: str | pathlib.Path, wanted: Collection[str]) -> Captions:
 
     Args:
       path: ``.jsonl`` with lines like ``{"uid": …, "caption": …}``, ``.csv`` or ``.tsv`` with a header
-        line, or ``.parquet``. Columns: uid (or image_uid, filename; or image_0_uid and image_1_uid) and
-        caption (or prompt).
+        line, or ``.parquet``. Columns: uid (or image_uid, filename; but in parquet image; or image_0_uid and
+        image_1_uid) and caption (or prompt).
       wanted: uids.
 
     Raises:
@@ -98,7 +99,8 @@ def _check_text(caption: str, column: str) -> None:
 def _columns(names: Iterable[str]) -> tuple[list[str], str | None]:
     """The columns of uids, and that of captions."""
     names = list(names)
-    uids = [name for name in PAIR_COLUMNS if name in names] or [name for name in UID_COLUMNS if name in names][:1]
+    uids = [name for name in PAIR_COLUMNS if name in names]
+    uids = uids or [name for name in (*UID_COLUMNS, _IMAGE) if name in names][:1]
     return uids, next((name for name in CAPTION_COLUMNS if name in names), None)
 
 

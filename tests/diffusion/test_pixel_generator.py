@@ -147,12 +147,12 @@ def test_negative_prompts(saved):
     against = generator("a red circle", [3, 4], 3, negative_prompt="a blue cross")
     assert np.abs(against.images - plain.images).max() > 1e-6
     swapped = generator(["a red circle"] * 2, [3, 4], 3, negative_prompt=["a blue cross", "a red circle"])
-    np.testing.assert_allclose(swapped.images[0], against.images[0], atol=1e-5)
+    np.testing.assert_allclose(swapped.images[0], against.images[0], atol=1e-4)
     # Away from the prompt itself there is nowhere to go: any scale draws what scale 1 draws.
     same = generator("a red circle", 4, 3, negative_prompt="a red circle", guidance_scale=7.0)
-    np.testing.assert_allclose(same.images[0], swapped.images[1], atol=1e-5)
+    np.testing.assert_allclose(same.images[0], swapped.images[1], atol=1e-4)
     once = generator("a red circle", 4, 3, guidance_scale=1.0)
-    np.testing.assert_allclose(once.images, same.images, atol=1e-5)
+    np.testing.assert_allclose(once.images, same.images, atol=1e-4)
     with pytest.raises(ValueError, match="1 prompts but 2 seeds but 3 negative prompts"):
         generator("a red circle", [3, 4], 3, negative_prompt=["a", "b", "c"])
 

@@ -86,7 +86,7 @@ def test_the_loss_by_hand(prediction_type):
 
 def made_task(tmp_path, **changes):
     tokenizer = train_clip_tokenizer(["a red circle", "a blue cross"], OF_PIXELS.text_encoder.vocab_size)
-    config = Config(workdir=str(tmp_path / "run"), model=OF_PIXELS, data=DataConfig(max_prompt_tokens=24))
+    config = Config(workdir=str(tmp_path / "run"), model=OF_PIXELS, data=DataConfig(max_prompt_tokens=40))
     return TextToImageTask(dataclasses.replace(config, **changes), tokenizer)
 
 
@@ -95,7 +95,7 @@ def test_filling_examples_count_nothing_and_padding_is_the_pipelines(tmp_path):
     graphdef, _ = functional.abstract(task.build())
     params = varied(functional.init(task.build(), 0))
     prompts = ["a red circle", "a blue cross", "a red cross", ""]
-    encoded = [task.tokenizer.encode_prompt(prompt, 24) for prompt in prompts]
+    encoded = [task.tokenizer.encode_prompt(prompt, 40) for prompt in prompts]
     batch = fake(batch_size=4, image_size=16, vocab_size=40)._replace(
         text_ids=np.stack([one.ids for one in encoded]), text_mask=np.stack([one.mask for one in encoded]),
         example_mask=np.array([True, True, True, False]), index=np.array([5, 6, 7, -1]),
@@ -126,13 +126,13 @@ def test_what_cannot_be_trained(tmp_path, tiny_data):
     xl = dataclasses.replace(OF_PIXELS, text_encoder_2=OF_PIXELS.text_encoder)
     with pytest.raises(TrainError, match="one text tower"):
         made_task(tmp_path, model=xl)
-    with pytest.raises(TrainError, match="data.max_prompt_tokens 77: expected 24"):
+    with pytest.raises(TrainError, match="data.max_prompt_tokens 77: expected 40"):
         made_task(tmp_path, data=DataConfig(max_prompt_tokens=77))
     with_autoencoder = dataclasses.replace(StableDiffusionConfig(), image_size=64)
     with pytest.raises(TrainError, match="optimizer.trainable: give the parts that learn"):
         made_task(tmp_path, model=with_autoencoder, data=DataConfig(max_prompt_tokens=77))
     config = Config(
-        workdir=str(tmp_path / "run"), model=OF_PIXELS, data=DataConfig(str(tiny_data), max_prompt_tokens=24)
+        workdir=str(tmp_path / "run"), model=OF_PIXELS, data=DataConfig(str(tiny_data), max_prompt_tokens=40)
     )
     with pytest.raises(TrainError, match='a SentencePiece vocabulary, .* set data.tokenizer to "prompts"'):
         task_of(config)
@@ -150,7 +150,9 @@ def trained(tiny_data, tmp_path_factory):
     config = dataclasses.replace(
         whole,
         model=OF_PIXELS,
-        data=dataclasses.replace(whole.data, path=str(tiny_data), batch_size=16, eval_batch_size=8),
+        data=dataclasses.replace(
+            whole.data, path=str(tiny_data), batch_size=16, eval_batch_size=8, max_prompt_tokens=40
+        ),
         train=dataclasses.replace(
             whole.train, steps=24, log_every=8, eval_every=12, eval_examples=8, checkpoint_every=12
         ),

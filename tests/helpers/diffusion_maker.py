@@ -49,7 +49,7 @@ OF_PIXELS = StableDiffusionConfig(
     vae=None,
     patches=PatchesConfig(size=4),
     text_encoder=ClipTextConfig(
-        vocab_size=560, positions=24, width=16, depth=1, heads=2, mlp_width=16, eos_token_id=559
+        vocab_size=560, positions=40, width=16, depth=1, heads=2, mlp_width=16, eos_token_id=559
     ),
     pad_token_ids=(559,),
     scheduler=SchedulerConfig(

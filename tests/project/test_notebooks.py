@@ -98,7 +98,7 @@ from rahf.config import *
 
 def config():
     whole = demo_diffusion.config()
-    data = dataclasses.replace(whole.data, batch_size=8, eval_batch_size=8)
+    data = dataclasses.replace(whole.data, batch_size=8, eval_batch_size=8, max_prompt_tokens=40)
     train = dataclasses.replace(whole.train, eval_examples=8)
     return dataclasses.replace(whole, data=data, model=OF_PIXELS, train=train)
 """

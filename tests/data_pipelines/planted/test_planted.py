@@ -190,10 +190,11 @@ def test_a_folder_becomes_a_dataset(folder, tmp_path, monkeypatch):
 
 def test_prompts_come_from_captions_too(folder, tmp_path):
     captions = tmp_path / "captions.jsonl"
-    captions.write_text('{"uid": "silent", "caption": "a  green\\nboat"}\n')
+    rows = [{"uid": "silent", "caption": "a  green\nboat"}, {"image": "tiny.png", "prompt": "a dot"}]
+    captions.write_text("\n".join(map(json.dumps, rows)))
     by_name = dict(pictures.find(folder, captions).pictures)
     assert by_name["silent.png"] == "a green boat" and by_name["deep/0.jpg"] == PROMPTS[0]
-    assert by_name["tiny.png"] is None
+    assert by_name["tiny.png"] == "a dot"  # the columns of `rahf select` and `rahf score`
 
 
 def test_prompts_that_cannot_be_read_are_listed_and_cost_no_picture(folder, tmp_path, capsys):
