@@ -58,6 +58,9 @@ def add(commands) -> None:
         help="a judge that chose the pictures a system was trained on (critics of draft and ddpo runs are found)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="of every prompt")
+    parser.add_argument(
+        "--vary-seeds", action="store_true", help="noise of its own for every prompt: prompt n draws seed + 1000 n"
+    )
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N prompts of each list")
     parser.add_argument("--category-column", default=None, metavar="NAME", help="of the tables, such as Challenge")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures at once")
@@ -149,6 +152,7 @@ def _options(args: argparse.Namespace):
         judges=tuple(args.judges),
         took_part=tuple(_pair("took-part", text, "SYSTEM=JUDGE") for text in args.took_part),
         seeds=tuple(args.seeds),
+        vary_seeds=args.vary_seeds,
         limit=args.limit,
         category_column=args.category_column,
         batch_size=args.batch_size,

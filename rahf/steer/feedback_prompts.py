@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rahf.core.errors import ConfigError, DatasetError
-from rahf.core.files import read_regular_text
+from rahf.core.errors import ArgumentError, ConfigError, DatasetError
+from rahf.text import prompt_lists
 from rahf.training.numbered_batches import NumberedBatches
 
 
@@ -38,21 +38,20 @@ Encode = Callable[[Sequence[str]], tuple[Any, Any, Any]]
 
 
 def read(path: str, field: str) -> list[str]:
-    """The prompts of a text file, one a line; empty lines are left out.
+    """The prompts of a text file, one a line, or of a list as `rahf.text.prompt_lists` reads it.
 
     Raises:
-      DatasetError: no file, or none that holds a prompt; names the field of the config.
+      DatasetError: no file, none that holds a prompt, or a row that is refused; names the field of the config.
     """
     if not path:
         raise DatasetError(f"{field}: give a text file of prompts, one a line")
     try:
-        lines = read_regular_text(path).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{field}: {path} cannot be read as text ({error})") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise DatasetError(f"{field}: {path} has no prompt; expected one a line")
-    return prompts
+        listed = prompt_lists.read(path)
+    except ArgumentError as error:
+        raise DatasetError(f"{field}: {error}") from error
+    if listed.refused:
+        raise DatasetError(f"{field}: {path}: {listed.refused[0]}")
+    return [one.prompt for one in listed.prompts]
 
 
 class _Encoded:

@@ -36,6 +36,8 @@ from rahf.text import prompt_lists
 from rahf.text.prompt_lists import PromptList
 
 _STARTED, _RESULTS, _TABLE, _SHEET, _BOXES = "options.json", "evaluation.json", "table.md", "contact_sheet.png", "boxes"
+#: Between two prompts, if their seeds vary.
+SEEDS_APART = 1000
 _SHOWN = 40  # prompts on the contact sheet
 _SLUG = re.compile(r"[^a-z0-9]+")
 
@@ -54,6 +56,8 @@ class SteeringOptions:
       judges: models that judge, each perhaps with ``:SCORE,SCORE``. The guide judges, too, and is marked.
       took_part: (system, judge) that the program cannot know of: who chose the pictures that a model was trained on.
       seeds: of every prompt.
+      vary_seeds: every prompt has its own noise, `SEEDS_APART` seeds from the next one's. Otherwise all prompts share
+        that of a seed, and intervals over prompts do not say how much the noise matters.
       limit: only the first so many prompts of each list.
       category_column: of tables, see `rahf.text.prompt_lists.read`.
       batch_size: pictures at once.
@@ -66,6 +70,7 @@ class SteeringOptions:
     judges: tuple[Any, ...] = ()
     took_part: tuple[tuple[str, str], ...] = ()
     seeds: tuple[int, ...] = (0,)
+    vary_seeds: bool = False
     limit: int | None = None
     category_column: str | None = None
     batch_size: int = 4
@@ -134,12 +139,10 @@ def plan(
     for listed in lists:
         for one in listed.prompts[: options.limit]:
             prompts.append((listed.name, one.category, one.prompt))
-            stem = f"{one.number:04d}-{slug(one.prompt)}"
-            rows = [
-                Drawing(pathlib.PurePath(slug(listed.name), f"{stem}-seed{seed}.png"), one.prompt, int(seed))
-                for seed in options.seeds
-            ]
-            drawings.append(tuple(rows))
+            stem, apart = f"{one.number:04d}-{slug(one.prompt)}", one.number * SEEDS_APART * options.vary_seeds
+            seeds = [(int(seed) + apart) % 2**32 for seed in options.seeds]
+            places = [pathlib.PurePath(slug(listed.name), f"{stem}-seed{seed}.png") for seed in seeds]
+            drawings.append(tuple(Drawing(place, one.prompt, seed) for place, seed in zip(places, seeds)))
     guide, guiding = (None, None) if options.guide is None else judges_lib.guide(options.guide)
     judges = judges_lib.judges([*options.judges, *([] if guiding is None else [guiding])])
     systems = systems_lib.systems(model, options.methods, options.models, guide, options.system)
@@ -365,6 +368,7 @@ def _meta(work: Plan, files: Sequence[Any], options: SteeringOptions) -> dict[st
                 for one, file in zip(work.lists, files)
             },
             "seeds": options.seeds,
+            "vary_seeds": options.vary_seeds,
             "limit": options.limit,
             "batch_size": options.batch_size,
             "rahf": __version__,

@@ -268,11 +268,14 @@ def test_command(monkeypatch, tmp_path, capsys, drawn_by):
     command = f"steering model --prompts {file} --out {out} --guide red --judges green:overall --seeds 1 2 --limit 2"
     numbers = (
         "--systems plain sgool --models x=m --steps 7 --guidance-scale 3 --strength 0.2 --recurrences 2 --iterations 5 "
-        "--sampling-steps 4 --clip 0.1 --saliency gaze --weight 0.25 --batch-size 3 --took-part plain=green"
+        "--sampling-steps 4 --clip 0.1 --saliency gaze --weight 0.25 --batch-size 3 "
+        "--took-part plain=green --vary-seeds"
     )
     assert cli.main([*command.split(), *numbers.split(), "--dry-run"]) == 3
     assert not out.exists() and "plain: 4 of 4 pictures to draw" in capsys.readouterr().out
     options = seen[0][3]
+    seeds = [[one.seed for one in row] for row in plan(*seen[0]).drawings]
+    assert options.vary_seeds and seeds == [[1, 2], [1001, 1002]]
     assert options.models == (("x", "m"),) and options.seeds == (1, 2) and options.batch_size == 3
     assert options.methods == ("plain", "sgool") and options.took_part == (("plain", "green"),)
     doodl = DoodlOptions(5, 4, 3.0, clip=0.1)
