@@ -9,7 +9,7 @@ import pytest
 
 from rahf.config import SchedulerConfig, UNetConfig
 from rahf.core.errors import ArgumentError
-from rahf.diffusion.latents import edict
+from rahf.diffusion.latents import edict, inversion
 from rahf.diffusion.networks.unet import Conditions, UNet2DConditionModel
 from rahf.nn import functional
 
@@ -113,6 +113,18 @@ def test_memory_does_not_grow_with_the_steps():
     assert temporary(50, edict.run) > 2 * temporary(10, edict.run)
 
 
+def test_memory_of_ddim_grows_by_the_latents_only():
+    weights, z = problem(jnp.float32, batch=64)
+
+    def temporary(steps):
+        plan = edict.coefficients(SD1, steps)
+        loss = lambda z: jnp.sum(inversion.sample(toy, plan, weights, z) ** 2)
+        return jax.jit(jax.grad(loss)).lower(z).compile().memory_analysis().temp_size_in_bytes
+
+    grown, latents = temporary(50) - temporary(10), 40 * z.size * 4
+    assert 0 < grown <= 1.05 * latents + 4096
+
+
 def test_the_inverse_leads_back():
     plan = edict.coefficients(SD1, 10)
     weights, z = problem(jnp.float32)
@@ -148,8 +160,18 @@ def test_memory_at_the_size_of_stable_diffusion():
         plan = edict.coefficients(SD1, steps)
         return lambda params, text, z: (edict.denoise(network, plan, (params, text), edict.Pair(z, z)).x ** 2).sum()
 
+    def plain(steps):
+        plan = edict.coefficients(SD1, steps)
+        return lambda params, text, z: (inversion.sample(network, plan, (params, text), z) ** 2).sum()
+
     one = temporary(lambda params, text, z: (network((params, text), z, jnp.full(1, 7)) ** 2).sum())
     ten, fifty = temporary(chain(10)), temporary(chain(50))
-    print(f"temporary memory: one step {one / 2**20:.0f} MiB, 10 steps {ten / 2**20:.0f}, 50 steps {fifty / 2**20:.0f}")
+    ddim = [temporary(plain(steps)) for steps in (10, 50)]
+    print(
+        f"temporary memory: one step {one / 2**20:.0f} MiB, 10 steps {ten / 2**20:.0f}, 50 steps {fifty / 2**20:.0f}; "
+        f"DDIM with steps computed again, 10 steps {ddim[0] / 2**20:.1f}, 50 steps {ddim[1] / 2**20:.1f}"
+    )
+    assert ddim[1] <= 1.05 * one
+    assert ddim[1] - ddim[0] <= 1.05 * 40 * z.size * 4  # the latents of 40 steps more
     assert fifty <= 1.05 * ten
     assert fifty <= 1.3 * one
