@@ -23,7 +23,6 @@ from rahf.core.files import read_regular, write_atomically
 from rahf.core.version import __version__
 from rahf.critic import loading as critic_loading
 from rahf.diffusion import pipeline_inputs
-from rahf.diffusion.loading import load as load_diffusion
 from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.published.controlnet_folder import load_controlnet
 from rahf.images.resize import resize
@@ -32,6 +31,7 @@ from rahf.saliency import loading, targets
 from rahf.saliency.gazefusion import evaluation as evaluation_lib
 from rahf.saliency.gazefusion.evaluation import Evaluation, Target, Ways
 from rahf.steer.generate_files import contact_sheet, png
+from rahf.steer.generators import load_generator
 
 #: Beside ``map.png``: white where nobody shall look, as the page of `rahf gazefusion page` writes it.
 AVOID_SUFFIX = ".avoid.png"
@@ -109,7 +109,7 @@ def evaluate_files(
     per target and way) and ``out/evaluation.json``.
 
     Args:
-      model: what `rahf.diffusion.load` takes, or a pipeline.
+      model: what `rahf.diffusion.load` takes, a run of GazeFusion, or a pipeline.
       prompts, seeds, maps: at least one each.
       out: folder; must not exist, or be empty.
       options: of drawing and judging.
@@ -121,7 +121,7 @@ def evaluate_files(
     folder = pathlib.Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArgumentError(f"{folder}: exists already and is not empty; choose another folder")
-    pipe = load_diffusion(model) if isinstance(model, (str, os.PathLike)) else model
+    pipe = load_generator(model)
     if not isinstance(pipe, Pipeline):
         raise ArgumentError(f"{model}: expected a Stable Diffusion pipeline, found {type(pipe).__name__}")
     if options.controlnet is not None:

@@ -22,13 +22,13 @@ from rahf.core.version import __version__
 from rahf.critic import loading
 from rahf.diffusion import lora as lora_lib
 from rahf.diffusion import pipeline_inputs
-from rahf.diffusion.loading import load as load_diffusion
 from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.pixel_generator import Generator
 from rahf.diffusion.published.controlnet_folder import load_controlnet
 from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.images.decode import load_rgb
 from rahf.saliency import targets
+from rahf.steer.generators import load_generator
 from rahf.text import PromptWarning, prompt_lists
 
 #: Name of the PNG text that holds the parameters as JSON.
@@ -96,7 +96,7 @@ def generate_files(
     seed. A picture is written as soon as it is drawn.
 
     Args:
-      model: what `rahf.diffusion.load` takes, or what it returns.
+      model: what `rahf.diffusion.load` takes, a run of GazeFusion, or what these load.
       prompts, seeds: at least one each.
       out: folder; must not exist, or be empty.
       progress: called with the numbers of steps that are done and of all steps.
@@ -111,7 +111,7 @@ def generate_files(
         raise ArgumentError(f"{folder}: exists already and is not empty; choose another folder")
     if not prompts or not seeds:
         raise ArgumentError("generate: expected at least one prompt and one seed")
-    pipe = load_diffusion(model) if isinstance(model, (str, os.PathLike)) else model
+    pipe = load_generator(model)
     draw = _pipeline_drawer(pipe, options) if isinstance(pipe, Pipeline) else _generator_drawer(pipe, options)
     jobs = [(number, prompt, int(seed)) for number, prompt in enumerate(prompts) for seed in seeds]
     written, drawn = [], []

@@ -14,10 +14,10 @@ from rahf.core.errors import ArgumentError, RahfError
 from rahf.critic import loading, provenance
 from rahf.diffusion.latents.doodl import DoodlOptions, DoodlResult, doodl
 from rahf.diffusion.latents.sgool import SaliencyOptions, heatmap_column, of_heatmap, sgool
-from rahf.diffusion.loading import load as load_diffusion
 from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.steer import judges as judges_lib
+from rahf.steer.generators import load_generator
 from rahf.steer.judges import Judge
 from rahf.steer.sgool_files import load_saliency
 
@@ -118,7 +118,7 @@ def systems(
 
 
 def _pipeline(model: Any) -> Pipeline:
-    pipe = load_diffusion(model) if isinstance(model, (str, os.PathLike)) else model
+    pipe = load_generator(model)
     if not isinstance(pipe, Pipeline):
         raise ArgumentError(f"{model}: expected a Stable Diffusion pipeline, found {type(pipe).__name__}")
     if pipe.inpaints:

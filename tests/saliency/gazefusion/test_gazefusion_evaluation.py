@@ -1,19 +1,23 @@
 """Pictures with and without a target, judged: what is compared with what, the table, and the files."""
 
+import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from rahf.cli import main as cli
+from rahf.config import GazeFusionConfig
 from rahf.core.errors import ArgumentError
 from rahf.diffusion import controlnet
 from rahf.diffusion.generated import GeneratedImages
 from rahf.saliency.gazefusion.evaluation import GUIDED, UNCONDITIONED, Target, Ways, evaluate
 from rahf.saliency.maps import SaliencyMap
 from rahf.steer import gazefusion_files
+from rahf.training.model_folder import write_model
 from tests.helpers import stable_diffusion_maker as maker
 
 SIZE = (8, 8)
@@ -143,13 +147,14 @@ def test_regions_beside_a_map(maps):
         gazefusion_files.read_target(maps / "top.png", SIZE)
 
 
-def test_the_command(maps, saliency_run, monkeypatch, capsys):
-    """A tiny pipeline with a ControlNet that does nothing yet: its row is that of the unconditioned pictures."""
-    pipe = maker.pipeline(model=maker.FLAT)
-    pipe.controlnet = controlnet.initial(pipe.config.model, pipe.params["unet"])
-    monkeypatch.setattr(gazefusion_files, "load_diffusion", lambda path: pipe)
-    out = maps / "out"
-    command = ["gazefusion", "evaluate", "model", "--prompt", "cat", "--seeds", "0", "1", "--out", str(out),
+def test_the_command(maps, saliency_run, capsys):
+    """A tiny run whose ControlNet does nothing yet: its row is that of the unconditioned pictures."""
+    pipe, run, out = maker.pipeline(model=maker.FLAT), maps / "run", maps / "out"
+    network = controlnet.initial(pipe.config.model, pipe.params["unet"])
+    model = GazeFusionConfig(image_size=8, pipeline=pipe.config.model, controlnet=network.config)
+    params = jax.device_get({"base": pipe.params, "controlnet": network.params})
+    write_model(run, dataclasses.replace(pipe.config, model=model), params, pipe.tokenizer, {"license": "none"})
+    command = ["gazefusion", "evaluate", str(run), "--prompt", "cat", "--seeds", "0", "1", "--out", str(out),
                "--maps", str(maps / "sky.line.png"), "--scales", "1", "--judge", str(saliency_run),
                "--steps", "1", "--guidance-scale", "1", "--batch-size", "2"]  # fmt: skip
     assert cli.main(command) == 0
@@ -160,7 +165,7 @@ def test_the_command(maps, saliency_run, monkeypatch, capsys):
         assert values["value"] == ways["unconditioned"][name]["value"]
         assert (values["minus_unconditioned"] == [0, 0, 0]) == (name != "alignment")
     assert ways["scale 1"]["alignment"]["value"] is None and 0 < ways["scale 1"]["avoided"]["value"] < 1
-    assert results["meta"]["prompts"] == ["cat"] and results["meta"]["controlnet"] == "initial"
+    assert results["meta"]["prompts"] == ["cat"] and results["meta"]["controlnet"] == str(run)
     printed = capsys.readouterr().out
     assert "unconditioned" in printed and "scale 1" in printed and "alignment" not in printed
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
