@@ -289,9 +289,10 @@ def test_unknown_override(field, message):
         overrides.parse("demo.py", [field, "1"])
 
 
-def test_former_names_of_diffusion_options():
+def test_former_names_of_diffusion_options(write):
+    file = write("def config():\n    return Config(model=PixelDiffusionConfig())\n")
     with pytest.raises(ConfigError, match=r"--model\.diffusion\.predicts\. It is --model\.prediction-type now$"):
-        overrides.parse("configs/diffusion/demo.py", ["--model.diffusion.predicts", "x0"])
+        overrides.parse(file, ["--model.diffusion.predicts", "x0"])
 
 
 @pytest.mark.parametrize(
