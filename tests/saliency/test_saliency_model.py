@@ -113,8 +113,8 @@ def test_it_is_a_critic_with_one_heatmap_and_sgool_takes_it(saliency_model, sali
     np.testing.assert_allclose(heatmap, prediction.heatmap, atol=1e-4)
     with pytest.raises(UnknownNameError, match="saliency"):
         saliency_model.heatmap(PICTURE, "saliensy")
-    looks = sgool_files._loaded_saliency(saliency_model)
-    assert sgool_files._loaded_saliency(str(saliency_run)).model_id == looks.model_id
+    looks = sgool_files.load_saliency(saliency_model)
+    assert sgool_files.load_saliency(str(saliency_run)).model_id == looks.model_id
     np.testing.assert_array_equal(of_heatmap(looks, "any prompt")(PICTURE[None])[0], heatmap)
 
 

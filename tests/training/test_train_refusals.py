@@ -83,8 +83,8 @@ def test_wrong_data(tiny_config, tiny_data, tmp_path, capsys):
     assert "split 'train' is empty" in refused(capsys, tiny_config, run, "--data.path", str(emptied))
     error = refused(capsys, tiny_config, run, "--data.tokenizer", "t5.model")
     assert (
-        "data.tokenizer: no file t5.model; give a SentencePiece model, the folder of a T5, 'start' or 'dataset'"
-        in error
+        "data.tokenizer: no file t5.model; give a SentencePiece model, the folder of a T5, 'start', 'dataset' or "
+        "'prompts'" in error
     )
     error = refused(capsys, tiny_config, run, "--model.t5.vocab-size", "100")
     assert re.search(r"has \d+ pieces, model.t5.vocab_size is only 100; set it to at least that", error)
