@@ -204,14 +204,14 @@ def _steered(pipe: Pipeline, place: Any, method: str, guide: Judge | None, optio
 def _training(pipe: Pipeline) -> tuple[dict[str, str], tuple[str, ...]]:
     """Ids of the critics that a model learned from, and how each took part; and what is not known of them."""
     feedback = pipe.config.feedback
-    if feedback.method not in ("draft", "ddpo"):
-        if feedback.method == "chosen":
-            return {}, (f"trained on the choice {feedback.chosen}: name who chose with --took-part",)
+    if not feedback.method:
         return {}, ()
-    roles = {path: "trained it" for path in feedback.critics}
+    chosen = feedback.method == "chosen"
+    notes = [f"trained on the choice {feedback.chosen}: name who chose with --took-part"] if chosen else []
+    roles = {} if chosen else {path: "trained it" for path in feedback.critics}
     if feedback.held_out:
         roles.setdefault(feedback.held_out, "chose its checkpoint")
-    took_part, notes = {}, []
+    took_part: dict[str, str] = {}
     for path, role in roles.items():
         try:
             took_part[loading.load(path).model_id] = role

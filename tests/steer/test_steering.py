@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from rahf.cli import main as cli
+from rahf.config import FeedbackConfig
 from rahf.core.errors import ArgumentError, NotPredicted
 from rahf.critic.families import Outputs
 from rahf.diffusion.generated import GeneratedImages
@@ -288,3 +289,15 @@ def test_command(monkeypatch, tmp_path, capsys, drawn_by):
     assert seen[-1][3].methods == systems.METHODS
     assert cli.main([*command.split(), "--models", "x"]) == 1
     assert "expected NAME=MODEL, found 'x'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["", "draft", "chosen"])
+def test_who_took_part_in_training(method):
+    """The critics of the rewards, unless pictures were chosen before; and the held-out one: it chose a checkpoint."""
+    pipe = maker.pipeline()
+    feedback = FeedbackConfig(method=method, critics=("no/guide",), held_out="no/judge", chosen="best.jsonl")
+    pipe.config = dataclasses.replace(pipe.config, feedback=feedback)
+    took_part, notes = systems._training(pipe)
+    chose = {"no/judge": "chose its checkpoint"}
+    assert took_part == {"": {}, "draft": {"no/guide": "trained it", **chose}, "chosen": chose}[method]
+    assert any("best.jsonl: name who chose" in note for note in notes) == (method == "chosen")
