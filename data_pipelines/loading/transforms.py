@@ -1,14 +1,15 @@
-"""Training augmentations: random crop, photometric changes, greyscale (RAHF paper, supplement).
+"""Training augmentations: random crop, photometric changes, greyscale (RAHF paper, supplement), mirroring (ours).
 
 A crop is a random box in shares of width and height. Image and both heatmaps are cropped to it while they are resized
 (`rahf.images.decode_resized`, `resize_grey`), so that they stay registered. Colour changes apply to the image only.
-There are no flips: a flip would contradict "left" and "right" in the prompt.
+The paper has no flips, because a flip contradicts "left" and "right" in the prompt: here such prompts are spared.
 
 Pure functions of their arguments and of a numpy generator.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,8 @@ from rahf.images import FULL, Box
 
 Image = UInt8[np.ndarray, "h w 3"]
 
+#: Words that a mirrored picture would contradict. Other languages have others: leave `flip_probability` at 0 there.
+_SIDES = re.compile(r"\b(left|right)(most|wards?|hand)?\b", re.IGNORECASE)
 _CROP_TRIES = 10  # boxes drawn until one keeps enough of every heatmap; after that the image is not cropped
 # RGB -> luma (ITU-R BT.601, as in JPEG) and two colour differences that are 0 for greys (NTSC YIQ).
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -51,6 +54,21 @@ def random_box(config: AugmentConfig, rng: np.random.Generator, maps: Sequence[U
         if not config.crop_keeps_mass or all(kept_mass(m, box) >= config.crop_keeps_mass for m in maps):
             return box
     return FULL
+
+
+def random_flip(config: AugmentConfig, rng: np.random.Generator, prompt: str) -> bool:
+    """Whether to mirror the picture and its heatmaps left to right.
+
+    Nothing is drawn at a probability of 0: the other draws stay those of runs that did not know flips.
+
+    Args:
+      config: `flip_probability`.
+      rng: source of randomness; its state advances unless the probability is 0.
+      prompt: of the picture; one that says "left" or "right" keeps it as it is.
+    """
+    if not config.flip_probability:
+        return False
+    return bool(rng.random() < config.flip_probability) and not _SIDES.search(prompt)
 
 
 def kept_mass(values: UInt8[np.ndarray, "h w"], box: Box) -> float:
@@ -121,7 +139,7 @@ def grey(image: Image) -> Image:
 
 def check(config: AugmentConfig) -> None:
     """Raises ConfigError for a range or probability that cannot be drawn from."""
-    for name in ("crop_probability", "photometric_probability", "grey_probability", "crop_keeps_mass"):
+    for name in ("crop_probability", "photometric_probability", "grey_probability", "crop_keeps_mass", "flip_probability"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"augment.{name}: expected 0..1, found {getattr(config, name)}")
     limits = {"crop_keep": (0.01, 1), "contrast": (0, 10), "saturation": (0, 10), "jpeg_quality": (1, 100)}

@@ -39,7 +39,7 @@ def features(optional: Collection[str] = ()) -> Any:
         **{f"annotator_{name}": tfds.features.Sequence(tfds.features.Image(**grey)) for name in HEATMAPS},
         "fixations": tfds.features.Tensor(shape=(None, len(FIXATION_COLUMNS)), dtype=np.float32),
         "saliency": tfds.features.Image(**grey, dtype=np.uint16),
-        # Not as PNG: decoding that takes as long as decoding a JPEG. ArrayRecord compresses the bytes.
+        # Not as PNG: decoding that takes as long as decoding a JPEG. Nor compressed: see `write`.
         "square": tfds.features.Tensor(shape=(None, None, 3), dtype=np.uint8, encoding="bytes"),
     }
     return tfds.features.FeaturesDict(

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from data_pipelines.store import layout
+from data_pipelines.store import array_record_library, layout
 from data_pipelines.store.kinds import FEEDBACK, Kind
 from rahf.core.errors import DatasetError
 from rahf.core.files import replacing_folder
@@ -106,15 +106,19 @@ def _write_records(
     for split, records in splits.items():
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             examples = _SerializedSplit(records, split, info.features, uids, kind, thread)
-            infos.append(_write_split(folder, split, examples, kind.name))
+            infos.append(_write_split(folder, split, examples, kind.name, "square" not in optional))
         digests[split] = examples.digest.hexdigest()
     info.set_splits(tfds.core.SplitDict(infos))
     info.write_to_directory(folder)
     return {split.name: sum(split.shard_lengths) for split in infos}
 
 
-def _write_split(folder: pathlib.Path, split: str, examples: _SerializedSplit, name: str) -> Any:
-    """Writes the shards of one split; returns its `tfds.core.SplitInfo`."""
+def _write_split(folder: pathlib.Path, split: str, examples: _SerializedSplit, name: str, compressed: bool) -> Any:
+    """Writes the shards of one split; returns its `tfds.core.SplitInfo`.
+
+    `compressed`: whether ArrayRecord compresses the records. Squares are plain pixels: they would be a quarter smaller,
+    and a loader would decompress them in every epoch, for crops as well, which do not use them.
+    """
     import tensorflow_datasets as tfds
 
     template = tfds.core.ShardedFileTemplate(
@@ -124,12 +128,18 @@ def _write_split(folder: pathlib.Path, split: str, examples: _SerializedSplit, n
         split=split,
         filetype_suffix="array_record",
     )
-    writer = tfds.core.ExampleWriter(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    writer_class = array_record_library.load("array_record_module").ArrayRecordWriter
+    options = "group_size:1" + ("" if compressed else ",uncompressed")  # one record a chunk: read in any order
     lengths: list[int] = []
     while not examples.exhausted():
         before = examples.count
         path = template.sharded_filepath(shard_index=len(lengths), num_shards=None)
-        writer.write(os.fspath(path), examples.shard())
+        writer = writer_class(os.fspath(path), options)
+        try:
+            for example in examples.shard():
+                writer.write(example)
+        finally:
+            writer.close()
         lengths.append(examples.count - before)
     return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=examples.bytes, filename_template=template)
 
@@ -162,8 +172,8 @@ class _SerializedSplit:
     def exhausted(self) -> bool:
         return self.following is None
 
-    def shard(self) -> Iterator[tuple[int, bytes]]:
-        """Numbered examples, at least one, until `_SHARD_BYTES` are reached."""
+    def shard(self) -> Iterator[bytes]:
+        """Examples, at least one, until `_SHARD_BYTES` are reached."""
         size = 0
         while self.following is not None and size < _SHARD_BYTES:
             _check(self.following, f"split {self.split!r}, record {self.count}", self.uids, self.kind)
@@ -175,7 +185,7 @@ class _SerializedSplit:
                 self.digesting.result()  # no more than one example waits in memory
             self.digesting = self.thread.submit(self.digest.update, example)
             size += len(example)
-            yield self.count, example
+            yield example
             self.count += 1
             self.following = next(self.records, None)
         self.bytes += size

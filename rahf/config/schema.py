@@ -12,12 +12,13 @@ from rahf.config.model import FamilyConfig
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Training augmentations of spec 2.3. They act on image and heatmaps together. There are no flips:
-    a flip would change "left" and "right" in the prompt."""
+    """Training augmentations of spec 2.3. They act on image and heatmaps together. `flip_probability`
+    is not of the source: a picture whose prompt says "left" or "right" is never mirrored."""
 
     crop_probability: float = 0.5
     crop_keep: tuple[float, float] = (0.8, 1.0)  # share of width and of height that a crop keeps
     crop_keeps_mass: float = 0.0  # refuse crops that keep less than this share of a heatmap's mass
+    flip_probability: float = 0.0  # mirror left to right, unless the prompt names a side; saliency: model.flip
     photometric_probability: float = 0.1
     brightness: float = 0.05  # largest change on a scale of 0..1
     contrast: tuple[float, float] = (0.8, 1.0)

@@ -84,3 +84,23 @@ def test_augmented_example_stays_registered(tokenizer):
     assert len(places) > 10  # the crops did differ
     plain = example(marked, 0, config, SIZE, tokenizer, None)
     np.testing.assert_array_equal(plain.image, example(marked, 0, CONFIG, SIZE, tokenizer).image)
+
+
+def test_mirrored_with_its_maps_unless_the_prompt_names_a_side(tokenizer):
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+    off = dict(crop_probability=0.0, photometric_probability=0.0, grey_probability=0.0)
+    config = dataclasses.replace(CONFIG, augment=AugmentConfig(**off, flip_probability=1.0))
+    for prompt, mirrored in (("a cat", True), ("a bright copyrighted cat", True), ("a cat, Left of it", False),
+                             ("the leftmost cat", False), ("a right-hand cat", False)):  # fmt: skip
+        one = record(0, image=encode(pixels), prompt=prompt, word_labels=None)
+        plain = example(one, 0, CONFIG, SIZE, tokenizer)
+        flipped = example(one, 0, config, SIZE, tokenizer, np.random.default_rng(1))
+        step = -1 if mirrored else 1
+        np.testing.assert_array_equal(flipped.image, plain.image[:, ::step], err_msg=prompt)
+        np.testing.assert_array_equal(flipped.heatmaps, plain.heatmaps[:, ::step], err_msg=prompt)
+        np.testing.assert_array_equal(flipped.text_ids, plain.text_ids)
+    # At a probability of 0 nothing is drawn: runs of earlier versions go on with the same pictures.
+    draws = [np.random.default_rng(2), np.random.default_rng(2)]
+    example(one, 0, dataclasses.replace(CONFIG, augment=AugmentConfig(**off)), SIZE, tokenizer, draws[0])
+    draws[1].random(3)
+    assert draws[0].random() == draws[1].random()
