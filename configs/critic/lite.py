@@ -48,7 +48,7 @@ def config() -> Config:
             image_mean=(127 / 255,) * 3,  # of EfficientNet-Lite
             image_std=(128 / 255,) * 3,
             tower="efficientnet",
-            finest_skip=4,
+            finest_skip=8,
             folded_maps=1,
             t5=T5Config(
                 vocab_size=2048,
@@ -62,7 +62,7 @@ def config() -> Config:
                 tie_embeddings=True,
                 dropout=0.1,
             ),
-            heatmap_head=HeatmapHeadConfig(conv_widths=(), up_widths=(48, 32, 24)),
+            heatmap_head=HeatmapHeadConfig(conv_widths=(), up_widths=(48, 32)),
             score_head=ScoreHeadConfig(conv_widths=(32,), dense_widths=(96,), dropout=0.1, pool=1),
             tag_head=True,
         ),

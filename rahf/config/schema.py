@@ -77,6 +77,7 @@ class LossConfig:
     pair_weight: float = 0.0  # of pairs of known direction: a part made worse must get a hotter map
     pair_margin: float = 0.1  # by which it must, in units of the heatmap
     heatmap_loss: Literal["mse", "weighted-mse", "bce"] = "mse"
+    place_weight: float = 0.0  # added to it: divergence between label and prediction, each scaled to a sum of 1
     score_loss: Literal["mse", "bce"] = "mse"
     contrastive: Literal["none", "all", "aligned"] = "none"  # CLIP: learn no label, but which prompt of a batch belongs
     # to which picture; aligned: a prompt with a word labelled misaligned belongs to none

@@ -46,15 +46,20 @@ def check(config: Config) -> None:
         )
 
 
-def heatmap_values(logits: Float[Array, "b h w m"], target: Float[Array, "b h w m"], kind: str) -> Float[Array, "b m"]:
-    """Loss of each heatmap of each example, mean over pixels.
+def heatmap_values(
+    logits: Float[Array, "b h w m"], target: Float[Array, "b h w m"], kind: str, place_weight: float = 0.0
+) -> Float[Array, "b m"]:
+    """Loss of each heatmap of each example: mean over pixels, and divergence of places.
 
     Args:
       logits: before the sigmoid.
       target: in [0,1].
       kind: "mse"; "weighted-mse": pixels weighted in proportion to target + 1/255, weights of mean 1
         (EvalMuse); "bce": cross-entropy with soft targets. All have the same optimum, the mean opinion.
+      place_weight: of `place_values`, which is added.
     """
+    if place_weight:
+        return heatmap_values(logits, target, kind) + place_weight * place_values(logits, target)
     if kind == "bce":
         return optax.sigmoid_binary_cross_entropy(logits, target).mean((1, 2))
     squared = jnp.square(jax.nn.sigmoid(logits) - target)
@@ -62,6 +67,18 @@ def heatmap_values(logits: Float[Array, "b h w m"], target: Float[Array, "b h w 
         weight = target + 1.0 / 255.0
         squared = squared * weight / weight.mean((1, 2), keepdims=True)
     return squared.mean((1, 2))
+
+
+def place_values(logits: Float[Array, "b h w m"], target: Float[Array, "b h w m"]) -> Float[Array, "b m"]:
+    """Kullback-Leibler divergence of the prediction's map from the label's, both scaled to a sum of 1, in nats.
+
+    It compares places only, not how hot they are; 0 for an empty label, which says nothing about places. A sum over
+    pixels gives small marks the weight of large ones, which a mean over all pixels does not.
+    """
+    log_heat = jax.nn.log_sigmoid(logits)
+    log_share = log_heat - jax.nn.logsumexp(log_heat, axis=(1, 2), keepdims=True)
+    share = target / jnp.maximum(target.sum((1, 2), keepdims=True), 1e-6)
+    return (jax.scipy.special.xlogy(share, share) - share * log_share).sum((1, 2))
 
 
 def score_values(logits: Float[Array, "b s"], target: Float[Array, "b s"], kind: str) -> Float[Array, "b s"]:
@@ -193,7 +210,9 @@ def total(
     scores = jnp.where(batch.score_mask, batch.scores, 0.0)
     parts = Parts(
         _mean_of_labels(
-            heatmap_values(logits.heatmaps, batch.heatmaps.astype(jnp.float32) / 255.0, config.heatmap_loss),
+            heatmap_values(
+                logits.heatmaps, batch.heatmaps.astype(jnp.float32) / 255.0, config.heatmap_loss, config.place_weight
+            ),
             batch.heatmap_mask,
             whole_counts.heatmaps,
         ),

@@ -48,6 +48,23 @@ def test_heatmap_bce():
     close(heatmap_values(MAP, TRUE, "bce"), [[(math.log(2) + math.log(4 / 3)) / 2]])
 
 
+def test_places_by_hand():
+    """Of two pixels a quarter and three quarters of the label; how hot the prediction is does not count."""
+    true = jnp.array([[[[0.25]], [[0.75]]]])
+    for heat in (1.0, 0.5, 0.01):
+        logits = lambda *values: jax.scipy.special.logit(heat * jnp.array(values)[None, :, None, None])  # noqa: E731
+        close(losses.place_values(logits(0.2, 0.6), true), [[0.0]], atol=1e-6)
+        wanted = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+        close(losses.place_values(logits(0.3, 0.3), true), [[wanted]])
+    both = losses.heatmap_values(logits(0.3, 0.3), true, "mse", 0.5)
+    close(both, heatmap_values(logits(0.3, 0.3), true, "mse") + 0.5 * wanted)
+
+
+def test_empty_labels_say_nothing_about_places():
+    value, slope = jax.value_and_grad(lambda x: losses.place_values(x, jnp.zeros_like(x)).sum())(MAP)
+    assert value == 0 and (slope == 0).all()
+
+
 @pytest.mark.parametrize("kind", ["mse", "weighted-mse", "bce"])
 def test_the_best_prediction_is_the_truth(kind):
     true = np.array([0.1, 0.4, 0.7, 0.9], np.float32).reshape(1, 2, 2, 1)

@@ -224,8 +224,7 @@ def test_the_lite_critic_is_small_and_its_tower_can_be_cached():
     moving = trainable.matching_paths(list(functional.flatten(shapes)), shipped.optimizer.trainable, "trainable")
     frozen = {path.rsplit("/", 2)[0] for path in set(functional.flatten(shapes)) - set(moving)}
     assert frozen == {"tower", "tower/stage_0_0", "tower/stage_1_0", "tower/stage_1_1"}
-    continued = config_lib.load("critic/lite_continued.py")
-    assert (continued.start.model, continued.model) == (shipped.workdir, shipped.model)
+    assert shipped.model == dataclasses.replace(config.model, tower_rate=0.5) and not shipped.start.fresh
 
 
 def test_docstrings_say_command_hardware_time_and_where_the_metrics_are():
