@@ -55,10 +55,10 @@ def config() -> config_lib.Config:
         ),
         train=dataclasses.replace(
             lite.train,
-            steps=1700,
+            steps=1500,
             cache_tower=False,
             log_every=10,
-            eval_every=425,
+            eval_every=500,
             eval_examples=100,
             checkpoint_every=100,
         ),

@@ -48,7 +48,9 @@ def train_loader(
     if augment is not None:
         transforms.check(augment)
         if augment.flip_probability:
-            raise ConfigError("data.augment.flip_probability: saliency models mirror pictures by model.flip; set it to 0")
+            raise ConfigError(
+                "data.augment.flip_probability: saliency models mirror pictures by model.flip; set it to 0"
+            )
 
     def example(number: int, index: int) -> GazeBatch:
         rng = np.random.default_rng([seed, number])

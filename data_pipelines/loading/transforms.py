@@ -139,7 +139,13 @@ def grey(image: Image) -> Image:
 
 def check(config: AugmentConfig) -> None:
     """Raises ConfigError for a range or probability that cannot be drawn from."""
-    for name in ("crop_probability", "photometric_probability", "grey_probability", "crop_keeps_mass", "flip_probability"):
+    for name in (
+        "crop_probability",
+        "photometric_probability",
+        "grey_probability",
+        "crop_keeps_mass",
+        "flip_probability",
+    ):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"augment.{name}: expected 0..1, found {getattr(config, name)}")
     limits = {"crop_keep": (0.01, 1), "contrast": (0, 10), "saturation": (0, 10), "jpeg_quality": (1, 100)}

@@ -46,6 +46,6 @@ class AugsalConfig(FamilyConfig):
     flip: bool = True  # half of the training pictures are mirrored
     edit_probability: float = 0.5  # of showing an edited copy, too, whose saliency the edit loss judges
     edit_strength: tuple[float, float] = (0.02, 0.2)  # alpha of an edit
-    gamma: tuple[float, ...] = (1.611, 1.584, -0.275, -0.980)  # brightness in latents; of SD 1.4 (spec 7.3)
+    gamma: tuple[float, ...] = ()  # brightness in latents; (): of SD 1.4 (spec 7.3), of patches of pixels the exact one
     loss: AugsalLossConfig = AugsalLossConfig()
     pipeline: StableDiffusionConfig = StableDiffusionConfig()  # of start.model, written by the run

@@ -23,8 +23,8 @@ _MAY_BE_0 = {
 _FREE = {"task_ids", "pad_token_ids", "image_mean", "mesh", "margin", "guidance_scale", "gamma"}
 _BELOW_1 = {"dropout", "ema_decay", "b1", "b2", "prompt_dropout", "image_dropout"}
 _SHARES = {
-    "crop_probability", "crop_keep", "crop_keeps_mass", "flip_probability", "photometric_probability", "brightness", "hue",
-    "grey_probability", "final_fraction", "tag_rest", "eta", "place_share",
+    "crop_probability", "crop_keep", "crop_keeps_mass", "flip_probability", "photometric_probability", "brightness",
+    "hue", "grey_probability", "final_fraction", "tag_rest", "eta", "place_share",
     "edit_probability", "pair_margin", "patch_sides", "edit_strength",
 }  # fmt: skip
 _ABOVE_0 = {"image_std", "layer_norm_eps", "eps", "prior", "blur", "tower_rate"}

@@ -11,6 +11,7 @@ from PIL import Image
 import rahf
 from data_pipelines import store
 from data_pipelines.gaze import density, examples
+from data_pipelines.gaze import loader as gaze_loader
 from data_pipelines.gazefusion import prepare as prepare_gazefusion
 from rahf import config as config_lib
 from rahf import registry
@@ -56,6 +57,9 @@ def test_training_what_is_cached_is_refused(gaze_data, tmp_path):
     augmented = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=AugmentConfig()))
     with pytest.raises(ConfigError, match="augmented pictures are other ones every time"):
         registry.task(augmented)
+    data = dataclasses.replace(config.data, augment=AugmentConfig(flip_probability=0.5))
+    with pytest.raises(ConfigError, match="flip_probability: saliency models mirror pictures by model.flip"):
+        gaze_loader.train_loader(dataclasses.replace(config, data=data), [None])
 
 
 def test_predictions_are_densities_of_the_picture(saliency_model):

@@ -13,6 +13,7 @@ iterated: a step with v is a rotation.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -188,13 +189,8 @@ def invert(
 
 def check(pipe: Pipeline, num_inference_steps: int, start: int, iterations: int) -> None:
     """Raises ArgumentError as `invert`."""
+    check_numbers(pipe, num_inference_steps, start, iterations)
     scheduler = pipe.scheduler
-    if pipe.inpaints:
-        raise ArgumentError("this is a model of inpainting: give one that draws whole pictures")
-    if not 0 <= start < num_inference_steps:
-        raise ArgumentError(f"start: expected 0 to {num_inference_steps - 1}, the last step, found {start}")
-    if iterations < 0:
-        raise ArgumentError(f"iterations: expected at least 0 (plain inversion), found {iterations}")
     if schedulers.clip_range(scheduler) is not None:
         raise ArgumentError(
             "scheduler: clip_sample clamps the clean estimate, which cannot be undone; set clip_sample=False"
@@ -204,6 +200,25 @@ def check(pipe: Pipeline, num_inference_steps: int, start: int, iterations: int)
             "scheduler: with prediction_type sample, a last step to a clean picture forgets its latents, which cannot "
             "be undone; take DDIM with set_alpha_to_one=False"
         )
+
+
+def check_numbers(pipe: Pipeline, num_inference_steps: int, start: int, iterations: int) -> None:
+    """Raises ArgumentError as `invert`, whatever the scheduler."""
+    if pipe.inpaints:
+        raise ArgumentError("this is a model of inpainting: give one that draws whole pictures")
+    if not 0 <= start < num_inference_steps:
+        raise ArgumentError(f"start: expected 0 to {num_inference_steps - 1}, the last step, found {start}")
+    if iterations < 0:
+        raise ArgumentError(f"iterations: expected at least 0 (plain inversion), found {iterations}")
+
+
+def undoable(scheduler: SchedulerConfig) -> SchedulerConfig:
+    """A scheduler whose steps `check` takes: clean estimates are not clamped, and no last step forgets its latents.
+
+    What is undone by it is a way to noise like the scheduler's own, but not the exact inverse of its sampling.
+    """
+    remembers = scheduler.set_alpha_to_one and scheduler.prediction_type != "sample"
+    return dataclasses.replace(scheduler, clip_sample=False, set_alpha_to_one=remembers)
 
 
 def _output(graphdef: Any, guided: bool, arguments: Any, z: Array, t: Array) -> Array:

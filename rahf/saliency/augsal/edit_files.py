@@ -23,6 +23,7 @@ from rahf.images import overlay, pictures
 from rahf.images.resize import resize
 from rahf.saliency import loading
 from rahf.saliency.augsal import editor as editor_lib
+from rahf.saliency.augsal import latent_edits
 from rahf.saliency.augsal import model as model_lib
 from rahf.saliency.augsal.editor import EditOptions, Editor, EditResult
 from rahf.saliency.predictor import Saliency
@@ -106,11 +107,12 @@ def _shape(size: tuple[int, int], longer: int, unit: int) -> tuple[int, int]:
 
 def _gamma(pipe: Pipeline, folder: str | os.PathLike | None, shape: tuple[int, int]) -> Any:
     if folder is None:
-        vae = pipe.config.model.vae
-        if vae is None or vae.scaling_factor != _SD_SCALING or pipe.channels != len(editor_lib.SD1_GAMMA):
+        vae, patches = pipe.config.model.vae, pipe.config.model.patches is not None
+        of_sd1 = vae is not None and vae.scaling_factor == _SD_SCALING and pipe.channels == len(latent_edits.SD1_GAMMA)
+        if not (patches or of_sd1):
             raise ArgumentError(
-                "the direction of brightness is known of the autoencoder of Stable Diffusion 1 and 2 only; name a "
-                "folder of some hundred pictures with --fit-gamma DIR, from which it is found"
+                "the direction of brightness is known of the autoencoder of Stable Diffusion 1 and 2, and of patches "
+                "of pixels; name a folder of some hundred pictures with --fit-gamma DIR, from which it is found"
             )
         return None
     root = pathlib.Path(folder)

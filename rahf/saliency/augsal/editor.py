@@ -33,8 +33,6 @@ from rahf.saliency.augsal.properties import PROPERTIES, SALICON_STD, properties
 
 Property = Literal["contrast", "brightness", "color"]
 EDITS = ("contrast", "brightness", "color")
-#: Decoder of Stable Diffusion 1.4's latents, the pseudo-inverse of its published 4 x 3 matrix (spec 7.3).
-SD1_GAMMA = (1.611, 1.584, -0.275, -0.980)
 
 #: (pictures float32 [1,H,W,3], region float32 [1,H,W]) → properties float32 [1,6], in the order of `PROPERTIES`.
 Measure = Callable[[Any, Any], Any]
@@ -128,14 +126,14 @@ class Editor:
     ):
         """Args:
         pipe: Stable Diffusion 1 or 2; not of inpainting.
-        gamma: float [c], brightness in latents, of `fit_gamma`; None: `SD1_GAMMA`.
+        gamma: float [c], brightness in latents, of `fit_gamma`; None: `latent_edits.known_gamma`.
         std: standard deviation of each property over pictures.
         measure: of properties; None: they are computed from the pixels. A trained Augsal reads them out instead.
 
         Raises:
           ArgumentError: a gamma for other latents, or a property without a standard deviation.
         """
-        gamma = np.asarray(SD1_GAMMA if gamma is None else gamma, np.float32)
+        gamma = np.asarray(latent_edits.known_gamma(pipe.config.model) if gamma is None else gamma, np.float32)
         if gamma.shape != (pipe.channels,) or not np.isfinite(gamma).all():
             raise ArgumentError(
                 f"gamma: expected {pipe.channels} numbers, one per channel of the latents, found shape {gamma.shape}; "

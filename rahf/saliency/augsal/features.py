@@ -61,14 +61,14 @@ def layers_of(config: UNetConfig) -> tuple[Layer, ...]:
 
 
 def steps_of(scheduler: Any, num_inference_steps: int, times: int) -> Coefficients:
-    """The `times` least noisy steps of DDIM, first the noisiest.
+    """The `times` least noisy steps of DDIM, first the noisiest; those of `inversion.undoable`, as nothing is sampled.
 
     Raises:
       ArgumentError: more times than steps, or none.
     """
     if not 1 <= times <= num_inference_steps:
         raise ArgumentError(f"times: expected 1 to {num_inference_steps}, the number of steps, found {times}")
-    return inversion.coefficients(scheduler, num_inference_steps, num_inference_steps - times)
+    return inversion.coefficients(inversion.undoable(scheduler), num_inference_steps, num_inference_steps - times)
 
 
 class _Collector(Observer):
@@ -129,10 +129,10 @@ class FeatureExtractor:
           iterations: corrections of each step; 0: plain inversion.
 
         Raises:
-          ArgumentError: more times than steps, or a pipeline whose steps cannot be undone.
+          ArgumentError: more times than steps, or a pipeline of inpainting.
         """
         plan = steps_of(pipe.scheduler, num_inference_steps, times)
-        inversion.check(pipe, num_inference_steps, num_inference_steps - times, iterations)
+        inversion.check_numbers(pipe, num_inference_steps, num_inference_steps - times, iterations)
         self._pipe, self.layers, self.timesteps = pipe, layers_of(pipe.config.model.unet), plan.timestep
         graphdef = pipe.graphdef
 

@@ -12,7 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rahf.config import StableDiffusionConfig
 from rahf.core.errors import ArgumentError
+from rahf.diffusion.networks.stable_diffusion import latent_channels
+
+#: Brightness in the latents of Stable Diffusion 1.4: the pseudo-inverse of its published 4 x 3 matrix (spec 7.3).
+SD1_GAMMA = (1.611, 1.584, -0.275, -0.980)
+
+
+def known_gamma(config: StableDiffusionConfig) -> tuple[float, ...]:
+    """Brightness in latents, as `LatentColors.gamma`: exact for patches of pixels, else of Stable Diffusion 1.4."""
+    if config.patches is None:
+        return SD1_GAMMA
+    return (2.0 * config.patches.scaling_factor,) * latent_channels(config)  # latents are pixels from -1 to 1
 
 
 class LatentColors(NamedTuple):

@@ -156,7 +156,7 @@ class AugsalTask(FrozenPipelineTask[GazeBatch]):
         low, high = config.edit_strength
         alpha = jax.random.uniform(strength, (b,), minval=low, maxval=high)
         mask = regions(boxes, latents.shape[1:3])
-        gamma = jnp.asarray(config.gamma, jnp.float32)
+        gamma = jnp.asarray(config.gamma or latent_edits.known_gamma(config.pipeline), jnp.float32)
         edited = jnp.where(
             jax.random.bernoulli(how, 0.5, (b, 1, 1, 1)),
             latent_edits.brightness(latents, mask, alpha, gamma),
@@ -265,10 +265,8 @@ def check(model: AugsalConfig) -> None:
             "model.classes: no prepared set of pictures with gaze has regions with classes to learn from; set it to 0"
         )
     channels = latent_channels(model.pipeline)
-    if len(model.gamma) != channels:
-        raise ConfigError(
-            f"model.gamma: expected {channels} numbers, one per channel of the latents, found {model.gamma}"
-        )
+    if len(gamma := model.gamma or latent_edits.known_gamma(model.pipeline)) != channels:
+        raise ConfigError(f"model.gamma: expected {channels} numbers, one per channel of the latents, found {gamma}")
     for name in ("patch_sides", "edit_strength"):
         low, high = getattr(model, name)
         if not 0 < low <= high:

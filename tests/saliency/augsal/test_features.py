@@ -1,5 +1,7 @@
 """Features of the way up, the observer of a U-Net, and their aggregation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,12 @@ import pytest
 
 from rahf.config import UNetConfig
 from rahf.core.errors import ArgumentError
+from rahf.diffusion.latents import inversion
 from rahf.diffusion.networks.unet import Conditions, Observer
 from rahf.nn import functional
 from rahf.saliency.augsal.aggregation import Aggregation
-from rahf.saliency.augsal.features import FeatureExtractor, Features, Layer, collect, layers_of
+from rahf.saliency.augsal.features import FeatureExtractor, Features, Layer, collect, inverted, layers_of, steps_of
+from tests.helpers import diffusion_maker
 from tests.helpers import stable_diffusion_maker as maker
 
 RNG = np.random.default_rng(0)
@@ -41,6 +45,20 @@ def test_features_are_those_of_every_time(pipe):
         FeatureExtractor(pipe, num_inference_steps=5, times=6)
     with pytest.raises(ArgumentError, match="iterations: expected at least 0"):
         FeatureExtractor(pipe, num_inference_steps=5, times=2, iterations=-1)
+
+
+def test_the_way_back_of_a_scheduler_that_forgets_is_finite():
+    """It predicts the clean picture, clamps it, and its last step keeps nothing else: the way back is still defined."""
+    scheduler = diffusion_maker.OF_PIXELS.scheduler
+    assert scheduler.clip_sample and scheduler.set_alpha_to_one and scheduler.prediction_type == "sample"
+    plan = steps_of(scheduler, 10, 3)
+    assert (plan.a > 0).all() and np.isfinite([plan.a, plan.b]).all()
+    model = lambda z, t, conditions: 0.5 * z  # noqa: E731
+    z = RNG.standard_normal((2, 3, 3, 4)).astype(np.float32)
+    back = inverted(model, jnp.asarray(z), None, plan)
+    assert back.trajectory.shape == (4, 2, 3, 3, 4) and np.isfinite(back.trajectory).all()
+    forgets = dataclasses.replace(scheduler, prediction_type="epsilon", clip_sample=False)
+    np.testing.assert_array_equal(steps_of(forgets, 10, 3).a, inversion.coefficients(forgets, 10, 7).a)
 
 
 def test_the_last_features_are_what_the_output_is_made_of():
