@@ -3,6 +3,7 @@
 # make test ROOM=critic  runs the tests of one package: those in tests/critic
 # make lint              checks style, imports and format
 # make versions          tries the lowest and the newest packages that setup.cfg allows, each in a new environment
+# make lite REHEARSAL=DIR  trains the critic that comes with the package from the rehearsal set, evaluates, exports it
 # make gpu               fills the GPU rows of docs/benchmarks.md; without a GPU the same way in tiny sizes
 #
 # These need nothing but Python 3.11 or newer (PYTHON=python3.12 names another one) and may be repeated.
@@ -17,13 +18,14 @@ PYTHON ?= python3
 EXTRAS ?= test
 ROOM ?=
 ONLY ?=
+SEED ?= 0
 BUDGET ?= 540
 PACK := $(wildcard gpu_pack)
 VENV := .venv
 COMMA := ,
 READY := $(VENV)/.installed-$(subst $(COMMA),-,$(EXTRAS))
 
-.PHONY: demo test lint versions gpu
+.PHONY: demo test lint versions lite gpu
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -40,6 +42,18 @@ lint: $(READY)
 
 versions: $(READY)
 	$(VENV)/bin/python .ci/versions.py $(VENV)/bin/uv
+
+# Prepared sets are made anew; a training that was stopped goes on. SEED=1 begins with other random numbers.
+lite: $(READY)
+	$(if $(REHEARSAL),,$(error name the folder of the rehearsal set: make lite REHEARSAL=DIR))
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lite]"
+	$(VENV)/bin/rahf prepare richhf18k --labels $(REHEARSAL) --images $(REHEARSAL)/pickapic --out data/rehearsal
+	$(VENV)/bin/python benchmarks/clean_pictures.py $(REHEARSAL) data/rehearsal data/clean
+	$(VENV)/bin/rahf prepare planted --images data/clean --out data/planted --copies 3 --dev 0.05 --test 0
+	$(VENV)/bin/rahf train configs/critic/lite.py --train.seed $(SEED)
+	$(VENV)/bin/rahf train configs/critic/lite_tower.py --train.seed $(SEED)
+	$(VENV)/bin/rahf evaluate runs/lite-tower --data data/rehearsal --split test --no-generate
+	$(VENV)/bin/rahf export runs/lite-tower lite.rahf --bf16 --name lite --about docs/lite.md
 
 gpu: $(if $(PACK),,$(READY))
 	$(if $(PACK),$(PYTHON),$(VENV)/bin/python) benchmarks/gpu.py --budget $(BUDGET) $(if $(ONLY),--only $(ONLY))
