@@ -58,7 +58,13 @@ def _add_evaluate(kinds) -> None:
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     prompts.add_argument("--prompts", metavar="FILE", help="text file with one prompt per line")
-    parser.add_argument("--maps", nargs="+", required=True, metavar="MAP", help="pictures, white where to look")
+    parser.add_argument(
+        "--maps",
+        nargs="+",
+        required=True,
+        metavar="MAP",
+        help="pictures, white where to look; or folders of such, one per prompt",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="of every prompt")
     parser.add_argument("--controlnet", default=None, metavar="FOLDER", help="in the form of diffusers")

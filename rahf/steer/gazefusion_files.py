@@ -69,7 +69,8 @@ def read_target(path: str | os.PathLike, size: tuple[int, int]) -> Target:
     """A target map, and the regions to be avoided of the file beside it, ``map.avoid.png`` of ``map.png``.
 
     Args:
-      path: of a picture, white where people shall look.
+      path: of a picture, white where people shall look; or of a folder with a picture for each prompt, in the order of
+        their names, and without regions.
       size: height and width of the pictures to be drawn.
 
     Raises:
@@ -78,6 +79,8 @@ def read_target(path: str | os.PathLike, size: tuple[int, int]) -> Target:
       ImageError, OSError: one of the files cannot be read.
     """
     file = pathlib.Path(path)
+    if file.is_dir():
+        return _target_of_prompts(file, size)
     beside = file.with_suffix(AVOID_SUFFIX)
     if not beside.is_file():
         return Target(file.stem, targets.read(file, size))
@@ -92,6 +95,15 @@ def read_target(path: str | os.PathLike, size: tuple[int, int]) -> Target:
     # Resizing spreads the map over the edge of a region.
     wanted = np.where(avoid, 0, targets.check(drawn, os.fspath(file), size))
     return Target(file.stem, targets.check(wanted, os.fspath(file), size, avoid), avoid)
+
+
+def _target_of_prompts(folder: pathlib.Path, size: tuple[int, int]) -> Target:
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        raise ArgumentError(f"{folder}: holds no target map; expected a PNG file for each prompt")
+    if avoided := [file.name for file in files if file.name.endswith(AVOID_SUFFIX)]:
+        raise ArgumentError(f"{folder}: regions to be avoided ({avoided[0]}) belong to a map for all prompts")
+    return Target(folder.name, np.stack([targets.read(file, size) for file in files]))
 
 
 def evaluate_files(
@@ -142,7 +154,7 @@ def evaluate_files(
         place = folder / way.replace(" ", "-") / ("" if target is None else target.name)
         for (number, seed), picture in zip(drawings, pictures):
             write_atomically(place / f"{number:03d}-seed{seed}.png", png(picture))
-        shown = np.zeros(pictures.shape[1:3]) if target is None else target.map
+        shown = np.zeros(pictures.shape[1:3]) if target is None else target.map.mean(0)
         rows.extend([np.repeat(np.round(shown * 255).astype(np.uint8)[..., None], 3, -1), *pictures[:_SHOWN]])
         titles.append(way if target is None else f"{way}: {target.name}")
 

@@ -32,13 +32,19 @@ class Target(NamedTuple):
 
     Attributes:
       name: for messages and files.
-      map: float [h,w], at least 0, of any scale.
+      map: float [h,w], at least 0, of any scale; or [prompts,h,w], one for each prompt, where not every prompt leaves
+        room for every place.
       avoid: bool [h,w], True where nobody shall look; None: nowhere in particular.
     """
 
     name: str
     map: np.ndarray
     avoid: np.ndarray | None = None
+
+    @property
+    def maps(self) -> np.ndarray:
+        """[1,h,w] or [prompts,h,w]."""
+        return self.map.reshape(-1, *self.map.shape[-2:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +101,7 @@ def evaluate(
     Args:
       pipe: with a ControlNet, unless `ways.scales` is empty.
       prompts, seeds: at least one each; every prompt is drawn with every seed.
-      wanted: the targets, of one size: that of the pictures.
+      wanted: the targets, of one size: that of the pictures. `keep` gets them with a map for each drawing.
       judge: a saliency model, `rahf.saliency.predictor.Saliency`, that neither guides nor made the ControlNet's data.
       ways: of drawing besides the unconditioned one.
       critic: `rahf.load` of a critic for ``alignment``; None: that is NaN.
@@ -105,34 +111,38 @@ def evaluate(
       ArgumentError: nothing to draw or to compare, no ControlNet, a judge that guides, or targets that make no sense.
     """
     _check(pipe, prompts, wanted, judge, seeds, ways)
-    size = wanted[0].map.shape
-    wanted = [one._replace(map=targets.check(one.map, one.name, size, one.avoid)) for one in wanted]
+    size = wanted[0].maps.shape[1:]
+    # Each of the drawings has a map of its own from here on: those of one prompt are neighbours.
+    wanted = [one._replace(map=np.resize(_checked(one), (len(prompts), *size)).repeat(len(seeds), 0)) for one in wanted]
     drawings = [(prompt, int(seed)) for prompt in prompts for seed in seeds]
     texts, numbers = [prompt for prompt, _ in drawings], [seed for _, seed in drawings]
 
     size_of_batch = min(ways.sampling.get("batch_size", _BATCH), len(drawings))
 
-    def drawn(way: str, target: Target | None, **fields: Any) -> np.ndarray:
+    def drawn(way: str, target: Target | None, fields: Callable[[np.ndarray], dict[str, Any]]) -> np.ndarray:
         parts = []
         for first in range(0, len(drawings), size_of_batch):
             # Equal batches: another one would compile anew. With an energy the pipeline takes all that it is given.
             rows = [min(row, len(drawings) - 1) for row in range(first, first + size_of_batch)]
             drawing = {"seeds": [numbers[row] for row in rows], "height": size[0], "width": size[1]}
-            parts.append(pipe([texts[row] for row in rows], **drawing, **ways.sampling, **fields).uint8)
+            steering = {} if target is None else fields(target.map[rows])
+            parts.append(pipe([texts[row] for row in rows], **drawing, **ways.sampling, **steering).uint8)
         pictures = np.concatenate(parts)[: len(drawings)]
         if keep is not None:
             keep(way, target, pictures)
         return pictures
 
-    free = drawn(UNCONDITIONED, None)
+    free = drawn(UNCONDITIONED, None, lambda _: {})
     values = {UNCONDITIONED: _judged([free], texts, wanted, judge, critic)}
     for scale in ways.scales:
         way = f"scale {scale:g}"
-        steered = [drawn(way, one, control_image=one.map, controlnet_conditioning_scale=float(scale)) for one in wanted]
+        control = lambda maps: {"control_image": maps, "controlnet_conditioning_scale": float(scale)}  # noqa: B023, E731
+        steered = [drawn(way, one, control) for one in wanted]
         values[way] = _judged(steered, texts, wanted, judge, critic)
     if ways.guide is not None:
         options = GuidanceOptions(scale=ways.guide_scale)
-        steered = [drawn(GUIDED, one, energy=energy.target(ways.guide, one.map), options=options) for one in wanted]
+        guidance = lambda maps: {"energy": energy.target(ways.guide, maps), "options": options}  # noqa: E731
+        steered = [drawn(GUIDED, one, guidance) for one in wanted]
         values[GUIDED] = _judged(steered, texts, wanted, judge, critic)
     return _summary(values, len(drawings), len(wanted))
 
@@ -157,9 +167,21 @@ def _check(
     names = [one.name for one in wanted]
     if len(set(names)) < len(names):
         raise ArgumentError(f"targets: expected different names, found {', '.join(names)}")
-    shapes = {one.map.shape for one in wanted}
+    for one in wanted:
+        if one.map.ndim not in (2, 3) or len(one.maps) not in (1, len(prompts)):
+            raise ArgumentError(
+                f"target {one.name}: expected one map [h,w], or one for each of {len(prompts)} prompts, found shape "
+                f"{one.map.shape}"
+            )
+    shapes = {one.maps.shape[1:] for one in wanted}
     if len(shapes) > 1:
         raise ArgumentError(f"targets: expected maps of one size, found {sorted(shapes)}")
+
+
+def _checked(target: Target) -> np.ndarray:
+    maps = target.maps
+    names = [target.name if len(maps) == 1 else f"{target.name}, prompt {row}" for row in range(len(maps))]
+    return np.stack([targets.check(one, name, one.shape, target.avoid) for one, name in zip(maps, names)])
 
 
 def _judged(
@@ -176,7 +198,7 @@ def _judged(
         number = row % len(pictures)
         for column, one in enumerate(predictions[number]):
             name = f"picture {column} for {target.name}"
-            values[row, column, : len(AGREEMENT)] = agreement(one.log_density, target.map, target.avoid, name)
+            values[row, column, : len(AGREEMENT)] = agreement(one.log_density, target.map[column], target.avoid, name)
         if alignments[number] is not None:
             values[row, :, -1] = alignments[number]
     present = ~np.isnan(values)

@@ -42,7 +42,7 @@ class Painter:
         images = np.stack([np.random.default_rng(seed).uniform(0, 0.2, (height, width, 3)) for seed in seeds])
         if control_image is not None:
             strength = fields["controlnet_conditioning_scale"]
-            images = np.maximum(images, strength * control_image[None, ..., None])
+            images = np.maximum(images, strength * control_image[..., None])
         return GeneratedImages(jnp.asarray(images, jnp.float32))
 
 
@@ -86,6 +86,25 @@ def test_scales_against_unconditioned():
     # The mean over the targets of one drawing: regions to be avoided are of the second target alone.
     (bright,) = Bright()([kept["scale 1", "right"][0]])
     assert 0 < np.exp(bright.log_density)[avoid].sum() < 0.25
+
+
+def test_a_map_for_each_prompt():
+    """Every picture is drawn for, and judged by, the map of its prompt, whatever the batches; seeds are neighbours."""
+    own = np.stack([np.roll(target().map, shift, 1) for shift in (0, 3, 5)])
+    ways = Ways(scales=(1.0,), sampling=dict(batch_size=4))
+    kept = {}
+    keep = lambda way, one, pictures: kept.update({way: (one, pictures)})  # noqa: E731
+    result = evaluate(Painter(), ["a", "b", "c"], [Target("own", own)], Bright(), (0, 1), ways, keep=keep)
+    one, pictures = kept["scale 1"]
+    np.testing.assert_array_equal(one.map, (own / own.max()).repeat(2, 0))
+    assert all((picture[wanted > 0] > 250).all() for picture, wanted in zip(pictures, one.map))
+    turned = evaluate(Painter(), ["a", "b", "c"], [Target("own", own[::-1])], Bright(), (0, 1), ways)
+    assert result.metrics["scale 1"] == pytest.approx(turned.metrics["scale 1"], abs=0.05, nan_ok=True)
+    assert result.metrics["scale 1"]["cc"] > result.metrics[UNCONDITIONED]["cc"] + 0.5
+    with pytest.raises(ArgumentError, match="target own: expected one map .* each of 2 prompts, found shape .3, 8, 8"):
+        evaluate(Painter(), ["a", "b"], [Target("own", own)], Bright(), ways=ways)
+    with pytest.raises(ArgumentError, match="own, prompt 1: .*0 everywhere|own, prompt 1.*"):
+        evaluate(Painter(), ["a", "b", "c"], [Target("own", own * np.array([1, 0, 1])[:, None, None])], Bright())
 
 
 def test_guidance_is_a_way_of_its_own_and_has_another_judge():
@@ -132,6 +151,20 @@ def maps(tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     Image.fromarray(255 - np.minimum(pixels, 1) * 255).save(tmp_path / "sky.line.avoid.png")
     return tmp_path
+
+
+def test_a_folder_is_a_map_for_each_prompt(maps, tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    with pytest.raises(ArgumentError, match="own: holds no target map"):
+        gazefusion_files.read_target(folder, SIZE)
+    for name in ("001.png", "000.png"):
+        (folder / name).write_bytes((maps / "top.png").read_bytes())
+    read = gazefusion_files.read_target(folder, SIZE)
+    assert (read.name, read.map.shape, read.avoid) == ("own", (2, 8, 8), None)
+    (folder / "000.avoid.png").write_bytes((maps / "top.png").read_bytes())
+    with pytest.raises(ArgumentError, match="000.avoid.png. belong to a map for all prompts"):
+        gazefusion_files.read_target(folder, SIZE)
 
 
 def test_regions_beside_a_map(maps):
