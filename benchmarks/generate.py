@@ -31,6 +31,7 @@ from rahf.diffusion.networks.stable_diffusion import Conditions
 from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.published.export_folder import write_pipeline
 from rahf.nn import functional
+from rahf.nn.execution import jit_convolving
 from rahf.nn.flops import count_flops
 
 #: The demo's generator works on cells of 4 x 4 pixels; here an autoencoder makes them, as in this family.
@@ -81,7 +82,8 @@ def unet_steps(pipe: Pipeline, peer: Any, side: int) -> tuple[Work, int]:
     words = rng.standard_normal((2, model.text_encoder.positions, model.unet.cross_attention_dim)).astype(np.float32)
     times = np.full(2, 500, np.float32)
     forward = lambda params, *inputs: functional.merge(pipe.graphdef, params)(*inputs)  # noqa: E731
-    compiled, ours = jax.jit(forward), [*map(jnp.asarray, (latents, times)), Conditions(jnp.asarray(words))]
+    compiled = jit_convolving(forward, max(model.unet.block_out_channels))  # as the pipeline does
+    ours = [*map(jnp.asarray, (latents, times)), Conditions(jnp.asarray(words))]
     place = {"device": peer.device, "dtype": peer.dtype}
     theirs = [torch.from_numpy(np.moveaxis(latents, -1, 1)).to(**place), torch.tensor(500, device=peer.device)]
     words = torch.from_numpy(words).to(**place)

@@ -90,7 +90,8 @@ class Pipeline:
         self.graphdef, _ = functional.abstract(lambda: StableDiffusion(config.model))
         self.scale_factor, self.channels = vae_scale_factor(config.model), latent_channels(config.model)
         self.inpaints = is_inpainting(config.model)
-        self._programs = functools.cache(functools.partial(programs.program, self.graphdef))
+        width = max(config.model.unet.block_out_channels)  # an autoencoder's are as wide or narrower
+        self._programs = functools.cache(functools.partial(programs.program, self.graphdef, width))
         self.compiled: dict[Any, Any] = {}  # functions that others compile for this pipeline
         self.controlnet = controlnet
 

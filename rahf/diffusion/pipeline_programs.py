@@ -17,25 +17,28 @@ from rahf.diffusion.generated import GeneratedImages
 from rahf.diffusion.networks.stable_diffusion import StableDiffusion
 from rahf.diffusion.sample import denoisers, universal_guidance
 from rahf.nn import functional
+from rahf.nn.execution import jit_convolving
 
 
-def program(graphdef: nnx.GraphDef, kind: str, *static: Any) -> Callable[..., Any]:
+def program(graphdef: nnx.GraphDef, width: int, kind: str, *static: Any) -> Callable[..., Any]:
     """A jitted function of a `StableDiffusion`.
 
     Args:
+      width: channels of the widest convolutions.
       kind: "encode", "decode": (params, pictures or latents) → the other; "prompts": (params, ids, negative ids) →
         conditions for pictures of the size `static[0]`; "step", "guided": see `_step` and `_guided`.
       static: what the function depends on besides its arguments.
     """
     merge = lambda params: functional.merge(graphdef, params)  # noqa: E731
     if kind == "encode":
-        return jax.jit(lambda params, pictures: merge(params).encode(pictures))
+        return jit_convolving(lambda params, pictures: merge(params).encode(pictures), width)
     if kind == "decode":
-        return jax.jit(lambda params, latents: merge(params).decode(latents))
+        return jit_convolving(lambda params, latents: merge(params).decode(latents), width)
     if kind == "prompts":
         return jax.jit(lambda params, ids, negative: merge(params).conditions(ids, negative, static[0]))
-    build = _step if kind == "step" else _guided
-    return jax.jit(build(graphdef, *static))
+    if kind == "step":
+        return jit_convolving(_step(graphdef, *static), width)
+    return jax.jit(_guided(graphdef, *static))
 
 
 class Known(NamedTuple):

@@ -12,6 +12,7 @@ from rahf.config import CriticConfig, HeatmapHeadConfig, LossConfig, ScoreHeadCo
 from rahf.critic import losses
 from rahf.critic.networks import heads
 from rahf.critic.networks.build import build
+from rahf.nn import execution as execution_lib
 from rahf.nn import functional, t5, vit
 from rahf.nn.execution import Execution, full_precision, remat_part, run_layers
 from tests.helpers.model_maker import PLAIN, compiled, fake, made
@@ -187,3 +188,25 @@ def test_predictions_in_float32_are_float32_on_every_device():
     assert precisions(function) == {False}
     assert precisions(full_precision(function, "float32")) == {True}
     assert full_precision(function, "bfloat16") is function
+
+
+def convolved(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def test_wide_convolutions_are_compiled_with_an_option(monkeypatch):
+    """The same numbers; inside of another program, for narrow networks and without the option it is plain jit."""
+    x, kernel = normal(1, 4, 4, 8), normal(3, 3, 8, 8)
+    expected = jax.jit(convolved)(x, kernel)
+    wide = execution_lib.jit_convolving(convolved, 256)
+    assert execution_lib._knows_eigen_convolutions() != hasattr(wide, "lower")
+    np.testing.assert_allclose(wide(x, kernel), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda x: wide(x, kernel))(x), expected, atol=1e-5)
+    assert hasattr(execution_lib.jit_convolving(convolved, 255), "lower")
+    monkeypatch.setattr(execution_lib, "_EIGEN_CONVOLUTIONS", {"xla_cpu_of_another_version": "1"})
+    execution_lib._knows_eigen_convolutions.cache_clear()
+    try:
+        assert not execution_lib._knows_eigen_convolutions()
+        assert hasattr(execution_lib.jit_convolving(convolved, 256), "lower")
+    finally:
+        execution_lib._knows_eigen_convolutions.cache_clear()
