@@ -1,9 +1,10 @@
 """The small critic: a frozen EfficientNet-Lite0, a small fusion stack, heads of 1/8 resolution.
 
-Command:   pip install rahf[lite]
+Command:   make lite REHEARSAL=DIR       all of these, and what follows in lite_tower.py; or one by one
+           pip install rahf[lite]
            rahf prepare richhf18k --labels REHEARSAL --images REHEARSAL/pickapic --out data/rehearsal
-           python benchmarks/clean_pictures.py REHEARSAL data/rehearsal clean
-           rahf prepare planted --images clean --out data/planted --copies 3 --dev 0.05 --test 0
+           python benchmarks/clean_pictures.py REHEARSAL data/rehearsal data/clean
+           rahf prepare planted --images data/clean --out data/planted --copies 3 --dev 0.05 --test 0
            rahf train configs/critic/lite.py
            rahf evaluate runs/lite --data data/rehearsal
 Hardware:  2 CPU cores
