@@ -35,7 +35,7 @@ def add(commands) -> None:
     parser.add_argument("--batch-size", type=int, default=None, help="default: as in the config")
     parser.add_argument("--no-generate", action="store_true", help="keywords by constrained scoring only")
     parser.add_argument("--examples", type=int, default=60, help="examples in the report's gallery")
-    saliency = parser.add_argument_group("saliency models")
+    saliency = parser.add_argument_group("saliency models (of Augsal: its saliency readout)")
     saliency.add_argument("--center-bias", default="learned", help="learned, or none: leave it out")
     saliency.add_argument(
         "--adapt", type=int, default=0, metavar="N", help="fit centre bias, scale and blur to N training pictures first"
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             from rahf.motion import evaluate_renderer
 
             evaluate_renderer.evaluate(args.model, **common, features=features)
-        elif family == "saliency":
+        elif family in ("saliency", "augsal"):
             from rahf.saliency import report
 
             report.evaluate(

@@ -45,9 +45,13 @@ def adapt(model: Saliency, source: RecordSequence, pictures: int = 50, steps: in
       A new model; `model` stays as it is.
 
     Raises:
-      ArgumentError: no pictures, or an exported file.
+      ArgumentError: no pictures, an exported file, or a model without a centre bias (Augsal).
       NotFinite: the adaptation diverged.
     """
+    if not model.center_biased:
+        raise ArgumentError(
+            f"adapt: {model.name} has no centre bias, scale and blur; give a model of the saliency family"
+        )
     count = min(pictures, len(source))
     if count < 1:
         raise ArgumentError(f"adapt: expected at least one picture, found {count}")

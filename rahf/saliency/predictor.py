@@ -49,6 +49,7 @@ class Saliency:
       model_id: name, step, and a hash of what decides about the numbers.
       weight_license: of the weights.
       graphdef: the static structure that belongs to `params`; None for an exported file.
+      center_biased: the network holds a learned centre bias, which `center_bias="none"` leaves out.
     """
 
     heatmap_names = HEATMAPS
@@ -64,10 +65,12 @@ class Saliency:
         model_id: str,
         weight_license: str,
         graphdef: Any = None,
+        center_biased: bool = True,
     ):
         process.claim()
         self.config, self.params, self.name, self.step = config, params, name, step
         self.model_id, self.weight_license, self.graphdef = model_id, weight_license, graphdef
+        self.center_biased = center_biased
         self.canvases = canvases(config)
         self.functions = tuple(functions)
         self._compiled = tuple(jax.jit(function) for function in self.functions)
@@ -103,10 +106,10 @@ class Saliency:
 
         Raises:
           rahf.images.ImageError: an image cannot be used; names it.
-          ArgumentError: another `center_bias` or batch size, or no images.
+          ArgumentError: another `center_bias` (or "none" of a model without one) or batch size, or no images.
           NotFinite: the network computes NaN for an image; names it.
         """
-        weight = _weight(center_bias)
+        weight = self._bias_weight(center_bias)
         listed = inputs.image_list(images)
         if batch_size is not None and batch_size < 1:
             raise ArgumentError(f"batch_size: expected at least 1, found {batch_size}")
@@ -116,6 +119,13 @@ class Saliency:
             part = [rgb(source, f"image {first + n}") for n, source in enumerate(listed[first : first + size])]
             results += self._predict(part, weight, size)
         return results
+
+    def _bias_weight(self, center_bias: str) -> float:
+        if center_bias not in CENTER_BIAS:
+            raise ArgumentError(f"center_bias: expected {' or '.join(CENTER_BIAS)}, found {center_bias!r}")
+        if not CENTER_BIAS[center_bias] and not self.center_biased:
+            raise ArgumentError(f"center_bias: {self.name} has no learned centre bias that could be left out")
+        return CENTER_BIAS[center_bias]
 
     def _predict(self, part: list[tuple[np.ndarray, str]], weight: float, size: int) -> list[SaliencyMap]:
         results: list[SaliencyMap | None] = [None] * len(part)
@@ -170,7 +180,7 @@ class Saliency:
         Raises:
           ImageError, ArgumentTypeError: as `rahf.nn.pixels.batch`.
         """
-        weight = _weight(center_bias)
+        weight = self._bias_weight(center_bias)
         array, single = pixels_lib.batch(pixels)
         logs = self._log_density(self.params, array, jnp.full(len(array), weight, jnp.float32))
         return logs[0] if single else logs
@@ -215,9 +225,3 @@ def canvases(config: Config) -> tuple[tuple[int, int], ...]:
 @jax.jit
 def _unit(canvas: Any) -> Any:
     return canvas.astype(jnp.float32) * (1.0 / 255.0)
-
-
-def _weight(center_bias: str) -> float:
-    if center_bias not in CENTER_BIAS:
-        raise ArgumentError(f"center_bias: expected {' or '.join(CENTER_BIAS)}, found {center_bias!r}")
-    return CENTER_BIAS[center_bias]

@@ -5,7 +5,6 @@ The pictures' features are those of the empty prompt: no set of this project hol
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +16,13 @@ from flax import nnx
 
 from data_pipelines.gaze import loader as loader_lib
 from data_pipelines.gaze.examples import GazeBatch
-from rahf.config import AugsalConfig, AugsalLossConfig, Config, SaliencyConfig
+from rahf.config import AugsalConfig, AugsalLossConfig, Config
 from rahf.core.errors import ConfigError
 from rahf.core.tree import Params
 from rahf.diffusion.networks.stable_diffusion import StableDiffusion, latent_channels, vae_scale_factor
 from rahf.nn.boxes import regions
 from rahf.saliency import frozen_pipeline, gaze_batches
-from rahf.saliency.augsal import features, latent_edits, losses
+from rahf.saliency.augsal import as_saliency, features, latent_edits, losses
 from rahf.saliency.augsal.properties import PROPERTIES, properties
 from rahf.saliency.augsal.readouts import AugsalNetwork, Readings
 from rahf.saliency.frozen_pipeline import FrozenPipelineTask
@@ -79,11 +78,8 @@ class AugsalTask(FrozenPipelineTask[GazeBatch]):
 
     @functools.cached_property
     def canvas(self) -> Config:
-        """The run's config as the loader of gaze reads it: a square canvas, one cell per cell of the readouts."""
-        model = self.config.model
-        side, stride = model.image_size, model.image_size // model.resolution
-        gaze = SaliencyConfig(image_height=side, image_width=side, stride=stride, flip=model.flip)
-        return dataclasses.replace(self.config, model=gaze)
+        """The run's config as the loader of gaze reads it."""
+        return as_saliency.canvas(self.config)
 
     def train_loader(self) -> Loader:
         gaze_batches.check_densities(self.config.data.paths)

@@ -83,6 +83,8 @@ def write_export(
       ExportError: the file cannot be written or is something else, or gives other numbers than the model.
       ArgumentError: the model is an exported file itself, or an unknown platform.
     """
+    if not model.center_biased:
+        raise ArgumentError(f"export: {model.name} is no saliency network; readouts of a pipeline are not exported")
     if model.graphdef is None:
         raise ArgumentError(_EXPORTED)
     unknown = sorted(set(platforms) - {"cpu", "cuda", "rocm", "tpu"})

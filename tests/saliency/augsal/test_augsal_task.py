@@ -1,19 +1,24 @@
 """Training Augsal's readouts: loss and gradient, what is frozen, what a run is loaded as, and what is refused."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import rahf
 from rahf import registry
+from rahf.cli import main as cli
 from rahf.config import AugsalConfig, AugsalLossConfig, Config, DataConfig, MeshConfig, OptimizerConfig, StartConfig
 from rahf.core.errors import ArgumentError, CheckpointError, ConfigError, TrainError
 from rahf.nn import functional
+from rahf.saliency import adapt, loading
 from rahf.saliency.augsal.properties import PROPERTIES
 from rahf.saliency.augsal.task import PARTS, middle_boxes, random_boxes
+from rahf.saliency.export import write
 from rahf.training import sharding
 from rahf.training.model_folder import write_model
 from tests.helpers import stable_diffusion_maker as maker
@@ -105,6 +110,36 @@ def test_evaluation(task, started, monkeypatch):
     assert result.metrics["loss/total"] == pytest.approx(0.2 * 1 - 0.2 * 0.5 + 0.1 * 4 * len(PROPERTIES))
     assert result.metrics["saliency/cc"] == 0.5 and result.metrics["properties/red/rmse"] == 2
     assert evaluator.summary(result.metrics) == "cc 0.5000, kld 1.0000"
+
+
+def test_a_run_is_measured_as_a_saliency_model(task, started, gaze_data, tmp_path):
+    """Its density is the readout over its sum; `rahf evaluate` and `rahf look` take the run."""
+    _, params, _ = started
+    run = tmp_path / "run"
+    write_model(run, task.config, jax.device_get(params), task.tokenizer, {"license": "mit"})
+    model = loading.load(run)
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    (seen,) = model([picture])
+    readout = np.asarray(rahf.load(run)(picture).saliency[0])
+    np.testing.assert_allclose(np.exp(seen.cells), readout / readout.sum(), rtol=1e-4)
+    (wide,) = model([picture[:4]])
+    assert wide.log_density.shape == (4, 8) and np.exp(wide.log_density).sum() == pytest.approx(1, abs=1e-4)
+    gradient = jax.grad(lambda pixels: model.log_density(pixels)[2, 3])(picture / np.float32(255))
+    assert np.isfinite(gradient).all() and np.any(gradient)
+
+    evaluate = ["evaluate", str(run), "--data", str(gaze_data), "--split", "train", "--limit", "2", "--batch-size", "1"]
+    assert cli.main(evaluate) == 0
+    metrics = json.loads((run / "report/train/metrics.json").read_text())
+    assert metrics["meta"]["examples"] == 2 and -1 < metrics["metrics"]["saliency/cc"] < 1
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    assert cli.main(["look", str(run), str(tmp_path / "picture.png"), "--out", str(tmp_path / "look")]) == 0
+    assert (tmp_path / "look/saliency.json").is_file()
+    with pytest.raises(ArgumentError, match="no learned centre bias"):
+        model([picture], center_bias="none")
+    with pytest.raises(ArgumentError, match="adapt: run has no centre bias"):
+        adapt.adapt(model, [], 2)
+    with pytest.raises(ArgumentError, match="is no saliency network"):
+        write.write_export(model, tmp_path / "model.rahf")
 
 
 def test_boxes_lie_in_the_frames():
