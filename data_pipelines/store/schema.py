@@ -19,8 +19,10 @@ from data_pipelines.store.records import FIXATION_COLUMNS, Record
 from data_pipelines.store.tf_example import Values
 from rahf.core.batch import HEATMAPS, SCORES
 
+#: Decoded maps, which stand beside a square.
+PIXELS = tuple(f"{name}_pixels" for name in HEATMAPS)
 #: Fields of a record that a dataset may lack.
-OPTIONAL = ("word_shares", *(f"annotator_{name}" for name in HEATMAPS), "fixations", "saliency", "square")
+OPTIONAL = ("word_shares", *(f"annotator_{name}" for name in HEATMAPS), "fixations", "saliency", "square", *PIXELS)
 _REQUIRED = tuple(name for name in Record._fields if name not in OPTIONAL)
 _FIELDS = (*_REQUIRED, "has_word_labels", *(f"has_{name}" for name in HEATMAPS))
 
@@ -41,6 +43,7 @@ def features(optional: Collection[str] = ()) -> Any:
         "saliency": tfds.features.Image(**grey, dtype=np.uint16),
         # Not as PNG: decoding that takes as long as decoding a JPEG. Nor compressed: see `write`.
         "square": tfds.features.Tensor(shape=(None, None, 3), dtype=np.uint8, encoding="bytes"),
+        **{name: tfds.features.Tensor(shape=(None, None), dtype=np.uint8, encoding="bytes") for name in PIXELS},
     }
     return tfds.features.FeaturesDict(
         {
@@ -77,6 +80,9 @@ def to_example(record: Record) -> dict[str, Any]:
     example["saliency"] = io.BytesIO(record.saliency or _empty_map())
     if record.square is None:
         example["square"] = np.zeros((1, 1, 3), np.uint8)  # as `_empty_map`
+    for name in PIXELS:
+        if example[name] is None:
+            example[name] = np.zeros((1, 2), np.uint8)  # TFDS reads no array of two axes from a single byte
     example["image"] = io.BytesIO(record.image)
     example["scores"] = np.asarray(record.scores, np.float32)
     return example
@@ -109,7 +115,7 @@ def from_example(example: Mapping[str, Values]) -> Record:
         annotator_misalignment=tuple(example.get("annotator_misalignment") or ()),
         fixations=_fixations(example.get("fixations")),
         saliency=(example.get("saliency") or [None])[0],
-        square=_square(example.get("square/shape"), example.get("square/value")),
+        **{name: _pixels(example, name) for name in ("square", *PIXELS)},
     )
 
 
@@ -117,8 +123,12 @@ def _fixations(values: Values | None) -> np.ndarray | None:
     return None if not values else np.array(values, np.float32).reshape(-1, len(FIXATION_COLUMNS))
 
 
-def _square(shape: Values | None, pixels: Values | None) -> np.ndarray | None:
-    return np.frombuffer(pixels[0], np.uint8).reshape(shape) if shape and shape[0] > 1 else None
+def _pixels(example: Mapping[str, Values], name: str) -> np.ndarray | None:
+    """An array of pixels; None where it is absent, or has one row, which stands for none."""
+    shape = example.get(f"{name}/shape")
+    if not shape or shape[0] == 1:
+        return None
+    return np.frombuffer(example[f"{name}/value"][0], np.uint8).reshape(shape)
 
 
 def to_features(record: Record) -> dict[str, Values]:
@@ -142,8 +152,10 @@ def to_features(record: Record) -> dict[str, Values]:
         values["fixations"] = [float(value) for value in record.fixations.ravel()]
     if record.saliency is not None:
         values["saliency"] = [record.saliency]
-    if record.square is not None:
-        values["square/shape"], values["square/value"] = list(record.square.shape), [record.square.tobytes()]
+    for name in ("square", *PIXELS):
+        pixels = getattr(record, name)
+        if pixels is not None:
+            values[f"{name}/shape"], values[f"{name}/value"] = list(pixels.shape), [pixels.tobytes()]
     return values
 
 
