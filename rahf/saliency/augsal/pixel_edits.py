@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+#: Kinds of edits.
+KINDS = ("contrast", "brightness", "colour")
 #: Cells above this share of the densest one are edited, as the editor's mask.
 _SHARE = 1 / 3
 #: Mean change of a pixel inside the mask; less of it draws nobody's eye: a white wall gets no brighter.
@@ -34,7 +36,12 @@ class Edited(NamedTuple):
 
 
 def edited(
-    key: Array, image: Array, density: Float[Array, "b h w"], probability: float, strength: tuple[float, float]
+    key: Array,
+    image: Array,
+    density: Float[Array, "b h w"],
+    probability: float,
+    strength: tuple[float, float],
+    kind: int | None = None,
 ) -> Edited:
     """Draws an edit for each picture: contrast about the part's mean, brightness, or a random colour.
 
@@ -44,6 +51,7 @@ def edited(
       density: where people looked, at least 0, on a grid of whole pixels a cell.
       probability: of an edit.
       strength: smallest and largest alpha, of pixels in [0,1].
+      kind: number in `KINDS`; None: drawn for each picture.
     """
     of_chance, of_kind, of_alpha, of_hue = jax.random.split(key, 4)
     b, h, w = density.shape
@@ -58,7 +66,9 @@ def edited(
     hue = hue - hue.mean(-1, keepdims=True)
     hue = hue / jnp.maximum(jnp.abs(hue).max(-1, keepdims=True), 1e-6)
     kinds = jnp.stack([alpha * (pixels - mean), jnp.broadcast_to(alpha, pixels.shape), alpha * hue + 0 * pixels])
-    change = jnp.take_along_axis(kinds, jax.random.randint(of_kind, (1, b, 1, 1, 1), 0, 3), 0)[0]
+    shape = (1, b, 1, 1, 1)
+    drawn = jax.random.randint(of_kind, shape, 0, len(KINDS)) if kind is None else jnp.full(shape, kind)
+    change = jnp.take_along_axis(kinds, drawn, 0)[0]
     after = jnp.clip(pixels + inside * change, 0.0, 1.0)
     visible = jnp.abs(after - pixels).mean(-1).sum((1, 2)) / area[:, 0, 0, 0] > _LEAST
     return Edited(after, mask, visible & jax.random.bernoulli(of_chance, probability, (b,)))

@@ -21,7 +21,7 @@ DENSITY[:, 0, 0] = 0.1  # less than a third of the largest
 
 
 def test_edits_act_inside_the_densest_part():
-    run = jax.jit(pixel_edits.edited, static_argnums=(3, 4))
+    run = jax.jit(pixel_edits.edited, static_argnums=(3, 4, 5))
     result = run(jax.random.key(0), IMAGES, DENSITY, 1.0, (0.15, 0.2))
     expected = np.zeros((4, 4))
     expected[1:3, 2] = 1
@@ -34,6 +34,9 @@ def test_edits_act_inside_the_densest_part():
     alike = np.ptp(change, axis=(1, 2)) < 1e-3
     keeps_grey = np.abs(change.mean(2)).max(1) < 1e-3
     assert 3 < alike.sum() < 20 and 3 < keeps_grey.sum() < 20 and alike.sum() + keeps_grey.sum() < 28
+    # A kind that is named is the only one.
+    brighter = run(jax.random.key(0), IMAGES, DENSITY, 1.0, (0.15, 0.2), pixel_edits.KINDS.index("brightness"))
+    assert (np.ptp((np.asarray(brighter.image) - before)[:, inside], axis=(1, 2)) < 1e-3).all()
     assert not run(jax.random.key(0), IMAGES, DENSITY, 0.0, (0.15, 0.2)).counts.any()
     white = run(jax.random.key(0), np.full_like(IMAGES, 255), DENSITY, 1.0, (0.15, 0.2))
     assert not white.counts[alike].any()  # it gets no brighter
