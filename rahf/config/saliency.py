@@ -54,7 +54,9 @@ class SaliencyConfig(FamilyConfig):
     loss: SaliencyLossConfig = SaliencyLossConfig()
     # Of the trained model, not of training:
     mirrored: bool = False  # mean of the densities of a picture and of its mirror image, turned back
-    smoothing: float = 0.0  # standard deviation in cells of a Gaussian over the density
+    # Mean of the densities of the picture on several canvases, as multiples of the one of training. Not for ViTs.
+    scales: tuple[float, ...] = (1.0,)
+    smoothing: float = 0.0  # standard deviation of a Gaussian over the density, in cells of the largest canvas
     # How it is computed, which changes neither results nor parameters:
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     remat: Literal["none", "dots", "block", "full"] = "none"

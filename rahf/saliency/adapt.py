@@ -6,7 +6,6 @@ Data sets differ in where viewers begin to look, in how long they look, and in t
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -23,8 +22,8 @@ from rahf.core.errors import ArgumentError, NotFinite
 from rahf.images import check_header
 from rahf.nn import functional
 from rahf.saliency import losses
-from rahf.saliency.from_run import finished
-from rahf.saliency.network import ADAPTED, SaliencyNetwork
+from rahf.saliency.from_run import at_scales, joined, of_readout, resized_canvas, scaled_frame
+from rahf.saliency.network import ADAPTED
 from rahf.saliency.predictor import Saliency
 
 _STEPS, _RATE = 300, 0.03
@@ -62,9 +61,13 @@ def adapt(model: Saliency, source: RecordSequence, pictures: int = 50, steps: in
 
     def objective(adapted: tree.Params) -> jax.Array:
         total = 0.0
-        for config, graphdef, readout, batch in groups:
-            network, bias = functional.merge(graphdef, fixed | adapted), jnp.ones(len(batch.frame))
-            logs = finished(config, network, readout, jnp.asarray(batch.frame), bias)
+        for parts, batch in groups:
+            frame, bias, largest = jnp.asarray(batch.frame), jnp.ones(len(batch.frame)), parts[0][0]
+            found = []
+            for config, graphdef, readout in parts:
+                network = functional.merge(graphdef, fixed | adapted)
+                found.append(of_readout(config, network, readout, scaled_frame(frame, largest, config), bias))
+            logs = joined(largest, found, frame)
             values = losses.measures(logs, batch)
             fixated = batch.counts.sum((1, 2)) > 0
             total += jnp.where(fixated, -values["likelihood"], values["kld"]).sum()
@@ -97,20 +100,29 @@ def adapt(model: Saliency, source: RecordSequence, pictures: int = 50, steps: in
     )
 
 
-def _readouts(model: Saliency, records: list[Any]) -> list[tuple[SaliencyConfig, Any, jax.Array, GazeBatch]]:
-    """For each canvas that occurs: the network's config and structure on it, the decoder's readouts, the examples."""
+def _readouts(
+    model: Saliency, records: list[Any]
+) -> list[tuple[list[tuple[SaliencyConfig, Any, jax.Array]], GazeBatch]]:
+    """For each canvas that occurs: the network's config, its structure and the decoder's readouts at each scale, the
+    largest first; and the examples."""
     by_canvas: dict[int, list[int]] = {}
     for number, record in enumerate(records):
         header = check_header(record.image)
         by_canvas.setdefault(model.canvas_of((header.height, header.width)), []).append(number)
     groups = []
     for canvas, numbers in sorted(by_canvas.items()):
-        height, width = model.canvases[canvas]
-        config = dataclasses.replace(model.config.model, image_height=height, image_width=width)
-        graphdef, _ = functional.abstract(lambda config=config: SaliencyNetwork(config))
-        decoded = jax.jit(lambda params, image, graphdef=graphdef: functional.merge(graphdef, params).decoded(image))
-        batch = examples.stack([examples.example(records[number], number, config) for number in numbers])
-        copies = [batch.image, batch.image[:, :, ::-1]][: 1 + config.mirrored]
-        readouts = [decoded(model.params, image[None]) for copy in copies for image in copy]
-        groups.append((config, graphdef, jnp.concatenate(readouts), batch._replace(image=None)))
+        scales = at_scales(model.config.model, model.canvases[canvas])
+        largest = scales[0][0]
+        batch = examples.stack([examples.example(records[number], number, largest) for number in numbers])
+        parts = []
+        for config, graphdef in scales:
+            decoded = jax.jit(
+                lambda params, image, graphdef=graphdef, config=config: functional.merge(graphdef, params).decoded(
+                    resized_canvas(image, config)
+                )
+            )
+            # One picture at a time, [1 or 2 with its mirror image, h, w]: first all pictures, then all mirror images.
+            readouts = jnp.stack([decoded(model.params, image[None]) for image in batch.image], 1)
+            parts.append((config, graphdef, readouts.reshape(-1, *readouts.shape[2:])))
+        groups.append((parts, batch._replace(image=None)))
     return groups

@@ -60,6 +60,16 @@ def map_widths(config: SaliencyConfig) -> list[tuple[int, int]]:
     for name in ("image_height", "image_width"):
         if getattr(config, name) % strides[-1]:
             raise ConfigError(f"model.{name} {getattr(config, name)}: expected a multiple of {strides[-1]}")
+    if not config.scales or (config.tower == "vit" and config.scales != (1.0,)):
+        raise ConfigError(f"model.scales {config.scales}: expected at least one; of a vision transformer (1.0,)")
+    for scale in config.scales:
+        for name in ("image_height", "image_width"):
+            side = getattr(config, name) * scale
+            if side <= 0 or abs(side - round(side)) > 1e-3 or round(side) % strides[-1]:
+                raise ConfigError(
+                    f"model.scales {scale:g}: model.{name} {getattr(config, name)} becomes {side:g}, expected a "
+                    f"multiple of {strides[-1]}"
+                )
     if config.tower == "efficientnet" and config.frozen_stages > len(config.efficientnet.depths):
         raise ConfigError(
             f"model.frozen_stages {config.frozen_stages}: the tower has {len(config.efficientnet.depths)} stages"

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rahf.config import Config
+from rahf.config import Config, SaliencyConfig
 from rahf.core import labels, process, tree
 from rahf.core.errors import ArgumentError, NotFinite
 from rahf.images import inputs, letterbox
@@ -217,9 +217,17 @@ class Saliency:
 
 
 def canvases(config: Config) -> tuple[tuple[int, int], ...]:
-    """Height and width of the canvases: the one of training, and, if it is no square, the same turned."""
-    own = config.model.image_height, config.model.image_width
+    """Height and width of the canvases: the one of training at the largest of its scales, and, if it is no square, the
+    same turned."""
+    model = config.model
+    own = (round(model.image_height * max(model.scales)), round(model.image_width * max(model.scales)))
     return (own,) if own[0] == own[1] else (own, own[::-1])
+
+
+def scaled_canvases(config: SaliencyConfig, canvas: tuple[int, int]) -> list[tuple[int, int]]:
+    """Height and width of all canvases of `config.scales`, the largest first. `canvas`: the largest."""
+    largest = max(config.scales)
+    return [(round(canvas[0] * s / largest), round(canvas[1] * s / largest)) for s in sorted(config.scales)[::-1]]
 
 
 @jax.jit

@@ -29,7 +29,7 @@ _HARMLESS = (
     "prompt_dropout",  # of the diffusion families
     "variant", "task_ids", "tasks_per_example",  # the names of the heads tell
     "image_height", "image_width", "blur", "tower_rate", "flip", "loss", "mirrored", "smoothing",  # of saliency models
-    "edit_probability", "edit_strength",
+    "scales", "edit_probability", "edit_strength",
 )  # fmt: skip
 #: What the parameters are called that a part of a model's config describes.
 _DESCRIBES = {"vit": "vit", "t5": "encoder", "heatmap_head": "heatmap", "score_head": "score"}

@@ -19,6 +19,7 @@ MODEL = SaliencyConfig(
     blocks=1,
     mirrored=True,
     smoothing=0.5,
+    scales=(1.0, 1.5),
 )
 
 

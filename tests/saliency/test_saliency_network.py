@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 
 from data_pipelines.gaze.examples import GazeBatch
-from rahf.config import ConfigError, ConvNextConfig, EfficientNetConfig, SaliencyConfig, SaliencyLossConfig, ViTConfig
+from rahf.config import (
+    Config,
+    ConfigError,
+    ConvNextConfig,
+    EfficientNetConfig,
+    SaliencyConfig,
+    SaliencyLossConfig,
+    ViTConfig,
+)
 from rahf.metrics import saliency as metrics
 from rahf.nn import efficientnet, functional
-from rahf.saliency import losses, network
+from rahf.saliency import from_run, losses, network, predictor
 from tests.helpers.gaze_maker import MODEL
 
 
@@ -132,7 +140,8 @@ def test_the_frozen_part_of_a_tower_and_the_rest_are_the_tower():
     ],
 )
 def test_maps_of_every_tower(changes, strides):
-    assert [stride for stride, _ in network.map_widths(dataclasses.replace(MODEL, **changes))] == strides
+    model = dataclasses.replace(MODEL, scales=(1.0,))
+    assert [stride for stride, _ in network.map_widths(dataclasses.replace(model, **changes))] == strides
 
 
 def test_a_vision_transformer_gives_a_density():
@@ -151,10 +160,48 @@ def test_a_vision_transformer_gives_a_density():
         ({"widths": (6,)}, "1 widths, but the tower gives 2"),
         ({"image_height": 20}, "multiple of 8"),
         ({"tower": "vit"}, "square"),
+        (
+            {"tower": "vit", "vit": ViTConfig(patch_size=8), "image_height": 32, "widths": (6,), "scales": (2.0,)},
+            "of a vision transformer",
+        ),
+        ({"scales": (1.0, 1.2)}, "scales 1.2: model.image_height 16 becomes 19.2, expected a multiple of 8"),
+        ({"scales": (0.0,)}, "scales 0: model.image_height 16 becomes 0"),
+        ({"scales": ()}, "expected at least one"),
         ({"tower": "efficientnet", "image_height": 32, "widths": (8,) * 4, "frozen_stages": 8}, "frozen_stages 8"),
         ({"convnext": ConvNextConfig(patch_size=4, widths=(4,), depths=(1,)), "stride": 8}, "expected one of 4"),
     ],
 )
 def test_bad_sizes_are_named(changes, match):
     with pytest.raises(ConfigError, match=match):
-        network.map_widths(dataclasses.replace(MODEL, **changes))
+        network.map_widths(dataclasses.replace(MODEL, **({"scales": (1.0,)} | changes)))
+
+
+def test_scales_are_joined_cell_by_cell():
+    """Canvases by their size; frames to the cells that they touch; a mean of densities, each of sum 1 in the frame."""
+    config = dataclasses.replace(MODEL, scales=(1.0, 1.5, 2.0), smoothing=0.0)
+    whole = Config(model=config)
+    assert predictor.canvases(whole) == ((32, 64), (64, 32))
+    assert predictor.scaled_canvases(config, (64, 32)) == [(64, 32), (48, 24), (32, 16)]
+    largest, middle, small = (dataclasses.replace(MODEL, image_height=s, image_width=2 * s) for s in (32, 24, 16))
+    frame = jnp.array([[0, 0, 8, 16], [3, 1, 3, 12]], jnp.int32)
+    assert from_run.scaled_frame(frame, largest, small).tolist() == [[0, 0, 4, 8], [1, 0, 2, 7]]
+    assert from_run.scaled_frame(frame, largest, middle).tolist() == [[0, 0, 6, 12], [2, 0, 3, 10]]
+    canvas = np.zeros((1, 32, 64, 3), np.uint8)
+    canvas[:, :, :8] = 255
+    plain = from_run.resized_canvas(canvas, dataclasses.replace(small, mirrored=False))
+    assert plain.shape == (1, 16, 32, 3) and plain[0, 0, 0, 0] > 0.999 and plain[0, 0, 8, 0] == 0
+    both = from_run.resized_canvas(canvas, small)
+    assert both.shape == (2, 16, 32, 3) and both[1, 0, -1, 0] > 0.999 and both[1, 0, 0, 0] == 0
+
+    # A flat density stays flat up to the edges of its frame; the mean of two is their mean.
+    flat = [network.log_density(jnp.zeros((2, s // 4, s // 2)), from_run.scaled_frame(frame, largest, c))
+            for s, c in ((32, largest), (16, small))]  # fmt: skip
+    plain = dataclasses.replace(largest, smoothing=0.0)
+    joined = np.exp(from_run.joined(plain, flat, frame))
+    np.testing.assert_allclose(joined[0], 1 / 128, rtol=1e-4)
+    np.testing.assert_allclose(joined[1, 3:6, 1:13], 1 / 36, rtol=1e-4)
+    spot = jnp.where(jnp.arange(8)[:, None] * 16 + jnp.arange(16) == 5 * 16 + 4, 30.0, 0.0)
+    one = network.log_density(jnp.stack([spot, spot]), frame)
+    mean = np.exp(from_run.joined(plain, [one, flat[1]], frame))
+    assert mean[1, 5, 4] == pytest.approx(0.5 + 0.5 / 36, rel=1e-3) and mean[1].sum() == pytest.approx(1, rel=1e-4)
+    assert mean[1, 0, 0] == 0
