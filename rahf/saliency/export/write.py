@@ -25,7 +25,7 @@ from rahf.critic.export.write import PLATFORMS, TOLERANCE, check_replaceable, wi
 from rahf.critic.loading import is_exported
 from rahf.saliency import from_run
 from rahf.saliency.export import read
-from rahf.saliency.predictor import Saliency
+from rahf.saliency.predictor import Saliency, scaled_canvases
 
 _EXPORTED = "export: this model is an exported file already; give the run directory it was made from"
 
@@ -166,7 +166,8 @@ def _difference(model: Saliency, exported: Saliency) -> float:
 
 def model_card(model: Saliency, name: str, model_id: str, license: str, about: str | None) -> str:
     """The model card, Markdown."""
-    height, width = model.canvases[0]
+    sizes = scaled_canvases(model.config.model, model.canvases[0])[::-1]
+    canvas = f"canvas{'es' * (len(sizes) > 1)} {' and '.join(f'{width} x {height}' for height, width in sizes)}"
     data = ", ".join(pathlib.PurePath(path).name for path in model.config.data.paths)
     lines = [
         f"# {names.one_line(name)}: where people look",
@@ -184,7 +185,7 @@ def model_card(model: Saliency, name: str, model_id: str, license: str, about: s
         "## Facts",
         "",
         f"* model {model_id}, {tree.count(model.params) / 1e6:.2f} million parameters",
-        f"* tower {model.config.model.tower}, canvas {width} x {height}, cells of {model.config.model.stride} pixels",
+        f"* tower {model.config.model.tower}, {canvas}, cells of {model.config.model.stride} pixels",
         f"* trained on {names.one_line(data)}, step {model.step}",
         f"* licence of the weights: {license}",
     ]
