@@ -63,7 +63,7 @@ class _Square:
 
 
 def _map_pixels(encoded: bytes | None) -> np.ndarray | None:
-    """The grey values of a stored map, 2 x 2 zeros where nothing is marked; None without a map, or with a damaged one."""
+    """The grey values of a stored map, 2 x 2 zeros where nothing is marked; None without one, or with a damaged one."""
     if encoded is None:
         return None
     try:

@@ -28,18 +28,13 @@ _LEAST = 1e-30  # of a density, in front of its logarithm
 
 
 def load(path: str | os.PathLike, *, dtype: Any = None) -> Saliency:
-    """Loads a run directory or one checkpoint; of Augsal, its saliency readout.
+    """Loads a run directory or one checkpoint.
 
     Raises:
       CheckpointError: no model there, a damaged one, or one of another family.
       ArgumentError: another dtype than float32 and bfloat16.
     """
     saved = saved_model.find(path, dtype)
-    if saved.config.model.family == "augsal":
-        # Imported here, because a saliency model needs nothing of diffusion.
-        from rahf.saliency.augsal import as_saliency
-
-        return as_saliency.of_run(saved)
     if saved.config.model.family != "saliency":
         raise CheckpointError(f"{saved.run}: a {saved.config.model.family} model, no saliency model; use rahf.load")
     params = saved.params(lambda: SaliencyNetwork(saved.config.model))

@@ -18,7 +18,7 @@ INSIDE_FUNCTIONS = {
     ("rahf/critic/loading.py", "rahf.critic.export.read"): "exported files are read without Flax",
     ("rahf/critic/loading.py", "rahf.critic.from_run"): "runs need Flax, exported files do not",
     ("rahf/saliency/loading.py", "rahf.saliency.export.read"): "exported files are read without Flax",
-    ("rahf/saliency/loading.py", "rahf.saliency.from_run"): "runs need Flax, exported files do not",
+    ("rahf/saliency/loading.py", "rahf.training.saved_model"): "runs need Flax, exported files do not",
     ("rahf/interop/diffusers.py", "rahf.steer.repaint.repair"): "exported files are read without SciPy and jaxtyping",
     ("rahf/registry.py", "rahf.training.loop"): "importing the table imports neither Flax nor Orbax",
     ("rahf/registry.py", "rahf.training.saved_model"): "importing the table imports neither Flax nor Orbax",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from typing import Any
 
 import jax.numpy as jnp
 
-from rahf.config import Config, SaliencyConfig
+from rahf.config import AugsalConfig, Config, SaliencyConfig
+from rahf.core.errors import ArgumentError, CheckpointError
 from rahf.core.tree import Params
 from rahf.critic.from_run import weight_license
 from rahf.diffusion.pipeline_inputs import tokens
@@ -18,7 +21,7 @@ from rahf.saliency.from_run import model_id
 from rahf.saliency.network import log_density
 from rahf.saliency.predictor import Function, Saliency
 from rahf.text import ClipTokenizer
-from rahf.training.saved_model import SavedModel
+from rahf.training import saved_model
 
 _LEAST = 1e-30  # of a readout, in front of its logarithm
 
@@ -31,12 +34,21 @@ def canvas(config: Config) -> Config:
     return dataclasses.replace(config, model=gaze)
 
 
-def of_run(saved: SavedModel) -> Saliency:
+def load(path: str | os.PathLike, *, dtype: Any = None) -> Saliency:
     """The saliency model of a trained run: its density is the readout divided by its sum over the picture.
 
     It holds no centre bias of its own, so that `center_bias="none"` is refused; nor can it be adapted or exported.
+
+    Raises:
+      CheckpointError: no run of Augsal there, or a damaged one.
+      ArgumentError: a dtype.
     """
+    if dtype is not None:
+        raise ArgumentError(f"dtype: readouts compute in the dtype of their pipeline, asked for {dtype}")
+    saved = saved_model.find(path, expected="a run directory of the family augsal")
     config = saved.config
+    if not isinstance(config.model, AugsalConfig):
+        raise CheckpointError(f"{saved.run}: a model of the family {config.model.family!r}, no Augsal; use rahf.load")
     params = saved.params(lambda: AugsalNetwork(config.model))
     function = _function(config, frozen_pipeline.tokenizer_of(saved, config.model.pipeline))
     name, step = saved.run.name, saved.step
