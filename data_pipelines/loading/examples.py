@@ -43,19 +43,6 @@ def decode_square(
     return images.decode_resized(record.image, size, box, on_damage=on_damage)
 
 
-def map_pixels(record: Record, name: str) -> np.ndarray | None:
-    """Grey values of a stored heatmap, uint8 [h,w]; None: no label.
-
-    Raises:
-      rahf.images.ImageError: it cannot be decoded.
-    """
-    encoded = getattr(record, name)
-    if encoded is None:
-        return None
-    stored = getattr(record, f"{name}_pixels")
-    return images.load_grey(encoded, what=f"{name} map") if stored is None else stored
-
-
 def example(
     record: Record,
     index: int,
@@ -90,7 +77,10 @@ def example(
       ValueError: numbers of words and word labels differ.
     """
     augment = config.augment if rng is not None else None
-    maps = [map_pixels(record, name) for name in HEATMAPS]
+    maps = [
+        None if data is None else images.load_grey(data, what=f"{name} map")
+        for name, data in zip(HEATMAPS, (record.implausibility, record.misalignment))
+    ]
     box = images.FULL
     if augment is not None:
         box = transforms.random_box(augment, rng, [values for values in maps if values is not None])

@@ -13,8 +13,6 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from data_pipelines import store
 from data_pipelines.prepare.processes import mapper
 from data_pipelines.prepare.progress import progress_bars
@@ -22,12 +20,9 @@ from data_pipelines.store import layout, schema, squares
 from data_pipelines.store.records import Record
 from rahf import images
 from rahf.core import json_text, terminal
-from rahf.core.batch import HEATMAPS
 from rahf.core.errors import ArgumentError, DatasetError
 from rahf.core.files import read_regular
 
-#: Fields that are written beside those of the dataset.
-STORED = ("square", *schema.PIXELS)
 #: Sides of squares, in pixels, that can be stored.
 SIDES = range(8, 4097)
 # Files that `write_dataset` writes itself.
@@ -48,37 +43,22 @@ class SquareCounts:
 
 
 class _Square:
-    """Function: a record → the record with its square and decoded maps, and None or why it has no square; picklable."""
+    """Function: a record → the record with its square, and None or why it has none; picklable."""
 
     def __init__(self, side: int):
         self.side = side
 
     def __call__(self, record: Record) -> tuple[Record, str | None]:
-        maps = {f"{name}_pixels": _map_pixels(getattr(record, name)) for name in HEATMAPS}
-        record = record._replace(**maps)
         try:
             return record._replace(square=images.decode_resized(record.image, self.side)), None
         except images.ImageError as error:  # as it is stored: whoever reads the record decides what to do
             return record._replace(square=None), str(error)
 
 
-def _map_pixels(encoded: bytes | None) -> np.ndarray | None:
-    """The grey values of a stored map, 2 x 2 zeros where nothing is marked; None without one, or with a damaged one."""
-    if encoded is None:
-        return None
-    try:
-        values = images.load_grey(encoded)
-    except images.ImageError:  # whoever reads the record says so
-        return None
-    if not values.any():
-        return np.zeros((2, 2), np.uint8)
-    return values if len(values) > 1 else None
-
-
 def prepare(
     data: str | os.PathLike, out: str | os.PathLike, side: int, workers: int = 0, progress: bool = True
 ) -> SquareCounts:
-    """Writes a prepared dataset once more, with the square of every picture and its decoded heatmaps beside it.
+    """Writes a prepared dataset once more, with the square of every picture beside it.
 
     Everything else stays as it is: records, their order and splits, vocabulary, data sheet and other files. Pictures
     that do not decode, or are damaged in the middle, get no square. The bytes written do not depend on `workers`.
@@ -102,7 +82,7 @@ def prepare(
     folder, counts = pathlib.Path(data), store.splits(data)
     _check_kind(folder)
     layout.check_replaceable(pathlib.Path(out))
-    optional = [name for name in schema.OPTIONAL if name in STORED or store.has_field(folder, name)]
+    optional = [name for name in schema.OPTIONAL if name == "square" or store.has_field(folder, name)]
     without: list[str] = []
     numbers, total = itertools.count(1), sum(counts.values())
     with progress_bars(terminal.console(quiet=not progress)) as bars, mapper(_Square(side), workers) as apply:

@@ -34,9 +34,6 @@ class Record(NamedTuple):
     )
     # uint8 [S,S,3], what a network of this size sees of the image; None: not computed yet (`rahf prepare squares`).
     square: np.ndarray | None = None
-    # uint8 [h,w], the decoded maps, stored beside the square; 2 x 2 where nothing is marked. None: decode the PNG.
-    implausibility_pixels: np.ndarray | None = None
-    misalignment_pixels: np.ndarray | None = None
 
 
 #: Columns of `Record.fixations`: x from the left and y from the top in pixels of the stored image, whose corners are

@@ -19,10 +19,8 @@ from data_pipelines.store.records import FIXATION_COLUMNS, Record
 from data_pipelines.store.tf_example import Values
 from rahf.core.batch import HEATMAPS, SCORES
 
-#: Decoded maps, which stand beside a square.
-PIXELS = tuple(f"{name}_pixels" for name in HEATMAPS)
 #: Fields of a record that a dataset may lack.
-OPTIONAL = ("word_shares", *(f"annotator_{name}" for name in HEATMAPS), "fixations", "saliency", "square", *PIXELS)
+OPTIONAL = ("word_shares", *(f"annotator_{name}" for name in HEATMAPS), "fixations", "saliency", "square")
 _REQUIRED = tuple(name for name in Record._fields if name not in OPTIONAL)
 _FIELDS = (*_REQUIRED, "has_word_labels", *(f"has_{name}" for name in HEATMAPS))
 
@@ -43,7 +41,6 @@ def features(optional: Collection[str] = ()) -> Any:
         "saliency": tfds.features.Image(**grey, dtype=np.uint16),
         # Not as PNG: decoding that takes as long as decoding a JPEG. Nor compressed: see `write`.
         "square": tfds.features.Tensor(shape=(None, None, 3), dtype=np.uint8, encoding="bytes"),
-        **{name: tfds.features.Tensor(shape=(None, None), dtype=np.uint8, encoding="bytes") for name in PIXELS},
     }
     return tfds.features.FeaturesDict(
         {
@@ -80,9 +77,6 @@ def to_example(record: Record) -> dict[str, Any]:
     example["saliency"] = io.BytesIO(record.saliency or _empty_map())
     if record.square is None:
         example["square"] = np.zeros((1, 1, 3), np.uint8)  # as `_empty_map`
-    for name in PIXELS:
-        if example[name] is None:
-            example[name] = np.zeros((1, 2), np.uint8)  # TFDS reads no array of two axes from a single byte
     example["image"] = io.BytesIO(record.image)
     example["scores"] = np.asarray(record.scores, np.float32)
     return example
@@ -115,7 +109,7 @@ def from_example(example: Mapping[str, Values]) -> Record:
         annotator_misalignment=tuple(example.get("annotator_misalignment") or ()),
         fixations=_fixations(example.get("fixations")),
         saliency=(example.get("saliency") or [None])[0],
-        **{name: _pixels(example, name) for name in ("square", *PIXELS)},
+        square=_square(example.get("square/shape"), example.get("square/value")),
     )
 
 
@@ -123,12 +117,8 @@ def _fixations(values: Values | None) -> np.ndarray | None:
     return None if not values else np.array(values, np.float32).reshape(-1, len(FIXATION_COLUMNS))
 
 
-def _pixels(example: Mapping[str, Values], name: str) -> np.ndarray | None:
-    """An array of pixels; None where it is absent, or has one row, which stands for none."""
-    shape = example.get(f"{name}/shape")
-    if not shape or shape[0] == 1:
-        return None
-    return np.frombuffer(example[f"{name}/value"][0], np.uint8).reshape(shape)
+def _square(shape: Values | None, pixels: Values | None) -> np.ndarray | None:
+    return np.frombuffer(pixels[0], np.uint8).reshape(shape) if shape and shape[0] > 1 else None
 
 
 def to_features(record: Record) -> dict[str, Values]:
@@ -152,10 +142,8 @@ def to_features(record: Record) -> dict[str, Values]:
         values["fixations"] = [float(value) for value in record.fixations.ravel()]
     if record.saliency is not None:
         values["saliency"] = [record.saliency]
-    for name in ("square", *PIXELS):
-        pixels = getattr(record, name)
-        if pixels is not None:
-            values[f"{name}/shape"], values[f"{name}/value"] = list(pixels.shape), [pixels.tobytes()]
+    if record.square is not None:
+        values["square/shape"], values["square/value"] = list(record.square.shape), [record.square.tobytes()]
     return values
 
 

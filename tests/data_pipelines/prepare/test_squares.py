@@ -6,20 +6,18 @@ import numpy as np
 import pytest
 
 from data_pipelines import store
-from data_pipelines.loading import examples, loader
+from data_pipelines.loading import loader
 from data_pipelines.prepare import squares as prepare_lib
 from data_pipelines.store import squares
 from rahf import images
 from rahf.cli import main as cli
 from rahf.config import AugmentConfig
-from rahf.core.batch import HEATMAPS
 from rahf.core.errors import ArgumentError, DatasetError
 from rahf.text import Tokenizer, train_tokenizer
 from tests.helpers.loader_maker import PROMPTS, SIZE, assert_equal, encode, evaluate, make, record, take
 
 _COUNT = 9
 _DAMAGED, _UNREADABLE = 3, 5  # records without a square
-_EMPTY, _MISSING = 0, 2  # records with a map that marks nothing, and without one
 
 
 def picture(number: int, format: str = "JPEG") -> bytes:
@@ -46,8 +44,6 @@ def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain") / "data"
     records = [record(i, image=data) for i, data in enumerate(pictures())]
     records = [one._replace(word_shares=(0.5,) * len(one.words)) for one in records]
-    records[_EMPTY] = records[_EMPTY]._replace(misalignment=encode(np.zeros((40, 40), np.uint8)))
-    records[_MISSING] = records[_MISSING]._replace(implausibility=None)
     extra = {"datasheet.md": "a sheet", "prepare.json": "{}"}
     splits = {"train": records, "dev": [], "test": [record(99, image=picture(99))]}
     store.write_dataset(folder, splits, "Some pictures.", b"vocabulary", extra, optional=["word_shares"])
@@ -84,15 +80,7 @@ def test_everything_but_the_square_stays_as_it_is(plain, squared):
         before, after = store.open_split(plain, split), store.open_split(squared, split)
         for number in range(count):
             one, other = before[number], after[number]
-            bare = other._replace(scores=None, square=None, implausibility_pixels=None, misalignment_pixels=None)
-            assert one._replace(scores=None) == bare
-            for name in HEATMAPS:
-                encoded, pixels = getattr(one, name), getattr(other, f"{name}_pixels")
-                if encoded is None:
-                    assert pixels is None
-                    continue
-                values = images.load_grey(encoded)
-                np.testing.assert_array_equal(pixels, values if values.any() else np.zeros((2, 2)))
+            assert one._replace(scores=None) == other._replace(scores=None, square=None)
             np.testing.assert_array_equal(one.scores, other.scores)
             if split == "train" and number in (_DAMAGED, _UNREADABLE):
                 assert other.square is None
@@ -113,8 +101,6 @@ def test_tfds_reads_squares(squared):
     source = tfds.builder_from_directory(squared).as_data_source("train")
     np.testing.assert_array_equal(source[0]["square"], store.open_split(squared, "train")[0].square)
     assert source[_DAMAGED]["square"].shape == (1, 1, 3)  # none
-    assert source[_EMPTY]["misalignment_pixels"].shape == (2, 2) and source[_EMPTY]["implausibility_pixels"].any()
-    assert source[_MISSING]["implausibility_pixels"].shape == (1, 2)
 
 
 @pytest.mark.parametrize("augment", [None, AugmentConfig(crop_probability=0.5, photometric_probability=0.5)])
@@ -150,19 +136,6 @@ def test_pictures_are_decoded_for_crops_only(squared, tokenizer, monkeypatch):
     with make(sound, tokenizer, batch_size=2, augment=AugmentConfig(crop_probability=1.0)) as batches:
         next(batches)
         assert boxes and images.FULL not in boxes
-
-
-def test_maps_are_not_decoded(squared, tokenizer, monkeypatch):
-    """With decoded maps beside the square; one that does not decode has none, and the loader names it as before."""
-    decoded = []
-    monkeypatch.setattr(images, "load_grey", lambda data, **kw: decoded.append(data))
-    with make(store.open_split(squared, "test"), tokenizer, batch_size=2, augment=AugmentConfig()) as batches:
-        assert next(batches).heatmaps.max() == 255 and not decoded
-    monkeypatch.undo()
-    broken = prepare_lib._Square(SIZE)(record(0, image=picture(0), misalignment=b"no picture"))[0]
-    assert broken.square is not None and broken.misalignment_pixels is None
-    with pytest.raises(images.ImageError, match="misalignment map"):
-        examples.map_pixels(broken, "misalignment")
 
 
 def test_squares_of_another_size_are_not_used(plain, squared, tokenizer):
