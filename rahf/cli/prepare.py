@@ -270,11 +270,11 @@ def gazefusion(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from data_pipelines.gazefusion import captioner as captioner_lib
     from data_pipelines.gazefusion import prepare
-    from rahf import registry
     from rahf.core.errors import ArgumentError
     from rahf.saliency.predictor import Saliency
+    from rahf.steer import sgool_files
 
-    model = registry.load(args.saliency)
+    model = sgool_files.load_saliency(args.saliency)
     if not isinstance(model, Saliency):
         raise ArgumentError(f"--saliency {args.saliency}: expected a saliency model, found {model!r:.80}")
     captioner = None

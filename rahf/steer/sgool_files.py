@@ -112,7 +112,7 @@ def load_saliency(model: Any) -> Any:
     if loading.is_exported(path):
         is_saliency = archive.kind_of(path) == "saliency"
     else:
-        is_saliency = saved_model.find(path).config.model.family == "saliency"
+        is_saliency = saved_model.find(path).config.model.family in saliency_loading.RUNS
     return saliency_loading.load(path) if is_saliency else loading.load(path)
 
 

@@ -19,6 +19,7 @@ from rahf.saliency import adapt, loading
 from rahf.saliency.augsal.properties import PROPERTIES
 from rahf.saliency.augsal.task import PARTS, middle_boxes, random_boxes
 from rahf.saliency.export import write
+from rahf.steer import sgool_files
 from rahf.training import sharding
 from rahf.training.model_folder import write_model
 from tests.helpers import stable_diffusion_maker as maker
@@ -134,6 +135,7 @@ def test_a_run_is_measured_as_a_saliency_model(task, started, gaze_data, tmp_pat
     Image.fromarray(picture).save(tmp_path / "picture.png")
     assert cli.main(["look", str(run), str(tmp_path / "picture.png"), "--out", str(tmp_path / "look")]) == 0
     assert (tmp_path / "look/saliency.json").is_file()
+    assert sgool_files.load_saliency(str(run)).model_id == model.model_id
     with pytest.raises(ArgumentError, match="no learned centre bias"):
         model([picture], center_bias="none")
     with pytest.raises(ArgumentError, match="adapt: run has no centre bias"):
