@@ -19,7 +19,6 @@ MODEL = SaliencyConfig(
     blocks=1,
     mirrored=True,
     smoothing=0.5,
-    scales=(1.0, 1.5),
 )
 
 

@@ -205,3 +205,24 @@ def test_scales_are_joined_cell_by_cell():
     mean = np.exp(from_run.joined(plain, [one, flat[1]], frame))
     assert mean[1, 5, 4] == pytest.approx(0.5 + 0.5 / 36, rel=1e-3) and mean[1].sum() == pytest.approx(1, rel=1e-4)
     assert mean[1, 0, 0] == 0
+
+
+def test_a_model_of_two_scales_gives_the_mean_of_both():
+    """From a picture of the larger canvas's size: the mean of what each canvas gives alone."""
+    build = lambda: network.SaliencyNetwork(MODEL)
+    params = functional.init(build, 0)
+    two = Config(model=dataclasses.replace(MODEL, scales=(1.0, 1.5), mirrored=False, smoothing=0.0))
+    model = from_run.of_params(two, params, "two", 0, "none")
+    picture = np.random.default_rng(0).integers(0, 256, (24, 48, 3), np.uint8)
+    (found,) = model([picture])
+    assert found.cells.shape == (6, 12) and np.exp(found.cells).sum() == pytest.approx(1, abs=1e-4)
+    alone = []
+    for height, width in ((24, 48), (16, 32)):
+        single = dataclasses.replace(two.model, image_height=height, image_width=width, scales=(1.0,))
+        (function,) = from_run.network_functions(Config(model=single))[:1]
+        pixels = jax.image.resize(picture[None] / np.float32(255), (1, height, width, 3), "linear", antialias=True)
+        frame = jnp.array([[0, 0, height // 4, width // 4]], jnp.int32)
+        density = np.exp(jax.jit(function)(params, pixels, frame, jnp.ones(1)))
+        alone.append(np.asarray(jax.image.resize(density, (1, 6, 12), "linear"))[0])
+    mean = sum(one / one.sum() for one in alone) / 2
+    np.testing.assert_allclose(np.exp(found.cells), mean, rtol=1e-3)
