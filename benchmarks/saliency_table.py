@@ -48,6 +48,8 @@ def main(options: Options) -> None:
     first = None
     for kind in options.kinds:
         name, _, runs = kind.partition("=")
+        if not runs:
+            raise SystemExit(f"--kinds {kind}: expected NAME=RUN,RUN,…")
         seeds = []
         for run in runs.split(","):
             with tempfile.TemporaryDirectory() as folder:
