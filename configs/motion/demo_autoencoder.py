@@ -1,6 +1,6 @@
 """The autoencoder of spectral volumes, the first stage of a motion model, on drawn scenes.
 
-Command:   rahf prepare motion --synthetic 500 --size 128x80 --out data/motion
+Command:   rahf prepare motion --synthetic 1000 --size 64x40 --out data/motion
            rahf train configs/motion/demo_autoencoder.py
            rahf train configs/motion/demo_diffusion.py
            rahf train configs/motion/demo_frequency.py
@@ -13,25 +13,25 @@ from rahf.config import AutoencoderKLConfig, Config, DataConfig, MotionConfig, O
 
 
 def config() -> Config:
-    """Clips of 128 x 80; latents of 32 x 20."""
+    """Clips of 64 x 40; latents of 16 x 10."""
     return Config(
         workdir="runs/motion_autoencoder",
-        data=DataConfig(path="data/motion", batch_size=16, eval_batch_size=16),
+        data=DataConfig(path="data/motion", batch_size=4, eval_batch_size=16),
         model=MotionConfig(
-            width=128,
-            height=80,
+            width=64,
+            height=40,
             vae=AutoencoderKLConfig(
                 in_channels=4,
                 out_channels=4,
-                block_out_channels=(32, 64, 64),
+                block_out_channels=(16, 32, 32),
                 layers_per_block=1,
                 norm_num_groups=8,
             ),
-            block_out_channels=(64, 128),
+            block_out_channels=(32, 64),
         ),
-        optimizer=OptimizerConfig(learning_rate=5e-4, schedule="cosine", warmup_steps=100, ema_decay=0.99),
+        optimizer=OptimizerConfig(learning_rate=5e-3, schedule="cosine", warmup_steps=100, ema_decay=0.99),
         train=TrainConfig(
-            steps=2000,
+            steps=2500,
             eval_every=500,
             eval_examples=64,
             checkpoint_every=500,

@@ -20,5 +20,7 @@ def config() -> Config:
         workdir="runs/motion_diffusion",
         model=dataclasses.replace(demo.model, stage="diffusion"),
         start=StartConfig(model="runs/motion_autoencoder"),
-        train=dataclasses.replace(demo.train, steps=4000),
+        data=dataclasses.replace(demo.data, batch_size=32),
+        optimizer=dataclasses.replace(demo.optimizer, learning_rate=2e-3, ema_decay=0.998),
+        train=dataclasses.replace(demo.train, steps=3500),
     )

@@ -21,5 +21,6 @@ def config() -> Config:
         data=dataclasses.replace(demo.data, batch_size=2, eval_batch_size=4),
         model=dataclasses.replace(demo.model, stage="frequency"),
         start=StartConfig(model="runs/motion_diffusion"),
+        optimizer=dataclasses.replace(demo.optimizer, learning_rate=1e-3, ema_decay=0.998),
         train=dataclasses.replace(demo.train, steps=1000),
     )

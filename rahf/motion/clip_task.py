@@ -28,6 +28,7 @@ class ClipTask(Task[MotionBatch]):
     """
 
     terms: int | None = None
+    convolutional = True
 
     @abc.abstractmethod
     def repeatable(self, model: nnx.Module, batch: MotionBatch) -> jax.Array:

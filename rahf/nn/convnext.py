@@ -9,13 +9,12 @@ from jaxtyping import Array, Float
 
 from rahf.config import ConvNextConfig
 from rahf.core.errors import ConfigError
-from rahf.nn import layers
+from rahf.nn import gradients, layers
 from rahf.nn.depthwise import depthwise
 
 #: Channels inside a block per channel at its input, and the side of its depthwise kernel, as published.
 EXPANSION, KERNEL = 4, 7
 _NORM_EPS = 1e-6
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 class Patches(nnx.Module):
@@ -27,9 +26,9 @@ class Patches(nnx.Module):
         self.size, self.dtype = size, dtype
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-        kernel, stride = self.kernel[...].astype(self.dtype), (self.size, self.size)
+        kernel = self.kernel[...].astype(self.dtype)
         # Pixels behind the last whole patch are not seen, as in PyTorch.
-        y = jax.lax.conv_general_dilated(x.astype(self.dtype), kernel, stride, "VALID", dimension_numbers=_DIMENSIONS)
+        y = gradients.convolution(x.astype(self.dtype), kernel, self.size, "VALID")
         return y + layers.spread(self.bias[...], y)
 
 

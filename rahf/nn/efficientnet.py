@@ -65,8 +65,7 @@ class StemAffine(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 o"]:
         kernel = self.kernel[...].astype(self.dtype)
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x.astype(self.dtype), kernel, (2, 2), "SAME", dimension_numbers=dimensions)
+        y = gradients.convolution(x.astype(self.dtype), kernel, stride=2)
         return y * layers.spread(self.scale[...], y) + layers.spread(self.bias[...], y)
 
 

@@ -22,7 +22,7 @@ ApplyBlock = Callable[[Any, jax.Array, jax.Array | int], jax.Array]
 
 #: For XLA's CPU compiler: its kernel library (YNNPACK) computes products only, and Eigen the convolutions.
 _EIGEN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-_WIDE = 256  # channels from which on that is faster (docs/benchmarks.md, "Drawing pictures")
+_WIDE = 256  # channels from which on that is faster without gradients (docs/benchmarks.md, "Drawing pictures")
 #: Networks up to this width are computed in halves on a CPU, if a half has at least this many examples.
 _WIDEST, _FEWEST = 256, 8
 
@@ -51,9 +51,10 @@ def jit_convolving(function: Callable, width: int) -> Callable:
       width: channels of the widest convolutions.
     """
     plain = jax.jit(function)
-    if width < _WIDE or jax.default_backend() != "cpu" or not _knows_eigen_convolutions():
+    options = options_of_convolutions() if width >= _WIDE else None
+    if options is None:
         return plain
-    whole = jax.jit(function, compiler_options=_EIGEN_CONVOLUTIONS)
+    whole = jax.jit(function, compiler_options=options)
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
@@ -61,6 +62,14 @@ def jit_convolving(function: Callable, width: int) -> Callable:
         return (plain if inside else whole)(*args)
 
     return call
+
+
+def options_of_convolutions() -> dict[str, str] | None:
+    """`compiler_options` of a program whose time goes into dense convolutions; None where there are none.
+
+    On a CPU Eigen computes the gradient of a kernel in half the time, whatever the width.
+    """
+    return dict(_EIGEN_CONVOLUTIONS) if jax.default_backend() == "cpu" and _knows_eigen_convolutions() else None
 
 
 @functools.cache

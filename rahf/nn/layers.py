@@ -114,13 +114,8 @@ class Conv3x3(nnx.Module):
         self.stride, self.padding, self.use_bias, self.dtype = stride, padding, bias, dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            (self.stride, self.stride),
-            self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        kernel = self.kernel[...].astype(self.dtype)
+        y = gradients.convolution(x.astype(self.dtype), kernel, self.stride, self.padding)
         return y + spread(self.bias[...], y) if self.use_bias else y
 
 
@@ -172,8 +167,6 @@ class UpConv3x3(nnx.Module):
         right = jnp.stack([jnp.zeros_like(taps[0]), taps[2]], 2)
         small = jnp.stack([left, right], 1)  # [2, 2, parity_y, parity_x, c, o]
         small = small.transpose(0, 1, 4, 2, 3, 5).reshape(2, 2, kernel.shape[2], 4 * outputs)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), small, (1, 1), ((0, 1), (0, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        y = gradients.convolution(x.astype(self.dtype), small, padding=((0, 1), (0, 1)))
         y = y.reshape(b, h, w, 2, 2, outputs).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, outputs)
         return y + spread(self.bias[...], y)

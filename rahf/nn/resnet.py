@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from rahf.config import ResNetConfig
 from rahf.core.errors import ConfigError
-from rahf.nn import layers
+from rahf.nn import gradients, layers
 
 #: Channels of a stage's output per channel of its 3x3 convolutions.
 EXPANSION = 4
@@ -31,13 +31,8 @@ class ConvAffine(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
         edge = (self.size // 2, self.size // 2)  # on both sides as in PyTorch; "SAME" would shift with stride 2
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            (self.stride, self.stride),
-            (edge, edge),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        kernel = self.kernel[...].astype(self.dtype)
+        y = gradients.convolution(x.astype(self.dtype), kernel, self.stride, (edge, edge))
         return y * layers.spread(self.scale[...], y) + layers.spread(self.bias[...], y)
 
 

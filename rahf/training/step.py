@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rahf.nn import functional, gradients, layers
+from rahf.nn import execution, functional, gradients, layers
 from rahf.training import accumulate, trainable
 from rahf.training.state import Setup, TrainState
 from rahf.training.task import Loss, Task
@@ -115,4 +115,5 @@ def make_train_step(task: Task, setup: Setup) -> Callable[[TrainState, Any], tup
         metrics = StepMetrics(loss.total, loss.parts, gradient_norm, optax.tree.norm(trained), counts)
         return state._replace(step=state.step + 1), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, None))
+    options = execution.options_of_convolutions() if task.convolutional else None
+    return jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, None), compiler_options=options)

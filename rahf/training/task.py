@@ -103,11 +103,13 @@ class Task(abc.ABC, Generic[Batch]):
       config: of the run, complete; saved as `config.json`.
       loss_parts: names of `Loss.parts`, in the order of the log.
       unweighted_parts: those whose weight is 0: nothing is learned from their labels.
+      convolutional: whether the time of a step goes into dense convolutions; a CPU's compiler is told so.
     """
 
     config: Config
     loss_parts: tuple[str, ...] = ()
     unweighted_parts: tuple[str, ...] = ()
+    convolutional: bool = False
 
     def __init__(self, config: Config):
         """Subclasses read what the network depends on (a vocabulary) and complete `config` here; nothing is written.

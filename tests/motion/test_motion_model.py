@@ -141,6 +141,17 @@ def test_an_autoencoder_of_clips_that_stand_still_has_a_finite_gradient(params):
     assert 0 < gradients("autoencoder", params, still)[3]["vae"] < 1e4
 
 
+def test_the_autoencoder_sees_what_moves():
+    """Of a clip that moves in one frequency, that one but for a few draws; of one that stands still, any."""
+    normalised = np.zeros((2, 3, 4, 5, 4), np.float32)
+    normalised[0, 1] = -0.5
+    keys = jax.random.split(jax.random.key(0), 2000).reshape(1000, 2)
+    drawn = np.asarray(jax.vmap(lambda keys: losses.moving_frequencies(keys, jnp.asarray(normalised)))(keys))
+    shares = [np.bincount(of_clip, minlength=3) / 1000 for of_clip in drawn.T]
+    np.testing.assert_allclose(shares, [[0.002, 0.996, 0.002], [1 / 3] * 3], atol=0.05)
+    assert shares[0][1] < 1
+
+
 def test_plain_normalisation_is_a_field_of_the_config(params):
     """The loss is that of the other normalisation on what gives the same input to the network."""
     plain, given = at_stage("autoencoder", normalisation="plain"), batch()

@@ -11,7 +11,7 @@ from flax import nnx
 from rahf.config import LossConfig
 from rahf.critic import losses
 from rahf.critic.networks.build import build
-from rahf.nn import execution, functional, gradients, layers
+from rahf.nn import convnext, efficientnet, execution, functional, gradients, layers, resnet
 from rahf.nn.attention import attention
 from tests.helpers.model_maker import SMALLEST, fake
 
@@ -53,6 +53,71 @@ def test_a_gradient_by_hand():
     x, kernel = jnp.asarray([[1.0, 2.0], [3.0, 4.0]]), jnp.asarray([[5.0], [6.0]])
     of_x, of_kernel = jax.vjp(gradients.product, x, kernel)[1](jnp.asarray([[1.0], [10.0]]))
     close((of_x, of_kernel), (np.array([[5.0, 6.0], [50.0, 60.0]]), np.array([[31.0], [42.0]])))
+
+
+CONVOLUTIONS = [
+    ((6, 7), (3, 3), 1, "SAME"),
+    ((6, 7), (3, 3), 2, "SAME"),
+    ((7, 5), (3, 3), 2, ((1, 1), (1, 1))),
+    ((8, 6), (3, 3), 2, ((0, 1), (0, 1))),
+    ((9, 8), (4, 4), 4, "VALID"),  # a row that no output sees
+    ((5, 4), (2, 2), 1, ((0, 1), (0, 1))),
+    ((11, 9), (7, 7), 2, ((3, 3), (3, 3))),
+    ((5, 6), (1, 3), (1, 2), "VALID"),
+    ((4, 4), (3, 3), 1, ((3, 3), (0, 0))),  # more zeros than the filter reaches over: JAX's own gradient
+]
+
+
+def jax_convolution(x, kernel, stride, padding):
+    strides = (stride, stride) if isinstance(stride, int) else stride
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), CONVOLUTIONS)
+def test_convolutions(size, kernel, stride, padding):
+    x, kernel = normal(2, *size, 3), normal(*kernel, 3, 5, seed=1)
+    own = with_gradients(lambda x, kernel: gradients.convolution(x, kernel, stride, padding), x, kernel)
+    close(own, with_gradients(lambda x, kernel: jax_convolution(x, kernel, stride, padding), x, kernel))
+
+
+def orders_of_convolutions(jaxpr):
+    """The order of axes of each convolution, those of inner programs, too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive is jax.lax.conv_general_dilated_p:
+            yield equation.params["dimension_numbers"]
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
+            if hasattr(value, "jaxpr"):
+                yield from orders_of_convolutions(value.jaxpr)
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), CONVOLUTIONS[:-1])
+def test_gradients_of_convolutions_in_a_loop_keep_the_order_of_axes(size, kernel, stride, padding):
+    """XLA's CPU backend has fast kernels for this order only, and brings others into it only outside of loops."""
+    x, kernel = normal(2, *size, 3), normal(*kernel, 3, 5, seed=1)
+
+    def loss(x, kernel):
+        body = lambda x, _: (x + gradients.convolution(x, kernel, stride, padding).sum(), None)
+        return jax.lax.scan(body, x, None, length=2)[0].sum()
+
+    orders = list(orders_of_convolutions(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, kernel).jaxpr))
+    expected = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+    assert len(orders) == 3 and set(orders) == {expected}
+
+
+def test_every_layer_of_a_network_gets_them():
+    """Layers of all towers; depthwise ones have a gradient of their own."""
+    for layer, channels in (
+        (layers.Conv3x3(3, 4, stride=2, dtype=jnp.float32), 3),
+        (layers.UpConv3x3(3, 4, dtype=jnp.float32), 3),
+        (efficientnet.StemAffine(4, dtype=jnp.float32), 3),
+        (convnext.Patches(3, 4, 2, dtype=jnp.float32), 3),
+        (resnet.ConvAffine(3, 4, 3, dtype=jnp.float32), 3),
+    ):
+        graphdef, params = nnx.split(layer)
+        loss = lambda params, x, graphdef=graphdef: nnx.merge(graphdef, params)(x).sum()
+        x = normal(1, 8, 8, channels)
+        orders = list(orders_of_convolutions(jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, x).jaxpr))
+        assert len(orders) == 3 and len(set(orders)) == 1, type(layer)
 
 
 def text_of_gradient(dtype=jnp.float32):
