@@ -24,7 +24,7 @@ from rahf.diffusion.latents.edict import Pair
 from rahf.diffusion.pipeline import Pipeline
 from rahf.diffusion.sample import denoisers
 from rahf.nn import energy as energy_lib
-from rahf.nn import functional
+from rahf.nn import functional, gradients
 
 #: (pictures float32 [B,H,W,3]) → boxes float32 [B,n,4] and their weights [B,n], on the host; see `sgool`.
 Boxes = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -263,7 +263,8 @@ class _Programs:
             values = total_energy(pictures, energy, boxes, weight)
             return values.sum(), (values, pictures)  # pictures are independent: each has its own gradient
 
-        (_, (values, pictures)), gradient = jax.value_and_grad(objective, has_aux=True)(state.pair)
+        with gradients.of_guidance():
+            (_, (values, pictures)), gradient = jax.value_and_grad(objective, has_aux=True)(state.pair)
         mean = (gradient.x + gradient.y) / 2
         finite = jnp.isfinite(mean).all((1, 2, 3))
         velocity = numbers.momentum * state.velocity + jnp.clip(numbers.grad_scale * mean, -numbers.clip, numbers.clip)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from rahf.config import SchedulerConfig
 from rahf.core.errors import ArgumentError
 from rahf.diffusion import schedulers
+from rahf.nn import gradients
 
 #: (arguments, latents [B,...], timesteps int32 [B]) → predicted noise. `arguments` is any pytree: parameters, prompts.
 Denoiser = Callable[[Any, Array, Array], Array]
@@ -170,10 +171,11 @@ def _gradient(denoiser, coefficients, arguments, final, gradient, p, wrt_argumen
     def network(row, z, total):
         """The noise that the network sees in z; and a function of its gradient: that of z, and `total` with those of
         the arguments added."""
-        if wrt_arguments:
-            eps, vjp = jax.vjp(lambda v, z: _eps(denoiser, with_floats(v), z, row), inexact, z)
-        else:
-            eps, vjp = jax.vjp(lambda z: _eps(denoiser, arguments, z, row), z)
+        with gradients.of_guidance():
+            if wrt_arguments:
+                eps, vjp = jax.vjp(lambda v, z: _eps(denoiser, with_floats(v), z, row), inexact, z)
+            else:
+                eps, vjp = jax.vjp(lambda z: _eps(denoiser, arguments, z, row), z)
 
         def of_z(gradient):
             *of_values, result = vjp(gradient)

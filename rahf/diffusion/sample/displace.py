@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from rahf.diffusion.sample.options import GuidanceOptions
+from rahf.nn import gradients
 
 
 def descend(
@@ -40,7 +41,8 @@ def descend(
 
     def step(state):
         count, moved, moments, active, failed = state
-        (_, values), gradient = jax.value_and_grad(loss, has_aux=True)(moved)
+        with gradients.of_guidance():
+            (_, values), gradient = jax.value_and_grad(loss, has_aux=True)(moved)
         finite = jnp.isfinite(values) & jnp.isfinite(gradient).all(tuple(range(1, x0.ndim)))
         # Adam's moments keep a NaN for ever. The sample has stopped by then, but its row is still computed.
         update, moments = adam.update(jnp.where(rows(finite, x0), gradient, 0.0), moments)

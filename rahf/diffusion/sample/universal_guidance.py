@@ -35,6 +35,7 @@ from rahf.diffusion.sample.denoisers import Denoiser
 from rahf.diffusion.sample.options import GuidanceOptions
 from rahf.diffusion.schedules import Schedule
 from rahf.nn import energy as energy_lib
+from rahf.nn import gradients
 
 #: Clean latents or pictures [B,...] → what the energy takes, usually pixels [B,h,w,3] in [0,1].
 Decode = Callable[[Array], Array]
@@ -264,7 +265,8 @@ class _Visit:
         if not options.forward:
             _, (values, eps) = total(z)
             return eps, values, jnp.zeros_like(values), ~jnp.isfinite(values)
-        (_, (values, eps)), gradient = jax.value_and_grad(total, has_aux=True)(z)
+        with gradients.of_guidance():
+            (_, (values, eps)), gradient = jax.value_and_grad(total, has_aux=True)(z)
         norm = _norm(gradient)
         shift = jnp.sqrt(1 - row.abar) * displace.rows(self._strength(norm, eps), z) * gradient
         finite = jnp.isfinite(values) & jnp.isfinite(norm) & jnp.isfinite(shift).all(tuple(range(1, z.ndim)))
