@@ -1,8 +1,8 @@
 """Latent diffusion over single frequencies, the second stage of a motion model; see demo_autoencoder.py.
 
 Command:   rahf train configs/motion/demo_diffusion.py
-Hardware:  2 CPU cores
-Result:    not yet run
+Hardware:  1 CPU core, about half an hour
+Result:    loss 0.066 and 0.080 on dev (two seeds)
 """
 
 import dataclasses

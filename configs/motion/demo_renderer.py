@@ -1,6 +1,6 @@
 """A renderer of motion on drawn scenes: from a photograph and its exact motion to a later picture.
 
-Command:   rahf prepare motion --synthetic 500 --size 128x80 --out data/motion
+Command:   rahf prepare motion --synthetic 1000 --size 64x40 --out data/motion
            rahf train configs/motion/demo_renderer.py
 Hardware:  2 CPU cores
 Result:    not yet run
