@@ -36,6 +36,7 @@ from data_pipelines.video.loader import MotionBatch
 from data_pipelines.video.prepare import MOTION_FILE
 from rahf import images
 from rahf.config import AutoencoderKLConfig, Config, DataConfig, MotionConfig, MotionRendererConfig, to_json
+from rahf.core.errors import RahfError
 from rahf.core.files import replacing_folder
 from rahf.core.tree import Params
 from rahf.diffusion.networks.autoencoder import AutoencoderKL
@@ -374,4 +375,7 @@ def _autoencoder_of_main(out: pathlib.Path, seed: int, like: Params, seconds: fl
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RahfError as error:
+        raise SystemExit(f"error: {error}") from None
