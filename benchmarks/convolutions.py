@@ -8,11 +8,9 @@ each of two passes. "Eigen" is a program with the compiler option of `rahf.nn.ex
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+import measuring
 import numpy as np
 
 from rahf.nn import execution, gradients
@@ -31,17 +29,6 @@ def by_us(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """As a training step computes it."""
     with gradients.of_training():
         return gradients.convolution(x, kernel)
-
-
-def milliseconds(function: Callable, *arguments: jax.Array) -> float:
-    """Least CPU time of three calls after one that compiles."""
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(3):
-        start = time.process_time()
-        jax.block_until_ready(function(*arguments))
-        times.append(time.process_time() - start)
-    return 1e3 * min(times)
 
 
 def main() -> None:
@@ -63,12 +50,12 @@ def main() -> None:
             return lambda *pair: jax.lax.fori_loop(0, _PASSES, step, pair)
 
         once = [
-            milliseconds(jax.jit(both(convolve), compiler_options=given), x, kernel)
+            measuring.cpu_milliseconds(jax.jit(both(convolve), compiler_options=given), x, kernel)
             for given in (None, options)
             for convolve in (by_xla, by_us)
         ]
         each = [
-            milliseconds(jax.jit(looped(convolve), compiler_options=given), x, kernel) / _PASSES
+            measuring.cpu_milliseconds(jax.jit(looped(convolve), compiler_options=given), x, kernel) / _PASSES
             for convolve, given in ((by_xla, None), (by_us, None), (by_us, options))
         ]
         print(

@@ -8,10 +8,10 @@ Prints CPU milliseconds of all threads, the least of three calls, for the convol
 from __future__ import annotations
 
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
+import measuring
 import numpy as np
 
 from rahf.nn import gradients
@@ -39,17 +39,6 @@ def by_taps(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         return depthwise(x, kernel, stride)
 
 
-def milliseconds(function, *arguments) -> float:
-    """Least CPU time of three calls after one that compiles."""
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(3):
-        start = time.process_time()
-        jax.block_until_ready(function(*arguments))
-        times.append(time.process_time() - start)
-    return 1e3 * min(times)
-
-
 def main(batch: int = 8) -> None:
     """Measures and prints a table."""
     rng = np.random.default_rng(0)
@@ -62,8 +51,8 @@ def main(batch: int = 8) -> None:
         for convolve in (by_xla, by_taps):
             forward = functools.partial(convolve, stride=stride)
             squares = lambda x, kernel, forward=forward: jnp.square(forward(x, kernel)).sum()
-            cells += [milliseconds(jax.jit(forward), x, kernel)]
-            cells += [milliseconds(jax.jit(jax.grad(squares, argnums=(0, 1))), x, kernel)]
+            cells += [measuring.cpu_milliseconds(jax.jit(forward), x, kernel)]
+            cells += [measuring.cpu_milliseconds(jax.jit(jax.grad(squares, argnums=(0, 1))), x, kernel)]
         print(f"| {side} x {side} x {channels} | {size}, {stride} | " + " | ".join(f"{c:.0f}" for c in cells) + " |")
 
 

@@ -4,8 +4,9 @@ Kept by hand for speed: without it the demo's training step on a CPU is slower t
 training step").
 
 The values are those of automatic differentiation but for the order of summation. GPUs and TPUs multiply transposed
-matrices as fast as others, so they get JAX's own gradients. So does everything but training: these gradients have no
-forward mode, but a critic must allow all of JAX's transformations and be exported for devices of other kinds.
+matrices as fast as others, so they get JAX's own gradients. So does everything but training, and the
+convolutions of guided sampling: these gradients have no forward mode, but a critic must allow all of JAX's
+transformations and be exported for devices of other kinds.
 """
 
 from __future__ import annotations
